@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ from pairmill.pipeline.purge.effects import together
 from pairmill.pipeline.purge.keys import key
 from pairmill.pipeline.purge.ledger import Ledger, finish, read_request, with_values, write_request
 from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
+from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.purge import find, withdraw
 from pairmill.pipeline.purge.running import only_purge
 from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
@@ -161,10 +163,10 @@ def _values(store: Store, job: PurgeJob) -> Values:
         raise JobError("--reason: say why, in a few words; the ledger keeps it")
     if len(reason) > MAX_REASON_CHARS:
         raise JobError(f"--reason: {len(reason):,} characters, but at most {MAX_REASON_CHARS:,} are kept")
-    words = {word.strip(".,;:!?()<>[]'\"") for word in reason.lower().split()}
-    for kind, listed in values.items():
-        if words & {value.lower() for value in listed}:
-            raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; say it otherwise")
+    needles = Needles(values)
+    if found := next(chain(needles.in_text(reason), needles.in_cells(reason.split())), None):
+        kind = found.partition(" ")[0]
+        raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; say it otherwise")
     if not values and Ledger.load(store).is_empty:
         raise JobError("say what to withdraw: --uids, --urls, --hosts, --sha256 or --pdq FILE")
     return values

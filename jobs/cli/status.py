@@ -116,7 +116,10 @@ def _verify_purged(output: str, purged: str, settings: list[str] | None, as_json
         typer.echo(line)
     for found in report.found:
         typer.echo(f"found: {found}", err=True)
-    typer.echo("nothing of it is left" if report.holds else counted(len(report.found), "finding"))
+    for skipped in report.unsearched:
+        typer.echo(f"not searched: {skipped}", err=True)
+    problems = f"{counted(len(report.found), 'finding')}, {len(report.unsearched):,} not searched"
+    typer.echo("nothing of it is left" if report.holds else problems)
     if as_json:
         print_json(report.as_dict())
     if not report.holds:

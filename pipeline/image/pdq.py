@@ -4,8 +4,9 @@ Written from the published description: "The TMK+PDQF Video-Hashing Algorithm an
 Facebook 2019. Reduce the brightness to 64 x 64 with two box filters (Jarosz 2001), apply a two-dimensional DCT-II, and
 for each of the 16 x 16 lowest frequencies but the constant ones, store whether it is above their median.
 
-Two hashes of the same picture by different programs differ in at most 10 bits if its quality is at least 80; those of
-different pictures, in about 128. Up to 31 bits count as a match, and hashes of a quality below 50 are not comparable.
+Two hashes of the same picture by different programs differ in few bits if its quality is at least 80: against pdqhash
+0.2.8, in at most 10 for nearly all of 1,250 variants of photographs, and in 18 for one. Those of different pictures
+differ in about 128. Up to 31 bits count as a match, and hashes of a quality below 50 are not comparable.
 """
 
 from typing import NamedTuple

@@ -3,7 +3,7 @@
     uid      32 hex digits in lower case, without hyphens
     url      as it is requested: host in lower case and IDNA, no user name, default port or fragment; dot segments
              resolved, blanks and non-ASCII letters percent-encoded. A URL that cannot be requested stays as it is
-    host     lower case and IDNA, without a trailing dot. It covers all of its subdomains
+    host     lower case and IDNA, without a trailing dot. It covers all of its subdomains; an IP address, only itself
     sha256   64 hex digits in lower case
     pdq      64 hex digits in lower case (256 bits)
 
@@ -11,6 +11,7 @@ digest = SHA-256(KIND NUL VALUE)
 """
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Iterator
 
@@ -19,8 +20,16 @@ from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.purge import ListKind
 
 _HEX_256 = re.compile(r"[0-9a-fA-F]{64}")
-URL_IN_TEXT = re.compile(r"https?://[^\s\"'<>\\^`{|}\x00-\x20\x7f]+", re.IGNORECASE)
-"""A URL within other text, such as a message; what follows it, such as a bracket, may be included."""
+_URL_TAIL = re.compile(r"//[^\s\"'<>\\^`{|}\x00-\x20\x7f]+")
+_SCHEMES = [re.compile(r"https?:$", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:$")]
+_SCHEME_CHARS = 33
+_HOST_OF_ANY = re.compile(
+    r"[\x00-\x20]*(?:https?:[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})?(?:[^/\\?#]*@)?(\[[0-9a-f:.]+\]|[\w.-]+)",
+    re.IGNORECASE,
+)
+_HOST_WORD = re.compile(r"[\\%]?(?<![\w-])(?:[\w-]++\.)+[\w-]+", re.ASCII)
+_WIDE_HOST_WORD = re.compile(r"(?<![\w-])(?:[\w-]++\.)+[\w-]+")
+_IPV6_WORD = re.compile(r"(?<![0-9a-fA-F:.])[0-9a-fA-F]*+:[0-9a-fA-F:.]+")
 
 
 def digest(name: str, value: bytes) -> bytes:
@@ -42,9 +51,10 @@ def canonical(kind: ListKind, text: str) -> str | None:
         return canonical_url(text) if ":" in text and "\ufffd" not in text else None
     if kind == "host":
         try:
-            return parse_host(text)
+            host = parse_host(text)
         except ValueError:
             return None
+        return host if _is_ip(host) or not _ends_in_number(host) else None
     return text.lower() if _HEX_256.fullmatch(text) else None
 
 
@@ -54,18 +64,76 @@ def canonical_url(url: str) -> str:
     return parsed.text if parsed.parsed is None else str(parsed.parsed)
 
 
+def url_host(url: str) -> str:
+    """The host of a URL, also of one that cannot be fetched: of any scheme or none, or with a port or user name that
+    makes no sense. Empty if there is none."""
+    parsed = parse_url(url)
+    if parsed.parsed is not None:
+        return parsed.host
+    match = _HOST_OF_ANY.match(url)
+    return _canonical_host(match[1]) if match else parsed.host
+
+
 def domains(host: str) -> Iterator[str]:
-    """A host, then each of its parent domains."""
-    while host:
+    """A host, then each of its parent domains, which an IP address has not."""
+    yield from (host,) if host else ()
+    while not _ends_in_number(host) and (host := host.partition(".")[2]):
         yield host
-        host = host.partition(".")[2]
 
 
 def urls_in(text: str) -> Iterator[str]:
-    """URLs within a message, each also without the punctuation that may follow it."""
-    for match in URL_IN_TEXT.finditer(text):
-        found = match[0]
+    """URLs within a message, of any scheme, or of none (`//host/path`); each also without the punctuation that may
+    follow it."""
+    for match in _URL_TAIL.finditer(text):
+        before = text[max(0, match.start() - _SCHEME_CHARS) : match.start()]
+        schemes = (scheme.search(before) for scheme in _SCHEMES)  # the first, because letters may precede `http`
+        found = next((scheme[0] for scheme in schemes if scheme), "") + match[0]
         yield found
         while found and found[-1] in ".,;:!?)]'":
             found = found[:-1]
             yield found
+
+
+def hosts_in(text: str) -> set[str]:
+    """All words of a text that may be a host, with their parent domains. A name without a dot or colon is a host only
+    within a URL."""
+    words = set(_HOST_WORD.findall(text))
+    escaped = {word for word in words if word[0] in "\\%"}
+    found = words - escaped
+    found |= {each for word in escaped for each in _after_escape(word)}
+    found |= set(_IPV6_WORD.findall(text))
+    found = {word.lower() for word in found}
+    if not text.isascii():
+        found |= {_canonical_host(word) for word in set(_WIDE_HOST_WORD.findall(text)) if not word.isascii()}
+    return {name for word in found for name in domains(word) if "." in name or ":" in name}
+
+
+def _after_escape(word: str) -> Iterator[str]:
+    """The word without the mark, and without what it may begin: `\\n` and `\\u002f` of JSON, `%2F` of a URL."""
+    yield word[1:]
+    if word[0] == "%":
+        yield word[3:]
+    elif word[1] in "bfnrt":
+        yield word[2:]
+    elif word[1] == "u":
+        yield word[6:]
+
+
+def _canonical_host(text: str) -> str:
+    try:
+        return parse_host(text)
+    except ValueError:
+        return text.strip("[]").rstrip(".").lower()
+
+
+def _ends_in_number(host: str) -> bool:
+    """Whether it is an IP address, or nothing: https://url.spec.whatwg.org/#ends-in-a-number-checker."""
+    return host.rpartition(".")[2].isdigit() or ":" in host
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

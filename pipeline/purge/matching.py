@@ -2,23 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.purge.keys import canonical_url, digest, domains, urls_in
+from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
 from pairmill.pipeline.purge.ledger import Ledger
-from pairmill.pipeline.purge.pdq import Words, is_near, words_of
-from pairmill.pipeline.rules.url_parser import parse_url
+from pairmill.pipeline.purge.pdq import PDQ, PDQ_COLUMNS, PdqIndex
 from pairmill.schemas.purge import ListKind
 
 Mask = npt.NDArray[np.bool_]
 
 URL_COLUMNS = ("url", "final_url")
 """A row belongs to a URL or host if it was asked there, or answered from there."""
-_PDQ = "pdq"
 _ENCODING = ("utf-8", "surrogatepass")
 
 
@@ -44,8 +43,19 @@ class Matcher:
             names |= {*URL_COLUMNS, "status_detail"}
         if not self.by_uid_only:
             names |= {"sha256"} if len(self.ledger.asked["sha256"]) else set()
-            names |= {_PDQ} if len(self.ledger.asked["pdq"]) else set()
+            names |= PDQ_COLUMNS if len(self.ledger.asked["pdq"]) else set()
         return frozenset(names)
+
+    @cached_property
+    def pdq(self) -> PdqIndex:
+        """The index of the listed PDQ hashes."""
+        return PdqIndex.of(bytes(each).ljust(32, b"\0").hex() for each in self.ledger.asked["pdq"].entries.tolist())
+
+    def prepared(self) -> "Matcher":
+        """The same with its index, so that workers need not make one each."""
+        if PDQ in self.columns:
+            _ = self.pdq
+        return self
 
     def mask(self, table: pa.Table) -> Mask:
         """For each row of the table, whether it is withdrawn."""
@@ -61,8 +71,8 @@ class Matcher:
                 found |= _where(table[name], self.withdrawn_urls)
         if "status_detail" in names:
             found |= _where(table["status_detail"], self._withdrawn_messages)
-        if _PDQ in names:
-            found |= is_near(table[_PDQ], self._pdq())
+        if PDQ in names:
+            found |= self.pdq.has_near(table)
         return found
 
     def withdrawn_urls(self, urls: Sequence[str]) -> Mask:
@@ -71,33 +81,35 @@ class Matcher:
         if len(asked["url"]):
             found |= asked["url"].contains([digest("url", canonical_url(url).encode(*_ENCODING)) for url in urls])
         if len(asked["host"]):
-            hosts = [parse_url(url).host for url in urls]
-            distinct = sorted(set(hosts) - {""})
-            is_withdrawn = dict(zip(distinct, self._withdrawn_hosts(distinct).tolist(), strict=True))
-            found |= np.array([is_withdrawn.get(host, False) for host in hosts], np.bool_)
+            hosts = [url_host(url) for url in urls]
+            names = {host: list(domains(host)) for host in set(hosts)}
+            is_withdrawn = _any_of(list(names.values()), self._withdrawn_hosts)
+            by_host = dict(zip(names, is_withdrawn.tolist(), strict=True))
+            found |= np.array([by_host[host] for host in hosts], np.bool_)
         return found
 
-    def _withdrawn_hosts(self, hosts: Sequence[str]) -> Mask:
-        names = [(place, name) for place, host in enumerate(hosts) for name in domains(host)]
-        hits = self.ledger.asked["host"].contains([digest("host", name.encode()) for _, name in names])
-        found = np.zeros(len(hosts), np.bool_)
-        found[[place for (place, _), hit in zip(names, hits.tolist(), strict=True) if hit]] = True
-        return found
+    def _withdrawn_hosts(self, names: Sequence[str]) -> Mask:
+        return self.ledger.asked["host"].contains([digest("host", name.encode(*_ENCODING)) for name in names])
 
     def _withdrawn_messages(self, details: Sequence[str]) -> Mask:
-        """For each message, whether it mentions such a URL."""
-        urls = [(place, url) for place, detail in enumerate(details) if "://" in detail for url in urls_in(detail)]
-        found = np.zeros(len(details), np.bool_)
-        hits = self.withdrawn_urls([url for _, url in urls])
-        found[[place for (place, _), hit in zip(urls, hits.tolist(), strict=True) if hit]] = True
+        """For each message, whether it mentions such a URL or host."""
+        found = _any_of([list(urls_in(detail)) for detail in details], self.withdrawn_urls)
+        if len(self.ledger.asked["host"]):
+            found |= _any_of([sorted(hosts_in(detail)) for detail in details], self._withdrawn_hosts)
         return found
 
     def _listed(self, column: pa.ChunkedArray, kind: ListKind) -> Mask:
         listed = self.ledger.uids if kind == "uid" else self.ledger.asked[kind]
         return listed.contains([None if text is None else digest(kind, text.encode()) for text in column.to_pylist()])
 
-    def _pdq(self) -> Words:
-        return words_of([bytes(each).ljust(32, b"\0") for each in self.ledger.asked["pdq"].entries.tolist()])
+
+def _any_of(texts: Sequence[Sequence[str]], holds: Callable[[Sequence[str]], Mask]) -> Mask:
+    """For each list of texts, whether a condition holds for one of them."""
+    hits = holds([text for each in texts for text in each])
+    ends = np.cumsum([0, *map(len, texts)])
+    totals = np.concatenate([[0], np.cumsum(hits)])
+    found: Mask = totals[ends[1:]] > totals[ends[:-1]]
+    return found
 
 
 def _where(column: pa.ChunkedArray, holds: Callable[[Sequence[str]], Mask]) -> Mask:

@@ -4,18 +4,20 @@ import html
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
-from pairmill.pipeline.purge.keys import canonical_url, domains, urls_in
+from pairmill.pipeline.image.pdq import MATCH_DISTANCE
+from pairmill.pipeline.purge.keys import canonical_url, domains, hosts_in, url_host, urls_in
 from pairmill.pipeline.purge.lists import Values
-from pairmill.pipeline.purge.pdq import MAX_DISTANCE, is_near, words_of
-from pairmill.pipeline.rules.url_parser import parse_url
+from pairmill.pipeline.purge.pdq import PDQ, PdqIndex
 
-_HEX = rb"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
-_HEX_RUN = re.compile(_HEX + rb"(?![0-9a-fA-F])")
-_URL_RUN = re.compile(rb"https?:(?:\\?/){2}[^\s\"'<>^`{|}\x00-\x20\x7f]{1,8192}", re.IGNORECASE)
-"""In JSON, slashes may be written as `\\/`."""
+_HEX = r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
+_HEX_RUN = re.compile(_HEX + r"(?![0-9a-fA-F])")
+_WORD = re.compile(r"[^\s\"'<>^`{|}\x00-\x20\x7f]+")
+_ODD_URL = re.compile(r"(?![^\s\"'<>\\^`{|}]*//[^\s\"'<>\\^`{|}]*$)[^\x00-\x20\x7f]+")
+"""A URL with characters that end a word, or without slashes. With blanks, none can be requested."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +31,50 @@ class Needles:
     pictures: frozenset[bytes] = frozenset()
     vectors: frozenset[bytes] = frozenset()
 
-    def in_bytes(self, data: bytes) -> Iterator[str]:
-        """The values of the list that occur in some bytes: as text, in HTML or JSON too, or as raw bytes."""
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest value of the list."""
+        return max((len(value) for listed in self.values.values() for value in listed), default=0)
+
+    def in_text(self, text: str) -> Iterator[str]:
+        """The values of the list that are words of a text, which may be HTML or JSON."""
         digits = {kind: self.values.get(kind, frozenset()) for kind in ("uid", "sha256", "pdq")}
         if any(digits.values()):
-            runs = {match[0].decode().replace("-", "").lower() for match in _HEX_RUN.finditer(data)}
+            runs = {run.replace("-", "").lower() for run in _HEX_RUN.findall(text)}
             for kind, listed in digits.items():
                 yield from (f"{kind} {value}" for value in runs & listed)
+        if hosts := self.values.get("host"):
+            yield from (f"host {name}" for name in hosts_in(text) & hosts)
         if self._has_urls:
-            for match in {match[0] for match in _URL_RUN.finditer(data)}:
-                yield from self._in_url(match.decode("utf-8", "replace"))
+            for word in set(_WORD.findall(text)):
+                if "//" in word or "\\/\\/" in word:  # as JSON may have it
+                    yield from self._in_url(word)
 
     def in_cells(self, cells: Iterable[str]) -> Iterator[str]:
-        """The values of the list that are a whole URL, whatever characters it has."""
+        """The values of the list that are a whole URL, even if `in_text` does not see where it ends."""
         if self._has_urls:
+            urls = self.values.get("url", frozenset())
             for cell in cells:
-                if cell[:4].lower() == "http":
-                    yield from self._matching(cell)
+                if (stripped := cell.strip()) in urls:
+                    yield f"url {stripped}"
+                elif stripped[:4].lower() == "http" and _ODD_URL.fullmatch(stripped):
+                    yield from self._matching(stripped)
 
-    def near_pdq(self, column: pa.ChunkedArray) -> Iterator[str]:
-        """Hashes of a column that are near one of the list."""
-        if listed := self.values.get("pdq"):
-            near = is_near(column, words_of([bytes.fromhex(value) for value in listed]))
-            for value in column.filter(pa.array(near)).unique().to_pylist():
-                yield f"pdq {value}, within {MAX_DISTANCE} bits of one of the list"
+    def near_pdq(self, rows: pa.Table) -> Iterator[str]:
+        """The hashes of rows that are near one of the list."""
+        if self.values.get("pdq"):
+            near = rows[PDQ].filter(pa.array(self._pdq.has_near(rows)))
+            for value in near.unique().to_pylist():
+                yield f"pdq {value}, within {MATCH_DISTANCE} bits of one of the list"
+
+    def prepared(self) -> "Needles":
+        """The same with its index, so that workers need not make one each."""
+        _ = self._pdq
+        return self
+
+    @cached_property
+    def _pdq(self) -> PdqIndex:
+        return PdqIndex.of(self.values.get("pdq", ()))
 
     @property
     def _has_urls(self) -> bool:
@@ -66,5 +88,5 @@ class Needles:
     def _matching(self, url: str) -> Iterator[str]:
         if (canonical := canonical_url(url)) in self.values.get("url", ()):
             yield f"url {canonical}"
-        hosts = self.values.get("host", frozenset())
-        yield from (f"host {name}" for name in domains(parse_url(url).host) if name in hosts)
+        if hosts := self.values.get("host"):
+            yield from (f"host {name}" for name in domains(url_host(url)) if name in hosts)

@@ -1,37 +1,51 @@
-"""Compares PDQ hashes (256 bits) by their Hamming distance.
+"""Finds rows whose PDQ hash (256 bits) is near one of a list, by their Hamming distance.
 
 31 bits or less is the usual bound for the same picture: https://github.com/facebook/ThreatExchange, pdq/README.md.
 """
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Words = npt.NDArray[np.uint64]
+from pairmill.pipeline.image.pdq import MATCH_DISTANCE, MIN_QUALITY
+from pairmill.pipeline.known.hash_index import HashIndex, hash_words
+from pairmill.pipeline.known.keys import PDQ_QUALITY, PDQ_WORDS
 
-MAX_DISTANCE = 31
-_BLOCK_PAIRS = 1 << 22
-"""Pairs of hashes that are compared at a time: 128 MB."""
-
-
-def words_of(hashes: list[bytes]) -> Words:
-    """Hashes of 32 bytes as uint64 [n, 4]."""
-    return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 4)
+PDQ = "pdq"
+PDQ_COLUMNS = frozenset({PDQ, PDQ_QUALITY})
 
 
-def is_near(column: pa.ChunkedArray, listed: Words) -> npt.NDArray[np.bool_]:
-    """Whether each hash (64 hex digits) is within MAX_DISTANCE of one that is listed; [rows]. False for null and for
-    anything else."""
-    found = np.zeros(len(column), np.bool_)
-    is_hash = pc.match_substring_regex(column.cast(pa.string()), "^[0-9a-fA-F]{64}$").fill_null(False)
-    rows = np.flatnonzero(is_hash.to_numpy())
-    if not len(rows) or not len(listed):
+@dataclass(frozen=True)
+class PdqIndex:
+    """A list of hashes that rows are compared with."""
+
+    hashes: HashIndex
+
+    @classmethod
+    def of(cls, digits: Iterable[str]) -> "PdqIndex":
+        """The index of hashes of 64 hex digits."""
+        return cls(HashIndex.of(hash_words(pa.array(list(digits), pa.string()), PDQ_WORDS), MATCH_DISTANCE))
+
+    def has_near(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
+        """Whether the hash of each row is within MATCH_DISTANCE of one that is listed; [rows]. False for null and for
+        anything else that is no hash."""
+        found = np.zeros(rows.num_rows, np.bool_)
+        column = comparable(rows)[PDQ].cast(pa.string())
+        is_hash = pc.match_substring_regex(column, "^[0-9a-fA-F]{64}$").fill_null(False)
+        found[is_hash.to_numpy()] = self.hashes.has_near(hash_words(column.filter(is_hash), PDQ_WORDS))
         return found
-    hashes = words_of([bytes.fromhex(text) for text in column.take(pa.array(rows)).to_pylist()])
-    step = max(1, _BLOCK_PAIRS // len(listed))
-    for start in range(0, len(rows), step):
-        block = hashes[start : start + step]
-        distances = np.bitwise_count(block[:, None, :] ^ listed[None, :, :]).sum(axis=2, dtype=np.uint16)
-        found[rows[start : start + step]] = (distances <= MAX_DISTANCE).any(axis=1)
-    return found
+
+
+def comparable(rows: pa.Table) -> pa.Table:
+    """The rows with null for the hashes of pictures that are too plain for one: such a hash says nothing, and all plain
+    pictures have the same."""
+    if PDQ_COLUMNS - set(rows.column_names) or not pa.types.is_integer(rows.schema.field(PDQ_QUALITY).type):
+        return rows
+    is_plain = pc.less(rows[PDQ_QUALITY], MIN_QUALITY)
+    index = rows.schema.get_field_index(PDQ)
+    hashes = pc.if_else(is_plain.fill_null(False), pa.scalar(None, rows[PDQ].type), rows[PDQ])
+    return rows.set_column(index, rows.schema.field(index).with_nullable(True), hashes)

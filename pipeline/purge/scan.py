@@ -34,16 +34,16 @@ class Hit:
 def scan(store: Store, matcher: Matcher, generations: Mapping[int, int], tasks: Tasks) -> list[Hit]:
     """The shards (shard -> generation) with withdrawn rows, in order."""
     shards = sorted(generations.items())
-    handle = shared(tasks, matcher)
+    handle = shared(tasks, matcher.prepared())
     calls = [
         (store, handle, shards[start : start + SHARDS_PER_CALL]) for start in range(0, len(shards), SHARDS_PER_CALL)
     ]
     return [hit for hits in tasks.get(tasks.map(_scan_shards, calls)) for hit in hits]
 
 
-def shared(tasks: Tasks, matcher: Matcher) -> Handle[Matcher]:
-    """A matcher for many calls, sent once to each machine."""
-    return tasks.map(_itself, [(matcher,)])[0]
+def shared(tasks: Tasks, value: _T) -> Handle[_T]:
+    """A value for many calls, sent once to each machine."""
+    return tasks.map(_itself, [(value,)])[0]
 
 
 def _itself(value: _T) -> _T:

@@ -1,31 +1,43 @@
-"""Searches one file for purged rows: all values of Parquet, members of tars, vectors, and every byte of the rest."""
+"""Searches one file for purged rows: all values of Parquet, members of tars, vectors, and every byte of the rest.
+
+Compressed files are unpacked. Memory is bounded by a window of text, a batch of Parquet and a part of an index.
+"""
 
 import hashlib
 import html
 import json
 import re
+import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.webdataset_tar import read_range, read_tar
+from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.needles import Needles
-from pairmill.pipeline.purge.witness import caption_digests, picture_digest, vector_digests
+from pairmill.pipeline.purge.pdq import PDQ, comparable
+from pairmill.pipeline.purge.tensors import read_tensors
+from pairmill.pipeline.purge.unpack import HEAD_BYTES, UnsearchableError, is_packed, unpacked
+from pairmill.pipeline.purge.windows import Part, Reads, Window, blocks, windows
+from pairmill.pipeline.purge.witness import PICTURE, caption_digests, vector_digests
 from pairmill.pipeline.search.local_copy import local_copy
 from pairmill.pipeline.search.vector_index import VectorIndex
 from pairmill.schemas.manifest import DataFile
 
-_BETWEEN_TAGS = re.compile(r"<[^>]*>|[\"']")
+_BETWEEN_TAGS = re.compile(r"<[^<>]*>|[\"'\0]")
+_JSON_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
+_BATCH_ROWS = 4_096
+_MIN_OVERLAP = 1 << 16
+_MAX_DEPTH = 3
+"""How many times a file in a file is unpacked."""
+_USTAR = slice(257, 262)
 
 
 @dataclass
@@ -39,6 +51,8 @@ class FileReport:
     """What of the list is there."""
     digests: set[bytes] = field(default_factory=set)
     """Digests of captions, pictures and vectors of withdrawn rows that are there, perhaps because of another row."""
+    unsearched: set[str] = field(default_factory=set)
+    """What of it could not be searched, and why."""
 
 
 def search_file(store: Store, needles: Needles, name: str) -> FileReport:
@@ -46,14 +60,7 @@ def search_file(store: Store, needles: Needles, name: str) -> FileReport:
     report = FileReport(name)
     search = _FileSearch(needles, report)
     with store.open(name) as file:
-        head = file.read(4)
-        file.seek(0)
-        if head == b"PAR1":
-            search.parquet(file)
-        elif name.endswith(".tar"):
-            search.tar(file)
-        else:
-            search.other(file.read())
+        search.file(file, name)
     if name.endswith(".faiss"):
         search.index(store, name)
     return report
@@ -63,10 +70,48 @@ class _FileSearch:
     def __init__(self, needles: Needles, report: FileReport) -> None:
         self._needles, self._report = needles, report
 
-    def raw(self, data: bytes, where: str = "") -> None:
+    def file(self, file: IO[bytes], name: str, where: str = "", depth: int = 0) -> None:
+        """Search a file, or what a compressed one has in it. `where`: where the file is, if it is in another one."""
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+        if is_packed(head):
+            self._packed(file, head, name, where, depth)
+            return
+        try:
+            if head.startswith(b"PAR1"):
+                self._parquet(file, where)
+                return
+            if name.endswith(".tar") or head[_USTAR] == b"ustar":
+                self._tar(file, where)
+                return
+        except (pa.ArrowException, tarfile.TarError) as error:
+            self._report.unsearched.add(f"is damaged ({error}){where}")
+        file.seek(0)
+        if name.endswith(".safetensors"):
+            self._tensors(file, where)
+        self._bytes(file, where, is_binary=b"\0" in head)
+
+    def _packed(self, file: IO[bytes], head: bytes, name: str, where: str, depth: int) -> None:
+        if depth == _MAX_DEPTH:
+            self._report.unsearched.add(f"is packed too many times{where}")
+            return
+        try:
+            for member, content in unpacked(file, head):
+                self._text(member, where)
+                inner = f" (member {member}){where}" if member else where
+                self.file(content, member or name.rpartition(".")[0], inner, depth + 1)
+        except UnsearchableError as error:
+            self._report.unsearched.add(f"{error}{where}")
+
+    def _text(self, text: str, where: str = "") -> None:
         """Look for the values of the list."""
-        self._report.counts["bytes"] += len(data)
-        self._report.found.update(f"{value}{where}" for value in self._needles.in_bytes(data))
+        self._report.counts["bytes"] += len(text)
+        self._report.found.update(f"{value}{where}" for value in self._needles.in_text(text))
+
+    def _cells(self, cells: Sequence[str], where: str) -> None:
+        """Look for the values of the list and for captions of withdrawn rows in whole texts."""
+        self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(cells))
+        self.captions(cells)
 
     def captions(self, texts: Sequence[str | None]) -> None:
         """Look for captions of withdrawn rows."""
@@ -78,23 +123,28 @@ class _FileSearch:
         self._report.counts["vectors"] += len(digests)
         self._report.digests |= {each for each in digests if each in self._needles.vectors}
 
-    def picture(self, data: bytes, where: str) -> None:
+    def picture(self, content: Iterable[bytes], where: str) -> None:
         """Look for stored pictures of withdrawn rows, and for pictures whose SHA-256 is in the list."""
         self._report.counts["pictures"] += 1
-        if (found := picture_digest(data)) in self._needles.pictures:
+        plain, ours = hashlib.sha256(), hashlib.sha256(f"{PICTURE}\0".encode())  # as in `keys.digest`
+        for block in content:
+            plain.update(block)
+            ours.update(block)
+        if (found := ours.digest()) in self._needles.pictures:
             self._report.digests.add(found)
-        if (sha256 := hashlib.sha256(data).hexdigest()) in self._needles.values.get("sha256", ()):
-            self._report.found.add(f"a picture with sha256 {sha256}{where}")
+        if plain.hexdigest() in self._needles.values.get("sha256", ()):
+            self._report.found.add(f"a picture with sha256 {plain.hexdigest()}{where}")
 
-    def parquet(self, file: IO[bytes]) -> None:
+    def _parquet(self, file: IO[bytes], where: str) -> None:
         """Every value of every column, the metadata, and which rows they are."""
         with pq.ParquetFile(file) as parquet:
-            self.raw(json.dumps({str(k): str(v) for k, v in (parquet.metadata.metadata or {}).items()}).encode())
-            for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group)
+            metadata = {str(key): str(value) for key, value in (parquet.metadata.metadata or {}).items()}
+            self._text(json.dumps(metadata), where)
+            for batch in parquet.iter_batches(_BATCH_ROWS):
+                table = comparable(pa.Table.from_batches([batch]))
                 self._rows(table)
                 for field_, column in zip(table.schema, table.columns, strict=True):
-                    self._column(field_.name, column.combine_chunks())
+                    self._column(field_.name, column.combine_chunks(), where)
 
     def _rows(self, table: pa.Table) -> None:
         """Rows that are withdrawn by their uid or position."""
@@ -106,11 +156,11 @@ class _FileSearch:
         if "row_id" in names and not self._report.name.startswith("withdrawn/"):
             for row_id in set(table["row_id"].to_pylist()) & self._needles.row_ids:
                 self._report.found.add(f"the withdrawn row {row_id}")
-        if "pdq" in names:
-            self._report.found.update(self._needles.near_pdq(table["pdq"]))
+        if PDQ in names:
+            self._report.found.update(self._needles.near_pdq(table))
 
-    def _column(self, name: str, column: pa.Array) -> None:
-        where = f" (column {name})"
+    def _column(self, name: str, column: pa.Array, where: str) -> None:
+        here = f" (column {name}){where}"
         if isinstance(column, pa.ExtensionArray):
             column = column.storage
         kind = column.type
@@ -119,75 +169,61 @@ class _FileSearch:
             self.vectors(vector_digests(column))
         elif pa.types.is_struct(kind):
             for index in range(kind.num_fields):
-                self._column(f"{name}.{kind.field(index).name}", column.field(index))
+                self._column(f"{name}.{kind.field(index).name}", column.field(index), where)
         elif pa.types.is_map(kind):
-            self._column(name, column.keys)
-            self._column(name, column.items)
+            self._column(name, column.keys, where)
+            self._column(name, column.items, where)
         elif pa.types.is_nested(kind):
-            self._column(name, column.flatten())
+            self._column(name, column.flatten(), where)
         elif pa.types.is_dictionary(kind):
-            self._column(name, column.dictionary)
+            self._column(name, column.dictionary, where)
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            self._texts(column.drop_null().to_pylist(), where)
+            self._texts(column.drop_null().to_pylist(), here)
         elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-            self._binaries(column.drop_null().to_pylist(), where)
+            self._binaries(column.drop_null().to_pylist(), here)
 
     def _texts(self, texts: list[str], where: str) -> None:
-        self.raw("\n".join(texts).encode("utf-8", "surrogatepass"), where)
-        self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(texts))
-        self.captions(texts)
+        self._text("\n".join(texts), where)
+        self._cells(texts, where)
 
     def _binaries(self, values: list[bytes], where: str) -> None:
-        self.raw(b"\n".join(values), where)
-        texts = [value.decode("utf-8", "replace") for value in values]
-        self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(texts))
-        self.captions(texts)
+        self._texts([value.decode("utf-8", "replace") for value in values], where)
         for value in values:
-            self.picture(value, where)
+            self.picture([value], where)
 
-    def tar(self, file: IO[bytes]) -> None:
+    def _tar(self, file: IO[bytes], where: str) -> None:
         """Names, texts, JSON and pictures."""
         for name, offset, length in read_tar(file):
             self._report.counts["members"] += 1
-            data, where = read_range(file, offset, length), f" (member {name})"
-            self.raw(name.encode("utf-8", "surrogateescape"))
+            inner = f" (member {name}){where}"
+            self._text(name, where)
             if digest("uid", name.partition(".")[0][:32].encode("utf-8", "replace")) in self._needles.uids:
-                self._report.found.add(f"a sample of a withdrawn row{where}")
+                self._report.found.add(f"a sample of a withdrawn row{inner}")
             if name.endswith((".txt", ".json")):
-                self.text(data, where)
+                self._bytes(Part(file, offset, length), inner, is_binary=False)
             else:
-                self.picture(data, where)
+                self.picture(blocks(Part(file, offset, length)), inner)
+                if is_packed(Part(file, offset, length).read(HEAD_BYTES)):
+                    self._report.unsearched.add(f"is packed{inner}")
 
-    def text(self, data: bytes, where: str = "") -> None:
-        """A text, JSON or HTML: its bytes, and all that could be a caption in it."""
-        self.raw(data, where)
-        text = data.decode("utf-8", "replace")
-        pieces = [text, *text.splitlines(), *(html.unescape(each) for each in _BETWEEN_TAGS.split(text))]
-        with suppress(ValueError, RecursionError):
-            pieces += _strings(json.loads(text))
-        self.captions(pieces)
+    def _bytes(self, file: Reads, where: str, is_binary: bool) -> None:
+        """The bytes of any other file; of a text, JSON or HTML, also all that could be a caption or URL in it."""
+        for window in windows(file, max(_MIN_OVERLAP, 4 * self._needles.longest)):
+            self._report.counts["bytes"] += window.num_bytes
+            self._report.found.update(f"{value}{where}" for value in self._needles.in_text(window.text))
+            if not is_binary:
+                self._cells(_pieces(window), where)
 
-    def other(self, data: bytes) -> None:
-        """A file of any other kind; arrays are searched for vectors too."""
-        if self._report.name.endswith(".safetensors"):
-            self._tensors(data)
-        if b"\0" in data[:1_000]:
-            self.raw(data)
-        else:
-            self.text(data)
-
-    def _tensors(self, data: bytes) -> None:
-        try:
-            tensors = load(data)
-        except SafetensorError:
-            return
-        for name, tensor in tensors.items():
-            if tensor.ndim == 2 and tensor.dtype == np.float16:
-                self.vectors([digest("vector", row.tobytes()) for row in np.ascontiguousarray(tensor)])
-            elif tensor.ndim == 2 and tensor.dtype == np.uint64 and tensor.shape[1] == 2:
-                for high, low in tensor.tolist():
+    def _tensors(self, file: IO[bytes], where: str) -> None:
+        """Vectors and uids in arrays."""
+        for name, rows in read_tensors(file):
+            if rows.dtype == np.float16:
+                self.vectors([digest("vector", row.tobytes()) for row in rows])
+            elif rows.dtype == np.uint64 and rows.shape[1] == 2:
+                for high, low in rows.tolist():
                     if digest("uid", f"{high:016x}{low:016x}".encode()) in self._needles.uids:
-                        self._report.found.add(f"the uid of a withdrawn row ({name})")
+                        self._report.found.add(f"the uid of a withdrawn row ({name}){where}")
+        file.seek(0)
 
     def index(self, store: Store, name: str) -> None:
         """The vectors of a search index."""
@@ -200,13 +236,17 @@ class _FileSearch:
             self.vectors([digest("vector", row.tobytes()) for row in vectors])
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+def _pieces(window: Window) -> list[str]:
+    """All that could be a caption or URL in a text, JSON or HTML."""
+    text = window.text
+    pieces = [text] if window.is_first and window.is_last else []
+    pieces += window.inner(text.splitlines())
+    pieces += map(html.unescape, window.inner(_BETWEEN_TAGS.split(text)))
+    return pieces + [_unescaped(piece) for piece in window.inner(_JSON_QUOTE.split(text)) if "\\" in piece]
+
+
+def _unescaped(piece: str) -> str:
+    """What lies between two quotes of JSON, as a text."""
+    with suppress(ValueError):
+        return str(json.loads(f'"{piece}"', strict=False))
+    return piece

@@ -10,6 +10,7 @@ from pairmill.pipeline.dataset.manifests import committed, manifests_of, read_co
 from pairmill.pipeline.purge.ledger import Ledger, withdrawn_rows
 from pairmill.pipeline.purge.lists import Values
 from pairmill.pipeline.purge.needles import Needles
+from pairmill.pipeline.purge.scan import shared
 from pairmill.pipeline.purge.search_file import FileReport, search_file
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.manifest import manifest_name
@@ -39,11 +40,13 @@ class PurgedReport:
     """Captions, pictures and vectors of these rows that rows which were not withdrawn have too."""
     found: list[str] = field(default_factory=list)
     """`FILE: what`, at most MAX_FOUND."""
+    unsearched: list[str] = field(default_factory=list)
+    """`FILE: why` of files, or parts of them, that could not be searched."""
 
     @property
     def holds(self) -> bool:
-        """Whether nothing is left."""
-        return not self.found
+        """Whether everything was searched, and nothing is left."""
+        return not self.found and not self.unsearched
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -75,22 +78,23 @@ def search_folder(store: Store, values: Values, tasks: Tasks) -> PurgedReport:
     needles = _needles(store, values)
     report = PurgedReport(listed={kind: len(listed) for kind, listed in values.items()}, withdrawn=len(needles.row_ids))
     own = _files_of_rows(store)
-    shared, rest = set[bytes](), list[FileReport]()
+    kept, rest = set[bytes](), list[FileReport]()
     counts = Counter[str]()
-    names = list(_all_files(store))
-    for each in tasks.get(tasks.map(search_file, [(store, needles, name) for name in names])):
+    names, handle = list(_all_files(store)), shared(tasks, needles.prepared())
+    for each in tasks.get(tasks.map(search_file, [(store, handle, name) for name in names])):
         counts += each.counts
         report.found += [f"{each.name}: {what}" for what in sorted(each.found)]
+        report.unsearched += [f"{each.name}: {why}" for why in sorted(each.unsearched)]
         if each.name in own:
-            shared |= each.digests
+            kept |= each.digests
         elif each.digests:
             rest.append(each)
     kinds = {"caption": needles.captions, "picture": needles.pictures, "embedding": needles.vectors}
     for each in rest:
         for kind, digests in kinds.items():
-            if left := each.digests & digests - shared:
+            if left := each.digests & digests - kept:
                 report.found.append(f"{each.name}: {counted(len(left), kind)} of withdrawn rows")
-    report.files, report.shared = len(names), len(shared)
+    report.files, report.shared = len(names), len(kept)
     report.num_bytes = counts["bytes"]
     for name in ("values", "members", "captions", "vectors", "pictures"):
         setattr(report, name, counts[name])

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -25,11 +26,12 @@ from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.purge import running
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.gate import Gate
-from pairmill.pipeline.purge.keys import canonical
+from pairmill.pipeline.purge.keys import canonical, domains
 from pairmill.pipeline.purge.ledger import Ledger, write_request
 from pairmill.pipeline.purge.lists import read_any_list, read_list
 from pairmill.pipeline.purge.matching import Matcher
-from pairmill.pipeline.purge.pdq import is_near, words_of
+from pairmill.pipeline.purge.needles import Needles
+from pairmill.pipeline.purge.pdq import PdqIndex
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.stages.build import ReadRows
@@ -65,14 +67,84 @@ def test_spellings_of_one_value_are_equal(kind: ListKind, text: str, same: str) 
         ("uid", UID[1:]),
         ("url", "example.com/a.jpg"),
         ("host", "http://example.com/"),
+        ("host", "4"),
+        ("host", "0.3.4"),
+        ("url", f"http://example.com/{'x' * (1 << 20)}"),
         ("sha256", UID),
         ("pdq", "x" * 64),
     ],
 )
 def test_a_value_of_another_kind_is_refused_with_its_line(tmp_path: Path, kind: ListKind, text: str) -> None:
     (tmp_path / "list.txt").write_text(f"# a comment\n\n{text}\n")
-    with pytest.raises(JobError, match=r"list\.txt, line 3: .* is not "):
+    with pytest.raises(JobError, match=r"list\.txt, line 3: (.* is not |is longer than 1,048,576 bytes)"):
         read_list(FILES, str(tmp_path / "list.txt"), kind)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("a.b.example", ["a.b.example", "b.example", "example"]),
+        ("10.0.3.4", ["10.0.3.4"]),
+        ("9.10.0.3.4", ["9.10.0.3.4"]),
+        ("::ffff:10.0.3.4", ["::ffff:10.0.3.4"]),
+        ("", []),
+    ],
+)
+def test_a_host_has_parent_domains_and_an_ip_address_has_none(host: str, expected: list[str]) -> None:
+    assert list(domains(host)) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/a.jpg",
+        "ftp://evil.example/a.jpg",
+        "//evil.example/a.jpg",
+        "evil.example/a.jpg",
+        "https:\\\\evil.example\\a.jpg",
+        "https://evil.example\\a.jpg",
+        "https://www.EVIL.example.:99999/a.jpg",
+        "https://evil.example:80:80/a.jpg",
+        "https://user:p@ss@evil.example:0/a.jpg",
+        "https://evil.example%2fa.jpg",
+        "https://evil.example/a b\x07.jpg",
+        "https://evil.example/" + "x" * 9_000,
+    ],
+)
+def test_a_row_belongs_to_the_host_of_its_url_even_if_that_cannot_be_fetched(tmp_path: Path, url: str) -> None:
+    store = Store(str(tmp_path))
+    write_request(store, {"host": frozenset(["evil.example"])}, "asked for")
+    rows = {
+        "url": [url, "https://good.example/", "https://good.example/", "https://notevil.example/?evil.example"],
+        "final_url": [None, url, None, None],
+        "status_detail": [None, None, f"redirect to {url}", "https://devil.example/, see example"],
+    }
+    assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == [True, True, True, False]
+
+
+@settings(max_examples=40)
+@given(st.text(max_size=20), st.from_regex(r"(?![\w.-]).{0,20}", fullmatch=True))
+def test_a_search_finds_each_host_that_a_plain_search_finds_behind_slashes(before: str, after: str) -> None:
+    text = f"{before}//evil.example{after}"
+    for host in ("evil.example", "example"):
+        needles = Needles({"host": frozenset([host])})
+        assert f"host {host}" in {*needles.in_text(text), *needles.in_text(json.dumps(text))}
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        ("evil.example", "by www.Evil.example, 2024"),
+        ("evil.example", '{"x": "see\\nevil.example"}'),
+        ("evil.example", "https://a.example/?u=http%3A%2F%2Fevil.example%2Fa"),
+        ("xn--bcher-kva.example", "on bücher.example"),
+        ("10.0.3.4", "from 10.0.3.4:80"),
+        ("2001:db8::1", "http://[2001:DB8::1]/ or 2001:db8::1"),
+    ],
+)
+def test_a_search_finds_a_host_that_stands_alone(host: str, text: str) -> None:
+    assert set(Needles({"host": frozenset([host])}).in_text(text)) == {f"host {host}"}
+    assert not set(Needles({"host": frozenset([f"x{host}", "3.4", "vil.example"])}).in_text(text))
 
 
 def test_lists_may_be_parquet_and_their_kinds_show(tmp_path: Path) -> None:
@@ -91,8 +163,8 @@ def test_lists_may_be_parquet_and_their_kinds_show(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{UID}\r\nhttp://a.example/1\r\n{'0' * 64}\r\nexample.com\r\n")
     found = read_any_list(FILES, str(tmp_path / "list.txt"))
     assert {kind: len(values) for kind, values in found.items()} == dict.fromkeys(LIST_KINDS, 1)
-    for name, problem in (("missing.txt", "cannot be read"), ("empty.txt", "has no values")):
-        (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    for name, problem in (("missing.txt", "cannot be read"), ("empty.txt", "has no values"), ("\0", "cannot be read")):
         with pytest.raises(JobError, match=problem):
             read_list(FILES, str(tmp_path / name), "uid")
 
@@ -115,7 +187,7 @@ def test_pdq_hashes_match_up_to_31_bits() -> None:
         bits[rng.choice(256, flips, replace=False)] ^= 1
         hashes.append(np.packbits(bits).tobytes().hex().upper())
         distances.append(flips)
-    near = is_near(pa.chunked_array([hashes]), words_of(listed))
+    near = PdqIndex.of([each.hex() for each in listed]).has_near(pa.table({"pdq": hashes}))
     assert near.tolist() == [flips is not None and flips <= 31 for flips in distances]
 
 
@@ -126,6 +198,9 @@ def test_a_column_of_pdq_hashes_decides_if_there_is_one(tmp_path: Path) -> None:
     rows = pa.table({"uid": ["a", "b"], "pdq": ["0" * 56 + "7" * 8, "1" * 64]})
     assert matcher.mask(rows).tolist() == [True, False]
     assert matcher.mask(rows.drop_columns("pdq")).tolist() == [False, False]
+    rows = pa.table({"pdq": ["0" * 64] * 3, "pdq_quality": pa.array([50, 49, None], pa.uint8())})
+    assert matcher.columns >= {"pdq", "pdq_quality"}
+    assert matcher.mask(rows).tolist() == [True, False, True]  # plain pictures all have the same hash
 
 
 def test_the_ledger_keeps_hashes_only(world: World) -> None:
@@ -149,8 +224,11 @@ def test_a_reason_is_needed_and_does_not_name_what_goes(world: World) -> None:
     uids = world.write("uids.txt", [world.source.uid(1)])
     with pytest.raises(JobError, match="--reason: say why"):
         pairmill.purge(world.out, uids=uids)
-    with pytest.raises(JobError, match="--reason names a uid of the list"):
-        pairmill.purge(world.out, uids=uids, reason=f"about {world.source.uid(1)}")
+    url, uid = world.source.url(1), world.source.uid(1)
+    lists = {"uids": uids, "urls": world.write("urls.txt", [url]), "hosts": world.write("hosts.txt", ["a.example"])}
+    for kind, reason in [("uid", f"about {uuid.UUID(uid)}"), ("url", f"mail({url})"), ("host", "for www.A.example")]:
+        with pytest.raises(JobError, match=f"--reason names a {kind} of the list"):
+            pairmill.purge(world.out, reason=reason, **{f"{kind}s": lists[f"{kind}s"]})  # type: ignore[arg-type]
     with pytest.raises(JobError, match="at most 1,000"):
         pairmill.purge(world.out, uids=uids, reason="x" * 1_001)
     with pytest.raises(JobError, match="say what to withdraw"):

@@ -1,12 +1,16 @@
 """Tests that `verify --purged` finds what was left anywhere, that `gc` deletes only what nothing needs, and what
 becomes of scores, trainers and shards without rows."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import shlex
 import shutil
 import tarfile
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -25,6 +31,8 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
+from pairmill.pipeline.purge import unpack
+from pairmill.pipeline.purge.windows import BLOCK_BYTES, windows
 from pairmill.schemas.errors import JobError
 from tests.unit.purge.conftest import World
 from tests.unit.purge.test_purge import marks_of
@@ -59,6 +67,16 @@ def _vectors(data: bytes) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.frombuffer(data, np.float16)), type=kind)
 
 
+def _zip(path: Path, name: str, data: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+
+
+def _packed_tar(path: Path, name: str, data: bytes) -> None:
+    _tar(path, name, data)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
 PLANTED: dict[str, Callable[[Path, Source], None]] = {
     "stray.parquet": lambda path, source: _parquet(path, uid=[source.uid(GONE)]),
     "nested.parquet": lambda path, source: _parquet(path, x=[[{"y": source.url(GONE).replace("https", "HTTPS")}]]),
@@ -74,6 +92,13 @@ PLANTED: dict[str, Callable[[Path, Source], None]] = {
     "link.html": lambda path, source: path.write_text(f"<a href={source.url(GONE)}?>x</a>".replace("?>", ">")),
     "notes.json": lambda path, source: path.write_text(json.dumps({"x": [source.url(GONE)]}).replace("/", "\\/")),
     ".hidden": lambda path, source: path.write_text(str(uuid.UUID(source.uid(GONE))).upper()),
+    "a.txt.gz": lambda path, source: path.write_bytes(gzip.compress(source.caption(GONE).encode())),
+    "a.bz2": lambda path, source: path.write_bytes(bz2.compress(source.url(GONE).encode())),
+    "a.xz": lambda path, source: path.write_bytes(lzma.compress(source.uid(GONE).encode())),
+    "a.zst": lambda path, source: path.write_bytes(pa.compress(source.uid(GONE).encode(), "zstd", asbytes=True)),
+    "a.zip": lambda path, source: _zip(path, "x.json", json.dumps(f'"{source.caption(GONE)}').encode()),
+    "a.tar.gz": lambda path, source: _packed_tar(path, "x.jpg", source.picture(GONE)),
+    "long.txt": lambda path, source: path.write_text(f"{'x ' * BLOCK_BYTES}\n{source.caption(GONE)}\n{'x ' * 99_999}"),
     "x.faiss": lambda path, source: _faiss(path, source.vector(0, GONE)),
     "state.safetensors": lambda path, source: save_file(
         {"vectors": np.frombuffer(source.vector(3, GONE), np.float16)[None].copy()}, path
@@ -98,6 +123,35 @@ def test_what_is_left_anywhere_is_found(world: World) -> None:
     found = json.loads(done.stdout.splitlines()[-1])["found"]
     assert done.exit_code == 1
     assert {line.partition(":")[0] for line in found} == set(PLANTED)
+
+
+def test_what_cannot_be_searched_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so nothing is proved."""
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    pairmill.purge(world.out, uids=uids, reason="asked for")
+    (world.out / "a.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
+    (world.out / "b.gz").write_bytes(gzip.compress(b"text" * 100)[:20])
+    (world.out / "c.gz").write_bytes(gzip.compress(bytes(2_000)))
+    (world.out / "d.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(unpack, "MAX_UNPACKED_BYTES", 1_000)
+    done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(uids), "--json"])
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (done.exit_code, result["found"]) == (1, [])
+    reasons = ["is packed with 7z", "is damaged", "unpacks to more than 1,000 bytes", "is damaged"]
+    for line, name, why in zip(result["unsearched"], ("a.7z", "b.gz", "c.gz", "d.parquet"), reasons, strict=True):
+        assert line.startswith(f"{name}: {why}")
+    assert "not searched: a.7z: is packed with 7z" in done.stderr
+
+
+@given(st.lists(st.text("ab ", max_size=4), max_size=30), st.integers(1, 9))
+def test_windows_have_all_words_and_no_others(words: list[str], block: int) -> None:
+    text = "\n".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pairmill.pipeline.purge.windows.BLOCK_BYTES", block)
+        made = list(windows(io.BytesIO(text.encode()), 8))
+    assert sum(window.num_bytes for window in made) == len(text)
+    assert {word for window in made for word in window.text.split()} == set(text.split())
+    assert {line for window in made for line in window.inner(window.text.split("\n"))} - {""} == set(words) - {""}
 
 
 def test_what_other_rows_have_too_is_no_finding(world: World) -> None:
