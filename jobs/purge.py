@@ -184,7 +184,7 @@ def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:
     alias, _, kind = folder.rpartition("-")
     command = f"pairmill index {store.root} --model {alias}{' --of text' if kind == 'text' else ''}"
     try:
-        build_index(Embeddings.of(Snapshot.of(store), alias, "text" if kind == "text" else "image"), on_step)
+        build_index(Embeddings.of(Snapshot.for_purge(store), alias, "text" if kind == "text" else "image"), on_step)
     except (PairmillError, OSError) as error:
         return f"{command} ({error})"
     return None

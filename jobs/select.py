@@ -15,7 +15,6 @@ from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
-from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.dataset.subset import (
     delete_files,
@@ -27,7 +26,7 @@ from pairmill.pipeline.dataset.subset import (
     write_overlap,
 )
 from pairmill.pipeline.dataset.versions import versions
-from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
+from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.leak.step import LeakStep
 from pairmill.pipeline.select.expression_errors import ExpressionError
@@ -161,8 +160,7 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
     """Open a dataset. Raises JobError if it is unfinished or, with `partial`, if it has no finished shard."""
     store = Store(path, s3)
     store.check_access()
-    refuse_unfinished_purge(store)
-    plan, done = load_plan(store), committed(store)
+    plan, done = load_plan(store), readable_shards(store)
     missing = plan.num_shards - len(done)
     if missing and not partial:
         raise JobError(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import committed
 from pairmill.schemas.errors import JobError
 
 LEDGER = "withdrawn"
@@ -15,6 +16,10 @@ RUNNING = "running"
 """How the names of files in LEDGER begin that say which processes are withdrawing rows."""
 
 _NAME = re.compile(r"(\d{6,})\.(request\.parquet|done\.json|rows\.parquet)")
+
+
+class UnfinishedPurgeError(JobError):
+    """A purge was interrupted, or is running; the message says how to finish it."""
 
 
 def request_name(number: int) -> str:
@@ -52,13 +57,21 @@ def unfinished_purges(store: Store) -> list[int]:
 
 
 def refuse_unfinished_purge(store: Store) -> None:
-    """Raise JobError if a purge was interrupted, or is running: until it is finished, rows are in some places and not
-    in others, and what is made from them would keep what was to be withdrawn."""
+    """Raise UnfinishedPurgeError if a purge was interrupted, or is running: until it is finished, rows are in some
+    places and not in others, and what is made from them would keep what was to be withdrawn."""
     if unfinished_purges(store):
-        raise JobError(
+        raise UnfinishedPurgeError(
             f"{store.root}: a purge is not finished; finish it first: pairmill purge {store.root} (wait, if it is "
             "running)"
         )
+
+
+def readable_shards(store: Store) -> dict[int, int]:
+    """Shard -> generation of the committed shards. THE way to open a dataset whose rows are read: it refuses one with
+    an unfinished purge, as `refuse_unfinished_purge` does. What was opened before a purge began may go on with what it
+    has opened, until the files are gone."""
+    refuse_unfinished_purge(store)
+    return committed(store)
 
 
 def _files(store: Store) -> Iterator[tuple[int, str]]:

@@ -55,7 +55,7 @@ class PairDataset(IterableDataset[Sample]):
 
     A new loop continues where the last one stopped. In loader workers, which read ahead, it starts from the first pair.
     `set_epoch` starts over, also in persistent workers. `len()` is the number of items of this rank per epoch. Raises
-    FeedError, SubsetError, CaptionChoiceError, and DamagedFileError for files that have changed.
+    FeedError, SubsetError, CaptionChoiceError, UnfinishedPurgeError, and DamagedFileError for files that have changed.
     """
 
     def __init__(

@@ -16,7 +16,6 @@ from pairmill.pipeline.columns.caption_choice import CaptionChoice, caption_choi
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
-from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.mixture import outdated_error
 from pairmill.pipeline.dataset.subset import (
     generations_digest,
@@ -26,6 +25,7 @@ from pairmill.pipeline.dataset.subset import (
     selected_rows,
     shard_numbers,
 )
+from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.feed.config import FeedError
 from pairmill.pipeline.feed.repeats import Repeats
 from pairmill.pipeline.source.corpus.image_refs import picture_file
@@ -69,8 +69,9 @@ class FeedShards:
 
     @classmethod
     def open(cls, store: Store, subset: str | None) -> "FeedShards":
-        """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset."""
-        plan, done = load_plan(store), committed(store)
+        """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset,
+        and UnfinishedPurgeError."""
+        plan, done = load_plan(store), readable_shards(store)
         added = added_columns(store, done)
         if subset is not None and added.incomplete:  # perhaps only in shards that are newer than the subset
             numbers = shard_numbers(store, read_subset(store, subset))
@@ -90,7 +91,7 @@ class FeedShards:
         source = record.sources[number]
         store = Store(source.dataset, s3)
         store.check_access()
-        plan, done = load_plan(store), committed(store)
+        plan, done = load_plan(store), readable_shards(store)
         numbers = shard_numbers(mixture, source.rows)
         done = {shard: generation for shard, generation in done.items() if shard in numbers}
         added = added_columns(store, done)

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
-from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import generations_digest, selected_rows
+from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.known.keys import Keys, columns_of, row_keys
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.read_values import Tally
@@ -37,9 +38,10 @@ class KnownDataset:
     def open(cls, store: Store, known: KnownRows, columns: Sequence[str] | None = None) -> "KnownDataset":
         """The dataset as it is now. `columns`: those that are needed; None: those of `known`.
 
-        Raises KnownError if no shard is finished, or if the dataset, or one of its shards, has no such column.
+        Raises UnfinishedPurgeError, and KnownError if no shard is finished, or if the dataset, or one of its shards,
+        has no such column.
         """
-        shards = sorted(committed(store).items())
+        shards = sorted(readable_shards(store).items())
         if not shards:
             raise KnownError(f"{store.root} has no finished shard yet")
         wanted = set(known.by or DEFAULT_KINDS if columns is None else columns)

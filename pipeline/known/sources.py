@@ -15,6 +15,7 @@ from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.pipeline.known.table_list import read_table_list
 from pairmill.pipeline.known.text_list import read_text_list
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.known import KnownRows, ValueKind
 
 _TABLES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -83,7 +84,7 @@ def open_source(known: KnownRows, files: Files, output: str | None) -> Source:
             return KnownDataset.open(store, known)
         return _lists(known, files, output)
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
-        if isinstance(error, KnownError):
+        if isinstance(error, PairmillError):
             raise
         raise KnownError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

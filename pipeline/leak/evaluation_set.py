@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.known.embeddings import column_of, read_vectors, weights_of
 from pairmill.pipeline.known.keys import row_keys
 from pairmill.pipeline.leak.variants import HASH_WORDS, VARIANTS, is_plain, variant_hashes
@@ -51,6 +52,8 @@ class EvaluationSet:
         empty."""
         try:
             snapshot = Snapshot.of(Store(leak.against, files.s3))
+        except UnfinishedPurgeError:
+            raise
         except (DatasetError, ValueError, OSError) as error:
             raise StepError(f"{error}; make a dataset of the evaluation pictures with `pairmill embed`") from None
         if missing := snapshot.unfinished_shards:

@@ -1,7 +1,7 @@
 """Captures the state of an output folder when it was opened: committed shards, each in its newest generation."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -47,8 +48,18 @@ class Snapshot:
 
     @classmethod
     def of(cls, store: Store) -> "Snapshot":
-        """Take a snapshot. Raises PlanError if there is no plan, DatasetError if no shard is committed."""
-        plan, generations = load_plan(store), committed(store)
+        """Take a snapshot. Raises PlanError if there is no plan, DatasetError if no shard is committed, and
+        UnfinishedPurgeError."""
+        return cls._of(store, readable_shards(store))
+
+    @classmethod
+    def for_purge(cls, store: Store) -> "Snapshot":
+        """The same for a purge, which is not finished yet."""
+        return cls._of(store, committed(store))
+
+    @classmethod
+    def _of(cls, store: Store, generations: Mapping[int, int]) -> "Snapshot":
+        plan = load_plan(store)
         if not generations:
             raise DatasetError(f"{store.root} has no finished shard yet")
         return cls(store, plan, sorted(generations.items()), added_columns(store, generations))

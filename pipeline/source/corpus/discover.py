@@ -23,7 +23,8 @@ from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
 from pairmill.pipeline.common.listing import Listing, entries_in
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.manifests import committed, read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.source.columns import (
     can_contain_pictures,
     carried_columns,
@@ -327,7 +328,7 @@ def _outputs(path: str, files: Files) -> list[str]:
         raise SourceError(f"source.paths: {path} refers to pictures in Parquet files; embed those instead: {names}")
     if isinstance(plan.mapping.pictures, WebPictures) and plan.job.images.store == "none":
         raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
-    if missing := plan.num_shards - len(committed(store)):
+    if missing := plan.num_shards - len(readable_shards(store)):
         raise SourceError(
             f"source.paths: {path} is not finished: {missing:,} of {counted(plan.num_shards, 'shard')} missing"
         )

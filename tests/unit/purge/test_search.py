@@ -29,11 +29,14 @@ from pairmill.jobs import select as select_module
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import SubsetError
+from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
 from pairmill.pipeline.purge import unpack
+from pairmill.pipeline.purge.ledger import write_request
 from pairmill.pipeline.purge.windows import BLOCK_BYTES, windows
 from pairmill.schemas.errors import JobError
+from tests.synthetic_dataset import write_dataset
 from tests.unit.purge.conftest import World
 from tests.unit.purge.test_purge import marks_of
 from tests.unit.purge.world import EXPORTS, Source, grep
@@ -232,6 +235,32 @@ def test_a_trainer_is_told_that_the_rows_have_changed(world: World) -> None:
     uids = [uid for batch in resumed for uid in batch["uid"]]
     assert len(set(uids)) == len(uids) == 40
     assert world.source.uid(1) not in uids
+
+
+def test_nothing_reads_rows_while_a_purge_is_unfinished_but_a_trainer_that_had_begun(world: World) -> None:
+    out, uid = world.out, world.source.uid(1)
+    other = world.root / "other"
+    write_dataset(other, 20)
+    pairmill.mix(world.root / "mix", {str(out): 1.0}, settings={"partial": True})
+    running = iter(PairDataset(FeedConfig(out, columns=("uid",), batch_size=4)))
+    first = next(running)
+    write_request(Store(str(out)), {"uid": frozenset([uid])}, "asked for")
+    readers: dict[str, Callable[[], object]] = {
+        "open": lambda: pairmill.open(out),
+        "train": lambda: PairDataset(FeedConfig(out)),
+        "train on a subset": lambda: PairDataset(FeedConfig(out, "all")),
+        "train on a mixture": lambda: PairDataset(FeedConfig(world.root / "mix")),
+        "report": lambda: pairmill.report(out, out=world.root / "report.html"),
+        "compare": lambda: pairmill.report(other, compare=out),
+        "known": lambda: pairmill.select(other, "new", steps=[f"known: {{path: {out}, by: sha256}}"]),
+        "leak": lambda: pairmill.select(other, "new", steps=[f"leak: {{against: {out}, by: [sha256]}}"]),
+    }
+    for name, read in readers.items():
+        with pytest.raises(UnfinishedPurgeError, match=f"{out}: a purge is not finished; finish it first"):
+            pytest.fail(f"{name} read {read()}")
+    assert len({each for batch in (first, *running) for each in batch["uid"]}) == 41
+    assert pairmill.purge(out).purged.rows == 1
+    assert len(pairmill.open(out).table(["uid"])) == 40
 
 
 def test_all_rows_may_go(world: World) -> None:
