@@ -24,7 +24,7 @@ _URL_TAIL = re.compile(r"//[^\s\"'<>\\^`{|}\x00-\x20\x7f]+")
 _SCHEMES = [re.compile(r"https?:$", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:$")]
 _SCHEME_CHARS = 33
 _HOST_OF_ANY = re.compile(
-    r"[\x00-\x20]*(?:https?:[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})?(?:[^/\\?#]*@)?(\[[0-9a-f:.]+\]|[\w.-]+)",
+    r"[\x00-\x20]*(?:https?:[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})?(?:[^/\\?#]*@)?(\[[0-9a-f:.]+\]|\[?[\w.-]+)",
     re.IGNORECASE,
 )
 _HOST_WORD = re.compile(r"[\\%]?(?<![\w-])(?:[\w-]++\.)+[\w-]+", re.ASCII)

@@ -34,6 +34,8 @@ class PdqIndex:
         """Whether the hash of each row is within MATCH_DISTANCE of one that is listed; [rows]. False for null and for
         anything else that is no hash."""
         found = np.zeros(rows.num_rows, np.bool_)
+        if not is_text(rows[PDQ].type):
+            return found
         column = comparable(rows)[PDQ].cast(pa.string())
         is_hash = pc.match_substring_regex(column, "^[0-9a-fA-F]{64}$").fill_null(False)
         found[is_hash.to_numpy()] = self.hashes.has_near(hash_words(column.filter(is_hash), PDQ_WORDS))
@@ -43,9 +45,17 @@ class PdqIndex:
 def comparable(rows: pa.Table) -> pa.Table:
     """The rows with null for the hashes of pictures that are too plain for one: such a hash says nothing, and all plain
     pictures have the same."""
-    if PDQ_COLUMNS - set(rows.column_names) or not pa.types.is_integer(rows.schema.field(PDQ_QUALITY).type):
+    if PDQ_COLUMNS - set(rows.column_names):
         return rows
-    is_plain = pc.less(rows[PDQ_QUALITY], MIN_QUALITY)
-    index = rows.schema.get_field_index(PDQ)
-    hashes = pc.if_else(is_plain.fill_null(False), pa.scalar(None, rows[PDQ].type), rows[PDQ])
-    return rows.set_column(index, rows.schema.field(index).with_nullable(True), hashes)
+    hashes, quality = rows[PDQ], rows[PDQ_QUALITY]
+    if not is_text(hashes.type) or not pa.types.is_integer(quality.type):  # columns of the user
+        return rows
+    is_plain = pc.less(quality, MIN_QUALITY).fill_null(False)
+    known = pc.if_else(is_plain, pa.scalar(None, pa.string()), hashes.cast(pa.string()))
+    return rows.set_column(rows.schema.get_field_index(PDQ), PDQ, known)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are text, perhaps in a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -33,6 +33,7 @@ from pairmill.schemas.manifest import DataFile
 
 _BETWEEN_TAGS = re.compile(r"<[^<>]*>|[\"'\0]")
 _JSON_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, tarfile.TarError)  # Arrow raises the first three
 _BATCH_ROWS = 4_096
 _MIN_OVERLAP = 1 << 16
 _MAX_DEPTH = 3
@@ -84,7 +85,9 @@ class _FileSearch:
             if name.endswith(".tar") or head[_USTAR] == b"ustar":
                 self._tar(file, where)
                 return
-        except (pa.ArrowException, tarfile.TarError) as error:
+        except _DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:  # it could not be read
+                raise
             self._report.unsearched.add(f"is damaged ({error}){where}")
         file.seek(0)
         if name.endswith(".safetensors"):

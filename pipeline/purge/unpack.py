@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from pairmill.pipeline.purge.windows import Reads, blocks
+from pairmill.schemas.errors import FailureKind, PairmillError
 
 MAX_UNPACKED_BYTES = 1 << 32
 """A file that unpacks to more is not searched: a few kilobytes can unpack to any size."""
@@ -36,8 +37,10 @@ _UNKNOWN = {
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException)
 
 
-class UnsearchableError(Exception):
+class UnsearchableError(PairmillError):
     """A file cannot be unpacked; the message says why."""
+
+    kind = FailureKind.INPUT
 
 
 def is_packed(head: bytes) -> bool:

@@ -107,6 +107,7 @@ def test_a_host_has_parent_domains_and_an_ip_address_has_none(host: str, expecte
         "https://evil.example:80:80/a.jpg",
         "https://user:p@ss@evil.example:0/a.jpg",
         "https://evil.example%2fa.jpg",
+        "https://[evil.example]/a.jpg",
         "https://evil.example/a b\x07.jpg",
         "https://evil.example/" + "x" * 9_000,
     ],
