@@ -23,6 +23,8 @@ _HEX_256 = re.compile(r"[0-9a-fA-F]{64}")
 _URL_TAIL = re.compile(r"//[^\s\"'<>\\^`{|}\x00-\x20\x7f]+")
 _SCHEMES = [re.compile(r"https?:$", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:$")]
 _SCHEME_CHARS = 33
+_MAX_PUNCTUATION = 8
+"""Characters after a URL in a text. More would be quadratic work for a line of dots."""
 _HOST_OF_ANY = re.compile(
     r"[\x00-\x20]*(?:https?:[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})?(?:[^/\\?#]*@)?(\[[0-9a-f:.]+\]|\[?[\w.-]+)",
     re.IGNORECASE,
@@ -89,7 +91,9 @@ def urls_in(text: str) -> Iterator[str]:
         schemes = (scheme.search(before) for scheme in _SCHEMES)  # the first, because letters may precede `http`
         found = next((scheme[0] for scheme in schemes if scheme), "") + match[0]
         yield found
-        while found and found[-1] in ".,;:!?)]'":
+        for _ in range(_MAX_PUNCTUATION):
+            if found[-1] not in ".,;:!?)]'":
+                break
             found = found[:-1]
             yield found
 
@@ -127,7 +131,7 @@ def _canonical_host(text: str) -> str:
 
 
 def _ends_in_number(host: str) -> bool:
-    """Whether it is an IP address, or nothing: https://url.spec.whatwg.org/#ends-in-a-number-checker."""
+    """Whether it is an IP address, or not a host at all: https://url.spec.whatwg.org/#ends-in-a-number-checker."""
     return host.rpartition(".")[2].isdigit() or ":" in host
 
 
