@@ -12,5 +12,5 @@ def digest_of(files: Files, uri: str) -> str:
         raise StepError(f"{uri} {why}")
     try:
         return files.checksum(uri)[0]
-    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+    except OSError as error:
         raise StepError(f"{uri} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -144,7 +144,7 @@ def test_two_columns_of_one_name_and_places_that_cannot_be_read_are_errors(tmp_p
         (f"{tmp_path}/two.parquet", "has several columns `uid`"),
         (f"{tmp_path}", "is a folder: name a file in it"),
         ("/dev/null", "is a pipe or device, .* write its content to a file first"),
-        (f"{tmp_path}/a\0b", "cannot be read: embedded null byte"),
+        (f"{tmp_path}/a\0b", "cannot be read: No such file"),
         ("https://example.com/uids.parquet", "cannot be read: give a local file or s3://"),
     ):
         with pytest.raises(StepError, match=problem):
