@@ -510,7 +510,7 @@ def test_law_types_a_job_file_reads_what_json_and_our_own_writer_wrote(value: ob
 @pytest.mark.parametrize("setting", [False, True])
 def test_law_types_the_resize_mode_no_needs_no_quotes(tmp_path: Path, setting: bool) -> None:
     values = "images: {resize_mode: no}\nrules: {caption_languages: [en, no], caption_drop_dates: yes}\n"
-    (tmp_path / "job.yaml").write_text("" if setting else values)
+    (tmp_path / "job.yaml").write_text("config_version: 1" if setting else values)
     settings_ = ["images.resize_mode=no", "rules.caption_languages=[en, no]", "rules.caption_drop_dates=yes"]
     base = {"source.paths": ["in.csv"], "output": "out"}
     job = load_job(str(tmp_path / "job.yaml"), base, settings_ if setting else ())
