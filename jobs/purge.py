@@ -17,12 +17,14 @@ from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
 from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge, unfinished_purges
 from pairmill.pipeline.purge.effects import together
 from pairmill.pipeline.purge.keys import key
 from pairmill.pipeline.purge.ledger import Ledger, finish, read_request, with_values, write_request
 from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
 from pairmill.pipeline.purge.needles import Needles
+from pairmill.pipeline.purge.pdq import PDQ, is_text
 from pairmill.pipeline.purge.purge import find, withdraw
 from pairmill.pipeline.purge.running import only_purge
 from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
@@ -167,9 +169,23 @@ def _values(store: Store, job: PurgeJob) -> Values:
     if found := next(chain(needles.in_text(reason), needles.in_cells(reason.split())), None):
         kind = found.partition(" ")[0]
         raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; say it otherwise")
+    if "pdq" in values and committed(store):  # before that, it blocks rows of the build
+        _refuse_without_pdq(Snapshot.for_purge(store))
     if not values and Ledger.load(store).is_empty:
         raise JobError("say what to withdraw: --uids, --urls, --hosts, --sha256 or --pdq FILE")
     return values
+
+
+def _refuse_without_pdq(snapshot: Snapshot) -> None:
+    """Raise JobError if the pictures have no PDQ hashes to compare: nothing would be withdrawn."""
+    if PDQ not in snapshot.schema.names:
+        add = f"add it: pairmill score {shlex.quote(snapshot.store.root)} hash --score 'pictures: pdq'"
+        why = snapshot.added.missing(PDQ) or f"there is no column `{PDQ}`; {add}"
+        raise JobError(f"--pdq: no picture can be compared: {why}")
+    if not is_text(kind := snapshot.schema.field(PDQ).type):
+        raise JobError(
+            f"--pdq: no picture can be compared: the column `{PDQ}` has no texts of 64 hex digits, but {kind}"
+        )
 
 
 def _planned(store: Store, values: Values, tasks: Tasks) -> Purged:

@@ -47,9 +47,9 @@ def rewrite_shard(store: Store, matcher: Matcher, shard: int, generation: int) -
     writer.remove_leftovers()
     pairs = read_table(store, old.files["pairs"].path)
     rejects = read_table(store, old.files["rejects"].path) if "rejects" in old.files else None
-    gone = matcher.mask(pairs)
-    rejected = np.zeros(0, np.bool_) if rejects is None else matcher.mask(rejects)
     side = SideColumns.of(store, old)
+    gone = matcher.mask(side.beside(pairs, matcher.columns))
+    rejected = np.zeros(0, np.bool_) if rejects is None else matcher.mask(rejects)
     rows = witnesses(store, pairs.filter(pa.array(gone)), side.read(gone))
     if rejects is not None:
         rows = pa.concat_tables([rows, witnesses(store, rejects.filter(pa.array(rejected)), [])])

@@ -11,6 +11,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.purge.matching import Matcher
+from pairmill.pipeline.purge.side_columns import SideColumns
 from pairmill.pipeline.select.tasks import Handle, Tasks
 from pairmill.schemas.manifest import manifest_name
 
@@ -57,10 +58,12 @@ def _scan_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int
 
 
 def _scan_shard(store: Store, matcher: Matcher, shard: int, generation: int) -> Hit:
-    files = read_manifest(store, manifest_name(shard, generation)).files
+    manifest = read_manifest(store, manifest_name(shard, generation))
     found = {"pairs": 0, "rejects": 0}
     for name in ("pairs", "rejects"):
-        if name in files:
-            table = read_table(store, files[name].path, matcher.columns)
+        if name in manifest.files:
+            table = read_table(store, manifest.files[name].path, matcher.columns)
+            if name == "pairs" and matcher.columns - set(table.column_names):
+                table = SideColumns.of(store, manifest).beside(table, matcher.columns)
             found[name] = int(np.count_nonzero(matcher.mask(table)))
     return Hit(shard, generation, found["pairs"], found["rejects"])

@@ -1,7 +1,8 @@
-"""Rewrites the columns beside a shard's pairs, row by row, and finds scores that hold withdrawn rows in their state."""
+"""Reads and rewrites the columns beside a shard's pairs, row by row, and finds scores that hold withdrawn rows in their
+state."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,15 @@ class SideColumns:
         if not rows.any():
             return []
         return [read_table(self.store, record.file.path).filter(pa.array(rows)) for _, record in self.records]
+
+    def beside(self, pairs: pa.Table, names: Collection[str]) -> pa.Table:
+        """The table of the pairs file, with those of the columns `names` that it lacks and that were added."""
+        missing = set(names) - set(pairs.column_names)
+        for _, record in self.records if missing else ():
+            added = read_table(self.store, record.file.path, missing)
+            for field, column in zip(added.schema, added.columns, strict=True):
+                pairs = pairs.append_column(field, column)
+        return pairs
 
     def write(self, new: ShardManifest, pairs: pa.Table, gone: Mask) -> None:
         """Write the columns of the next generation. `pairs`: the old pairs, `gone`: which of them go.

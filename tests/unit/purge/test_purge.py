@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -86,6 +87,31 @@ def test_nothing_is_left_and_everything_else_stays(world: World, kind: str) -> N
     check_the_rest(world.root, before, uids, urls)
     if has_exports:
         check_exports(world.root, before, state_of(world.root), uids)
+
+
+def test_pdq_hashes_are_compared_wherever_the_column_is_and_refused_if_it_is_not(world: World) -> None:
+    """`score` puts it beside the pairs. Rows 2 and 30 have the same picture."""
+    shutil.rmtree(world.out / "exports")
+    with pytest.raises(JobError, match=r"--pdq: .* no column `pdq`; add it: pairmill score .* hash --score 'pictures"):
+        purge(world, "pdq", ["0" * 64])
+    pairmill.score(world.out, "hash", score="pictures: pdq", settings={"partial": True})
+    table = pairmill.open(world.out).table(["uid", "pdq", "pdq_quality"]).to_pylist()
+    (row,) = (row for row in table if row["uid"] == world.source.uid(2))
+    assert row["pdq_quality"] >= 50
+    card = next((world.out / "columns/hash/manifests").iterdir())
+    saved = card.read_bytes()
+    card.unlink()
+    with pytest.raises(JobError, match=r"--pdq: .* some shards lack the score 'hash': run `pairmill score OUT hash`"):
+        purge(world, "pdq", [row["pdq"]])
+    assert not (world.out / "withdrawn").exists()
+    card.write_bytes(saved)
+    result = purge(world, "pdq", [row["pdq"]])
+    assert (result.purged.rows, result.purged.shards) == (2, [0, 2])
+    listed = world.saved.parent / "pdq.parquet"
+    pq.write_table(pa.table({"pdq": [row["pdq"]]}), listed)
+    verified = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(listed)])
+    assert (verified.exit_code, verified.stderr) == (0, "")
+    assert pairmill.verify(world.out, rescore=0).problems == []
 
 
 def check_shards(root: Path, before: dict[str, Any], uids: set[str]) -> None:
