@@ -65,7 +65,7 @@ def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:
     if max(upkeep.generations, default=0):
         shards = ", ".join(f"{shards:,} at {number:,}" for number, shards in upkeep.generations.items())
         typer.echo(f"generations of the shards: {shards}")
-    if upkeep.superseded:
+    if upkeep.superseded and not upkeep.unfinished_purges:  # a purge deletes them itself
         older = counted(upkeep.superseded, "superseded generation")
         typer.echo(f"{older}, which `pairmill gc {output}` deletes")
     if upkeep.requests:

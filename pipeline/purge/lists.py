@@ -1,5 +1,6 @@
 """Reads lists of what to withdraw: text files with one value per line, or Parquet files with a column of that name."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
@@ -13,6 +14,10 @@ from pairmill.schemas.purge import LIST_KINDS, ListKind
 
 _BATCH_ROWS = 65_536
 _MAGIC = b"PAR1"
+_PART_OF_HASH = re.compile(r"(?=.*\d)[0-9a-f-]{8,}")
+"""A hash that was cut, or of another kind."""
+_URL = re.compile(r"//|:[/\\]")
+"""In a URL, also in one that cannot be requested."""
 
 Values = Mapping[ListKind, frozenset[str]]
 """Kind -> values in their canonical form (see `keys.py`)."""
@@ -46,20 +51,32 @@ def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
 
 def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
     """The values of a list whose kinds show: of text, 32 digits or a UUID are a uid, 64 digits a SHA-256 and a PDQ
-    hash, what has `://` a URL, and the rest hosts; of Parquet, the columns say. Raises JobError."""
+    hash, what has `//` or `:/` a URL, and the rest hosts, but not other hex digits; of Parquet, the columns say. Raises
+    JobError."""
     found: dict[ListKind, set[str]] = {kind: set() for kind in LIST_KINDS}
     for (column, place), text in _texts(files, path, LIST_KINDS):
-        kinds = LIST_KINDS if column is None else (column,)
+        kinds = _kinds_of(text) if column is None else (column,)
         matches = {kind: value for kind in kinds if (value := canonical(kind, text)) is not None}
-        if column is None and "host" in matches and len(matches) > 1:  # digits are valid host names too
-            del matches["host"]
         if not matches:
-            raise JobError(f"{path}, {place}: {clean_text(text, 60)!r} is no uid, URL, host or hash")
+            raise JobError(
+                f"{path}, {place}: {clean_text(text, 60)!r} is no whole uid, URL, host or hash; give Parquet with a "
+                "column `uid`, `url`, `host`, `sha256` or `pdq`, if it is one of these nevertheless"
+            )
         for kind, value in matches.items():
             found[kind].add(value)
     if not any(found.values()):
         raise JobError(f"{path}: has no values")
     return {kind: frozenset(values) for kind, values in found.items() if values}
+
+
+def _kinds_of(text: str) -> tuple[ListKind, ...]:
+    """The kinds that a text may be of."""
+    if _URL.search(text):
+        return ("url",)
+    hashes: tuple[ListKind, ...] = ("uid", "sha256", "pdq")
+    if _PART_OF_HASH.fullmatch(text.strip().lower()) or any(canonical(kind, text) for kind in hashes):
+        return hashes
+    return ("host",)
 
 
 _Place = tuple[ListKind | None, str]

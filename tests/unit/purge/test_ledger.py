@@ -69,6 +69,8 @@ def test_spellings_of_one_value_are_equal(kind: ListKind, text: str, same: str) 
         ("host", "http://example.com/"),
         ("host", "4"),
         ("host", "0.3.4"),
+        ("host", "127.22.1.10:40469"),
+        ("host", "example.com:80"),
         ("url", f"http://example.com/{'x' * (1 << 20)}"),
         ("sha256", UID),
         ("pdq", "x" * 64),
@@ -78,6 +80,16 @@ def test_a_value_of_another_kind_is_refused_with_its_line(tmp_path: Path, kind: 
     (tmp_path / "list.txt").write_text(f"# a comment\n\n{text}\n")
     with pytest.raises(JobError, match=r"list\.txt, line 3: (.* is not |is longer than 1,048,576 bytes)"):
         read_list(FILES, str(tmp_path / "list.txt"), kind)
+
+
+@pytest.mark.parametrize(
+    "text", [UID[:20], "8F373714acfcf4d0", UID[:18] + "-", "10.0.3.4:80", "a.example:80", "a.example/b"]
+)
+def test_what_is_no_whole_value_is_no_host_to_verify(tmp_path: Path, text: str) -> None:
+    """Nothing would be found, and so all would seem to be clean."""
+    (tmp_path / "list.txt").write_text(f"b.example\ncom\ncafe\n{text}\n")
+    with pytest.raises(JobError, match=r"list\.txt, line 4: .* is no whole uid, URL, host or hash"):
+        read_any_list(FILES, str(tmp_path / "list.txt"))
 
 
 @pytest.mark.parametrize(
@@ -359,6 +371,13 @@ def test_status_tells_about_generations_and_withdrawn_rows(world: World) -> None
     assert values["statuses"]["withdrawn"] == 2
     assert (values["superseded"], values["unfinished_purges"]) == (0, 0)
     assert values["pairs"] + values["rejects"] + 2 == values["rows_in"]
+    older = "manifests/000000000.json"
+    (world.out / older).write_bytes((world.saved / "out" / older).read_bytes())
+    assert f"`pairmill gc {world.out}` deletes" in CliRunner().invoke(app, ["status", str(world.out)]).stdout
+    write_request(Store(str(world.out)), {}, "interrupted")
+    text = CliRunner().invoke(app, ["status", str(world.out)]).stdout
+    assert f"to finish it: pairmill purge {world.out}\n" in text
+    assert "pairmill gc" not in text  # which is refused until then
 
 
 def test_without_the_right_to_delete_nothing_begins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
