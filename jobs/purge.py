@@ -20,8 +20,10 @@ from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge, unfinished_purges
 from pairmill.pipeline.purge.effects import together
+from pairmill.pipeline.purge.exports import known_exports, refuse_no_exports
 from pairmill.pipeline.purge.keys import key
 from pairmill.pipeline.purge.ledger import Ledger, finish, read_request, with_values, write_request
+from pairmill.pipeline.purge.leftovers import reports_of
 from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
 from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.pdq import PDQ, is_text
@@ -36,7 +38,7 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.job.run import RunConfig
-from pairmill.schemas.purge import MAX_REASON_CHARS, ListKind, Purged
+from pairmill.schemas.purge import MAX_REASON_CHARS, ExportPurge, ListKind, Purged
 from pairmill.schemas.s3 import secret_in
 
 _AGAIN = "rows that were added since earlier requests"
@@ -102,19 +104,21 @@ class PurgeResult:
 def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeResult:
     """Withdraw rows. If interrupted, call it again to finish.
 
-    Raises JobError, before anything changes, for a bad list, a missing reason, or if another purge is running; and
-    StorageError without the right to delete.
+    Raises JobError, before anything changes, for a bad list, a missing reason, an export that is none, or if another
+    purge is running; and StorageError without the right to delete.
     """
     store.check_access()
     plan = load_plan(store)
     values = _values(store, job)
+    exports = [absolute(path) for path in job.exports]
+    refuse_no_exports(store, exports)
     steps = Steps(on_step, "reading manifests")
     if job.dry_run:
         with open_tasks(job.run, plan.num_rows < ROWS_FOR_RAY, steps) as tasks:
-            return PurgeResult(store.root, True, _planned(store, values, tasks))
+            return PurgeResult(store.root, True, _planned(store, values, exports, tasks))
     with only_purge(store):
         try:
-            return _purge(store, plan, job, values, steps)
+            return _purge(store, plan, job, values, exports, steps)
         except PermissionError as error:
             raise StorageError(
                 f"{error}; a purge needs the right to write and delete. Give it, and finish the purge: "
@@ -122,9 +126,10 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
             ) from error
 
 
-def _purge(store: Store, plan: Plan, job: PurgeJob, values: Values, steps: Steps) -> PurgeResult:
-    if values or job.exports:
-        exports = [absolute(path) for path in job.exports]
+def _purge(
+    store: Store, plan: Plan, job: PurgeJob, values: Values, exports: Sequence[str], steps: Steps
+) -> PurgeResult:
+    if values or exports:
         write_request(store, values, job.reason or _ONLY_EXPORTS, exports)
     with open_tasks(job.run, plan.num_rows < ROWS_FOR_RAY, steps) as tasks:
         if not unfinished_purges(store) and find(store, Ledger.load(store), tasks):
@@ -188,11 +193,16 @@ def _refuse_without_pdq(snapshot: Snapshot) -> None:
         )
 
 
-def _planned(store: Store, values: Values, tasks: Tasks) -> Purged:
-    """What a purge would find in the shards."""
+def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks) -> Purged:
+    """What a purge would find in the shards, the reports that would go then, and the exports that it would search."""
     keys = {kind: [key(kind, value) for value in listed] for kind, listed in values.items()}
     hits = find(store, with_values(Ledger.load(store), keys), tasks)
-    return Purged(rows=sum(hit.pairs + hit.rejects for hit in hits), shards=[hit.shard for hit in hits])
+    return Purged(
+        rows=sum(hit.pairs + hit.rejects for hit in hits),
+        shards=[hit.shard for hit in hits],
+        reports=reports_of(store) if hits else [],
+        exports=[ExportPurge(output=output, outcome="known") for output in known_exports(store, exports)],
+    )
 
 
 def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:

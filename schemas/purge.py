@@ -65,11 +65,17 @@ class ExportPurge(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     output: str
-    outcome: Literal["nothing to withdraw", "rewritten", "unfinished", "not found", "damaged"]
+    outcome: Literal["nothing to withdraw", "rewritten", "unfinished", "not found", "damaged", "known"]
     """`unfinished`: the export was interrupted. What it had finished was purged, and the rest deleted. `damaged`: files
-    are missing or differ from what was exported. Those were left as they are, and all others purged."""
+    are missing or differ from what was exported. Those were left as they are, and all others purged. `known`: of a dry
+    run, which does not look into exports."""
     rows: int = 0
     """Rows that went."""
+
+    @property
+    def may_keep_rows(self) -> bool:
+        """Whether withdrawn rows may be left in it."""
+        return self.outcome in ("not found", "damaged")
 
 
 class Purged(BaseModel):

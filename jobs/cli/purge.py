@@ -1,5 +1,6 @@
 """`pairmill purge` and `gc`: withdraw rows from a dataset, and delete files that nothing needs."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _EXPORT_REMEDIES = {
-    "not found": "; if it is elsewhere, purge it there with --export",
+    "not found": "; if it is elsewhere, purge it there with --export. If it is deleted or purged, delete {note}",
     "unfinished": "; what it had finished was kept. Delete it, and make it again",
     "damaged": "; delete it, and make it again in another folder",
 }
@@ -39,7 +40,9 @@ def purge(
         list[str] | None,
         typer.Option(metavar="PATH", help="An export that OUT does not know of, to purge too; repeatable."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which shards hold such rows.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which shards hold such rows, and which exports are searched.")
+    ] = False,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -50,16 +53,19 @@ def purge(
     host, sha256 or pdq. If interrupted, run it again to finish, with or without the lists. No other command may write
     to OUT meanwhile.
     """
-    from pairmill.jobs.purge import purge as run_purge
-
     lists: dict[ListKind, str | None] = {"uid": uids, "url": urls, "host": hosts, "sha256": sha256, "pdq": pdq}
     given: dict[ListKind, str] = {kind: path for kind, path in lists.items() if path is not None}
-    with errors(), progress(f"Nothing is lost; finish it: pairmill purge {output}") as listener:
-        job = _job(given, reason, export or [], dry_run, settings)
-        result = run_purge(open_store(output, settings), job, listener.step)
+    with errors():
+        from pairmill.jobs.purge import purge as run_purge
+
+        with progress(f"Nothing is lost; finish it: pairmill purge {output}") as listener:
+            job = _job(given, reason, export or [], dry_run, settings)
+            result = run_purge(open_store(output, settings), job, listener.step)
     _print_purge(result)
     if as_json:
         print_json(result.as_dict())
+    if any(each.may_keep_rows for each in result.purged.exports):
+        raise typer.Exit(1)
 
 
 def _job(
@@ -73,11 +79,16 @@ def _job(
 
 def _print_purge(result: "PurgeResult") -> None:
     from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.dataset.exports import note_name
 
     done = result.purged
     rows, shards = counted(done.rows, "row"), counted(len(done.shards), "shard")
     if result.dry_run:
         typer.echo(f"{result.output}: {rows} in {shards} would be withdrawn; nothing was changed")
+        _print_names("shards", [f"{shard:,}" for shard in done.shards])
+        _print_names("reports that would be deleted", done.reports)
+        for export in done.exports:
+            typer.echo(f"export that would lose such rows too: {export.output}")
         return
     typer.echo(f"{result.output}: {rows} withdrawn; {shards} rewritten")
     for title, names in (
@@ -88,13 +99,12 @@ def _print_purge(result: "PurgeResult") -> None:
         ("scores deleted, because withdrawn rows are in them", list(done.scores)),
         ("reports deleted", done.reports),
     ):
-        if names:
-            more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-            typer.echo(f"{title}: {', '.join(names[:_SHOWN])}{more}")
+        _print_names(title, names)
     if done.failures:
         typer.echo(f"{counted(done.failures, 'traceback')} of failed shards deleted")
     for export in done.exports:
-        where = _EXPORT_REMEDIES.get(export.outcome, "")
+        note = f"{result.output}/{note_name(export.output)}"
+        where = _EXPORT_REMEDIES.get(export.outcome, "").format(note=note)
         of_rows = f": {counted(export.rows, 'row')} withdrawn" if export.rows else ""
         typer.echo(f"export {export.output}: {export.outcome}{of_rows}{where}")
     typer.echo(f"{counted(done.files_deleted, 'old file')} deleted")
@@ -105,6 +115,12 @@ def _print_purge(result: "PurgeResult") -> None:
         )
     for command in result.remedies:
         typer.echo(f"to make it again: {command}")
+
+
+def _print_names(title: str, names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        typer.echo(f"{title}: {', '.join(names[:_SHOWN])}{more}")
 
 
 def gc(
@@ -118,9 +134,9 @@ def gc(
     These are superseded generations of shards and columns, and what interrupted commands left. Files that pairmill
     did not write stay.
     """
-    from pairmill.jobs.upkeep import gc as run_gc
-
     with errors():
+        from pairmill.jobs.upkeep import gc as run_gc
+
         result = run_gc(open_store(output, settings), dry_run)
     _print_gc(result)
     if as_json:

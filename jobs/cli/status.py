@@ -91,14 +91,15 @@ def verify(
     Checks the counts, checksums, and tar and Parquet keys of every shard and the files of search indexes, and
     recomputes a sample of the scores. With --purged, proves that nothing is left of rows that were purged.
     """
-    from pairmill.pipeline.check.verify import verify as run_verify
-
     if purged is not None:
         _verify_purged(output, purged, settings, as_json)
         return
 
-    with errors(), progress("Nothing was changed.") as listener:
-        report = run_verify(open_store(output, settings), rescore, listener.step)
+    with errors():
+        from pairmill.pipeline.check.verify import verify as run_verify
+
+        with progress("Nothing was changed.") as listener:
+            report = run_verify(open_store(output, settings), rescore, listener.step)
     _print_report(report, output)
     if as_json:
         print_json(report.as_dict())
@@ -107,11 +108,13 @@ def verify(
 
 
 def _verify_purged(output: str, purged: str, settings: list[str] | None, as_json: bool) -> None:
-    from pairmill.jobs.purge import verify_purged
     from pairmill.pipeline.common.text import counted
 
-    with errors(), progress("Nothing was changed.") as listener:
-        report = verify_purged(open_store(output, settings), purged, on_step=listener.step)
+    with errors():
+        from pairmill.jobs.purge import verify_purged
+
+        with progress("Nothing was changed.") as listener:
+            report = verify_purged(open_store(output, settings), purged, on_step=listener.step)
     for line in report.lines():
         typer.echo(line)
     for found in report.found:

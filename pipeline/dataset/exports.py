@@ -12,12 +12,17 @@ _FOLDER = "exports"
 
 def note_export(store: Store, note: ExportNote) -> bool:
     """Note an export. Returns False if the dataset cannot be written to: a purge must then be told where it is."""
-    digest = hashlib.blake2b(note.output.encode(), digest_size=8).hexdigest()
     try:
-        store.create(f"{_FOLDER}/{digest}.json", note.model_dump_json(indent=1).encode())
+        store.create(note_name(note.output), note.model_dump_json(indent=1).encode())
     except OSError:  # read-only for whoever exports, such as a public bucket
         return False
     return True
+
+
+def note_name(output: str) -> str:
+    """The file that says where an export is. If it is deleted, no purge looks for the export."""
+    digest = hashlib.blake2b(output.encode(), digest_size=8).hexdigest()
+    return f"{_FOLDER}/{digest}.json"
 
 
 def noted_exports(store: Store) -> Iterator[ExportNote]:

@@ -16,6 +16,7 @@ from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.export_part import REMEDY, DamagedPartError, PartFiles, reading_export
 from pairmill.pipeline.purge.keys import digest
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.purge import ExportPurge
 from pairmill.schemas.s3 import S3Config
@@ -28,16 +29,32 @@ _NUM_PAIRS = re.compile(rb"(?m)^[\d,]+ pairs?\b")
 def purge_exports(store: Store, uids: DigestSet, also: Sequence[str]) -> Iterator[ExportPurge]:
     """Purge every export that the dataset knows of, and those in `also` (paths or URLs). Yields each when its parts
     are purged, before its record says so."""
-    outputs = dict.fromkeys([*(note.output for note in noted_exports(store)), *also])
-    for output in outputs:
+    for output in known_exports(store, also):
         yield from _purge_if_there(output, store.files.s3, uids)
+
+
+def known_exports(store: Store, also: Sequence[str]) -> list[str]:
+    """Where the exports are that the dataset knows of, and those in `also`."""
+    return list(dict.fromkeys([*(note.output for note in noted_exports(store)), *also]))
+
+
+def refuse_no_exports(store: Store, paths: Sequence[str]) -> None:
+    """Raise JobError if one of these paths or URLs has no export, not even a damaged one."""
+    for path in paths:
+        if not any(_records_of(Store(path, store.files.s3))):
+            raise JobError(f"--export {path}: there is no export; give the folder that `pairmill export` wrote")
+
+
+def _records_of(output: Store) -> tuple[bool, bool]:
+    """Whether a folder has the record of an export, and whether it has parts of one."""
+    return is_export(output), bool(output.list(f"{records_folder(output)}/manifests"))
 
 
 def _purge_if_there(path: str, s3: S3Config, uids: DigestSet) -> Iterator[ExportPurge]:
     """An export that cannot be reached or read must not keep the rest of a purge from its end."""
     try:
         output = Store(path, s3)
-        has_record, has_parts = is_export(output), bool(output.list(f"{records_folder(output)}/manifests"))
+        has_record, has_parts = _records_of(output)
     except OSError:
         has_record = has_parts = False
     if has_record:

@@ -71,12 +71,17 @@ class _Digests:
             return False
 
 
+def reports_of(store: Store) -> list[str]:
+    """The reports in the folder."""
+    names = store.list("")
+    return [name for name in names if name == "report.html" or (name.startswith("report-") and name.endswith(".html"))]
+
+
 def delete_reports(store: Store) -> Iterator[str]:
     """Delete the reports, which show pictures and captions. Yields each name before it is deleted."""
-    for name in store.list(""):
-        if name == "report.html" or (name.startswith("report-") and name.endswith(".html")):
-            yield name
-            store.delete(name)
+    for name in reports_of(store):
+        yield name
+        store.delete(name)
 
 
 def delete_failures(store: Store) -> None:

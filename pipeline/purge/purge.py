@@ -61,7 +61,8 @@ def withdraw(
     steps.part(0, 1)
     _note_each(effects, "inputs", delete_unplanned(store, plan))
     _note_each(effects, "inputs", purge_inputs(store, plan, matcher))
-    _note_each(effects, "reports", delete_reports(store))
+    if effects.purged.shards:  # otherwise no row went that a report could show
+        _note_each(effects, "reports", delete_reports(store))
     effects.note(failures=effects.purged.failures or len(store.list("failures")))
     delete_failures(store)
     for export in purge_exports(store, ledger.uids, exports):

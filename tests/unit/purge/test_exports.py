@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import pairmill
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportFormat
 from tests.unit.purge.conftest import World
 from tests.unit.purge.test_purge import Killed, kill_at, marks_of
@@ -94,6 +95,15 @@ def test_nothing_withdrawn_is_left_in_an_export_that_was_killed(
     assert [outcome for outcome, _ in groupby(outcomes)] == ["not found", "unfinished", "rewritten"]
 
 
+@pytest.mark.parametrize("path", ["nosuch", "out", "in.csv"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_is_no_export_is_refused_before_anything_changes(world: World, path: str, dry_run: bool) -> None:
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    with pytest.raises(JobError, match=f"--export {world.root / path}: there is no export"):
+        pairmill.purge(world.out, uids=uids, reason="x", exports=world.root / path, dry_run=dry_run)
+    assert not (world.out / "withdrawn").exists()
+
+
 def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.move(world.root / "tars", world.root / "moved")
     (world.root / "pool/.pairmill/export.json").unlink()
@@ -103,8 +113,12 @@ def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pyte
     done = CliRunner().invoke(
         app, ["purge", str(world.out), "--uids", str(uids), "--reason", "asked for", "--export", moved]
     )
-    assert done.exit_code == 0
-    assert f"export {world.root}/tars: not found; if it is elsewhere, purge it there with --export" in done.stdout
+    assert done.exit_code == 1  # its rows may remain
+    note = next(path for path in (world.out / "exports").iterdir() if b"/tars" in path.read_bytes())
+    missed = (
+        f"export {world.root}/tars: not found; if it is elsewhere, purge it there with --export. If it is deleted or"
+    )
+    assert f"{missed} purged, delete {note}\n" in done.stdout
     assert f"export {world.root}/pool: damaged; delete it, and make it again in another folder" in done.stdout
     assert f"export {moved}: rewritten: 1 row withdrawn" in done.stdout
     assert grep(world.root / "moved", world.source.marks(1)) == []

@@ -40,6 +40,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.purge import LIST_KINDS, ListKind
 from tests.unit.purge.conftest import World
+from tests.unit.purge.world import EXPORTS
 
 UID = "00112233445566778899aabbccddeeff"
 FILES = Files()
@@ -256,8 +257,18 @@ def test_a_dry_run_changes_nothing(world: World) -> None:
     before = files()
     hosts = world.write("hosts.txt", ["elsewhere.example"])
     result = pairmill.purge(world.out, hosts=hosts, dry_run=True)
-    assert (result.purged.rows, result.purged.shards) == (10, [0, 1, 2, 3])
+    assert (result.purged.rows, result.purged.shards, result.purged.reports) == (10, [0, 1, 2, 3], ["report.html"])
+    assert sorted(Path(each.output).name for each in result.purged.exports) == sorted(EXPORTS)
+    text = CliRunner().invoke(app, ["purge", str(world.out), "--hosts", str(hosts), "--dry-run"]).stdout
+    assert "10 rows in 4 shards would be withdrawn; nothing was changed\nshards: 0, 1, 2, 3\nreports that" in text
+    assert f"export that would lose such rows too: {world.root}/pool\n" in text
     assert files() == before
+
+
+def test_a_purge_that_withdraws_nothing_keeps_the_reports(world: World) -> None:
+    uids = world.write("uids.txt", ["0" * 32])
+    assert pairmill.purge(world.out, uids=uids, reason="asked for").purged.reports == []
+    assert (world.out / "report.html").exists()
 
 
 def test_withdrawn_rows_are_not_read_fetched_or_stored_later(world: World) -> None:
