@@ -19,9 +19,9 @@ def demo(
     Serves synthetic pictures with known ground truth on loopback addresses, runs the real build, and compares the
     result with the ground truth.
     """
-    from pairmill.jobs.demo.demo import run_demo
-
     with errors():
+        from pairmill.jobs.demo.demo import run_demo
+
         try:
             matches = run_demo(out, pairs, seed, as_json)
         except KeyboardInterrupt as stop:

@@ -30,17 +30,18 @@ def explore(
     Filter pairs with live counts and save them as a subset, look at rejects and duplicates, search by text or picture,
     and label pairs as good or bad. Nothing is sent to other machines.
     """
-    from pairmill.jobs.explore import ExploreOptions
-    from pairmill.jobs.explore import explore as run_explore
+    with errors():
+        from pairmill.jobs.explore import ExploreOptions
+        from pairmill.jobs.explore import explore as run_explore
 
-    with errors(), progress("Saved subsets and labels stay.") as listener:
-        store = open_store(output, settings)
+        with progress("Saved subsets and labels stay.") as listener:
+            store = open_store(output, settings)
 
-        def ready(guard: "Guard", explorer: "Explorer") -> None:
-            listener.close()
-            typer.echo(f"Open {guard.address}")
-            if guard.access_token:
-                typer.echo("Anyone with this address can see the dataset, save subsets and label pairs.", err=True)
-            typer.echo(f"Labels go to {store.path(explorer.labels.path)}. Ctrl-C ends.", err=True)
+            def ready(guard: "Guard", explorer: "Explorer") -> None:
+                listener.close()
+                typer.echo(f"Open {guard.address}")
+                if guard.access_token:
+                    typer.echo("Anyone with this address can see the dataset, save subsets and label pairs.", err=True)
+                typer.echo(f"Labels go to {store.path(explorer.labels.path)}. Ctrl-C ends.", err=True)
 
-        run_explore(store, ExploreOptions(host, port, labels), ready, listener.step)
+            run_explore(store, ExploreOptions(host, port, labels), ready, listener.step)

@@ -31,9 +31,9 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    from pairmill.pipeline.encode.catalog import known_models
-
     with errors():
+        from pairmill.pipeline.encode.catalog import known_models
+
         found = known_models(pattern)
     if not found:
         typer.echo(f"pairmill: open_clip has no model with {pattern!r} in its name", err=True)
@@ -62,9 +62,9 @@ def presets(
 
     Shows what each keeps, which command takes it, where it was published, and what it was calibrated on.
     """
-    from pairmill.jobs.preset_files import load_preset, preset_names, preset_text
-
     with errors():
+        from pairmill.jobs.preset_files import load_preset, preset_names, preset_text
+
         names = preset_names() if name is None else [name]
         found = {each: load_preset(each) for each in names}
         if name is not None and not as_json:

@@ -25,14 +25,16 @@ def status(
 
     Counts shards, and rows by status. Works on any machine that can read OUT.
     """
-    from pairmill.jobs.cli.watch import watch
-    from pairmill.jobs.results import current
-    from pairmill.jobs.upkeep import Upkeep
     from pairmill.pipeline.common.text import counted
 
-    with errors(), progress("The job itself, if one is running, continues.") as listener:
-        store = open_store(output, settings)
-        result = watch(store, listener, every_s) if follow else current(store)
+    with errors():
+        from pairmill.jobs.cli.watch import watch
+        from pairmill.jobs.results import current
+        from pairmill.jobs.upkeep import Upkeep
+
+        with progress("The job itself, if one is running, continues.") as listener:
+            store = open_store(output, settings)
+            result = watch(store, listener, every_s) if follow else current(store)
     done = result.shards - len(result.shards_missing)
     shards, rows = counted(result.shards, "shard"), counted(result.input_rows, "row")
     typer.echo(f"{result.output}: {done:,} of {shards}, {rows} done")

@@ -58,8 +58,9 @@ def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
         kinds = _kinds_of(text) if column is None else (column,)
         matches = {kind: value for kind in kinds if (value := canonical(kind, text)) is not None}
         if not matches:
+            shown = clean_text(text, 60) or ""
             raise JobError(
-                f"{path}, {place}: {clean_text(text, 60)!r} is no whole uid, URL, host or hash; give Parquet with a "
+                f"{path}, {place}: {shown!r} is no whole uid, URL, host or hash; give Parquet with a "
                 "column `uid`, `url`, `host`, `sha256` or `pdq`, if it is one of these nevertheless"
             )
         for kind, value in matches.items():

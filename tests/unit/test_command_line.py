@@ -1,5 +1,6 @@
 """Tests the command line itself: help fits the terminal, examples are valid, and options become a job."""
 
+import ast
 import dataclasses
 import io
 import json
@@ -10,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from pairmill.jobs.cli import status
 from pairmill.jobs.cli.command_line import COMMANDS, parse_command
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_fields import job_fields
@@ -94,6 +97,16 @@ def test_options_have_the_names_of_their_commands_parameters(name: str, options:
         "compare",
         "no_report",
     }
+
+
+def test_ctrl_c_while_a_command_starts_is_said() -> None:
+    """Heavy imports are slow, so they come where `errors` sees the interruption."""
+    for path in Path(status.__file__).parent.glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            body = [ast.unparse(each) for each in function.body] if isinstance(function, ast.FunctionDef) else []
+            begins = next((number for number, text in enumerate(body) if text.startswith("with errors()")), 0)
+            early = [text for text in body[:begins] if re.match("from pairmill.(jobs|pipeline)[.](?!common[.])", text)]
+            assert early == [], f"{path}, {body[begins]}"
 
 
 def test_the_version_is_printed() -> None:
