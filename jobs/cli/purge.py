@@ -58,7 +58,8 @@ def purge(
     with errors():
         from pairmill.jobs.purge import purge as run_purge
 
-        with progress(f"Nothing is lost; finish it: pairmill purge {output}") as listener:
+        after_stop = "Nothing was changed." if dry_run else f"Nothing is lost; finish it: pairmill purge {output}"
+        with progress(after_stop) as listener:
             job = _job(given, reason, export or [], dry_run, settings)
             result = run_purge(open_store(output, settings), job, listener.step)
     _print_purge(result)
@@ -88,7 +89,7 @@ def _print_purge(result: "PurgeResult") -> None:
         _print_names("shards", [f"{shard:,}" for shard in done.shards])
         _print_names("reports that would be deleted", done.reports)
         for export in done.exports:
-            typer.echo(f"export that would lose such rows too: {export.output}")
+            typer.echo(f"export that would be searched for such rows: {export.output}")
         return
     typer.echo(f"{result.output}: {rows} withdrawn; {shards} rewritten")
     for title, names in (

@@ -261,7 +261,7 @@ def test_a_dry_run_changes_nothing(world: World) -> None:
     assert sorted(Path(each.output).name for each in result.purged.exports) == sorted(EXPORTS)
     text = CliRunner().invoke(app, ["purge", str(world.out), "--hosts", str(hosts), "--dry-run"]).stdout
     assert "10 rows in 4 shards would be withdrawn; nothing was changed\nshards: 0, 1, 2, 3\nreports that" in text
-    assert f"export that would lose such rows too: {world.root}/pool\n" in text
+    assert f"export that would be searched for such rows: {world.root}/pool\n" in text
     assert files() == before
 
 
