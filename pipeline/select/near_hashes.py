@@ -102,14 +102,16 @@ def in_order(*parts: Array) -> tuple[Array | int, ...]:
         order = np.lexsort((row_index, ~_joined(parts, "low_bits"), ~_joined(parts, "rank")))
     else:
         order = np.argsort(row_index)
-    words = np.empty((len(order), parts[0]["words"].shape[1]), np.uint64)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
+    row_index, states = row_index[order], _joined(parts, "state")[order]
+    place = np.empty(len(order), np.uint32)
+    place[order] = np.arange(len(order), dtype=np.uint32)
+    del order
+    words = np.empty((len(place), parts[0]["words"].shape[1]), np.uint64)
     ends = np.cumsum([len(part) for part in parts])
     for part, end in zip(parts, ends.tolist(), strict=True):
         words[place[end - len(part) : end]] = part["words"]  # without a copy of all parts
-    sample = words[:: max(1, len(order) // SAMPLED_ROWS)]
-    return sample, len(order), row_index[order], _joined(parts, "state")[order], words
+    sample = words[:: max(1, len(words) // SAMPLED_ROWS)]
+    return sample, len(words), row_index, states, words
 
 
 def _joined(parts: Sequence[Array], name: str) -> Array:
