@@ -89,7 +89,7 @@ def test_nothing_is_left_and_everything_else_stays(world: World, kind: str) -> N
         check_exports(world.root, before, state_of(world.root), uids)
 
 
-def test_pdq_hashes_are_compared_wherever_the_column_is_and_refused_if_it_is_not(world: World) -> None:
+def test_pdq_hashes_are_compared_wherever_the_column_is_and_refused_if_it_is_not(world: World, no_ray: None) -> None:
     """`score` puts it beside the pairs. Rows 2 and 30 have the same picture."""
     shutil.rmtree(world.out / "exports")
     with pytest.raises(JobError, match=r"--pdq: .* no column `pdq`; add it: pairmill score .* hash --score 'pictures"):

@@ -26,7 +26,7 @@ from pairmill.pipeline.score import isolated, picture_rows, pictures
 from pairmill.pipeline.score.isolated import IsolatedScore
 from pairmill.pipeline.score.kind import LEFT_OUT, PICTURE, ScoreError
 from pairmill.pipeline.score.score_shard import opened
-from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch, score_pipeline
+from pairmill.pipeline.stages.pipelines import process_batch, score_pipeline
 from pairmill.schemas.batch import planned_batches
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.images import ImagesConfig
@@ -51,18 +51,7 @@ ROWS = [
 IN_ORDER = [PHOTOGRAPHS[0], PHOTOGRAPHS[0], PHOTOGRAPHS[1], PHOTOGRAPHS[2], None, PHOTOGRAPHS[3]]
 
 
-@pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run shards in this process."""
-
-    def run_shards_of(pipeline: Pipeline, shards: pa.Table, *_: object) -> None:
-        stages = open_stages(pipeline)
-        for batch in planned_batches(shards):
-            process_batch(batch, stages)
-        for _spec, stage in stages:
-            stage.close()
-
-    monkeypatch.setattr("pairmill.jobs.score.run_shards_of", run_shards_of)
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 def add(root: Path, name: str = "look", **settings: object) -> ScoreResult:
