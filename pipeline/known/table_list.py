@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import batched
+from itertools import islice
 from typing import IO
 
 import pyarrow as pa
@@ -83,7 +83,7 @@ def _csv_batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator
     records, first = _csv_records(path, file), 1
     names = next(records)
     places = [names.index(name) for name in columns]
-    for rows in batched(records, _BATCH_ROWS, strict=False):
+    while rows := list(islice(records, _BATCH_ROWS)):
         for number, row in enumerate(rows, first):
             if len(row) != len(names):
                 raise KnownError(f"{path}, row {number:,}: has {len(row):,} fields, but the header has {len(names):,}")
