@@ -243,7 +243,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, last: int) -> list[str]:
 
 KILLED_BEFORE = (
     "replace_from subsets/half/selection.json",
-    "replace_from metadata/metadata_0000.parquet",
+    "replace_from img_emb/img_emb_0000.npy",  # in the middle of a part
     "replace_from .pairmill/export.json",
     "create_from withdrawn/000001.done.json",
 )
