@@ -77,8 +77,9 @@ def load_score_job(
 ) -> ScoreJob:
     """The job of a score, from the same inputs as `load_job`; the file and the flags override the preset."""
     values, text = _values(job_file, overrides, settings)
+    of_file = _parse(text, job_file or "")
     for kind in ScoreKinds.model_fields:
-        if overrides.get(kind) is not None and kind in _parse(text, job_file or ""):
+        if overrides.get(kind) is not None and kind in of_file:
             raise JobError(f"{job_file} and --score both say what {kind} is; give it once, and change it with --set")
     if preset is not None:
         values = merged(score_of(preset, values.get("name")), values)
