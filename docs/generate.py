@@ -93,7 +93,7 @@ def _field_row(field: JobField) -> str:
 
 def commands_page() -> str:
     """Every command with its arguments and options, as in `--help`."""
-    lines = ["# Commands", "", "The same as `pairmill COMMAND --help`.", ""]
+    lines = ["# Commands", "", "This page has the same content as `pairmill COMMAND --help`.", ""]
     for path, command in _commands("pairmill", typer.main.get_command(app)):
         arguments = [p for p in command.params if not _is_option(p)]
         options = [p for p in command.params if _is_option(p) and not getattr(p, "hidden", False)]
