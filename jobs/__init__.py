@@ -1,4 +1,4 @@
-"""Contains the commands that users run, and what runs them on a cluster.
+"""Contains the commands that users run and the code that runs them on a cluster.
 
-Takes job models or command lines and returns results and exit statuses. Imports pipeline and schemas.
+Takes job models or command lines; returns results and exit statuses. Imports pipeline and schemas.
 """

@@ -1,6 +1,6 @@
 """`pairmill embed OUT --add-model M`: adds one more model's columns to a finished dataset, in `columns/ALIAS/`.
 
-Existing files do not change. Rerun the same command to resume, or after a retry or when there are new shards; it then
+Existing files do not change. Run the same command again to resume, after a retry, or when there are new shards: it
 processes only what is new.
 """
 
@@ -42,7 +42,7 @@ class ColumnsResult:
     or have changed since the dataset was made."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         names = ("alias", "shards_missing", "pictures_left_out")
         return {"output": self.build.output, **{name: getattr(self, name) for name in names}}
 
@@ -106,7 +106,7 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
             f"{store.path(name)}: this alias belongs to another model or other weights; choose another alias"
         )
     try:
-        _check_no_score(store, added.alias)  # again: one that came between is seen, or sees this card
+        _check_no_score(store, added.alias)  # again, because another run may have just added one
     except JobError:
         store.delete(name)
         raise

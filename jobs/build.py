@@ -34,7 +34,7 @@ from pairmill.schemas.record import JobRecord
 
 
 def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResult:
-    """Run the job. Returns what the output contains afterwards, and what failed. Raises JobError if the job is bad."""
+    """Run the job. Returns what the output then contains, and what failed. Raises JobError if the job is invalid."""
     started = time.perf_counter()
     pipeline, plan = prepare(job)
     done = committed(pipeline.store)
@@ -50,12 +50,12 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
             plan.num_rows - rows_left,
         )
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
-    blank_withdrawn(pipeline.store, plan)  # rows that only their pictures gave away
+    blank_withdrawn(pipeline.store, plan)  # rows that only their pictures show to be withdrawn
     return replace(finish(pipeline.store, plan, failures, started), stopped=stopped)
 
 
 def _described_known(pipeline: Pipeline) -> list[str]:
-    """What the filters of `rules.known` were made from."""
+    """A description of the known rows that the filters of `rules.known` were made from."""
     record = read_known(pipeline.store) if pipeline.job.rules.known else None
     return [] if record is None else [describe_known(record)]
 
@@ -66,15 +66,15 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     refuse_unfinished_purge(store)
     job, job_fingerprint = check(job)
     if job.run.address is None and not committed(store):
-        check_token_folder()  # before anything is written
+        check_token_folder()  # fail before anything is written
     try:
         plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)
     except OtherJobError as other:
         raise JobError(difference(store, other.record.job, job)) from None
-    blank_withdrawn(store, plan)  # in lists that were added since
+    blank_withdrawn(store, plan)  # in lists that were added after the purge
     if not store.exists("job.yaml"):
         store.create("job.yaml", dump_yaml(plan.record.to_json()).encode())
-    recorded = plan.record.job  # an output that was begun earlier keeps the defaults of that time
+    recorded = plan.record.job  # an output keeps the defaults of the version that started it
     job = job.model_copy(update={"images": recorded.images, "scores": recorded.scores})
     return build_pipeline(job, plan.mapping, job_fingerprint), plan
 

@@ -19,10 +19,10 @@ from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 def check(job: BuildJob, dry_run: bool = False) -> tuple[BuildJob, str]:
     """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError.
 
-    Makes the filters of `rules.known`, if they are not there yet; with `dry_run`, it then leaves them out of the
-    fingerprint.
+    Makes the filters of `rules.known` if they do not exist yet. With `dry_run`, missing filters are left out of the
+    fingerprint instead.
     """
-    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may be set from Python
+    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # Python code may have set a preset
     try:
         rules.check_rules(rules.SourceRules.of(job), Path.cwd())
     except (OSError, ValueError) as error:
@@ -49,7 +49,7 @@ def open_output(job: BuildJob) -> Store:
 
 
 def _with_absolute_paths(job: BuildJob) -> BuildJob:
-    """Make paths absolute: workers run elsewhere, and every path must mean the same there."""
+    """Make paths absolute, so that they mean the same to workers, which run elsewhere."""
     from pairmill.pipeline.encode.weights import is_model_folder
 
     lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}

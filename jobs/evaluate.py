@@ -23,14 +23,13 @@ from pairmill.schemas.job.scores import ClassesScore
 from pairmill.schemas.pairs import score_column_names
 
 DEFAULT_LIMIT, MAX_LIMIT = 10_000, 1_000_000
-"""Pictures in a retrieval test; an embedding of 512 dimensions takes 1 KB."""
+"""Maximum number of pictures in a retrieval test; an embedding of 512 dimensions takes 1 KB."""
 _SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate: zero-shot classes, a score against labels, or retrieval, which is also what happens if nothing
-    else is asked for."""
+    """What to evaluate: zero-shot classification, a score against labels, or retrieval, which is the default."""
 
     classes: ClassesScore | None = None
     """Classes for zero-shot classification."""
@@ -38,22 +37,22 @@ class Evaluation:
     """A column to compare with labels."""
     retrieval: bool = False
     labels: LabelSource = field(default_factory=LabelSource)
-    """The class of each picture, or which pairs are good."""
+    """The labels: the class of each picture, or which pairs are good."""
     precision: float = 0.9
     """The precision to find a threshold for."""
     overlap: str | None = None
-    """File of the pictures that are in a training set, which the select step `leak` wrote; with `classes`."""
+    """With `classes`: a file that the select step `leak` wrote, with the pictures that are in a training set."""
     model: str | None = None
     """Alias. None: the dataset's only model."""
     subset: str | None = None
     """Only rows of this subset."""
     limit: int = DEFAULT_LIMIT
-    """Pictures in a retrieval test, chosen by a hash."""
+    """Maximum number of pictures in a retrieval test, chosen by a hash."""
 
     def check(self) -> None:
-        """Raise JobError or EvaluateError if this cannot be evaluated as given."""
+        """Raise JobError or EvaluateError if the evaluation cannot run as given."""
         if self.classes is not None and self.score is not None:
-            raise JobError("give --classes or --score, because the labels are either classes or good and bad")
+            raise JobError("give only one of --classes and --score: labels are either classes, or good and bad")
         if self.classes is None and self.score is None:
             if self.labels.is_given:
                 raise JobError("say what to compare with the labels: --classes FILE, or --score COLUMN")
@@ -62,7 +61,7 @@ class Evaluation:
         if self.labels.positive is not None and self.score is None:
             raise JobError("--positive says which label a --score should be high for; give it with --score")
         if self.overlap is not None and self.classes is None:
-            raise JobError("--overlap compares the accuracy of classes; give it with --classes")
+            raise JobError("--overlap is about zero-shot accuracy; give it with --classes")
         if not 0 < self.precision <= 1:
             raise JobError(f"--precision {self.precision:g}: give a share above 0 and up to 1")
         if not 2 <= self.limit <= MAX_LIMIT:
@@ -76,27 +75,27 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What was measured. What was not asked for is None."""
+    """The results of an evaluation. Those that were not requested are None."""
 
     output: str
     model: str | None
     """Alias of the model whose embeddings were used."""
     subset: str | None
     unfinished_shards: int
-    """Planned shards that are not finished yet, whose rows are missing."""
+    """Number of planned shards that are not finished yet. Their rows are missing from the results."""
     retrieval: RetrievalResult | None = None
     zero_shot: ZeroShotResult | None = None
     threshold: ThresholdResult | None = None
     sections: Sequence[Section] = ()
-    """The same in words, tables and charts."""
+    """The results in words, tables and charts."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         values = asdict(self)
         return {name: value for name, value in values.items() if name != "sections"}
 
     def lines(self) -> Iterator[str]:
-        """Results and tables for people."""
+        """Yield lines of text with the results and tables."""
         for number, section in enumerate(self.sections):
             if number:
                 yield ""
@@ -107,7 +106,7 @@ class EvaluationResult:
                     yield from table.lines(_SHOWN_ROWS)
 
     def notes(self) -> Iterator[str]:
-        """What was sampled or left out."""
+        """Yield notes on what was sampled or left out."""
         for section in self.sections:
             yield from section.notes
         if self.unfinished_shards:
@@ -117,7 +116,7 @@ class EvaluationResult:
 def evaluate(
     store: Store, evaluation: Evaluation, page: str | None = None, on_step: OnStep = ignore_step
 ) -> EvaluationResult:
-    """Measure what was asked for; with `page`, also write it to that HTML file.
+    """Measure what `evaluation` requests. With `page`, also write the results to that HTML file.
 
     Raises JobError, EvaluateError, ScoreError, DatasetError and SubsetError.
     """
@@ -157,7 +156,7 @@ def evaluate(
 
 
 def _model(snapshot: Snapshot, alias: str | None) -> Embeddings:
-    """The model. Raises EvaluateError that says how to embed the dataset with another one."""
+    """The model. Raises EvaluateError, which says how to embed the dataset with another one, if it is missing."""
     known = known_models(snapshot)
     is_partial = alias is not None and snapshot.added.missing(score_column_names(alias).image_embedding)
     if alias is not None and alias not in known and not is_partial:

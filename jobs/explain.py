@@ -54,7 +54,7 @@ class Explanation:
     rows_left: int
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The explanation as plain JSON values."""
         return asdict(self)
 
     def lines(self) -> Iterator[str]:

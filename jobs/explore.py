@@ -1,4 +1,4 @@
-"""`pairmill explore`: serves the pages of `pipeline/explore`, and runs the select jobs that they ask for."""
+"""`pairmill explore`: serves the pages of `pipeline/explore`, and runs the select jobs that they request."""
 
 import contextlib
 import errno
@@ -38,13 +38,13 @@ _END_S = 3
 
 @dataclass(frozen=True)
 class ExploreOptions:
-    """Where to serve, and where labels go."""
+    """Where to serve, and where to write labels."""
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     """0: any free port."""
     labels: str | None = None
-    """Name of the file of labels. None: the time."""
+    """Name of the labels file. None: the current time."""
     max_rows: int = MAX_ROWS
 
 
@@ -64,7 +64,7 @@ def explore(
 
 
 def run_select(job: SelectJob, dry_run: bool) -> Subset:
-    """Run a select job, or only count. A large one runs in a process of its own, because it starts Ray."""
+    """Run a select job or, with `dry_run`, only count. A large job runs in another process, because it starts Ray."""
     store = Store(job.dataset, job.s3)
     if load_plan(store).num_rows < ROWS_FOR_RAY:
         return select(job, dry_run)
@@ -90,11 +90,11 @@ def run_select(job: SelectJob, dry_run: bool) -> Subset:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the address. Raises JobError."""
+    """A socket that listens on the address. Raises JobError."""
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)  # with its protocol, or asyncio would leave Nagle's delay on
+        listener = socket.socket(family, kind, protocol)  # without the protocol, asyncio keeps Nagle's delay on
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
@@ -102,21 +102,22 @@ def _listen(host: str, port: int) -> socket.socket:
         if listener:
             listener.close()
         is_taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
-        remedy = "choose another with --port, or --port 0 for any free one" if is_taken else "check --host"
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # of a name: negative
+        remedy = "choose another port with --port, or a free one with --port 0" if is_taken else "check --host"
+        # The number is negative for an unknown host name.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise JobError(f"cannot serve on {host}:{port} ({reason}); {remedy}") from None
     return listener
 
 
 @contextlib.contextmanager
 def _cache() -> Iterator[Path]:
-    """The folder of the caches: the user's, or a temporary one if that cannot be written to, or if others can. Arrow
-    files of others must not be read: they are mapped into memory without a check."""
+    """The cache folder: the user's, or a temporary one if the user cannot write to it, or if other users can. Arrow
+    files of other users must not be read, because they are mapped into memory unchecked."""
     try:
         home = cache_home()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not _is_private(home):
-            raise PermissionError(f"{home} belongs to others, or can be written to by them")
+            raise PermissionError(f"{home} belongs to another user, or other users can write to it")
         with tempfile.TemporaryFile(dir=home):
             pass
     except (OSError, RuntimeError):
@@ -127,15 +128,16 @@ def _cache() -> Iterator[Path]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether only this user can put files into a folder, or replace it."""
+    """Whether only this user can add files to the folder or replace it."""
     found, above = folder.stat(), folder.parent.stat()
     is_own = all(each.st_uid in (os.geteuid(), 0) for each in (found, above))
-    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or above.st_mode & stat.S_IWOTH  # a umask may be 002
+    # The folder above may be writable by the group, because the umask may be 002.
+    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or above.st_mode & stat.S_IWOTH
     return is_own and not shared
 
 
 def _serve(explorer: Explorer, guard: Guard, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve until KeyboardInterrupt, which is raised again when all requests have ended."""
+    """Serve until KeyboardInterrupt, which is raised again once all requests have ended."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app(explorer, guard),
@@ -162,7 +164,7 @@ def _serve(explorer: Explorer, guard: Guard, listener: socket.socket, on_ready: 
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the command, which ends every command in the same way."""
+    """A server that leaves signals to the command, so that Ctrl-C ends all commands in the same way."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -59,15 +59,15 @@ class ExportResult:
     output: str
     record: ExportRecord
     written: int
-    """Parts written by this run; earlier runs wrote the others."""
+    """Number of parts that this run wrote; earlier runs wrote the others."""
     models_left_out: tuple[str, ...] = ()
-    """Added models that some shards of the subset lack, so that nothing of them was written."""
+    """Added models that were not written, because some shards of the subset lack them."""
     is_noted: bool = True
-    """Whether the dataset knows where the export is, for a later purge. False if it cannot be written to."""
+    """Whether the dataset has a record of this export, for a later purge. False if the dataset cannot be written to."""
     columns_left_out: Mapping[str, str] = field(default_factory=dict)
-    """Of a mixture: column that only some of its datasets have -> why it was not written."""
+    """For a mixture: column that only some of its datasets have -> why it was not written."""
     num_uids: int | None = None
-    """For `datacomp`: the uids in `subset.npy`, with copies."""
+    """For `datacomp`: the number of uids in `subset.npy`, including copies."""
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
@@ -80,10 +80,12 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)
     if job.subset is None:
-        raise JobError(f"subset: name one of {', '.join(subset_names(dataset.store)) or 'those that select will make'}")
+        raise JobError(
+            f"subset: name one of {', '.join(subset_names(dataset.store)) or 'those that you make with select'}"
+        )
     subset = read_subset(dataset.store, job.subset)
     if not subset.rows_out:
-        raise JobError(f"no row is left of subset {job.subset!r}: select again, with --refresh or other steps")
+        raise JobError(f"the subset {job.subset!r} has no rows left: select again, with --refresh or other steps")
     repetition = Repetition.of(job, subset)
     plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset, repetition))
     if dataset.added.incomplete:  # perhaps only in shards that are newer than the subset
@@ -119,13 +121,13 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
 def write_parts(
     job: ExportJob, writer: PartWriter, record: ExportRecord, parts: Sequence[Sequence[GroupSlice]], on_step: OnStep
 ) -> int:
-    """Claim the output, and write the parts that are missing. Returns how many. Raises JobError."""
+    """Claim the output and write the missing parts. Returns their number. Raises JobError."""
     output, records = writer.output, writer.records
     with _claimed_output(writer, record) as claimed:
         left = [number for number in range(len(parts)) if not is_written(output, records, number)]
         if left and claimed.layout != record.layout:
             raise JobError(
-                f"{output.root} was begun by an earlier version of pairmill, in another layout; give another folder"
+                f"{output.root} was started by an earlier version of pairmill, in another layout; give another folder"
             )
         local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
         with open_tasks(job.run, local, steps) as tasks:
@@ -139,7 +141,7 @@ def _with_weights(dataset: SelectInput) -> SelectInput:
     """The dataset with the weights of a subset among its columns. Raises JobError if it has such a column already."""
     if WEIGHT in dataset.schema.names:
         raise JobError(
-            f"the dataset now has a column {WEIGHT!r}, as the subset; remove it, or export with repeat=copies"
+            f"the dataset now has a column {WEIGHT!r}, and so does the subset; remove it, or export with repeat=copies"
         )
     return replace(dataset, schema=dataset.schema.append(pa.field(WEIGHT, pa.float32())))
 
@@ -148,7 +150,7 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput, repetiti
     """Choose the format. Raises JobError if the dataset lacks something that the format needs."""
     mapping, built = source.mapping, source.job
     if isinstance(mapping.pictures, NoPictures):
-        raise JobError(f"{job.dataset} has only captions, and {job.format} needs pictures or their embeddings")
+        raise JobError(f"{job.dataset} has only captions, but {job.format} needs pictures or their embeddings")
     models = [*(model.alias for model in built.models), *source.added.models]
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
@@ -161,7 +163,7 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput, repetiti
     if job.format == "datacomp":
         names = datacomp_names([_model(source, alias) for alias in chosen])
         if len({array_prefix(name) for name in names}) < len(names):
-            raise JobError(f"models: two of {', '.join(chosen)} would share a name in DataComp's layout; name one")
+            raise JobError(f"models: two of {', '.join(chosen)} would share a name in DataComp's layout; name only one")
         return DataComp(chosen, names, has_text_arrays, repetition.has_column)
     if len(chosen) > 1:
         raise JobError(f"models: clip-retrieval's layout has room for one model; name one of {', '.join(chosen)}")
@@ -186,7 +188,7 @@ def _image_path(source: ExportSource) -> Literal["file", "key", "uid"]:
 
 
 def _model(source: ExportSource, alias: str) -> ModelConfig:
-    """The model with this alias, of the job or added."""
+    """The model with this alias, from the job or added later."""
     for model in source.job.models:
         if model.alias == alias:
             return model
@@ -205,7 +207,7 @@ def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInpu
             f"models: {job.dataset} has no embeddings of {unknown[0]!r}; it has: {', '.join(available) or 'none'}"
         )
     if not chosen:
-        raise JobError(f"{job.dataset} has no embeddings, which {job.format} needs; see embed --add-model")
+        raise JobError(f"{job.dataset} has no embeddings, which {job.format} needs; add them with embed --add-model")
     return chosen
 
 
@@ -218,7 +220,7 @@ def _record(
     seed: int | None,
     repetition: Repetition,
 ) -> ExportRecord:
-    """shape: numbers of rows and of files."""
+    """The record of the export. `shape`: the number of rows and the number of files."""
     return ExportRecord(
         dataset=dataset.store.root,
         subset=subset.name,
@@ -262,13 +264,13 @@ def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRe
                 what = f"the subset {record.subset!r}" if record.subset else "the mixture"
                 difference = f"of {what} before it was selected again, or changed by a purge"
             raise JobError(
-                f"{output.root} has another export in it ({difference}); give another folder, or delete that one"
+                f"{output.root} contains another export ({difference}); give another folder, or delete that export"
             )
     return existing
 
 
 def _shards(store: Store, subset: Subset, repetition: Repetition) -> Iterator[SubsetShard]:
-    """Shards with rows to write, in order, as they are now. Raises SubsetError if one has been rebuilt since."""
+    """The shards with rows to write, in order. Raises SubsetError if one was rebuilt after the subset was selected."""
     generations, repeated = current_generations(store, subset), repetition.shard_rows(store, subset)
     for shard in read_shards(store, subset):
         rows = shard.num_selected if repeated is None else repeated.get(shard.shard, 0)
@@ -278,7 +280,7 @@ def _shards(store: Store, subset: Subset, repetition: Repetition) -> Iterator[Su
 
 
 def write_index(writer: PartWriter, record: ExportRecord, schema: pa.Schema) -> None:
-    """Write the files that describe all the others, for formats that have them."""
+    """Write the files that describe all other files, for formats that have them."""
     output, sample, endings = writer.output, None, set[str]()
     if record.format == "webdataset":
         sizes: dict[str, int] = {}

@@ -68,7 +68,7 @@ class _Source:
 
 
 def export_any(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
-    """Write a subset or, if `dataset` is one, a mixture. Raises JobError."""
+    """Export a subset, or a mixture if `dataset` is one. Raises JobError."""
     check_buckets([job.dataset, job.output], job.s3)
     store = Store(job.dataset, job.s3)
     return _export(job, store, on_step) if is_mixture(store) else export(job, on_step)
@@ -116,9 +116,9 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
 
 
 def _check(job: ExportJob) -> None:
-    """Refuse what a mixture cannot be exported as. Raises JobError."""
+    """Raise JobError if a mixture cannot be exported with these settings."""
     if job.subset is not None:
-        raise JobError(f"subset: {job.dataset} is a mixture, which has no subsets; give only it and an output")
+        raise JobError(f"subset: {job.dataset} is a mixture, which has no subsets; give only the mixture and an output")
     if job.format not in ("webdataset", "parquet"):
         raise JobError(
             f"format: a mixture can be exported as webdataset or parquet, not as {job.format}; export its datasets one "
@@ -127,7 +127,9 @@ def _check(job: ExportJob) -> None:
     if job.models is not None:
         raise JobError(f"models: {job.format} has no embeddings; use PairDataset")
     if job.caption != ORIGINAL:
-        raise JobError("caption: a mixture is exported with its original captions; PairDataset gives others")
+        raise JobError(
+            "caption: a mixture is exported with its original captions; to use others, read it with PairDataset"
+        )
 
 
 def _open(job: ExportJob, store: Store, mixture: Mixture, repetition: Repetition) -> Iterator[_Source]:
@@ -146,7 +148,7 @@ def _open(job: ExportJob, store: Store, mixture: Mixture, repetition: Repetition
                 shards.append(SubsetShard(shard.shard, generation, shard.pairs_blake2b, rows, shard.path))
         opened = opened.of_shards({shard.shard: shard.generation for shard in shards})
         if isinstance(plan.mapping.pictures, NoPictures):
-            raise JobError(f"{source.dataset} has only captions, and {job.format} needs pictures")
+            raise JobError(f"{source.dataset} has only captions, but {job.format} needs pictures")
         if plan.job.images.store == "none" and not plan.job.source.is_corpus:
             raise JobError(f"{source.dataset} stored no pictures (images.store: none), which {job.format} needs")
         exported = ExportSource(opened.store, plan.job, plan.mapping, opened.added, store)
@@ -155,7 +157,7 @@ def _open(job: ExportJob, store: Store, mixture: Mixture, repetition: Repetition
 
 def _with_weight(schema: pa.Schema) -> pa.Schema:
     if WEIGHT in schema.names:
-        raise JobError(f"the datasets have a column {WEIGHT!r}, as the mixture; export with repeat=copies")
+        raise JobError(f"the datasets have a column {WEIGHT!r}, and so does the mixture; export with repeat=copies")
     return schema.append(pa.field(WEIGHT, pa.float32()))
 
 
@@ -170,8 +172,8 @@ def _format(job: ExportJob, sources: Sequence[_Source], common: CommonColumns, r
 
 
 def _carried(job: ExportJob, sources: Sequence[_Source]) -> list[str]:
-    """The columns of the inputs that go into the `.json`, of all datasets. Raises JobError if one lacks a column that
-    the job names."""
+    """The input columns of all datasets that go into the `.json`. Raises JobError if a dataset lacks a column that the
+    job names."""
     found: dict[str, None] = {}
     for source in sources:
         try:
@@ -183,7 +185,7 @@ def _carried(job: ExportJob, sources: Sequence[_Source]) -> list[str]:
 
 
 def _parts(job: ExportJob, sources: Sequence[_Source]) -> list[list[GroupSlice]]:
-    """The parts: each has its share of every dataset; without a shuffle, one dataset after the other."""
+    """The parts. Each has its share of every dataset; without a shuffle, the datasets follow one another."""
     if job.shuffle_seed is not None:
         groups = [group_shards(source.shards, job.shuffle_seed, 0, number) for number, source in enumerate(sources)]
         return list(cut_mixture(groups, job.samples_per_file))

@@ -50,8 +50,8 @@ class _Mistake:
 
 
 def _mistakes(job: type[BaseModel], error: ValidationError) -> Iterator[_Mistake]:
-    """If a value may be of several kinds, pydantic reports an error for each. Keep only those for the kind that was
-    meant."""
+    """The mistakes in a job. If a value can be of several kinds, pydantic reports an error for each; only those for the
+    kind that was meant are kept."""
     found = [_mistake(job, problem) for problem in error.errors(include_url=False)]
     for number, mistake in enumerate(found):
         others = [other for other in found if other.union == mistake.union and other is not mistake]
@@ -110,7 +110,7 @@ def _message(job: type[BaseModel], mistake: _Mistake) -> str:
     if kind == "missing":
         return "is required"
     if kind == "string_pattern_mismatch" and mistake.problem["ctx"]["pattern"] == f"^{SUBSET_NAME}$":
-        message = "use up to 100 letters, digits, - and _, a letter or digit first"
+        message = "use up to 100 letters, digits, - and _, starting with a letter or digit"
     if kind == "model_type":
         message = "takes settings, each written as `name: value`"
     if kind == SECRET or not mistake.path:  # never show the value

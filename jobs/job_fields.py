@@ -30,9 +30,9 @@ class JobField:
     name: str
     """The dotted name, as for `--set`. `[]` is any item of a list, `NAME` any key of a mapping: `models[].alias`."""
     type: str
-    """As written in YAML: `int 1..100`, `jpg | png | webp`, `list of str`, `str | null`."""
+    """The type, in terms of YAML: `int 1..100`, `jpg | png | webp`, `list of str`, `str | null`."""
     default: str
-    """In YAML, or `required`."""
+    """The default in YAML, or `required`."""
     doc: str
     """The first sentence of the docstring below the field, with YAML's `null` for None."""
     details: str

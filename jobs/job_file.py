@@ -80,11 +80,11 @@ def load_score_job(
     of_file = _parse(text, job_file or "")
     for kind in ScoreKinds.model_fields:
         if overrides.get(kind) is not None and kind in of_file:
-            raise JobError(f"{job_file} and --score both say what {kind} is; give it once, and change it with --set")
+            raise JobError(f"{job_file} and --score both say what {kind} is; give it only once; --set can change it")
     if preset is not None:
         values = merged(score_of(preset, values.get("name")), values)
     if values.get("name") is None:
-        raise JobError("name the score: pairmill score OUT NAME; `pairmill status OUT` lists those that are there")
+        raise JobError("name the score: pairmill score OUT NAME; `pairmill status OUT` lists the existing ones")
     return _validate(ScoreJob, values, text, job_file)
 
 
@@ -124,7 +124,7 @@ def s3_of(settings: Mapping[str, Any]) -> S3Config:
 
 
 def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = None) -> BuildJob:
-    """Check the values and expand the preset. `text` and `job_file` are only for the error's line number."""
+    """Check the values and expand the preset. `text` and `job_file` only serve to name the line in errors."""
     job = _validate(BuildJob, values, text, job_file)
     return _validate(BuildJob, _with_preset(job, values), text, job_file)
 
@@ -178,7 +178,7 @@ def _read(job_file: str, s3: S3Config) -> str:
             raise JobError(f"{job_file}: is larger than {MAX_YAML_BYTES:,} bytes; long lists belong in blocklist files")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        missing = os.strerror(errno.ENOENT) if isinstance(error, FileNotFoundError) else None  # s3fs has only the name
+        missing = os.strerror(errno.ENOENT) if isinstance(error, FileNotFoundError) else None  # s3fs sets only the name
         reason = getattr(error, "strerror", None) or missing or error
         raise JobError(f"{job_file}: cannot be read: {reason}") from None
 
@@ -191,7 +191,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         raise JobError(f"{name}{line}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise JobError(f"{name}:1: a job file consists of `field: value` lines, not a {type(values).__name__}")
-    for record in ("fingerprint", "schema_version", "versions"):  # in the job.yaml of an output folder
+    for record in ("fingerprint", "schema_version", "versions"):  # only in the job.yaml of an output folder
         values.pop(record, None)
     return values
 

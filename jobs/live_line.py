@@ -13,7 +13,7 @@ from pairmill.schemas.status import Status
 WINDOW_S = 30.0
 """Rates are averages over this time."""
 MIN_S = 1.0
-"""A rate over a shorter time would be chance: two small shards may end within a millisecond."""
+"""Rates over shorter times would be random: two small shards can end within a millisecond."""
 TOP_REASONS = 3
 _SOURCES = ("download", "load")
 _COUNTING_STAGES = ("encode", *_SOURCES)
@@ -24,7 +24,7 @@ _IMPORTANCE = ("rows", "kept", "in flight", "bytes", "time left", "rate", "pairs
 
 
 class Rate:
-    """How much a counter grows per second, over the last WINDOW_S."""
+    """Measures how much a counter grows per second, over the last WINDOW_S."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque()
@@ -38,7 +38,7 @@ class Rate:
 
     @property
     def per_s(self) -> float:
-        """Zero until the counter has grown for MIN_S."""
+        """Growth per second. Zero until the recorded values span MIN_S."""
         if len(self._samples) < 2:
             return 0.0
         (start, first), (end, last) = self._samples[0], self._samples[-1]
@@ -56,7 +56,7 @@ class RunState:
     input_rows: int = 0
     """Input rows of the committed shards."""
     rows: int = 0
-    """The same, but counting one row per caption."""
+    """Rows of the committed shards, one per caption."""
     pairs: int = 0
     kept: int = 0
     shards: int = 0
@@ -74,7 +74,7 @@ class RunState:
         self.add_columns(manifest)
 
     def add_columns(self, manifest: ShardManifest) -> None:
-        """Add a shard that was committed before and got columns. What became of its rows is not this run's doing."""
+        """Add a shard that was committed earlier and now got columns. Its kept and lost rows do not count."""
         self.input_rows += manifest.num_rows
         self.shards += 1
         self._rate("commit").add(self.input_rows)
@@ -87,7 +87,7 @@ class RunState:
             self._rate(f"{name} bytes").add(counts.num_bytes)
 
     def line(self, width: int) -> str:
-        """As many parts as fit, most important first, in an order that does not depend on the width."""
+        """The line, with as many parts as fit, chosen by importance and shown in a fixed order."""
         parts, shown, room = dict(self._parts()), set(), width + len(_GAP)
         for name in _IMPORTANCE:
             if name in parts and len(parts[name]) + len(_GAP) <= room:
@@ -102,7 +102,7 @@ class RunState:
         return _GAP.join(texts)
 
     def _parts(self) -> Iterator[tuple[str, str]]:
-        """(name in _IMPORTANCE, text), in the order in which they are shown."""
+        """Yield (name in _IMPORTANCE, text) of each part, in the order in which they are shown."""
         rows = self._rows_done()
         yield "rows", f"{rows:,}/{counted(self.rows_left, 'row')}"
         yield from self._speed(rows)
@@ -112,9 +112,9 @@ class RunState:
             yield "shards", f"{self.shards:,}/{counted(self.shards_left, 'shard')}"
 
     def _rows_done(self) -> int:
-        """Rows through the last stage that counts them: at least the committed rows, at most all rows.
+        """Rows that have passed the last stage that counts them: at least the committed rows, at most all rows.
 
-        Never fewer than before, although the last stage starts counting later than the first.
+        The number never decreases, although the last stage starts counting later than the first.
         """
         last = self._last_stage()
         done = self.work[last].rows if last else 0
@@ -125,7 +125,7 @@ class RunState:
         return next((name for name in _COUNTING_STAGES if name in self.work), None)
 
     def _speed(self, rows: int) -> Iterator[tuple[str, str]]:
-        """Rows per second and the time left. The time before the workers have started does not count."""
+        """Yield rows per second and the time left. The time before the workers have started does not count."""
         names = [name for name in _COUNTING_STAGES if name in self.work] or ["commit"]
         speeds = {name: speed for name in names if (speed := self._rate(name).per_s) > 0}
         if not speeds:
@@ -140,7 +140,7 @@ class RunState:
         return max(self.rows_left - done, 0)
 
     def _source(self, is_done: bool) -> Iterator[tuple[str, str]]:
-        """What the download or load stage is doing."""
+        """Yield what the download or load stage is doing."""
         name = next((name for name in _SOURCES if name in self.work), None)
         if name is None:
             return
@@ -154,7 +154,7 @@ class RunState:
             yield "fetched", f"{'fetched' if name == 'download' else 'read'} {rows:,}"
 
     def _shares(self) -> Iterator[tuple[str, str]]:
-        """Shares of the committed rows or, before the first commit, of the pictures so far."""
+        """Yield shares of the committed rows or, before the first commit, of the pictures so far."""
         if self.rows:
             yield "pairs", f"pairs {self.pairs / self.rows:.0%}"
             yield "kept", f"kept {self.kept / self.rows:.0%}"
@@ -175,14 +175,14 @@ class RunState:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
+    """The time as `45 s`, `12 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
 
 
 def size(num_bytes: float) -> str:
-    """`950 kB`, `12.5 MB`."""
+    """The size as `950 kB` or `12.5 MB`."""
     for unit in ("B", "kB", "MB"):
         if num_bytes < 1_000:
             return f"{num_bytes:.0f} {unit}" if num_bytes >= 100 or unit == "B" else f"{num_bytes:.1f} {unit}"

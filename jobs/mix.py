@@ -47,7 +47,7 @@ from pairmill.schemas.subset import StepReport, Subset, SubsetFiles
 
 @dataclass
 class _Source:
-    """A dataset, and what has become of its rows so far."""
+    """A dataset, and what has happened to its rows so far."""
 
     given: MixSource
     name: str
@@ -55,7 +55,7 @@ class _Source:
     subset: Subset | None
     chunks: list[Chunk] = field(default_factory=list)
     drop_step: list[Handle[DropStep] | None] = field(default_factory=list)
-    """For each chunk."""
+    """One per chunk."""
     counts: Counter[int] = field(default_factory=Counter)
     """Step, or NOT_DROPPED -> number of rows."""
 
@@ -66,13 +66,13 @@ class _Source:
 
     @property
     def first_step(self) -> str:
-        """Name of the step that leaves the rows of the source."""
+        """Name of the step that takes the rows of the source."""
         return "rows: kept" if self.subset is None else f"rows: subset {self.subset.name}"
 
 
 @dataclass(frozen=True)
 class _Target:
-    """Where the files go."""
+    """Where to write the files."""
 
     store: Store
     attempt: str
@@ -89,7 +89,7 @@ def mix(job: MixJob, dry_run: bool = False, overwrite: bool = False, on_step: On
     check_mixture_folder(store)
     exists = is_mixture(store)
     if exists and not (dry_run or overwrite):
-        raise JobError(f"{job.output} is a mixture already; give another folder, or add --overwrite")
+        raise JobError(f"{job.output} already contains a mixture; give another folder, or add --overwrite")
     replaced = read_mixture(store) if exists else None
     sources, target = list(_open(job)), _Target(store, uuid4().hex, dry_run)
     progress = Steps(on_step, "reading manifests")
@@ -129,7 +129,7 @@ def fields_of(store: Store) -> dict[str, object]:
     """The settings of a mixture, as fields of the MixJob that mixes it again. Raises SubsetError, and JobError for a
     dataset."""
     if not is_mixture(store) and (subsets := subset_names(store)):
-        raise JobError(f"{store.root} is no mixture; name the subset to select again: {', '.join(subsets)}")
+        raise JobError(f"{store.root} is not a mixture; name the subset to select again: {', '.join(subsets)}")
     mixture = read_mixture(store)
     names = ("count", "repeat", "dedup", "partial", "seed")
     fields = ("dataset", "subset", "share")
@@ -146,8 +146,8 @@ def _open(job: MixJob) -> Iterator[_Source]:
         subset = None if source.subset is None else read_subset(store, source.subset)
         if subset is not None and subset.weight_sum is not None:
             raise JobError(
-                f"{source} has weights; a mixture sets how often rows are shown itself: give a subset without a step "
-                "repeat"
+                f"{source} has weights, but a mixture itself sets how often rows are shown: give a subset without a "
+                "repeat step"
             )
         if subset is not None:
             current_generations(store, subset)  # raises SubsetError if it is outdated
@@ -183,7 +183,7 @@ def _with_files(chunks: Sequence[Chunk], subset: Subset) -> Iterator[tuple[Chunk
 
 
 def _drop_duplicates(tasks: Tasks, sources: Sequence[_Source], columns: Sequence[str]) -> None:
-    """Drop all rows but one of each uid, then the rows that have the same value of a column in an earlier source."""
+    """Drop all rows but one of each uid, then rows whose value in a column is also in an earlier source."""
     chunks = [chunk for source in sources for chunk in source.chunks]
     selector = Selector.start(tasks, chunks)
     selector.drop_step = [each for source in sources for each in source.drop_step]
@@ -213,7 +213,9 @@ def _samples(job: MixJob, sources: Sequence[_Source]) -> list[int]:
     total = most if job.count is None else job.count
     samples = samples_of(total, shares)
     if not all(samples):
-        raise JobError(f"the share of {sources[samples.index(0)].given} of {counted(total, 'sample')} is less than one")
+        raise JobError(
+            f"the share of {sources[samples.index(0)].given} of {counted(total, 'sample')} is less than one sample"
+        )
     if total > most and not job.repeat:
         short = min(sources, key=lambda source: source.rows_left / source.given.share)
         raise JobError(
@@ -226,7 +228,7 @@ def _samples(job: MixJob, sources: Sequence[_Source]) -> list[int]:
 def _nothing_left(source: _Source) -> str:
     if source.counts.total() == source.counts[0]:
         return f"{source.given} has no rows: leave it out"
-    return f"nothing is left of {source.given} without what earlier datasets have: leave it out"
+    return f"earlier datasets have all rows of {source.given}: leave it out"
 
 
 def _draw(tasks: Tasks, source: _Source, sample: Sample, step: int) -> None:

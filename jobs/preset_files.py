@@ -31,7 +31,7 @@ def preset_names() -> list[str]:
 def preset_text(name: str) -> str:
     """The text of a preset's file. Raises JobError if there is no such preset."""
     if name not in preset_names():
-        raise JobError(f"there is no preset {name!r}; there are: {', '.join(preset_names())}")
+        raise JobError(f"there is no preset {name!r}; choose one of: {', '.join(preset_names())}")
     return resources.files("pairmill.jobs").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -47,7 +47,7 @@ def score_of(name: str, score_name: str | None) -> dict[str, object]:
     """One score of a preset, as fields of a ScoreJob. Raises JobError."""
     preset = load_preset(name)
     if not preset.scores:
-        raise JobError(f"the preset {name!r} has no scores; `pairmill presets` says which commands take it")
+        raise JobError(f"the preset {name!r} has no scores; `pairmill presets` shows which commands take it")
     if score_name is None:
         raise JobError(f"say which score of the preset {name!r} to add: {', '.join(preset.scores)}")
     if score_name not in preset.scores:

@@ -1,4 +1,4 @@
-"""Checks that a dataset has the scores by which a preset selects: the same kind, with the preset's settings, and made
+"""Checks that a dataset has the scores that a preset selects by: of the same kind, with the preset's settings, and made
 with the model that the preset was calibrated on."""
 
 import shlex
@@ -23,10 +23,10 @@ class PresetScores:
     store: Store
     added: AddedColumns
     models: Sequence[str]
-    """Aliases of the dataset's models; first, if the preset requires one, that one."""
+    """Aliases of the dataset's models. If the preset requires a model, it comes first."""
 
     def check(self) -> None:
-        """Raise JobError if the dataset lacks a score, or has another one of that name; says how to add it."""
+        """Raise JobError, which says what to do, if the dataset lacks a score or has a different one of that name."""
         there = {each.name for each in self.added.scores}
         if missing := [each for each in self.preset.scores if each not in there]:
             commands = "\n".join(f"  {self._command(each)}" for each in missing)
@@ -36,8 +36,8 @@ class PresetScores:
         for each in self.preset.scores:
             if differences := self._differences(each):
                 raise JobError(
-                    f"{self.store.root} has another score {each!r} than the preset {self.name!r} selects by. What "
-                    "differs:\n" + "\n".join(f"  {line}" for line in differences) + "\n"
+                    f"the score {each!r} in {self.store.root} is not the one that the preset {self.name!r} selects by. "
+                    "What differs:\n" + "\n".join(f"  {line}" for line in differences) + "\n"
                     f"Move columns/{each} elsewhere and add the preset's, or select with steps of your own"
                 )
 

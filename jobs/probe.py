@@ -49,7 +49,7 @@ class ProbeRequest:
     subset: str | None = None
     """Only rows of this subset."""
     limit: int = DEFAULT_LIMIT
-    """At most this many labeled rows, chosen by a hash of the uid."""
+    """Maximum number of labeled rows, chosen by a hash of the uid."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class ProbeResult:
     figures: ProbeFigures
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """The results for people, with the reliability diagram."""
+        """Yield lines of text with the results and the reliability diagram."""
         name = self.figures.positive
         what = "pictures" if self.of == "image" else "captions"
         yield (
@@ -127,7 +127,7 @@ class MixRequest:
     subset: str | None = None
     """Only rows of this subset."""
     limit: int = DEFAULT_LIMIT
-    """At most this many labeled rows, chosen by a hash of the uid."""
+    """Maximum number of labeled rows, chosen by a hash of the uid."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,15 @@ class MixResult:
     output: str
     """The dataset."""
     formula: str
-    """For the score `mix`."""
+    """The formula of the mix, for the score `mix`."""
     figures: ProbeFigures
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """The results for people, then the formula."""
+        """Yield lines of text with the results, then the formula."""
         name = self.figures.positive
         yield f"{self.figures.examples:,} examples ({self.figures.positives:,} {name})"
         yield from probe_lines(self.figures)
@@ -205,12 +205,12 @@ def _warnings(probe: Probe, name: str, is_positive: Booleans) -> Iterator[str]:
     same = np.full(len(is_positive), np.log(share / (1 - share)))
     if log_losses(probe.logits, is_positive).mean() >= log_losses(same, is_positive).mean():
         yield (
-            f"the probe has learned nothing: giving each pair the share of {name!r} is as good. These embeddings do "
-            "not show what the labels are about, or there are too few labels"
+            f"the probe has learned nothing: giving each pair the share of {name!r} is just as good. These embeddings "
+            "do not show what the labels are about, or there are too few labels"
         )
     if min(share, 1 - share) < _RARE:
         yield (
-            f"{100 * share:.1f} % of the labels are {name!r}: look at the ROC AUC, because a probe that always gives "
+            f"{100 * share:.1f}% of the labels are {name!r}: look at the ROC AUC, because a probe that always gives "
             "the more frequent label has a high accuracy too"
         )
     if probe.exponent in (min(probe.losses), max(probe.losses)):

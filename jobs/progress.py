@@ -22,7 +22,7 @@ NOTEBOOK_WIDTH = 100
 
 NETWORK_FAILURES = (Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.TIMEOUT)
 WARN_SHARE = 0.4
-"""Warn if more of a shard's rows than this fail on the network. Old lists normally lose a quarter to dead hosts."""
+"""Warn if a larger share of a shard's rows fails on the network. Old lists normally lose a quarter to dead hosts."""
 WARN_JUMP = 2.0
 """Warn only if the share is this many times that of all earlier shards."""
 WARN_INTERVAL_S = 60.0
@@ -57,31 +57,31 @@ class ProgressListener(Protocol):
 
 
 class ColumnsProgress(ProgressListener):
-    """Passes on the progress of a command that adds columns, whose shards other commands have committed."""
+    """Passes on the progress of a command that adds columns to shards that other commands have committed."""
 
     def __init__(self, listener: ProgressListener) -> None:
-        """`listener`: the one to tell."""
+        """`listener`: receives the progress."""
         self._listener = listener
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
-        """Pass it on."""
+        """Pass the call on."""
         self._listener.planned(description, shards_left, rows_left, rows_done)
 
     def working(self, work: Mapping[str, WorkCounts]) -> None:
-        """Pass it on."""
+        """Pass the call on."""
         self._listener.working(work)
 
     def committed(self, manifest: ShardManifest) -> None:
-        """The shard itself was there before."""
+        """Report added columns: the shard itself was committed earlier."""
         self._listener.columns_added(manifest)
 
     def failed(self, shard: int, error: str) -> None:
-        """Pass it on."""
+        """Pass the call on."""
         self._listener.failed(shard, error)
 
 
 class ConsoleProgress(ProgressListener):
-    """A live line on a terminal, a line every few seconds elsewhere. Writes to stderr: stdout is for results."""
+    """Shows a live line on a terminal, or a line every few seconds elsewhere, on stderr: stdout is for results."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """`stream`: where to write. None: sys.stderr."""
@@ -92,7 +92,7 @@ class ConsoleProgress(ProgressListener):
         self._next_warning = 0.0
         self._last_line = time.monotonic()
         self._shown = self._latest = ""
-        """The line on the terminal or the last one in the log, and the newest one, which may not be shown yet."""
+        """The line on the terminal or the last line in the log, and the newest line, which may not be shown yet."""
         self._is_step = False
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
@@ -132,8 +132,8 @@ class ConsoleProgress(ProgressListener):
         self.say(f"shard {shard:09d} failed")
 
     def step(self, name: str, done: int, total: int) -> None:
-        """Show how many parts of a step of select, export or verify are done, or of a report. The line is removed at
-        the end."""
+        """Show how many parts of a step are done, in commands such as select, export, verify and report. The line is
+        removed at the end."""
         self._is_step = True
         share = f"{done:,}/{total:,}"
         self._show(f"{name[: self._width() - len(share) - 2]}  {share}")
@@ -189,7 +189,7 @@ class ConsoleProgress(ProgressListener):
         (reason, count), *_ = failures.most_common(1)
         self.say(
             f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, {reason} {count:,}: check "
-            "the name servers and the network, or lower fetch.concurrency; `pairmill retry` fetches such rows again"
+            "the name servers and the network, or lower fetch.concurrency; `pairmill retry` fetches these rows again"
         )
 
 

@@ -1,6 +1,6 @@
-"""`pairmill purge`: withdraws rows from a dataset. `verify --purged`: proves that nothing of them is left.
+"""`pairmill purge`: withdraws rows from a dataset. `verify --purged`: checks that nothing is left of them.
 
-A request is recorded before anything changes, so a purge that is interrupted is finished by running it again, with or
+A request is recorded before anything changes, so an interrupted purge can be finished by running it again, with or
 without the lists.
 """
 
@@ -47,16 +47,16 @@ _ONLY_EXPORTS = "exports that earlier requests did not know of"
 
 @dataclass(frozen=True)
 class PurgeJob:
-    """What to withdraw. Without lists, an interrupted purge is finished, and earlier requests are applied to rows that
-    were added since."""
+    """What to withdraw. Without lists, an interrupted purge is finished, and earlier requests are applied to rows
+    that were added since then."""
 
     lists: Mapping[ListKind, str] = field(default_factory=dict)
     """Kind -> file of values."""
     reason: str | None = None
-    """Why; it stays in the ledger."""
+    """Why the rows are withdrawn. Kept in the ledger."""
     exports: Sequence[str] = ()
-    """Exports that the dataset does not know of, because an earlier version made them, or somebody without the right
-    to write to the dataset."""
+    """Exports that the dataset has no record of, because an earlier version made them, or a user without permission to
+    write to the dataset."""
     dry_run: bool = False
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -83,16 +83,16 @@ def purge_job(
 
 @dataclass(frozen=True)
 class PurgeResult:
-    """What a purge did, or with `dry_run` would do."""
+    """What a purge did or, with `dry_run`, would do."""
 
     output: str
     dry_run: bool
     purged: Purged
     remedies: list[str] = field(default_factory=list)
-    """Commands that make again what had to go."""
+    """Commands that recreate what had to be deleted."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         return {
             "output": self.output,
             "dry_run": self.dry_run,
@@ -104,8 +104,8 @@ class PurgeResult:
 def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeResult:
     """Withdraw rows. If interrupted, call it again to finish.
 
-    Raises JobError, before anything changes, for a bad list, a missing reason, an export that is none, or if another
-    purge is running; and StorageError without the right to delete.
+    Raises JobError, before anything changes, for a bad list, a missing reason, a path that is not an export, or if
+    another purge is running. Raises StorageError without permission to delete.
     """
     store.check_access()
     plan = load_plan(store)
@@ -121,7 +121,7 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
             return _purge(store, plan, job, values, exports, steps)
         except PermissionError as error:
             raise StorageError(
-                f"{error}; a purge needs the right to write and delete. Give it, and finish the purge: "
+                f"{error}; a purge needs permission to write and delete. Grant it, then finish the purge: "
                 f"pairmill purge {store.root}"
             ) from error
 
@@ -141,7 +141,7 @@ def _purge(
 
 
 def _finish(store: Store, plan: Plan, number: int | None, tasks: Tasks, steps: Steps) -> tuple[Purged, list[str]]:
-    """Do all that is left to do of a request. Returns what it did, and the commands that make again what had to go."""
+    """Finish a request. Returns what was done, and the commands that recreate what had to be deleted."""
     started = time.perf_counter()
     exports = [] if number is None else read_request(store, number).exports
     done = withdraw(store, plan, number, exports, tasks, steps)
@@ -169,11 +169,11 @@ def _values(store: Store, job: PurgeJob) -> Values:
     if values and not reason and not job.dry_run:
         raise JobError("--reason: say why, in a few words; the ledger keeps it")
     if len(reason) > MAX_REASON_CHARS:
-        raise JobError(f"--reason: {len(reason):,} characters, but at most {MAX_REASON_CHARS:,} are kept")
+        raise JobError(f"--reason: {len(reason):,} characters, but at most {MAX_REASON_CHARS:,} are allowed")
     needles = Needles(values)
     if found := next(chain(needles.in_text(reason), needles.in_cells(reason.split())), None):
         kind = found.partition(" ")[0]
-        raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; say it otherwise")
+        raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; reword it")
     if "pdq" in values and committed(store):  # before that, it blocks rows of the build
         _refuse_without_pdq(Snapshot.for_purge(store))
     if not values and Ledger.load(store).is_empty:
@@ -189,12 +189,12 @@ def _refuse_without_pdq(snapshot: Snapshot) -> None:
         raise JobError(f"--pdq: no picture can be compared: {why}")
     if not is_text(kind := snapshot.schema.field(PDQ).type):
         raise JobError(
-            f"--pdq: no picture can be compared: the column `{PDQ}` has no texts of 64 hex digits, but {kind}"
+            f"--pdq: no picture can be compared: the column `{PDQ}` has the type {kind}, not text of 64 hex digits"
         )
 
 
 def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks) -> Purged:
-    """What a purge would find in the shards, the reports that would go then, and the exports that it would search."""
+    """What a purge would find in the shards, the reports that it would delete, and the exports that it would search."""
     keys = {kind: [key(kind, value) for value in listed] for kind, listed in values.items()}
     hits = find(store, with_values(Ledger.load(store), keys), tasks)
     return Purged(
@@ -206,7 +206,7 @@ def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks)
 
 
 def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:
-    """Build the lost parts of an index. Returns the command, if that fails."""
+    """Rebuild the lost parts of an index. Returns the command for this if it fails."""
     alias, _, kind = folder.rpartition("-")
     command = f"pairmill index {store.root} --model {alias}{' --of text' if kind == 'text' else ''}"
     try:
@@ -217,8 +217,8 @@ def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:
 
 
 def verify_purged(store: Store, path: str, run: RunConfig | None = None, on_step: OnStep = ignore_step) -> PurgedReport:
-    """Search every file of an output folder for the values of a list, and for what the ledger knows of the rows that
-    went. Raises JobError for a bad list, or if a purge is not finished."""
+    """Search every file of an output folder for the values of a list, and for what the ledger knows about the
+    withdrawn rows. Raises JobError for a bad list, or if a purge is not finished."""
     store.check_access()
     plan = load_plan(store)
     refuse_unfinished_purge(store)

@@ -27,7 +27,7 @@ class ReportResult:
     num_bytes: int
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         return asdict(self)
 
 
@@ -46,12 +46,12 @@ def report(
         subset: Name of a subset to report on.
         compare: Another subset of the dataset, or another output folder.
         out: The file, local or `s3://`. None: `report.html` in the output folder, `report-NAME.html` for a subset.
-        max_rows: How many rows to read at most.
+        max_rows: Maximum number of rows to read.
         on_step: Called with the number of shards that were read.
 
     Raises:
         JobError: The file cannot be written, or there is nothing to compare with.
-        PlanError: There is no output of a job.
+        PlanError: The folder is not the output of a job.
         SubsetError: There is no such subset, or it is older than the dataset.
     """
     made = make_report(store, subset, None if compare is None else compared_with(store, compare), max_rows, on_step)
@@ -82,7 +82,7 @@ def _write_beside_dataset(store: Store, name: str, data: bytes) -> str:
         store.replace(name, data)
         store.remove_temporary()
     except StorageError as error:
-        raise JobError(f"{error}; or write the report to another place with --out FILE") from None
+        raise JobError(f"{error}; or write the report elsewhere with --out FILE") from None
     return store.path(name)
 
 

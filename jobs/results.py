@@ -28,7 +28,7 @@ class BuildResult:
     input_rows: int
     """Input rows that are done."""
     rows_in: int
-    """The same, but counting one row per caption."""
+    """Rows that are done, one per caption."""
     pairs: int
     rejects: int
     kept: int
@@ -44,18 +44,18 @@ class BuildResult:
     """Number of files, members and records found in the input: those that became rows or parts of rows, and those that
     were skipped ("passed over")."""
     parts: int = 0
-    """How many of them are only a part of another item's row, such as a caption file beside a picture."""
+    """How many of them are only part of another item's row, such as a caption file beside a picture."""
     passed_over: dict[str, int] = field(default_factory=dict)
     """Reason -> how many of them were not used."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         rules = {name: count.model_dump(mode="json") for name, count in self.custom_rules.items()}
         return {**asdict(self), "custom_rules": rules}
 
 
 def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -> BuildResult:
-    """Count what the manifests say, and clean up after the run."""
+    """Add up the manifests, and clean up after the run."""
     strays, done = StrayFiles(store), committed(store)
     for name in store.list("failures"):
         shard = name.removesuffix(".txt")

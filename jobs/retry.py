@@ -1,4 +1,4 @@
-"""`pairmill retry`: fetches rows again that failed because of the network, and commits new generations of their shards.
+"""`pairmill retry`: retries rows that failed because of the network, and commits new generations of their shards.
 
 Only rows with the given statuses change; all other rows stay as they are. If nothing is recovered in a shard, its new
 pairs file equals the old one byte for byte.
@@ -36,10 +36,10 @@ class RetryResult:
     retried: int
     """Rows that were fetched again."""
     recovered: int
-    """How many of these now have another status: they are pairs, or were rejected for a permanent reason."""
+    """How many of these now have a different status: they are pairs, or were rejected for a permanent reason."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         return {**self.build.as_dict(), "retried": self.retried, "recovered": self.recovered}
 
 
@@ -49,7 +49,7 @@ def retry(
     settings: Mapping[str, object] | None = None,
     listener: ProgressListener | None = None,
 ) -> RetryResult:
-    """Fetch rows again that have one of `statuses` (by default, all that a retry might fix).
+    """Retry rows that have one of `statuses` (by default, all that a retry might fix).
 
     `settings`: parts of the job that may change between runs, such as {"fetch": {"timeout_s": 60}}. Raises JobError,
     and PlanError for a list that has changed since it was planned.
@@ -74,7 +74,7 @@ def retry(
         listener.planned(description, shards.num_rows, rows_left, 0)
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     drop_superseded(store)
-    blank_withdrawn(store, plan)  # rows that only their pictures gave away
+    blank_withdrawn(store, plan)  # rows that only their pictures show to be withdrawn
     after, _ = _lost(store, wanted)
     result = replace(finish(store, plan, failures, started), stopped=stopped)
     return RetryResult(result, before, before - after)

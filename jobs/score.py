@@ -1,7 +1,7 @@
 """`pairmill score`: adds scores to a finished dataset, as columns beside its pairs.
 
-Existing files do not change. Run the same command again to resume, or after a retry or when there are new shards; it
-then processes only what is new.
+Existing files do not change. Run the same command again to resume, after a retry, or when there are new shards: it
+processes only what is new.
 """
 
 import time
@@ -56,10 +56,10 @@ class ScoreResult:
     unfinished_shards: int = 0
     """Planned shards that the dataset does not have yet."""
     notes: list[str] = field(default_factory=list)
-    """What the user must know about the preparation of the score, such as what was left out, one sentence each."""
+    """What the user must know about how the score was prepared, such as what was left out; one sentence each."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         return asdict(self)
 
 

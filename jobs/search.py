@@ -1,4 +1,4 @@
-"""`pairmill index` and `pairmill search`: find pairs by a text, a picture or another pair."""
+"""`pairmill index` and `pairmill search`: find pairs similar to a text, a picture or another pair."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from pairmill.schemas.job.run import RunConfig
 
 MAX_TOP = 10_000
 PAGE_PICTURES = 200
-"""Pictures on the page of a search; further results are left out, and counted."""
+"""Maximum number of pictures on the page of a search. The page says how many further results it leaves out."""
 _THUMBNAIL_SIDE = 240
 
 MATCHES_SCHEMA = pa.schema(
@@ -50,19 +50,19 @@ MATCHES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for: exactly one of `text`, `image` and `uid`."""
+    """What to search for: exactly one of `text`, `image` and `uid`."""
 
     text: str | None = None
     image: str | None = None
     """A picture: a local path or `s3://`."""
     uid: str | None = None
-    """A pair of the dataset: find the ones whose embeddings are most similar to its own."""
+    """The uid of a pair of the dataset: find the pairs whose embeddings are most similar to its own."""
     model: str | None = None
     """Alias. None: the dataset's first model."""
     of: EmbeddingKind = "image"
     """Compare with the embeddings of pictures or of captions."""
     top: int = 20
-    """How many rows to find."""
+    """Number of rows to find."""
     subset: str | None = None
     """Find only rows of this subset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -71,13 +71,13 @@ class Query:
     def check(self) -> None:
         """Raise JobError if the query cannot be answered as given."""
         if sum(each is not None for each in (self.text, self.image, self.uid)) != 1:
-            raise JobError("say what to look for: one of a text, --image and --uid")
+            raise JobError("give exactly one of a text, --image and --uid")
         if not 1 <= self.top <= MAX_TOP:
             raise JobError(f"--top {self.top}: give a number from 1 to {MAX_TOP:,}")
 
     @property
     def title(self) -> str:
-        """What is looked for, for people."""
+        """The query, as shown on the page."""
         if self.text is not None:
             return self.text
         return f"like {Path(self.image).name}" if self.image is not None else f"like {self.uid}"
@@ -98,17 +98,17 @@ class SearchResult:
     unfinished_shards: int
     """Planned shards that are not finished yet, whose rows cannot be found."""
     is_exact: bool
-    """Whether all embeddings were compared. False: most of them, by an index."""
+    """Whether the query was compared with all embeddings. False: an index was used, which is approximate."""
     positions: Sequence[RowRef] = ()
     """Where the matches are in the snapshot that was searched."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         values = {name: value for name, value in vars(self).items() if name not in ("matches", "positions")}
         return {**values, "matches": [match.as_dict() for match in self.matches]}
 
     def facts(self) -> Iterator[str]:
-        """What was searched, and what cannot be found, line by line."""
+        """Yield lines of text on what was searched, and what cannot be found."""
         what = "pictures" if self.of == "image" else "captions"
         how = "exactly" if self.is_exact else "approximately, by its index"
         yield f"{counted(self.rows, 'row')} of {self.output} searched {how} (embeddings of {what} by {self.model})"
@@ -119,7 +119,7 @@ class SearchResult:
             yield f"{counted(self.unfinished_shards, 'planned shard')} not finished yet: their rows cannot be found"
 
     def save(self, path: str) -> None:
-        """Write uid, row_id and score of the matches to a local Parquet file, from which `select` can choose.
+        """Write uid, row_id and score of the matches to a local Parquet file, which `select` can use.
 
         Raises JobError if it cannot be written.
         """
@@ -185,7 +185,7 @@ def _vector(store: Store, query: Query, embeddings: Embeddings, itself: RowRef |
         stored = embeddings.vector(*itself)
         if stored is None:
             raise JobError(
-                f"the pair {query.uid} has no embedding of its {_noun(query.of)}, so nothing is similar to it"
+                f"the pair {query.uid} has no embedding of its {_noun(query.of)}, so nothing can be compared with it"
             )
         return stored[None]
     body = None if query.image is None else read_picture(store.files, query.image)

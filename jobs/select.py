@@ -65,7 +65,7 @@ class SelectInput:
     has_md5: bool
 
     def of_shards(self, shards: Mapping[int, int]) -> "SelectInput":
-        """The same for some shards (shard -> generation), which may have models and scores that others lack."""
+        """The input with only these shards (shard -> generation), which may have models and scores that others lack."""
         added, chosen = added_columns(self.store, shards), sorted(shards.items())
         schema = describe(self.store, chosen[:1], added.names).schema()
         return replace(self, shards=chosen, added=added, schema=schema)
@@ -126,8 +126,8 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
 
 
 def _publish(store: Store, subset: Subset, replaced: Subset | None, watch: PurgeWatch) -> None:
-    """Write the record of a subset. A purge that begins later finds it; one that began earlier is noticed here, before
-    or right after. Raises JobError."""
+    """Write the record of a subset. A purge that begins later finds it. Raises JobError if a purge began earlier:
+    this is checked before and after."""
     try:
         watch.check()
         if not publish(store, subset, replaced):
@@ -146,7 +146,7 @@ def _publish(store: Store, subset: Subset, replaced: Subset | None, watch: Purge
 def refresh(job: SelectJob, dry_run: bool = False, on_step: OnStep = ignore_step) -> Subset:
     """Select the subset `job.name` again, with its own steps, from the dataset as it is now.
 
-    Ignores `job.rows` and `job.steps`, and uses those of the subset. A subset of finished shards stays one. Raises
+    Ignores `job.rows` and `job.steps`, and uses those of the subset. A partial subset stays partial. Raises
     SubsetError if there is no such subset, and whatever `select` raises.
     """
     store = Store(job.dataset, job.s3)
@@ -164,8 +164,8 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
     missing = plan.num_shards - len(done)
     if missing and not partial:
         raise JobError(
-            f"{path} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; run the "
-            "command that made it again, or select from the finished shards with --set partial=true"
+            f"{path} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; rerun the "
+            "command that made it, or select from the finished shards with --set partial=true"
         )
     if not done:
         raise JobError(f"{path} has no finished shard yet")
@@ -176,9 +176,9 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
 
 def _open_steps(job: SelectJob, source: SelectInput) -> list[Step]:
     """The two steps that every job begins with, then its own. Checks everything that can be checked before any work.
-    Raises JobError that names the step."""
+    Raises JobError, which names the step."""
     if len(job.steps) > MAX_STEPS:
-        raise JobError(f"steps: {len(job.steps)} steps, but at most {MAX_STEPS} are possible")
+        raise JobError(f"steps: {len(job.steps)} steps, but at most {MAX_STEPS} are allowed")
     steps: list[Step] = [KeptStep(job.rows == "kept"), DedupStep(Dedup(by="uid"))]
     for number, each in enumerate(job.steps, 1):
         try:
@@ -195,7 +195,7 @@ def _open_step(step: SelectStep, files: Files) -> Step:
 
 
 def _check_columns(step: Step, source: SelectInput) -> None:
-    """Explain why columns have no values. Raises ExpressionError."""
+    """Raise ExpressionError, which explains why, if columns of the step have no values."""
     for problem in map(source.added.missing, sorted(step.columns)):
         if problem is not None:
             raise ExpressionError(problem)
@@ -222,7 +222,7 @@ def _with_absolute_path(step: SelectStep) -> SelectStep:
 
 
 def chunks_of(source: SelectInput, tasks: Tasks, first_row_index: int = 0) -> list[Chunk]:
-    """All shards, in order. The number of chunks does not depend on the number of workers."""
+    """The chunks of all shards, in order. Their number does not depend on the number of workers."""
     num_chunks = min(MAX_CHUNKS, len(source.shards), math.ceil(source.num_rows / CHUNK_ROWS))
     cuts = [round(n * len(source.shards) / num_chunks) for n in range(num_chunks + 1)]
     calls = [(source.store, source.shards[start:end], source.added.names) for start, end in pairwise(cuts)]
@@ -234,7 +234,7 @@ def chunks_of(source: SelectInput, tasks: Tasks, first_row_index: int = 0) -> li
 
 
 def _weight_sum(selector: Selector, weighting: Weighting) -> float:
-    """Of the rows that are left in the end."""
+    """The sum of the weights of the rows that are left."""
     return sum_of_ticks(selector.scan_sorted(WeightSums(weighting))[0])
 
 
@@ -259,7 +259,7 @@ def step_names(job: SelectJob) -> list[str]:
 def _reports(
     job: SelectJob, steps: Sequence[Step], selector: Selector, replaced: Subset | None
 ) -> Iterator[StepReport]:
-    """One per step."""
+    """Yield one report per step."""
     earlier = replaced.reports if replaced is not None and replaced.steps == job.steps else []
     remaining = selector.num_rows
     for number, (name, step) in enumerate(zip(step_names(job), steps, strict=True)):
@@ -278,7 +278,7 @@ def _nothing_left(job: SelectJob, reports: Sequence[StepReport]) -> str:
 @contextmanager
 def open_tasks(run: RunConfig, local: bool, steps: Steps, on_gpu: bool = False) -> Iterator[Tasks]:
     """Tasks on Ray; or, with `local`, in this process, unless the job names a cluster. `on_gpu`: each call takes a GPU,
-    or the share that the job says, if there is one."""
+    or the share that the job sets, if there is one."""
     if local and not run.address:
         yield LocalTasks(steps.part)
         return

@@ -13,7 +13,7 @@ from pairmill.pipeline.source.plan import load_plan
 
 @dataclass(frozen=True)
 class Upkeep:
-    """The state of an output folder, beside its rows."""
+    """The state of an output folder, except for its rows."""
 
     generations: dict[int, int]
     """Generation -> number of shards for which it is the newest."""
@@ -22,12 +22,12 @@ class Upkeep:
     columns: dict[str, int]
     """Folder in `columns/` -> number of shards that have these columns in their newest generation."""
     requests: int
-    """Purges that were asked for."""
+    """Number of purge requests."""
     unfinished_purges: int
 
     @classmethod
     def of(cls, store: Store) -> "Upkeep":
-        """Read it from listings. Raises ManifestError if the card of a score is damaged."""
+        """Read the state from folder listings. Raises ManifestError if the card of a score is damaged."""
         manifests = manifests_of(store)
         newest = {shard: generations[-1] for shard, generations in manifests.items()}
         columns = {
@@ -42,13 +42,13 @@ class Upkeep:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class GcResult:
-    """What `gc` deleted, or with `dry_run` would delete."""
+    """What `gc` deleted or, with `dry_run`, would delete."""
 
     output: str
     dry_run: bool
@@ -56,7 +56,7 @@ class GcResult:
     num_bytes: int
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         files = [{"name": file.name, "why": file.why} for file in self.files]
         return {"output": self.output, "dry_run": self.dry_run, "files": files, "num_bytes": self.num_bytes}
 

@@ -55,7 +55,7 @@ class YamlError(JobError):
 
 
 def load_yaml(text: str) -> Any:
-    """The value of the only document, of plain Python types; None for empty text. Raises YamlError."""
+    """The value of the only document, as plain Python types; None for empty text. Raises YamlError."""
     if found := _OLD_LINE_BREAK.search(text):
         name = f"U+{ord(found[0]):04X}"
         message = (

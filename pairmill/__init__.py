@@ -6,7 +6,7 @@
     dataset = pairmill.open("out")
     dataset.table(["uid", "caption", "similarity"]).to_pandas()
 
-All names in `__all__` load on first use, so the import itself costs next to nothing.
+Each name in `__all__` is loaded on first use, so the import itself takes almost no time.
 """
 
 from importlib import import_module
@@ -174,7 +174,7 @@ _MODULES = {
     "schemas.select_steps": ("Dedup", "Sample", "SelectStep", "Top"),
     "schemas.subset": ("SelectJob", "StepReport", "Subset"),
 }
-"""The module of each public name, for the imports above at run time."""
+"""Module -> the public names that it defines. They are imported on first use."""
 
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

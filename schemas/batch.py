@@ -35,7 +35,7 @@ class BatchInfo:
     generation: int | None = None
     """Generation that a retry or an added model is based on. None: the shard is built for the first time."""
     rows_in: int = 0
-    """Number of rows that the read stage returned. Later stages must not change it."""
+    """Number of rows that the read stage returned. Later stages must not change the number of rows."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> wall seconds."""
     contracts: tuple[ScoreContract, ...] = ()
@@ -73,7 +73,7 @@ class ShardBatch:
         return replace(self, table=table)
 
     def updated(self, changes: Self) -> Self:
-        """This batch with the columns and the info of `changes`, which has the same rows in the same order."""
+        """This batch, updated with the columns and the info of `changes`, which has the same rows in the same order."""
         table = self.table
         for field_, column in zip(changes.table.schema, changes.table.columns, strict=True):
             index = table.schema.get_field_index(field_.name)

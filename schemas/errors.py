@@ -1,4 +1,4 @@
-"""Defines `PairmillError`, the base of every error that a user may see. Each class says where the fault is.
+"""Defines `PairmillError`, the base class of every error that a user may see. Each class says where the fault lies.
 
     PairmillError
     ├── JobError, ModelError, CustomRuleError, ...    JOB      the job cannot run as written
@@ -15,24 +15,24 @@ from typing import ClassVar
 
 
 class FailureKind(StrEnum):
-    """Where the fault is, which decides how the failure is handled."""
+    """Where the fault lies, which decides how the failure is handled."""
 
     ROW = "row"
     """The row gets a Status; other rows are unaffected."""
     SHARD = "shard"
     """Only this shard fails; a later run rebuilds it."""
     INPUT = "input"
-    """A file is damaged: all of its shards fail, and the run continues with the others."""
+    """An input file is damaged: all of its shards fail, and the run continues with the other files."""
     JOB = "job"
-    """A rule or a model that will fail on every shard: the run stops after the first few."""
+    """A rule or a model will fail on every shard: the run stops after the first few failures."""
     MACHINE = "machine"
-    """The machine is at fault, not a row: the shard is rebuilt elsewhere or later."""
+    """The machine is at fault, not the data: the shard is rebuilt elsewhere or later."""
     STORAGE = "storage"
     """Nothing more can be written: the run stops immediately."""
 
 
 class PairmillError(Exception):
-    """Base of all errors that tell users what to do. The message is at most a few plain lines."""
+    """Base class of all errors that tell users what to do. The message is at most a few plain lines."""
 
     kind: ClassVar[FailureKind] = FailureKind.JOB
 

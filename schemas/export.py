@@ -20,38 +20,41 @@ class ExportJob(Settings):
     config_version: Literal[1] = CONFIG_VERSION
     """Version of the job file's format."""
     dataset: Uri
-    """Output folder of a build or embed, or a mixture."""
+    """Output folder of a build or embed, or folder of a mixture."""
     subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")] | None = None
-    """Name of a subset made by `pairmill select`. Only a mixture is exported without one."""
+    """Name of a subset made by `pairmill select`. Required unless `dataset` is a mixture."""
     output: Uri
     """New folder or `s3://bucket/...` for the files."""
     format: ExportFormat = "webdataset"
     """File format and layout."""
     samples_per_file: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Samples per tar or Parquet file; the last file holds the remainder."""
+    """Samples per tar or Parquet file; the last file contains the remainder."""
     shuffle_seed: int | None = 0
     """Seed of the shuffle across shards. None: dataset order, which `clip-retrieval` and `datacomp` always use."""
     models: list[str] | None = None
-    """Aliases of the models whose embeddings are written. None: all. Only for `clip-retrieval` and `datacomp`."""
+    """Aliases of the models whose embeddings to write. None: all. Only for `clip-retrieval` and `datacomp`."""
     carry: list[str] | Literal["all"] | None = None
-    """Input columns that go into the `.json` of `webdataset`, or `all`. None: those named by the dataset's
+    """Input columns to write to the `.json` files of `webdataset`, or `all`. None: the columns of the dataset's
     `images.carry`."""
     caption: str = "original"
-    """`original`, the name of a score with captions that a model wrote, or `best`: the one of the higher similarity."""
+    """Caption to write: `original`, the name of a score with captions written by a model, or `best`, the caption with
+    the highest similarity."""
     repeat: Literal["copies", "weight"] | None = None
-    """Of a subset with weights: `copies` writes a row as often as the first epoch shows it (in `datacomp`, its uid in
-    `subset.npy`), `weight` writes it once, with a column `weight`. None: copies for `webdataset` and `datacomp`."""
+    """How to write a subset with weights: `copies` writes a row as often as the first epoch shows it (in `datacomp`,
+    its uid in `subset.npy`), `weight` writes it once, with a column `weight`. None: copies for `webdataset` and
+    `datacomp`."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
 
 LAYOUT = 2
-"""Version of the layout of exported files. Version 1 (before pairmill 0.2) stored pictures as they were in the corpus
-and took DataComp column names from the model aliases."""
+"""Version of the layout of exported files. Version 1 (before pairmill 0.2) stored a corpus's pictures unchanged and
+derived DataComp column names from the model aliases."""
 
 
 class ExportRecord(GrowingSettings):
-    """`.pairmill/export.json` in the output: the export that the folder belongs to. No other export may use it."""
+    """`.pairmill/export.json` in the output: the export that the folder belongs to. No other export may use the
+    folder."""
 
     later = frozenset({"repeat"})
 
@@ -85,9 +88,9 @@ class ExportedPart(Settings):
 
 
 class PartRemoval(Settings):
-    """`.pairmill/removals/K.json`, while a purge rewrites part K: so that another one can finish it."""
+    """`.pairmill/removals/K.json`: exists while a purge rewrites part K, so that another purge can finish it."""
 
     rows: int
-    """Rows of the part before."""
+    """Rows of the part before the purge."""
     gone: list[int]
-    """The numbers of the rows that are removed."""
+    """Indices of the rows that the purge removes."""

@@ -1,4 +1,4 @@
-"""Defines the records of search indexes: what each part of an index covers, and where it is."""
+"""Defines the records of search indexes, which say what each part of an index covers and where it is stored."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 
 EmbeddingKind = Literal["image", "text"]
-"""Which of a model's two embeddings: that of the picture, or that of the caption."""
+"""Which of a model's two embeddings: the picture's or the caption's."""
 
 
 class IndexedShard(BaseModel):
@@ -18,10 +18,10 @@ class IndexedShard(BaseModel):
     shard: int
     generation: int
     num_rows: int
-    """Rows of its pairs file. They have consecutive ids in the part, whether or not they have an embedding."""
+    """Rows of the shard's pairs file. They have consecutive ids in the part, whether or not they have an embedding."""
     num_embeddings: int
     blake2b: str
-    """Checksum of the file with the embeddings, as in the manifest that names it."""
+    """Checksum of the file with the embeddings, as in the manifest that lists the file."""
 
 
 class IndexPart(BaseModel):
@@ -32,10 +32,11 @@ class IndexPart(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     shards: list[IndexedShard]
-    """In the order of their ids."""
+    """The shards of the part, in the order of their ids."""
     dim: int
     lists: int
-    """Groups of similar vectors, of which a search reads a few. 1: a search reads all vectors, and is exact."""
+    """Number of groups of similar vectors. A search reads only a few groups. With 1, it reads all vectors and is
+    exact."""
     file: DataFile
     """The vectors, in faiss's format."""
     seconds: float
@@ -49,5 +50,5 @@ class IndexPart(BaseModel):
 
     @property
     def num_embeddings(self) -> int:
-        """Rows of these that have an embedding."""
+        """Rows in the part that have an embedding."""
         return sum(shard.num_embeddings for shard in self.shards)

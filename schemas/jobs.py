@@ -1,7 +1,7 @@
-"""Defines the job file: every setting, checked before anything starts.
+"""Defines the job file. Every setting is checked before anything starts.
 
-Unknown keys are errors, and names include their units. `fingerprint_fields()` lists the settings that change the
-output, which must stay the same between two runs into the same output folder. The sections are in `job/`.
+Unknown keys are errors, and the names of settings include their units. `fingerprint_fields()` lists the settings that
+change the output; these must stay the same between two runs into the same output folder. The sections are in `job/`.
 """
 
 from typing import Annotated, Any, Literal
@@ -33,14 +33,14 @@ class BuildJob(Settings):
     output: Uri
     """Folder or `s3://bucket/...` to write the dataset to."""
     shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
-    """Rows per shard, the unit of work, commits and retries. `pairmill embed`: 1,024."""
+    """Rows per shard. Work is divided, committed and retried by shard. The default of `pairmill embed` is 1,024."""
     fetch: FetchConfig = FetchConfig()
     images: ImagesConfig = ImagesConfig()
     models: list[ModelConfig] = []
     """Models that score and embed the pairs, in one pass. Empty: pairs get no scores."""
     scores: dict[ScoreName, BuildScore] = {}
-    """Scores of pictures by name, computed in the build's own decode, in columns NAME_measure of the pairs. For scores
-    of a finished dataset, see `pairmill score`."""
+    """Picture scores by name, computed when the build decodes the pictures and stored in the columns NAME_measure of
+    the pairs. To score a finished dataset, see `pairmill score`."""
     rules: RulesConfig = RulesConfig()
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
@@ -75,20 +75,20 @@ class BuildJob(Settings):
         """Refuse settings that would otherwise be silently ignored."""
         rules = self.rules
         if rules.url_block_hosts or rules.url_allow_hosts or rules.url_blocklist:
-            raise ValueError("rules.url_*: a corpus is not downloaded; use pairmill select to filter by url")
+            raise ValueError("rules.url_*: a corpus is not downloaded; use pairmill select to filter by URL")
         if rules.image_drop_one_color:
             raise ValueError(
-                "rules.image_drop_one_color: a corpus is filtered by pairmill select; use its column one_color"
+                "rules.image_drop_one_color: has no effect on a corpus; use pairmill select with the column one_color"
             )
         if any(kind in ("phash", "pdq") for known in rules.known for kind in known.kinds):
             raise ValueError(
-                "rules.known: a corpus is compared by phash or pdq in pairmill select, with the step known"
+                "rules.known: a corpus cannot be compared by phash or pdq here; use the step known of pairmill select"
             )
         if self.source.sha256_column:
             raise ValueError("source.sha256_column: has no effect on a corpus; see the output column sha256")
 
     def _check_score_columns(self) -> None:
-        """Refuse scores whose columns have the name of another column."""
+        """Refuse scores with a column whose name another column already has."""
         names = self.score_columns.names
         for name in names:
             if is_own_column(name) or names.count(name) > 1:
@@ -105,7 +105,7 @@ class BuildJob(Settings):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
         self._check_score_columns()
         if any("pdq" in known.kinds for known in self.rules.known) and "pdq" not in self.score_columns.names:
-            raise ValueError("rules.known: by pdq needs a score with the measure pdq under scores")
+            raise ValueError("rules.known: by: pdq needs a score with the measure pdq under scores")
         thresholds = self.rules.min_similarity
         if thresholds is not None and not aliases:
             raise ValueError("rules.min_similarity needs a model: add one under models")
@@ -133,8 +133,8 @@ UNFINGERPRINTED = {
     "rules.md5_blocklist",
     "rules.sha256_blocklist",
 }
-"""Settings that may change between two runs into the same output folder. The plan protects the input itself.
-Blocklists and lists of known rows may move, but their content may not change."""
+"""Settings that may change between two runs into the same output folder. The plan ensures that the input stays the
+same. Blocklists and lists of known rows may move, but their content must not change."""
 
 
 def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, object]:

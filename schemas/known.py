@@ -1,5 +1,5 @@
-"""Defines which rows count as known: those of an earlier dataset, or of a list. Also the record of the filters that a
-build made from them."""
+"""Defines which rows count as known, namely those of an earlier dataset or of a list, and the record of the filters
+that a build makes from them."""
 
 import os
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.settings import Settings, Uri
 
 ValueKind = Literal["uid", "url", "sha256", "md5", "phash", "pdq"]
-"""What rows are recognized by. The order is that of the checks in a build."""
+"""The kinds of values by which rows are recognized, in the order of the checks in a build."""
 
 EmbeddingKind = Literal["embedding", "text_embedding"]
-"""The embeddings of pictures, or of captions."""
+"""The embeddings of pictures or of captions."""
 
 DEFAULT_THRESHOLD = 0.95
 
 MAX_DISTANCES: dict[str, int] = {"phash": 8, "pdq": 31}
-"""The perceptual hashes, and the greatest distance in bits at which they can be compared."""
+"""Perceptual hashes -> the maximum distance, in bits, at which they can be compared."""
 
 DEFAULT_KINDS: tuple[ValueKind, ...] = ("url", "sha256")
 
@@ -29,23 +29,24 @@ def _as_list(values: object) -> object:
 
 
 class _Known(Settings):
-    """Rows of an earlier dataset, or of a list. A path alone stands for all defaults."""
+    """Rows of an earlier dataset or of a list. A path alone sets `path` and leaves the other settings at their
+    defaults."""
 
     path: Uri
     """Output folder of a build or embed; or a list: `.txt`, `.csv`, `.tsv` (also `.gz`) or `.parquet`, or a folder or
     glob of lists. In a text file, each line is one value."""
     column: str | None = None
-    """Column of a list with the values. None: the column with the name of the kind of value."""
+    """Column of a list that contains the values. None: the column named after the kind of value."""
     rows: Literal["pairs", "kept", "all"] = "pairs"
     """Which rows of a dataset count: its pairs, only those that its build kept, or also its rejects."""
     subset: str | None = None
     """Only the rows in this subset of the dataset."""
     distance: Annotated[int, Field(ge=0, le=31)] = 0
-    """For `phash` (up to 8) and `pdq` (up to 31), the greatest distance in bits at which pictures count as the same."""
+    """For `phash` (up to 8) and `pdq` (up to 31), the maximum distance in bits at which pictures count as the same."""
 
     @property
     def kinds(self) -> Sequence[str]:
-        """What known rows are recognized by, if it is given."""
+        """The values of `by`; empty if it is not given."""
         return ()
 
     @model_validator(mode="before")
@@ -59,36 +60,38 @@ class _Known(Settings):
         if self.distance and not limits:
             raise ValueError("distance works only with by: phash and by: pdq")
         if limits and self.distance > min(limits):
-            raise ValueError(f"distance: at most {min(limits)} with by: {', '.join(self.kinds)}")
+            raise ValueError(f"distance must be at most {min(limits)} with by: {', '.join(self.kinds)}")
         if self.column is not None and len(self.kinds) != 1:
-            raise ValueError("column: say with by which one kind of value the column has")
+            raise ValueError("column needs by with one kind of value, the kind that the column contains")
         if self.subset is not None and self.rows != "pairs":
             raise ValueError("give either rows or a subset")
         return self
 
 
 class KnownRows(_Known):
-    """Rows of an earlier dataset, or of a list, that a build recognizes. A path alone stands for all defaults."""
+    """Rows of an earlier dataset or of a list that a build recognizes. A path alone sets `path` and leaves the other
+    settings at their defaults."""
 
     by: Annotated[list[ValueKind], BeforeValidator(_as_list), Field(min_length=1)] | None = None
-    """What known rows are recognized by. None: url and sha256, as far as the list has them; in a text file, url."""
+    """Kinds of values by which known rows are recognized. None: url and sha256, if the list has them; for a text file,
+    url."""
 
     @property
     def kinds(self) -> Sequence[str]:
-        """What known rows are recognized by, if it is given."""
+        """The values of `by`; empty if it is not given."""
         return self.by or ()
 
 
 class Known(_Known):
-    """Drop the rows that another dataset or a list has. A path alone stands for all defaults."""
+    """Drop the rows that are in another dataset or a list. A path alone sets `path` and leaves the other settings at
+    their defaults."""
 
     by: Annotated[list[Literal[ValueKind, EmbeddingKind]], BeforeValidator(_as_list), Field(min_length=1)] | None = None
-    """What known rows are recognized by; a row that is known by any of these is dropped. None: url and sha256, as far
-    as the list has them; in a text file, url. `embedding` and `text_embedding`: by the cosine of a model's
-    embeddings."""
+    """How known rows are recognized; a row is dropped if any of these matches. None: url and sha256, if the list has
+    them; for a text file, url. `embedding` and `text_embedding` compare a model's embeddings by their cosine."""
     model: str | None = None
-    """Alias of the model whose embeddings are compared; None: the only one. Both datasets must have embeddings by the
-    same weights."""
+    """Alias of the model whose embeddings are compared. None: the dataset's only model. Both datasets must have
+    embeddings from the same weights."""
     other_model: str | None = None
     """Alias of the same model in the other dataset. None: the same alias."""
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
@@ -96,12 +99,12 @@ class Known(_Known):
 
     @property
     def kinds(self) -> Sequence[str]:
-        """What known rows are recognized by, if it is given."""
+        """The values of `by`; empty if it is not given."""
         return self.by or ()
 
     @property
     def values(self) -> KnownRows | None:
-        """The part that compares values; None: only embeddings are compared."""
+        """The settings for comparing values. None: only embeddings are compared."""
         kinds = None if self.by is None else [kind for kind in self.by if kind in get_args(ValueKind)]
         if kinds == []:
             return None
@@ -121,36 +124,36 @@ class Known(_Known):
             raise ValueError(f"{given[0]} works only with by: {' or '.join(get_args(EmbeddingKind))}")
         if self.embeddings and self.values is None:
             if self.column is not None:
-                raise ValueError("column is of lists, which have no embeddings; leave it out")
+                raise ValueError("column is only for lists, which have no embeddings; leave it out")
             if self.rows == "all":
                 raise ValueError("rows: all adds the rejects, which have no embeddings; use pairs or kept")
         return self
 
 
 class KnownReport(Settings):
-    """What a step compared the rows with."""
+    """The known rows that a step compared its rows with."""
 
     values: dict[str, int]
-    """Kind -> number of different known values, or of embeddings."""
+    """Kind -> number of different known values, or number of embeddings."""
     unused: dict[str, int] = {}
-    """Reason -> lines or rows of the list without a value."""
+    """Reason -> number of lines or rows of the list without a value."""
     blake2b: str
-    """BLAKE2b-128 of all these values; repetitions and order do not matter, except the order of embeddings."""
+    """BLAKE2b-128 of all these values. Repetitions do not matter, nor does the order, except that of embeddings."""
     earlier_blake2b: str | None = None
-    """That of the values when the subset was selected before, if they were others."""
+    """The `blake2b` of the previous selection of this subset, if it was different."""
 
 
 class KnownSource(Settings):
-    """What was read from one dataset or list."""
+    """The content read from one dataset or list."""
 
     known: KnownRows
     is_dataset: bool
     fingerprint: str
-    """Of the content: a hash of the states of a dataset's shards, or of the fingerprints of the files."""
+    """Fingerprint of the content: a hash of the states of a dataset's shards, or of the fingerprints of the files."""
     values: dict[ValueKind, int]
-    """Kind -> number of values, repeated ones included."""
+    """Kind -> number of values, including repeated ones."""
     unused: dict[str, int]
-    """Reason -> lines, or rows of tables, without a value."""
+    """Reason -> number of lines or table rows without a value."""
 
 
 class KnownFilter(Settings):
@@ -159,8 +162,9 @@ class KnownFilter(Settings):
     kind: ValueKind
     distance: int = 0
     first_bit: int = 0
-    """With a distance: there is one file for each of `distance` + 1 bands of bits, in which the hashes are rotated so
-    that the band comes first. Two hashes within the distance have at least one band in common."""
+    """With a distance, the first bit of the file's band. The bits of the hashes are divided into `distance` + 1 bands,
+    and each band has a file in which the hashes are rotated so that the band comes first. Two hashes within the
+    distance have at least one band in common."""
     values: int
     """Number of different values."""
     file: DataFile

@@ -1,4 +1,4 @@
-"""Defines the step `leak`, which drops the rows that overlap with an evaluation set, and what it reports."""
+"""Defines the step `leak`, which drops rows that overlap with an evaluation set, and its report."""
 
 import os
 from typing import Annotated, Any, Literal, Self, get_args
@@ -8,18 +8,18 @@ from pydantic import BeforeValidator, Field, model_validator
 from pairmill.schemas.settings import Settings, Uri
 
 LeakKind = Literal["sha256", "phash", "pdq", "embedding"]
-"""What rows and evaluation pictures are compared by."""
+"""How rows are compared with evaluation pictures."""
 
 Variant = Literal["same", "mirrored", "cropped", "mirrored_cropped"]
-"""What was done to the evaluation picture before it was compared. `same`: nothing."""
+"""How the evaluation picture was changed before the comparison. `same`: not at all."""
 
 DEFAULT_PHASH, DEFAULT_PDQ = 6, 31
-"""Measured with `python -m bench.leak`: pictures of others differ in 10 bits of phash or more."""
+"""Measured with `python -m bench.leak`: the phashes of different pictures differ in at least 10 bits."""
 DEFAULT_THRESHOLD = 0.95
 DEFAULT_KINDS: tuple[LeakKind, ...] = ("sha256", "phash")
 VARIANTS: tuple[Literal["mirrored"], Literal["cropped"]] = ("mirrored", "cropped")
 MAX_PAIRS = 6
-"""How many pairs of each kind and variant a report names."""
+"""Maximum number of pairs per kind and variant in a report."""
 
 
 def _as_list(values: object) -> object:
@@ -27,25 +27,25 @@ def _as_list(values: object) -> object:
 
 
 class Leak(Settings):
-    """Drop the rows whose picture is in an evaluation set, also resized, re-encoded, mirrored or cropped. A path alone
-    stands for all defaults."""
+    """Drop the rows whose picture is in an evaluation set, even if it is resized, re-encoded, mirrored or cropped
+    there. A path alone sets `against` and leaves the other settings at their defaults."""
 
     against: Uri
-    """Output folder of a build or embed of the evaluation set, which stores its pictures or refers to them."""
+    """Output folder of a build or embed of the evaluation set. It must store the pictures or refer to them."""
     by: Annotated[list[LeakKind], BeforeValidator(_as_list), Field(min_length=1)] = list(DEFAULT_KINDS)
-    """What pictures are recognized by; a row that any of these finds is dropped. `pdq` needs the column of that name,
-    and `embedding` embeddings by the same weights in both datasets."""
+    """How pictures are compared; a row is dropped if any of these comparisons matches. `pdq` needs the column of that
+    name, and `embedding` needs embeddings from the same weights in both datasets."""
     variants: Annotated[list[Literal["mirrored", "cropped"]], BeforeValidator(_as_list)] = list(VARIANTS)
-    """For `phash` and `pdq`, also compare with copies of each evaluation picture that are mirrored, cropped, or, if
-    both are given, both at once. Crops have 80 to 95 % of each side."""
+    """For `phash` and `pdq`, also compare with mirrored or cropped copies of each evaluation picture and, if both are
+    given, with copies that are both mirrored and cropped. Crops keep 80 to 95 % of each side."""
     rows: Literal["pairs", "kept"] = "pairs"
     """Which rows of the evaluation set count: its pairs, or only those that its build kept."""
     phash: Annotated[int, Field(ge=0, le=8)] = DEFAULT_PHASH
-    """The greatest distance between hashes of the same picture, in bits."""
+    """Maximum distance, in bits, at which two phashes count as the same picture."""
     pdq: Annotated[int, Field(ge=0, le=31)] = DEFAULT_PDQ
-    """The same for `pdq`."""
+    """Maximum distance, in bits, at which two PDQ hashes count as the same picture."""
     model: str | None = None
-    """Alias of the model whose embeddings are compared; None: the only one."""
+    """Alias of the model whose embeddings are compared. None: the dataset's only model."""
     other_model: str | None = None
     """Alias of the same model in the evaluation set. None: the same alias."""
     threshold: Annotated[float, Field(ge=0.5, le=1)] | None = None
@@ -71,22 +71,22 @@ class Leak(Settings):
 
     @property
     def hashes(self) -> dict[LeakKind, int]:
-        """The perceptual hashes to compare -> the greatest distance in bits."""
+        """The perceptual hashes to compare -> the maximum distance in bits."""
         distances: dict[LeakKind, int] = {"phash": self.phash, "pdq": self.pdq}
         return {kind: distances[kind] for kind in distances if kind in self.by}
 
     @property
     def all_variants(self) -> list[Variant]:
-        """What is hashed of each picture."""
+        """The variants of each evaluation picture to hash."""
         both = {"mirrored", "cropped"}.issubset(self.variants)
         return [each for each in get_args(Variant) if each == "same" or each in self.variants or both]
 
 
 class LeakPair(Settings):
-    """An evaluation picture, and a row with the same picture."""
+    """An evaluation picture and a row with the same picture."""
 
     item_row_id: str
-    """Of the evaluation set."""
+    """Row id in the evaluation set."""
     item_uid: str
     item_url: str | None
     row_id: str
@@ -94,38 +94,39 @@ class LeakPair(Settings):
     by: LeakKind
     variant: Variant
     distance: int | None = None
-    """In bits, by `phash` and `pdq`."""
+    """Distance in bits, for `phash` and `pdq`."""
     cosine: float | None = None
-    """By `embedding`."""
+    """Cosine similarity, for `embedding`."""
 
 
 class LeakCounts(Settings):
-    """What was found in one way."""
+    """The number of matches for one kind and variant."""
 
     by: LeakKind
     variant: Variant
     rows: int
-    """Rows that were first found in this way. So the sum over all ways is the number of rows found."""
+    """Rows that matched by this kind and variant first, so the sum over all of them is the number of matching rows."""
     items: int
-    """Evaluation pictures with such a row. One may be found in several ways."""
+    """Evaluation pictures with such a row. A picture can count for several kinds and variants."""
 
 
 class LeakReport(Settings):
-    """The overlap that a step found."""
+    """The overlap that a step `leak` found."""
 
     items: int
     """Evaluation pictures that were compared."""
     items_hit: int
-    """Those with any overlap."""
+    """Evaluation pictures that any row matches."""
     plain_items: int
-    """Pictures with too little to see (a PDQ quality below 50), which were not compared by hashes."""
+    """Evaluation pictures with too little detail (a PDQ quality below 50), which were not compared by hashes."""
     hashes: dict[LeakKind, int]
-    """Kind -> number of hashes of all variants, or of embeddings."""
+    """Kind -> number of hashes of all variants, or number of embeddings."""
     found: list[LeakCounts]
-    """In the order of the comparisons."""
+    """Counts per kind and variant, in the order of the comparisons."""
     nearest: list[LeakPair]
-    """For each way, the nearest pairs, at most MAX_PAIRS. Each evaluation picture is named once, for the first way."""
+    """The nearest pairs per kind and variant, at most MAX_PAIRS. Each evaluation picture is listed only for the first
+    kind and variant that found it."""
     blake2b: str
     """BLAKE2b-128 of everything that rows were compared with."""
     earlier_blake2b: str | None = None
-    """That when the subset was selected before, if it was another."""
+    """The `blake2b` of the previous selection of this subset, if it was different."""

@@ -1,4 +1,4 @@
-"""Defines shard, plan and manifest: how a job is split into units of work, and how a finished unit is recorded.
+"""Defines shards, plans and manifests: how a job is split into units of work, and how a finished unit is recorded.
 
 A shard exists if and only if its manifest does. Readers trust only manifests.
 """
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 from pairmill.schemas.status import Status, Step
 
 SCHEMA_VERSION = 1
-"""Version of every file that a job writes. Readers accept this version and the previous one, and refuse newer ones."""
+"""Version of all files that a job writes. Readers accept this version and the previous one, and refuse newer ones."""
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -52,7 +52,7 @@ def shard_name(shard: int) -> str:
 
 
 def shards_from_table(plan: pa.Table) -> list[Shard]:
-    """The rows of a plan table, in its order."""
+    """The shards of a plan table, in the order of its rows."""
     return [Shard(**row) for row in plan.select(PLAN_SCHEMA.names).to_pylist()]
 
 
@@ -69,12 +69,12 @@ class DataFile(BaseModel):
 
 
 class CustomRuleCount(BaseModel):
-    """What a custom rule dropped."""
+    """The number of rows that a custom rule dropped."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: Step
-    """Where the rule ran."""
+    """The step in which the rule ran."""
     rows: int
 
 
@@ -87,8 +87,8 @@ class ShardManifest(BaseModel):
     shard: int
     generation: int = 0
     attempt: str
-    """Random id of the attempt that wrote it. It distinguishes "we won, but the reply was lost" from "another worker
-    won"."""
+    """Random id of the attempt that wrote the manifest. It distinguishes "we won, but the reply was lost" from "another
+    worker won"."""
     uri: str
     first_row: int
     num_rows: int
@@ -98,7 +98,7 @@ class ShardManifest(BaseModel):
     rejects: int
     kept: int
     statuses: dict[str, int]
-    """Status -> rows. Sums to `rows_in`. Rows with the status `withdrawn` are in none of the files."""
+    """Status -> number of rows. The sum is `rows_in`. Rows with the status `withdrawn` are in none of the files."""
     job_fingerprint: str
     files: dict[Literal["pairs", "rejects", "images"], DataFile]
     """`images` is absent if no picture was stored."""
@@ -107,7 +107,7 @@ class ShardManifest(BaseModel):
     bytes_fetched: int
     versions: dict[str, str]
     custom_rules: dict[str, CustomRuleCount] = {}
-    """Name of a custom rule -> the `custom_rule` rows that it dropped. Not written if there are none."""
+    """Name of a custom rule -> the rows with the status `custom_rule` that it dropped. Not written if empty."""
 
     @model_serializer(mode="wrap")
     def _without_empty_rules(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -118,7 +118,7 @@ class ShardManifest(BaseModel):
 
     @property
     def withdrawn(self) -> int:
-        """Rows that were withdrawn, and are stored nowhere: rows_in = pairs + rejects + withdrawn."""
+        """Rows that were withdrawn and are stored nowhere: rows_in = pairs + rejects + withdrawn."""
         return self.statuses.get(Status.WITHDRAWN.value, 0)
 
     @property
@@ -135,13 +135,13 @@ class ColumnsManifest(BaseModel):
     schema_version: int = SCHEMA_VERSION
     shard: int
     generation: int
-    """Generation of the shard. The rows have the order of its pairs file."""
+    """Generation of the shard. The rows are in the order of its pairs file."""
     pairs_blake2b: str
     rows: int
     file: DataFile
     job_fingerprint: str
     pictures_left_out: int = 0
-    """Pictures without an embedding: missing, changed since the dataset was made, or beyond what the model can do."""
+    """Pictures without an embedding: missing, changed since the dataset was made, or not supported by the model."""
 
     @property
     def name(self) -> str:
@@ -150,7 +150,7 @@ class ColumnsManifest(BaseModel):
 
 
 def manifest_name(shard: int, generation: int = 0) -> str:
-    """`000000012.json`, or `000000012.g1.json` for a later generation. The highest generation wins."""
+    """`000000012.json`, or `000000012.g1.json` for a later generation. The highest generation is current."""
     return f"{shard_name(shard)}.json" if generation == 0 else f"{shard_name(shard)}.g{generation}.json"
 
 
@@ -161,6 +161,6 @@ def parse_manifest_name(name: str) -> tuple[int, int]:
     if not dot_json or rest or not shard.isdigit() or (generation and not generation.isdigit()):
         raise ValueError(f"not the name of a manifest: {name!r}")
     parsed = int(shard), int(generation or 0)
-    if manifest_name(*parsed) != name:  # for `7.json`, or for digits of another script
+    if manifest_name(*parsed) != name:  # such as `7.json`, or digits of another script
         raise ValueError(f"not the name of a manifest: {name!r}")
     return parsed

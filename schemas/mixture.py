@@ -1,4 +1,4 @@
-"""Defines mixtures: rows of several datasets with given shares, in a folder of their own."""
+"""Defines mixtures. A mixture combines rows of several datasets in given shares and has its own folder."""
 
 import re
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class MixSource(Settings):
 
     @classmethod
     def parse(cls, text: str) -> "MixSource":
-        """`DATASET[:SUBSET]=SHARE`. Raises ValueError."""
+        """Parse `DATASET[:SUBSET]=SHARE`. Raises ValueError."""
         found = _SOURCE.fullmatch(text)
         if found is None:
             raise ValueError(f"{text!r} is not DATASET=SHARE or DATASET:SUBSET=SHARE, such as out:clean=0.7")
@@ -53,20 +53,20 @@ class MixSource(Settings):
 
 
 class MixJob(Settings):
-    """`pairmill select MIX --mix ..`: several datasets that are read as one, with given shares."""
+    """`pairmill select MIX --mix ..`: combines several datasets in given shares so that they can be read as one."""
 
     config_version: Literal[1] = CONFIG_VERSION
     """Version of the job file's format."""
     output: Uri
     """New folder or `s3://bucket/...` for the mixture."""
     sources: Annotated[list[MixSource], Field(min_length=1, max_length=MAX_SOURCES)]
-    """The datasets. Of rows that are in several of them, the first one keeps them."""
+    """The datasets. A row that is in several datasets is taken from the first of them."""
     count: Annotated[int, Field(ge=1)] | None = None
-    """Samples of an epoch. None: as many as possible without repeating a row."""
+    """Samples per epoch. None: as many as possible without repeating a row."""
     repeat: bool = False
-    """With `count`: repeat the rows of a dataset that has too few for its share."""
+    """With `count`: repeat rows of a dataset that has too few for its share."""
     dedup: list[Literal["url", "sha256", "phash"]] = ["sha256"]
-    """Columns whose equal values make rows of different datasets duplicates, besides `uid`."""
+    """Columns, besides `uid`, whose equal values make rows of different datasets duplicates."""
     partial: bool = False
     """Mix finished shards even if others are missing."""
     seed: int = 0
@@ -78,28 +78,28 @@ class MixJob(Settings):
     def _is_possible(self) -> Self:
         named = [str(source) for source in self.sources]
         if len(set(named)) < len(named):
-            raise ValueError(f"sources: the same twice: {', '.join(named)}; add their shares")
+            raise ValueError(f"sources: {', '.join(named)}: one is given twice; give it once, with its total share")
         if self.repeat and self.count is None:
-            raise ValueError("repeat needs a count, because without one every dataset has enough rows")
+            raise ValueError("repeat needs count; without it, no dataset has too few rows")
         return self
 
 
 class MixtureSource(Settings):
-    """What a mixture has of one dataset."""
+    """The part of a mixture that comes from one dataset."""
 
     name: str
-    """Its name in the column `dataset`."""
+    """Name of the dataset in the column `dataset`."""
     dataset: str
     """Absolute path or URL."""
     subset: str | None
     share: float
     subset_attempt: str | None
-    """Which selection the subset was, if the rows are from one."""
+    """The `attempt` of the subset that the rows came from, if any."""
     samples: int
-    """Per epoch; on average, if rows are repeated, and then it may be more than the rows."""
+    """Samples per epoch. If rows are repeated, this is an average and can exceed the number of rows."""
     rows: Subset
-    """The rows that were taken, and what happened to the others, like a subset of the dataset; its files are in the
-    mixture's folder."""
+    """The rows that were taken, and what happened to the others, in the same form as a subset of the dataset. Its files
+    are in the mixture's folder."""
 
 
 class Mixture(Settings):
@@ -117,7 +117,7 @@ class Mixture(Settings):
 
     @property
     def num_rows(self) -> int:
-        """Different rows."""
+        """Number of different rows."""
         return sum(source.rows.rows_out for source in self.sources)
 
     @property
@@ -127,7 +127,7 @@ class Mixture(Settings):
 
 
 def source_names(sources: Sequence[MixSource]) -> list[str]:
-    """A short name for each: of its folder, with the subset if needed, or in the worst case the whole path."""
+    """A short, unique name for each source: its folder's name, with the subset if needed, or else the whole path."""
     folders = [source.dataset.rstrip("/").rpartition("/")[2] or source.dataset for source in sources]
     with_subsets = [
         name if source.subset is None else f"{name}:{source.subset}"

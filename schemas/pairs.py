@@ -18,7 +18,7 @@ IDENTITY = pa.schema(
         pa.field("uid", TEXT, nullable=False),  # 32 hex characters; computed if the row's own uid is invalid
         pa.field("url", TEXT),
         pa.field("caption", TEXT),  # raw
-        pa.field("caption_clean", TEXT),  # entities decoded, white space collapsed, NFC; rules, models and .txt use it
+        pa.field("caption_clean", TEXT),  # entities decoded, whitespace collapsed, NFC; rules, models and .txt use it
         pa.field("caption_index", pa.int32()),  # index in the row's list of captions; 0 if it is not a list
     ]
 )
@@ -65,8 +65,8 @@ STORED = pa.schema(
 )
 
 CHECKSUM = pa.field("image_crc32", pa.uint32())
-"""CRC-32 (ISO 3309, as in zlib and gzip) of the bytes at `image_offset`; null if there are none. Datasets that were
-planned before 0.2 have no such column."""
+"""CRC-32 (ISO 3309, as in zlib and gzip) of the bytes at `image_offset`; null if no picture is stored. Datasets planned
+before 0.2 have no such column."""
 
 IMAGE_COLUMN = pa.field("image", pa.large_binary())
 """In flight only: the stored picture, encoded."""
@@ -88,7 +88,7 @@ def is_own_column(name: str) -> bool:
 
 
 def source_column_name(name: str, taken: set[str]) -> str:
-    """Output name of an input column. Prefixed with `source_` if it collides with another name, ignoring case.
+    """Output name of an input column, prefixed with `source_` if it collides with another name, ignoring case.
 
     `taken`: names already in use, in lower case; the result is not added.
     """
@@ -99,7 +99,7 @@ def source_column_name(name: str, taken: set[str]) -> str:
 
 
 def embedding_type(dim: int) -> pa.DataType:
-    """Type of an embedding column. Vectors may be null, but elements may not, so Arrow reads 1.5 times as fast."""
+    """Type of an embedding column. Vectors can be null but elements cannot, so Arrow reads 1.5 times as fast."""
     return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
 
 
@@ -123,7 +123,8 @@ def score_column_names(alias: str) -> ScoreColumnNames:
 
 
 def score_columns(alias: str, dim: int) -> pa.Schema:
-    """Columns of one model, whose embeddings have `dim` elements. All are null if the caption is null."""
+    """Columns of one model, whose embeddings have `dim` elements. An embedding is null if its picture or caption is
+    missing, and the similarity if either is."""
     types = (pa.float32(), embedding_type(dim), embedding_type(dim))
     return pa.schema(list(zip(score_column_names(alias), types, strict=True)))
 
@@ -143,7 +144,7 @@ def pairs_schema(extra: pa.Schema, scores: list[pa.Schema], has_checksums: bool 
 
 
 def rejects_schema(extra: pa.Schema) -> pa.Schema:
-    """Schema of `rejects/*.parquet`: the rows that were not scored, with the reasons."""
+    """Schema of `rejects/*.parquet`: the rows that were not scored, with the reason for each."""
     return pa.schema([*IDENTITY, *VERDICT, *FETCHED, *extra])
 
 

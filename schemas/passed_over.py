@@ -1,8 +1,8 @@
-"""Defines the reasons why an entry of a listing is skipped ("passed over"), that is, becomes neither a row nor a part
-of one.
+"""Defines the reasons why an entry of a listing is passed over, which means that it becomes neither a row nor part of
+one.
 
-Plans, commands and `status` count these, so that everything listed is accounted for:
-seen = rows + parts + passed over (skipped, with a reason).
+Plans, commands and `status` count the reasons, so that every entry is accounted for:
+seen = rows + parts + passed over.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 
 class PassedOver(StrEnum):
-    """The reason, in words for people."""
+    """Why an entry is passed over, in words for people."""
 
     HIDDEN = "name begins with a dot"
     FOLDER = "folder"
@@ -33,18 +33,18 @@ class PassedOver(StrEnum):
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the entries of a listing: files of a folder, members of a tar."""
+    """Counts of what happened to the entries of a listing: the files of a folder or the members of a tar."""
 
     seen: int = 0
     rows: int = 0
     parts: int = 0
     """Entries that belong to the row of another entry, such as captions and further pictures of the same key."""
     passed_over: Counter[str] = field(default_factory=Counter)
-    """Reason -> entries."""
+    """Reason -> number of entries."""
     uncaptioned: int = 0
-    """How many of the rows have JSON but no caption; its keys may be unusual."""
+    """Number of rows with JSON but no caption. The caption may be under an unusual key."""
     json_keys: tuple[str, ...] = ()
-    """Some keys of their JSON, if there are such rows."""
+    """Some keys of the JSON of these rows."""
 
     def pass_over(self, reason: PassedOver) -> None:
         """Count one entry that is not used."""
@@ -52,13 +52,13 @@ class Tally:
         self.passed_over[reason.value] += 1
 
     def add_row(self, entries: int = 1) -> None:
-        """Count a row, and the entries that it was made from."""
+        """Count a row and the entries from which it was made."""
         self.seen += entries
         self.rows += 1
         self.parts += entries - 1
 
     def to_json(self) -> dict[str, object]:
-        """Plain values."""
+        """The counts as JSON values."""
         counts = {"seen": self.seen, "rows": self.rows, "parts": self.parts}
         hint = {"uncaptioned": self.uncaptioned, "json_keys": list(self.json_keys)} if self.uncaptioned else {}
         return {**counts, "passed_over": dict(sorted(self.passed_over.items())), **hint}
@@ -70,16 +70,16 @@ class Tally:
         return cls(*counts, values.get("uncaptioned", 0), tuple(values.get("json_keys", ())))
 
     def holds(self) -> bool:
-        """Whether each entry is accounted for."""
+        """Whether every entry is accounted for."""
         return self.seen == self.rows + self.parts + self.passed_over.total()
 
 
 def describe_passed_over(seen: int, rows: int, parts: int, passed_over: Mapping[str, int]) -> str | None:
-    """One line for people; None if every entry became a row."""
+    """One line for people that accounts for every entry. None if every entry became a row."""
     if not parts and not passed_over:
         return None
-    line = f"{seen:,} found in the input: {rows:,} {'row' if rows == 1 else 'rows'}"
-    line += f", {parts:,} beside them (such as captions)" if parts else ""
+    line = f"{seen:,} entries in the input: {rows:,} {'row' if rows == 1 else 'rows'}"
+    line += f", {parts:,} parts of rows (such as captions)" if parts else ""
     if not passed_over:
         return line
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(passed_over.items()))

@@ -1,37 +1,39 @@
-"""Defines the files in `jobs/presets/`."""
+"""Defines the schema of the files in `jobs/presets/`."""
 
 from pairmill.schemas.settings import Settings
 
 
 class PresetModel(Settings):
-    """The model that a preset's thresholds were calibrated on."""
+    """The model for which a preset's thresholds were calibrated."""
 
     name: str
     pretrained: str
 
 
 class Preset(Settings):
-    """A filter that others have published, with its source."""
+    """A published filter, with its source."""
 
     description: str
-    """What it keeps."""
+    """Which rows the preset keeps."""
     source: str
-    """Where it was published."""
+    """Where the filter was published."""
     calibrated_on: str
-    """The data and the models on which its thresholds were chosen."""
+    """The data and the models on which the thresholds were chosen."""
     requires_model: PresetModel | None = None
-    """Its thresholds mean nothing for another model. None: it has no such threshold."""
+    """The model whose similarities the thresholds apply to. None: no threshold depends on a model."""
     rules: dict[str, object] = {}
     """Rules for `build --preset`."""
     scores: dict[str, dict[str, dict[str, object]]] = {}
-    """Name -> score, for `score OUT NAME --preset`. What is missing must be set, such as the targets of NormSim."""
+    """Name -> score, for `score OUT NAME --preset`. The user must set the settings that are missing here, such as the
+    targets of NormSim."""
     may_differ: list[str] = []
-    """Dotted settings of scores that may differ where it selects, because they change effort, not meaning."""
+    """Settings of scores, as KIND.SETTING, in which a dataset's score may differ from the preset when `select --preset`
+    uses it, because they affect the cost and not the meaning."""
     steps: list[dict[str, object]] = []
     """Steps for `select --preset`."""
 
     @property
     def commands(self) -> list[str]:
-        """The commands that take it."""
+        """The commands that accept the preset."""
         uses = {"build": self.rules, "score": self.scores, "select": self.steps}
         return [name for name, used in uses.items() if used]

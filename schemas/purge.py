@@ -1,14 +1,14 @@
-"""Defines the ledger of withdrawn rows, `withdrawn/`: what was asked, and the hashes of what went.
+"""Defines the ledger of withdrawn rows, `withdrawn/`: the requests, and the hashes of the rows that were withdrawn.
 
 withdrawn/000001.request.parquet   the request: REQUEST_SCHEMA, with a PurgeRequest in its metadata. Create-only
-withdrawn/000001.purged.json       what it changed and deleted: a Purged, which grows while a purge runs
-withdrawn/000001.rows.parquet      the rows that it withdrew: WITHDRAWN_SCHEMA
+withdrawn/000001.purged.json       what the purge changed and deleted: a Purged, which grows while the purge runs
+withdrawn/000001.rows.parquet      the rows that the purge withdrew: WITHDRAWN_SCHEMA
 withdrawn/000001.done.json         a PurgeDone, written last: without it, the purge is unfinished
-withdrawn/parts/000000012.parquet  the rows of one shard, while a purge runs
-withdrawn/running-UUID.json        a process that is withdrawing rows, while it runs
+withdrawn/parts/000000012.parquet  the withdrawn rows of one shard, while a purge runs
+withdrawn/running-UUID.json        a RunningPurge: the process that is withdrawing rows, while it runs
 
-Requests are finished one after another, in order. So a purge that finishes an earlier one first ends in the same state
-as if that one had not been interrupted.
+Requests are finished in order. If an earlier purge was interrupted, the next one finishes it first, so the result is
+the same as without the interruption.
 """
 
 from typing import Literal, get_args
@@ -20,7 +20,7 @@ from pairmill.schemas.manifest import SCHEMA_VERSION
 from pairmill.schemas.settings import Settings
 
 ListKind = Literal["uid", "url", "host", "sha256", "pdq"]
-"""What the values of a list are."""
+"""The kinds of values in a list of rows to withdraw."""
 LIST_KINDS: tuple[ListKind, ...] = get_args(ListKind)
 
 MAX_REASON_CHARS = 1_000
@@ -28,8 +28,8 @@ MAX_REASON_CHARS = 1_000
 DIGEST = pa.binary(32)
 
 REQUEST_SCHEMA = pa.schema([pa.field("kind", pa.string(), nullable=False), pa.field("digest", DIGEST, nullable=False)])
-"""One row per value of the request: SHA-256 of `KIND NUL VALUE`, the value in its canonical form; for a PDQ hash, the
-hash itself, because it is compared by distance."""
+"""One row per value of the request: the SHA-256 of `KIND NUL VALUE`, with the value in canonical form. PDQ hashes are
+stored as they are, because they are compared by distance."""
 
 WITHDRAWN_SCHEMA = pa.schema(
     [
@@ -40,11 +40,11 @@ WITHDRAWN_SCHEMA = pa.schema(
         pa.field("vectors", pa.list_(DIGEST), nullable=False),  # float16 embeddings of all models
     ]
 )
-"""One row per withdrawn row, with SHA-256 digests of `NAME NUL BYTES`."""
+"""One row per withdrawn row. Digests are the SHA-256 of `NAME NUL BYTES`."""
 
 
 class PurgeRequest(BaseModel):
-    """What somebody asked to withdraw, and why."""
+    """A request to withdraw rows, with the reason."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,55 +56,55 @@ class PurgeRequest(BaseModel):
     values: dict[str, int]
     """Kind -> number of values."""
     exports: list[str] = []
-    """Exports to purge that the dataset does not know of: absolute paths or URLs."""
+    """Exports to purge that the dataset has no record of, as absolute paths or URLs."""
 
 
 class ExportPurge(BaseModel):
-    """What became of an export."""
+    """The outcome of a purge for one export."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     output: str
     outcome: Literal["nothing to withdraw", "rewritten", "unfinished", "not found", "damaged", "known"]
-    """`unfinished`: the export was interrupted. What it had finished was purged, and the rest deleted. `damaged`: files
-    are missing or differ from what was exported. Those were left as they are, and all others purged. `known`: of a dry
-    run, which does not look into exports."""
+    """`unfinished`: the export was interrupted; its finished parts were purged and the rest was deleted. `damaged`:
+    some files are missing or differ from what was exported; these were left as they are, and all others were purged.
+    `known`: a dry run, which does not open exports."""
     rows: int = 0
-    """Rows that went."""
+    """Rows that were removed."""
 
     @property
     def may_keep_rows(self) -> bool:
-        """Whether withdrawn rows may be left in it."""
+        """Whether the export may still contain withdrawn rows."""
         return self.outcome in ("not found", "damaged")
 
 
 class Purged(BaseModel):
-    """What a purge did, or with a dry run would do."""
+    """What a purge did or, in a dry run, would do."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: int = 0
     """Rows that were withdrawn: pairs and rejects."""
     shards: list[int] = []
-    """Shards that held them, which were rewritten."""
+    """Shards that contained withdrawn rows and were rewritten."""
     subsets: list[str] = []
     inputs: list[str] = []
-    """Files of `input/` in which rows were blanked, or that the plan does not use."""
+    """Files of `input/` in which rows were blanked, or which were deleted because the plan does not use them."""
     labels: list[str] = []
     indexes: list[str] = []
     """Search indexes that lost parts."""
     scores: dict[str, str] = {}
-    """Scores that were deleted, because they were computed in relation to withdrawn rows, or are made from such a score
-    -> their settings, as after `score --score`."""
+    """Names of deleted scores -> their settings, as for `score --score`. Scores are deleted if they compared rows with
+    withdrawn rows, or were computed from such a score."""
     reports: list[str] = []
     failures: int = 0
     """Tracebacks of failed shards that were deleted."""
     exports: list[ExportPurge] = []
     files_deleted: int = 0
-    """Files of old generations, and files that interrupted commands left."""
+    """Number of deleted files of old generations and of interrupted commands."""
     named_in_steps: list[str] = []
-    """Subsets whose steps name a withdrawn value, such as `where: url != '..'`. They keep it until they are selected
-    again with other steps, or deleted."""
+    """Subsets whose steps contain a withdrawn value, such as `where: url != '..'`. The value stays until the subset is
+    deleted or selected again with other steps."""
 
 
 class PurgeDone(BaseModel):
@@ -120,7 +120,7 @@ class PurgeDone(BaseModel):
 
 
 class RunningPurge(BaseModel):
-    """`withdrawn/running.json`: the process that withdraws rows now."""
+    """`withdrawn/running-UUID.json`: the process that is withdrawing rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -130,7 +130,7 @@ class RunningPurge(BaseModel):
 
 
 class ExportNote(Settings):
-    """`exports/DIGEST.json` in a dataset: where an export of it is, so that a purge finds it."""
+    """`exports/DIGEST.json` in a dataset: the location of an export, so that a purge can find it."""
 
     schema_version: int = SCHEMA_VERSION
     output: str

@@ -1,4 +1,5 @@
-"""Defines the record of the job that made an output folder. It is in every plan file, and in `job.yaml` for people."""
+"""Defines the record of the job that made an output folder. It is stored in every plan file, and in `job.yaml` for
+people to read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class JobRecord:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Parse the result of `to_json`. Raises KeyError or ValueError if the job cannot be read."""
         known = {name: value for name, value in values.items() if name in BuildJob.model_fields}
-        if "md5" not in (images := dict(known.get("images") or {})):  # before 0.2, it was always computed
+        if "md5" not in (images := dict(known.get("images") or {})):  # before 0.2, MD5 was always computed
             images["md5"] = True
         if "skip_reencode" in images:  # before 0.2
             images["reencode"] = "auto" if images.pop("skip_reencode") else "always"
@@ -35,5 +36,5 @@ class JobRecord:
         try:
             job = BuildJob.model_validate(known)
         except ValidationError as error:
-            raise ValueError(f"its job cannot be read: {error.errors(include_url=False)[0]['msg']}") from error
+            raise ValueError(f"the recorded job is invalid: {error.errors(include_url=False)[0]['msg']}") from error
         return cls(job, values["fingerprint"], dict(values.get("versions") or {}))

@@ -1,4 +1,4 @@
-"""Defines the step `repeat`, and what it reports."""
+"""Defines the step `repeat` and its report."""
 
 from typing import Annotated, Self
 
@@ -7,30 +7,30 @@ from pydantic import Field, field_validator, model_validator
 from pairmill.schemas.settings import Settings
 
 MAX_WEIGHT = 10_000.0
-"""No row is shown more often per epoch. A weight beyond this is more likely a mistake than a wish."""
+"""The highest weight a row can have. A higher one is more likely a mistake than intended."""
 
 
 class Repeat(Settings):
-    """Give each row a weight: how many times it is shown per epoch, such as 2.3: twice, and a third time in 3 of 10
-    epochs. Rows with a weight of 0 or less, null or NaN are dropped.
+    """Give each row a weight: how many times it is shown per epoch. A row with a weight of 2.3 is shown twice, and a
+    third time in 3 of 10 epochs. Rows with a weight of 0 or less, null or NaN are dropped.
 
-    With `by`, the weights of soft cap sampling (FLYT, https://arxiv.org/abs/2503.08805, section 3.3): rows are drawn in
-    proportion to e^by, and each draw of a row lowers its `by` by alpha. What is expected of that for many small draws
-    has a closed form, n = ln(1 + alpha s e^by) / alpha, with the s that makes the sum `samples`.
+    With `by`, the weights are those of soft cap sampling (FLYT, https://arxiv.org/abs/2503.08805, section 3.3): rows
+    are drawn in proportion to e^by, and each draw of a row lowers its `by` by alpha. For many small draws, the expected
+    number of draws has a closed form, n = ln(1 + alpha s e^by) / alpha, where s makes the sum equal `samples`.
     """
 
     by: str | None = None
-    """A column or numeric expression: the logarithm of how much more often a row is to be drawn than another."""
+    """A column or numeric expression: the logarithm of the row's relative chance of being drawn."""
     weight: str | None = None
     """Instead of `by`: a column or numeric expression that is the weight itself, such as `least(4, 1 + 3 * score)`."""
     samples: Annotated[int, Field(ge=1)] | None = None
-    """With `by`: the sum of all weights, and so about the samples per epoch."""
+    """With `by`: the sum of all weights, which is about the number of samples per epoch."""
     mean: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """The same as a mean weight of the rows that have a number."""
+    """With `by`, instead of `samples`: the mean weight of the rows whose `by` is a number."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.15
-    """With `by`: how much each draw lowers the chance of the next. The higher, the more even are the weights."""
+    """With `by`: how much each draw of a row lowers its `by`. Higher values make the weights more even."""
     max: Annotated[float, Field(gt=0, le=MAX_WEIGHT)] | None = None
-    """The highest weight. With `by`, the other rows are shown more often instead."""
+    """The highest weight. With `by`, the other rows are shown more often to make up for it."""
 
     @field_validator("by", "weight", mode="before")
     @classmethod
@@ -51,10 +51,10 @@ class Repeat(Settings):
 
 
 class RepeatReport(Settings):
-    """The weights that a step `repeat` gave."""
+    """The weights that a step `repeat` assigned."""
 
     weight_sum: float
-    """Of the rows that it left: the samples per epoch, unless a later step drops rows."""
+    """The sum of the weights of the remaining rows: the samples per epoch, unless a later step drops rows."""
     highest: float
     rows_below_one: int
-    """Rows that are not in every epoch."""
+    """Rows that are not shown in every epoch."""

@@ -1,5 +1,5 @@
-"""Defines how to reach buckets, without secrets: keys come from the environment, a profile or the instance's IAM
-role."""
+"""Defines how to access buckets. The settings contain no secrets: keys come from the environment, a profile or the
+instance's IAM role."""
 
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 SECRET = "secret"
-"""Type of the validation errors whose input must not be shown."""
+"""Type of validation errors whose input must not be shown."""
 
 _RETRIES = {"mode": "standard", "max_attempts": 9}
 """botocore retries 500, 502, 503, 504, SlowDown and lost connections after up to 1, 2, 4 ... 20 s."""
@@ -18,12 +18,12 @@ _SIGNATURE_PARAMETERS = ("x-amz-signature=", "x-amz-credential=", "signature=", 
 
 
 class S3Access(BaseModel):
-    """Where a bucket is, and which credentials to use. None: as in AWS's own tools (AWS_ENDPOINT_URL, AWS_PROFILE)."""
+    """Where a bucket is and which credentials to use. None: as in AWS's own tools (AWS_ENDPOINT_URL, AWS_PROFILE)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: str | None = None
-    """URL of an S3-compatible server, as http(s)://host:port."""
+    """URL of an S3-compatible server: http(s)://host:port."""
     profile: str | None = None
     """An AWS profile (`~/.aws/config`), which must exist on every node."""
     region: str | None = None
@@ -39,7 +39,7 @@ class S3Access(BaseModel):
         without_secrets(endpoint)
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise PydanticCustomError(SECRET, "an endpoint is http://host:port or https://host, with nothing after it")
+            raise PydanticCustomError(SECRET, "an endpoint must look like http://host:port or https://host")
         return endpoint
 
     @model_validator(mode="after")
@@ -50,10 +50,10 @@ class S3Access(BaseModel):
 
 
 class S3Config(S3Access):
-    """Settings for all buckets, and overrides for single buckets."""
+    """Settings for all buckets, and overrides for individual buckets."""
 
     buckets: dict[str, S3Access] = {}
-    """Overrides for single buckets, by name. Fields not set here come from the settings for all buckets."""
+    """Overrides for individual buckets, by name. Fields that are not set here use the settings for all buckets."""
 
     def options(self, url: str) -> dict[str, Any]:
         """Options for s3fs to open `s3://bucket/...`. Listings are not cached, because other workers also write."""
@@ -91,8 +91,8 @@ def _given(access: S3Access) -> dict[str, Any]:
 
 
 def secret_in(url: str) -> str | None:
-    """Why a URL is refused for containing a password or signature, which would appear in plans and messages. None if it
-    has no secret."""
+    """The reason to refuse a URL that contains a password or signature, which would appear in plans and messages. None
+    if the URL contains no secret."""
     _, separator, rest = url.partition("://")
     if separator and "@" in rest.partition("/")[0]:
         return "this URL contains a user name or password; use environment variables for credentials"

@@ -13,7 +13,7 @@ from pairmill.schemas.settings import GrowingSettings, Uri
 from pairmill.schemas.share import Share
 
 MAX_DISTANCES = {"phash": 8, "pdq": 31}
-"""Columns of perceptual hashes -> the greatest distance that a dedup may have, in bits."""
+"""Columns of perceptual hashes -> the maximum `distance` of a dedup, in bits."""
 
 
 class Top(Share):
@@ -25,32 +25,34 @@ class Top(Share):
 
 
 class Sample(Share):
-    """A random sample, by a hash of the uid and the seed. With the same seed, larger samples contain smaller ones."""
+    """A random sample, drawn by a hash of the uid and the seed. With the same seed, larger samples contain smaller
+    ones."""
 
     seed: int = 0
     """Seed of the sample."""
 
 
 EMBEDDINGS = ("embedding", "text_embedding", "pair")
-"""What dedup can compare by a model's embeddings."""
+"""Values of `by` with which dedup compares a model's embeddings."""
 DEFAULT_THRESHOLD = 0.95
 
 
 class Dedup(GrowingSettings):
-    """Keep one row of each group of duplicates. Null and NaN are duplicates of nothing."""
+    """Keep one row of each group of duplicates. Null and NaN are never duplicates."""
 
     later = frozenset({"model", "threshold"})
 
     by: str
-    """Column whose equal values are duplicates: uid, url, sha256, phash, ... With a `model`, what its embeddings are
-    of: `embedding` (pictures), `text_embedding` (captions) or `pair` (both must be similar)."""
+    """Column whose equal values are duplicates: uid, url, sha256, phash, ... With a `model`, the embeddings to compare:
+    `embedding` (pictures), `text_embedding` (captions) or `pair` (both must be similar)."""
     model: str | None = None
     """Alias of the model whose embeddings are compared. Rows are duplicates if the cosine is at least `threshold`."""
     threshold: Annotated[float, Field(ge=0.8, le=1)] | None = None
-    """The least cosine of duplicates, 0.95 by default. Only with a `model`."""
+    """Minimum cosine of duplicates, 0.95 by default. Only with a `model`."""
     distance: Annotated[int, Field(ge=0, le=31)] = 0
     """For `by: phash` (up to 8) and `by: pdq` (up to 31), the maximum distance in bits between duplicates. Each
-    additional bit means more comparisons. Rows whose `pdq_quality` is below 50 are duplicates only of equal ones."""
+    additional bit means more comparisons. Rows whose `pdq_quality` is below 50 are duplicates only if their hashes are
+    equal."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
 
@@ -71,7 +73,7 @@ class Dedup(GrowingSettings):
         if self.distance and self.by not in MAX_DISTANCES:
             raise ValueError("distance works only with by: phash and by: pdq, the columns of perceptual hashes")
         if self.distance > MAX_DISTANCES.get(self.by, 0):
-            raise ValueError(f"distance: at most {MAX_DISTANCES[self.by]} with by: {self.by}")
+            raise ValueError(f"distance must be at most {MAX_DISTANCES[self.by]} with by: {self.by}")
         return self
 
 
@@ -90,23 +92,23 @@ class SelectStep(GrowingSettings):
     sample: Sample | None = None
     """Keep a random sample."""
     uids: Uri | None = None
-    """Keep the rows whose uid is in the column `uid` of this Parquet file (local or `s3://`), such as the one that
-    `pairmill search --save` writes, or in this text file (`.txt` or `.txt.gz`), one per line: 32 hex digits or
-    UUIDs."""
+    """Keep the rows whose uid is in this file, local or `s3://`: a Parquet file with a column `uid`, such as one that
+    `pairmill search --save` writes, or a text file (`.txt` or `.txt.gz`) with one uid per line, as 32 hex digits or a
+    UUID."""
     known: Known | None = None
-    """Drop the rows that another dataset or a list has. May be just its path."""
+    """Drop the rows that are in another dataset or a list. Can be just its path."""
     leak: Leak | None = None
-    """Drop the rows that overlap with an evaluation set. May be just its path."""
+    """Drop the rows that overlap with an evaluation set. Can be just its path."""
     balance: Balance | None = None
     """Thin out frequent concepts, classes, languages, hosts or clusters."""
     repeat: Repeat | None = None
-    """Give each row a weight: how many times it is shown per epoch. Only one step of a job can."""
+    """Give each row a weight: how many times it is shown per epoch. Only one step of a job can do this."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SelectStep":
         if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
             kinds = " and ".join(", ".join(type(self).model_fields).rsplit(", ", 1))
-            raise ValueError(f"a step is one of {kinds}; write each step as a separate list item")
+            raise ValueError(f"a step must be one of {kinds}; write each step as a separate list item")
         return self
 
     @property
@@ -116,13 +118,13 @@ class SelectStep(GrowingSettings):
 
     @property
     def count(self) -> int | None:
-        """The number of rows that the step is to leave, if it says one."""
+        """The number of rows that the step should leave, if it sets a count."""
         shares = (self.top, self.sample, self.balance.curve if self.balance else None)
         return next((share.count for share in shares if isinstance(share, Share)), None)
 
     @property
     def files(self) -> list[str]:
-        """What the step reads beside the dataset; it must exist where the job runs."""
+        """Files and folders that the step reads in addition to the dataset. They must exist where the job runs."""
         entries, known = self.balance.entries if self.balance else None, self.known.path if self.known else None
         against = self.leak.against if self.leak else None
         return [uri for uri in (self.uids, entries, known, against) if uri is not None]
@@ -132,14 +134,14 @@ class SelectStep(GrowingSettings):
         if isinstance(step, str):
             return f"{self.kind}: {step}"
         options = step.model_dump(exclude_defaults=True)
-        by = {"by": options.pop("by")} if "by" in options else {}  # first, for the reader
+        by = {"by": options.pop("by")} if "by" in options else {}  # shown first
         path = [options.pop(name) for name in ("path", "against") if name in options]
         settings = [f"{name} {_in_words(value)}" for name, value in (by | options).items()]
         return f"{self.kind}: " + ", ".join([*path, *settings])
 
 
 def _in_words(value: object) -> str:
-    """A setting, those of a setting as in YAML."""
+    """The value of a setting as text. Nested settings look like YAML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {each}" for name, each in value.items()) + "}"
     if isinstance(value, list):

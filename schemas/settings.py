@@ -1,4 +1,4 @@
-"""Defines the base of all jobs and records, and the type of paths."""
+"""Defines the base classes of all jobs and records, and the type of paths."""
 
 import os
 from typing import Annotated, ClassVar
@@ -24,16 +24,17 @@ Uri = Annotated[str, BeforeValidator(_as_text), AfterValidator(without_secrets)]
 
 
 class Settings(BaseModel):
-    """Unknown keys are errors, and values cannot change after validation."""
+    """Base class of jobs and records. Unknown keys are errors, and values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class GrowingSettings(Settings):
-    """Settings that are also written for earlier versions of pairmill, which refuse keys that they do not know."""
+    """Settings in files that earlier versions of pairmill may read. Those versions refuse keys that they do not
+    know."""
 
     later: ClassVar[frozenset[str]] = frozenset()
-    """Fields that earlier versions do not know. They are not written while they have their default."""
+    """Fields that earlier versions do not know. They are written only if they differ from their default."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:

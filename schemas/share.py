@@ -15,7 +15,7 @@ class Share(Settings):
     """How many rows a step keeps: a fraction of its input rows, or a count."""
 
     fraction: Fraction | None = None
-    """Share of the rows to keep, rounded to the nearest row."""
+    """Fraction of the rows to keep, rounded to the nearest row."""
     count: Count | None = None
     """Number of rows to keep."""
 
@@ -26,6 +26,6 @@ class Share(Settings):
         return self
 
     def rows_to_keep(self, num_rows: int) -> int:
-        """How many of `num_rows` rows to keep. A fraction is rounded to the nearest row."""
+        """The number of rows to keep out of `num_rows`. A fraction is rounded to the nearest row."""
         count = self.count if self.count is not None else math.floor((self.fraction or 0.0) * num_rows + 0.5)
         return min(num_rows, count)

@@ -1,4 +1,4 @@
-"""Defines the complete list of outcomes of a pair.
+"""Defines all possible outcomes of a pair.
 
 Every input row of a job gets exactly one Status, whose value is in the `status` column of `pairs/` or `rejects/`.
 Statuses are listed in the order in which the checks run.
@@ -20,13 +20,13 @@ class Step(StrEnum):
 
 
 class Status(StrEnum):
-    """The outcome of a pair, with the step that sets it and whether a retry may succeed."""
+    """The outcome of a pair, with the step that sets it and whether a retry could succeed."""
 
     step: Step
     worth_retry: bool
 
     def __new__(cls, value: str, step: Step, worth_retry: bool = False) -> "Status":
-        """Create a member whose value is a string, with two attributes."""
+        """Create a member with a string value and two attributes."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.step = step
@@ -37,7 +37,7 @@ class Status(StrEnum):
     ROW_MALFORMED = "row_malformed", Step.INPUT
     UID_INVALID = "uid_invalid", Step.INPUT
     DUPLICATE_IN_SHARD = "duplicate_in_shard", Step.INPUT
-    WITHDRAWN = "withdrawn", Step.INPUT  # counted in the manifest, and stored nowhere
+    WITHDRAWN = "withdrawn", Step.INPUT  # counted in the manifest but stored nowhere
     KNOWN_UID = "known_uid", Step.INPUT
     KNOWN_URL = "known_url", Step.INPUT
 
@@ -113,5 +113,5 @@ class Status(StrEnum):
 
 
 def retryable() -> frozenset[Status]:
-    """The statuses for which fetching the URL again may succeed."""
+    """The statuses after which fetching the URL again could succeed."""
     return frozenset(status for status in Status if status.worth_retry)

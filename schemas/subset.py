@@ -28,12 +28,11 @@ class SelectJob(Settings):
     name: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
     """Name of the subset, which is written to `subsets/NAME/`."""
     rows: Literal["kept", "pairs"] = "kept"
-    """Which rows to start from: `kept` (status ok), or all `pairs`, including those that the build's score rules
-    dropped."""
+    """Rows to start from: `kept` (status ok), or all `pairs`, including those that the build's score rules dropped."""
     partial: bool = False
     """Select from the finished shards even if others are missing."""
     steps: list[SelectStep] = []
-    """Steps, run in this order after a dedup by uid."""
+    """Steps to run in this order, after a dedup by uid."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
@@ -61,7 +60,7 @@ class UidFileReport(Settings):
     blake2b: str
     """BLAKE2b-128 of the file."""
     earlier_blake2b: str | None = None
-    """That of the file when the subset was selected before, if it was another one."""
+    """The `blake2b` of the previous selection of this subset, if it was different."""
 
 
 class StepReport(GrowingSettings):
@@ -79,7 +78,7 @@ class StepReport(GrowingSettings):
     not_compared: int = 0
     """`dedup` by embeddings only: rows without a usable embedding, which have no duplicates."""
     uids: UidFileReport | None = None
-    """`uids` only: the file. Uids beyond `rows_out` are in no row that the earlier steps left."""
+    """`uids` only: the file. If it has more uids than `rows_out`, the others are in no row that earlier steps left."""
     balance: BalanceReport | None = None
     """`balance` only: the entries and the curve."""
     repeat: RepeatReport | None = None
@@ -96,7 +95,7 @@ class SubsetFiles(Settings):
     rows: DataFile
     """Shard, row and uid of each selected row."""
     shards: DataFile
-    """For each shard, its generation and the step that dropped each row."""
+    """For each shard, its generation and, for each row, the step that dropped it."""
 
 
 class Subset(GrowingSettings):
@@ -109,13 +108,13 @@ class Subset(GrowingSettings):
     attempt: str
     rows: Literal["kept", "pairs"]
     partial: bool = False
-    """Whether it is of the finished shards, even if others were missing."""
+    """Whether the rows were selected from the finished shards even if others were missing."""
     steps: list[SelectStep]
     shards: int
     rows_in: int
     rows_out: int
     weight_sum: float | None = None
-    """The sum of the weights of all rows, if a step gave weights: about the samples per epoch."""
+    """The sum of the weights of all rows, if a step assigned weights. It is about the number of samples per epoch."""
     reports: list[StepReport]
     generations_blake2b: str
     """State of the dataset: a hash of (shard, generation, BLAKE2b of the pairs file) for all shards, in order."""

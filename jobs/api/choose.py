@@ -1,4 +1,4 @@
-"""`pairmill.select` and `export`: select rows to train on, and write them for other tools."""
+"""`pairmill.select` and `export`: select rows to train on and write them for other tools."""
 
 from collections.abc import Sequence
 
@@ -34,12 +34,12 @@ def select(
     job_file: StrPath | None = None,
     settings: Settings | None = None,
 ) -> Subset:
-    """Select rows of a finished dataset, and save them in it as the subset `name`.
+    """Select rows of a finished dataset and save them in it as the subset `name`.
 
     Args:
         dataset: The output folder of a build or embed, or a complete SelectJob.
         name: Name of the subset.
-        steps: In order, each as in a job file: `{"where": "similarity >= 0.28"}`, `"sample: {count: 1000}"`.
+        steps: One or more steps, as in a job file: `{"where": "similarity >= 0.28"}`, `"sample: {count: 1000}"`.
         preset: Begin with the steps of this preset, such as `clip-score-30`; see `pairmill presets`.
         all_pairs: Also consider rows that a score rule of the build dropped.
         dry_run: Only count; nothing is written.
@@ -70,7 +70,7 @@ def select(
     if not refresh:
         return selecting.select(job, dry_run, overwrite)
     if job.steps or overwrite:
-        raise JobError("refresh repeats the steps of the subset: give neither steps nor overwrite")
+        raise JobError("refresh reuses the steps of the subset: give neither steps nor overwrite")
     return selecting.refresh(job, dry_run)
 
 
@@ -87,7 +87,7 @@ def export(
     job_file: StrPath | None = None,
     settings: Settings | None = None,
 ) -> ExportResult:
-    """Write the rows of a subset as files that other tools read. If interrupted, make the same call again to resume.
+    """Write the rows of a subset for other tools to read. If interrupted, make the same call again to resume.
 
     Args:
         dataset: The output folder of a build or embed, a mixture, or a complete ExportJob.
@@ -95,13 +95,13 @@ def export(
         output: A new folder, local or `s3://`.
         format: `webdataset` (the default), `parquet`, `clip-retrieval` or `datacomp`.
         samples_per_file: 10,000 by default; the last file holds the remainder.
-        models: Aliases whose embeddings are written; for `clip-retrieval` and `datacomp`.
+        models: Aliases of the models whose embeddings are written; for `clip-retrieval` and `datacomp`.
         in_order: Keep the dataset's order instead of shuffling across shards.
         job_file: A job file (YAML); keywords override it.
         settings: Any other field of a job file: `{"shuffle_seed": 1}`.
 
     Raises:
-        JobError: The job cannot run as given, or the output has other files. Nothing was written.
+        JobError: The job cannot run as given, or the output contains other files. Nothing was written.
         SubsetError: There is no such subset.
     """
     keywords = {

@@ -1,4 +1,4 @@
-"""`pairmill.mix`: several datasets that are read as one."""
+"""`pairmill.mix`: mixes several datasets into one."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,32 +24,32 @@ def mix(
     refresh: bool = False,
     settings: Settings | None = None,
 ) -> Mixture:
-    """Mix rows of several datasets, with given shares. `export` and `PairDataset` read the mixture as one dataset.
+    """Mix rows of several datasets in given shares. `export` and `PairDataset` read the mixture as one dataset.
 
     Args:
         output: A new folder for the mixture, local or `s3://`. The datasets stay as they are.
-        sources: `{"out_a:clean": 0.7, "out_b": 0.3}`: a dataset, or a subset of one, and its share. Of rows that are in
-            several datasets, the first one keeps them.
+        sources: `{"out_a:clean": 0.7, "out_b": 0.3}`: each dataset, or subset of one, with its share. A row
+            found in several datasets is taken from the first of them.
         count: Samples of an epoch; by default, as many as possible without repeating a row.
         repeat: With `count`, repeat the rows of a dataset that has too few for its share.
-        dedup: Columns whose equal values make rows of different datasets duplicates, besides `uid`: `["sha256"]` by
-            default.
+        dedup: Rows of different datasets are duplicates if they have the same `uid`, or the same value in one of these
+            columns: `["sha256"]` by default.
         dry_run: Only count; nothing is written.
         overwrite: Replace a mixture in this folder.
-        refresh: Mix again what is in this folder, for example after a retry of one of the datasets.
+        refresh: Mix the datasets again with the settings of this mixture, for example after a retry of one of them.
         settings: Any other field of the job: `{"seed": 1, "s3.endpoint": "http://minio:9000"}`.
 
     Returns:
-        The record of the mixture: for each dataset its rows, samples per epoch, and what happened to the other rows.
+        The record of the mixture: for each dataset, its rows, samples per epoch and what happened to the other rows.
 
     Raises:
         JobError: The job cannot run as given. Nothing was written.
-        SubsetError: There is no such subset, or a shard has been rebuilt since it was selected.
+        SubsetError: There is no such subset, or a shard has been rebuilt since the subset was selected.
     """
     fields: dict[str, object] = {"count": count, "repeat": repeat, "dedup": None if dedup is None else list(dedup)}
     if refresh:
         if sources is not None or overwrite or any(value is not None for value in fields.values()):
-            raise JobError("refresh repeats the settings of the mixture: give no others")
+            raise JobError("refresh reuses the settings of the mixture: give no others")
         fields = mixing.fields_of(Store(os.fspath(output), s3_of(parse_settings(settings or {}))))
     else:
         fields["sources"] = _sources(sources or [])

@@ -1,4 +1,4 @@
-"""`pairmill.index` and `search`: find pairs by a text, a picture or another pair."""
+"""`pairmill.index` and `search`: find pairs similar to a text, a picture or another pair."""
 
 import os
 
@@ -19,7 +19,7 @@ def index(
 
     Args:
         output: The output folder of a build or embed, local or `s3://`.
-        model: Alias of the model. None: the dataset's first.
+        model: Alias of the model. None: the dataset's first model.
         of: The embeddings of pictures (`image`) or of captions (`text`).
         s3: See `open`.
 
@@ -48,12 +48,12 @@ def search(
 
     Args:
         output: The output folder of a build or embed, local or `s3://`.
-        text: What to look for. Give exactly one of `text`, `image` and `uid`.
-        image: A picture, local or `s3://`.
-        uid: A pair of the dataset.
-        model: Alias of the model. None: the dataset's first.
+        text: The text to search for. Give exactly one of `text`, `image` and `uid`.
+        image: The picture to search for, local or `s3://`.
+        uid: The pair of the dataset to search for.
+        model: Alias of the model. None: the dataset's first model.
         of: Compare with the embeddings of pictures (`image`) or of captions (`text`).
-        top: How many rows to find.
+        top: Number of rows to find.
         subset: Find only rows of this subset.
         page: Write a page with the pictures to this HTML file.
         s3: See `open`.
@@ -63,8 +63,8 @@ def search(
 
     Raises:
         JobError: The query cannot be answered as given.
-        SearchError: No such model or uid, a picture that cannot be used, or the dataset needs an index first: call
-            `pairmill.index`.
+        SearchError: There is no such model or uid, the picture cannot be used, or the dataset needs an index first:
+            call `pairmill.index`.
         SubsetError: There is no such subset.
     """
     query = Query(text, text_of(image), uid, model, of, top, subset)

@@ -1,4 +1,4 @@
-"""`pairmill.score`: adds scores beside a finished dataset."""
+"""`pairmill.score`: adds scores to a finished dataset."""
 
 from collections.abc import Mapping
 
@@ -24,15 +24,15 @@ def score(
 
     Args:
         dataset: The output folder of a build or embed, or a complete ScoreJob.
-        name: Name of the score, the start of the names of its columns.
+        name: Name of the score. Its columns' names start with it.
         score: As in a job file: `{"head": {"weights": "aesthetic.safetensors"}}`, or `"head: aesthetic.safetensors"`.
-            None: the score that has this name already, for new shards.
-        preset: The score of this name of a preset, such as `negcliploss-normsim`; see `pairmill presets`.
+            None: add the existing score of this name to new shards.
+        preset: Take the score `name` from this preset, such as `negcliploss-normsim`; see `pairmill presets`.
         job_file: A job file (YAML); keywords override it.
         settings: Any other field of a job file: `{"run.device": "cuda"}`.
 
     Returns:
-        What the dataset has now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+        What the dataset contains now. Failed shards are in `failures` and `shards_missing`; they raise no error.
 
     Raises:
         JobError: The job cannot run as given.

@@ -1,4 +1,4 @@
-"""Defines the types of the public functions' keywords, and converts them to fields of a job."""
+"""Defines the types of the public functions' keywords and converts the keywords to fields of a job."""
 
 import difflib
 import functools
@@ -33,7 +33,7 @@ _R = TypeVar("_R")
 
 
 def suggests_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorator: the TypeError for an unknown keyword names the most similar one."""
+    """Decorate a function so that the TypeError for an unknown keyword suggests the most similar one."""
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
@@ -49,7 +49,7 @@ def suggests_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def refuse_beside_job(keywords: Mapping[str, object]) -> None:
-    """Raise JobError if keywords are given together with a job object, which is complete by itself."""
+    """Raise JobError if keywords are given together with a job object, because a job object is complete."""
     if given := [name for name, value in keywords.items() if value is not None]:
         raise JobError(f"{', '.join(given)}: give a job or keywords, not both")
 
@@ -63,7 +63,7 @@ def model_fields(name: str) -> dict[str, object]:
 
 
 def models_of(models: Models | None, dtype: str | None = None) -> list[dict[str, object]] | None:
-    """The models as in a job file. `dtype` applies to those given by name. None if no models are given."""
+    """The models in the form of a job file, or None. `dtype` applies to models given by name."""
     if models is None:
         return None
     several = [models] if isinstance(models, str | ModelConfig) else models
@@ -71,21 +71,21 @@ def models_of(models: Models | None, dtype: str | None = None) -> list[dict[str,
 
 
 def model_of(model: Model, dtype: str | None = None) -> dict[str, object]:
-    """A model as in a job file."""
+    """The model in the form of a job file. `dtype` applies to a model given by name."""
     if isinstance(model, ModelConfig):
         return model.model_dump(exclude_unset=True)
     return {**model_fields(model), **({} if dtype is None else {"dtype": dtype})}
 
 
 def step_of(step: Step) -> object:
-    """A step of a select job. Raises JobError for text that is not one."""
+    """The step in the form of a job file. Raises JobError for text that is not a step."""
     if isinstance(step, SelectStep):
         return step.model_dump(exclude_unset=True)
     return parse_step(step) if isinstance(step, str) else step
 
 
 def parse_step(text: str) -> object:
-    """`where: ...`, `top: {...}` and the like, in YAML. Raises JobError."""
+    """Parse a step written in YAML, such as `where: ...` or `top: {...}`. Raises JobError."""
     step = _yaml(text)
     if not isinstance(step, dict):
         raise JobError(
@@ -95,7 +95,7 @@ def parse_step(text: str) -> object:
 
 
 def parse_score(text: str) -> dict[str, object]:
-    """`head: weights.safetensors`, `classes: {...}` and the like, in YAML. Raises JobError."""
+    """Parse a score written in YAML, such as `head: weights.safetensors` or `classes: {...}`. Raises JobError."""
     score = _yaml(text)
     kind = score if isinstance(score, str) else next(iter(score), None) if isinstance(score, dict) else None
     if kind in ScoreKinds.model_fields and (score == kind or score == {kind: None}):
@@ -113,10 +113,10 @@ def _yaml(text: str) -> object:
 
 
 def s3_config(s3: S3 | None) -> S3Config:
-    """The S3 settings. Raises JobError."""
+    """The S3 settings as an S3Config. Raises JobError."""
     return s3 if isinstance(s3, S3Config) else s3_of({"s3": s3})
 
 
 def text_of(path: StrPath | None) -> str | None:
-    """The path as text."""
+    """The path as text, or None."""
     return None if path is None else os.fspath(path)

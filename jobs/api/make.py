@@ -50,7 +50,7 @@ def build(
     """Download, check, score and filter pairs into Parquet shards. If interrupted, make the same call again to resume.
 
     Args:
-        source: Files, folders or globs of URLs and captions, local or `s3://`; or a complete BuildJob, without other
+        source: Files, folders or globs of URLs and captions, local or `s3://`; or a complete BuildJob without other
             keywords.
         output: The folder to write, local or `s3://`.
         job_file: A job file (YAML); keywords override it.
@@ -61,11 +61,11 @@ def build(
         url_column: Column of URLs. None: guessed from common names.
         caption_column: Column of captions. None: guessed from common names.
         settings: Any other field of a job file: `{"fetch.timeout_s": 5}`.
-        report: Write `report.html` in the output at the end. If that fails, it is a warning.
+        report: Write `report.html` to the output folder at the end. If this fails, you get a warning.
         progress: See `Progress`.
 
     Returns:
-        What the output contains now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+        What the output contains now. Failed shards are in `failures` and `shards_missing`; they raise no error.
 
     Raises:
         JobError: The job cannot run as given. Nothing was started.
@@ -105,8 +105,8 @@ def embed(
     """Embed pictures and captions that you already have. If interrupted, make the same call again to resume.
 
     Args:
-        source: WebDataset tars, folders of pictures, Parquet with pictures or captions, outputs of pairmill; local or
-            `s3://`. Or a complete BuildJob whose `source.kind` is `corpus`, without other keywords.
+        source: WebDataset tars, folders of pictures, Parquet with pictures or captions, or outputs of pairmill, local
+            or `s3://`; or a complete BuildJob with `source.kind: corpus` and no other keywords.
         output: The folder to write, local or `s3://`.
         job_file: A job file (YAML); keywords override it.
         models: `tiny`, `ViT-B-32:openai`, ...; at least one.
@@ -115,11 +115,11 @@ def embed(
         device: `cuda` or `cpu`. None: a GPU if there is one.
         caption_from_name: In a folder, use file names as captions for pictures without a text file.
         settings: Any other field of a job file: `{"run.batch_size": 64}`.
-        report: Write `report.html` in the output at the end. If that fails, it is a warning.
+        report: Write `report.html` to the output folder at the end. If this fails, you get a warning.
         progress: See `Progress`.
 
     Returns:
-        What the output contains now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+        What the output contains now. Failed shards are in `failures` and `shards_missing`; they raise no error.
 
     Raises:
         JobError: The job cannot run as given. Nothing was started.
@@ -156,7 +156,7 @@ def add_model(
     Args:
         output: The output folder of a build or embed.
         model: `ViT-B-16:openai`, ...
-        alias: Suffix of its columns. None: derived from the name.
+        alias: Suffix of its columns' names. None: derived from the model's name.
         dtype: `float32` or `bfloat16`. None: bfloat16 on a GPU, float32 on a CPU.
         device: `cuda` or `cpu`. None: a GPU if there is one.
         settings: Fields of `run` and `s3`: `{"run.batch_size": 64}`.
@@ -179,12 +179,12 @@ def retry(
     settings: Settings | None = None,
     progress: Progress = True,
 ) -> RetryResult:
-    """Fetch rows again that failed because of the network. Recovered rows go into new generations of their shards.
+    """Retry rows that failed because of the network. Recovered rows go into new generations of their shards.
 
     Args:
         output: The output folder of a build.
-        statuses: Which rows to fetch: `["timeout", Status.DNS_ERROR]`. By default, all that a retry might fix.
-        settings: How to run: `{"fetch.timeout_s": 60}`.
+        statuses: Statuses of rows to retry: `["timeout", Status.DNS_ERROR]`. By default, all that a retry might fix.
+        settings: Settings for this run: `{"fetch.timeout_s": 60}`.
         progress: See `Progress`.
 
     Raises:
@@ -208,11 +208,11 @@ def _job_of(
     settings: Settings | None,
     kind: Literal["urls", "corpus"] = "urls",
 ) -> BuildJob:
-    """The job that the arguments of `build` or `embed` describe. Raises JobError."""
+    """The job described by the arguments of `build` or `embed`. Raises JobError."""
     if isinstance(source, BuildJob):
         refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
         if source.source.kind != kind:
-            raise JobError(f"source.kind: {source.source.kind}; pairmill.build takes urls, pairmill.embed a corpus")
+            raise JobError(f"source.kind: {source.source.kind}; pairmill.build takes urls and pairmill.embed a corpus")
         return source
     if job_file is None and (source is None or keywords["output"] is None):
         raise JobError("give a source and an output, or a job_file that names them")

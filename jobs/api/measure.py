@@ -32,23 +32,23 @@ def probe(
     s3: S3 | None = None,
 ) -> ProbeResult:
     """Train a head on labeled pairs: a logistic regression on their stored embeddings. `pairmill.score` with
-    `{"head": {"weights": out}}` then gives every pair its probability.
+    `{"head": {"weights": out}}` then computes the probability for every pair.
 
     Args:
         output: The output folder of a build or embed, local or `s3://`.
-        out: The file to write the head to, local, ending in `.safetensors`.
+        out: The local file to write the head to. Its name must end in `.safetensors`.
         labels: Parquet files with the columns `uid` and `label`, such as `explore` writes.
-        label_column: The column with the labels: of the dataset or, with `labels`, of these files.
-        positive: The label to tell from all others. None: good, yes, true or 1.
-        model: Alias of the model. None: the dataset's only one.
+        label_column: The column with the labels, in the dataset or, if `labels` is given, in these files.
+        positive: The label to distinguish from all others. None: good, yes, true or 1.
+        model: Alias of the model. None: the dataset's only model.
         of: The embeddings of pictures (`image`) or of captions (`text`).
         subset: Only rows of this subset.
-        limit: At most this many labeled rows, chosen by a hash of the uid.
-        page: Write a page with the charts to this HTML file.
+        limit: Maximum number of labeled rows to use, chosen by a hash of the uid.
+        page: Write a page with charts to this HTML file.
         s3: See `open`.
 
     Returns:
-        How good the probe is, measured by cross-validation: accuracy, ROC AUC, calibration.
+        How good the probe is, measured by cross-validation: accuracy, ROC AUC and calibration.
 
     Raises:
         EvaluateError: The labels cannot be used, or there are too few.
@@ -82,29 +82,29 @@ def evaluate(
 
     Args:
         output: The output folder of a build or embed, local or `s3://`.
-        classes: Zero-shot classification: `imagenet`, a text file with a class per line, or a `.json` file that maps
+        classes: Zero-shot classification: `imagenet`, a text file with one class per line, or a `.json` file that maps
             each class to its prompts.
-        templates: Prompts for names of classes: `openai-80`, `simple`, or your own with `{}`.
-        score: A column whose precision and recall against labels is measured.
-        retrieval: Measure retrieval as well; it is measured anyway if nothing else is asked for.
+        templates: Prompts for the class names: `openai-80`, `simple`, or your own with `{}` for the name.
+        score: Measure the precision and recall of this column against labels.
+        retrieval: Measure retrieval as well. Without `classes` and `score`, it is always measured.
         labels: Parquet files with the columns `uid` and `label`.
-        label_column: The column with the labels: of the dataset or, with `labels`, of these files. For `classes`: their
-            names, or their numbers from 0.
-        positive: With `score`: the label to tell from all others. None: good, yes, true or 1.
+        label_column: The column with the labels, in the dataset or, if `labels` is given, in these files. For
+            `classes`, the labels are class names, or class numbers from 0.
+        positive: With `score`: the label to distinguish from all others. None: good, yes, true or 1.
         precision: With `score`: find the threshold with this precision.
-        overlap: With `classes`: a file of `subsets/NAME/overlaps/` of the training set, which the select step `leak`
-            wrote; also gives the accuracy without the pictures that it names.
-        model: Alias of the model. None: the dataset's only one.
+        overlap: With `classes`: a file that the select step `leak` wrote to `subsets/NAME/overlaps/` of the training
+            set. The accuracy is also measured without the pictures that it lists.
+        model: Alias of the model. None: the dataset's only model.
         subset: Only rows of this subset.
-        limit: Pictures in a retrieval test, chosen by a hash.
-        page: Write a page with the charts to this HTML file.
+        limit: Maximum number of pictures in a retrieval test, chosen by a hash.
+        page: Write a page with charts to this HTML file.
         s3: See `open`.
 
     Returns:
-        What was measured; what was not asked for is None.
+        The results. Those that were not requested are None.
 
     Raises:
-        JobError: This cannot be evaluated as given.
+        JobError: The evaluation cannot run as given.
         EvaluateError: The labels cannot be used, or there is nothing to compare.
         ScoreError: The classes cannot be used.
         SubsetError: There is no such subset.
@@ -124,7 +124,7 @@ def evaluate(
 
 
 def class_settings(names: str | None, templates: str | Sequence[str]) -> ClassesScore | None:
-    """The classes of a zero-shot evaluation; None if there are none. Raises JobError."""
+    """The classes of a zero-shot evaluation, or None without `names`. Raises JobError."""
     if names is None:
         return None
     given = [templates] if isinstance(templates, str) and "{}" in templates else templates

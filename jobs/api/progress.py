@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pairmill.jobs.progress import ProgressListener, default_progress
 
 Progress = bool | ProgressListener
-"""True: a live line, on stderr or below a notebook's cell. False: print nothing. Or a listener of your own."""
+"""True shows a live line on stderr or below the notebook cell. False prints nothing. Or pass your own listener."""
 
 
 @contextmanager

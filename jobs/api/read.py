@@ -21,7 +21,7 @@ def open(output: StrPath, *, s3: S3 | None = None) -> Dataset:
         s3: S3 settings that are not in the environment: `{"endpoint": "http://minio:9000"}`.
 
     Raises:
-        PlanError: There is no output of a job.
+        PlanError: The folder is not the output of a job.
         DatasetError: No shard is finished yet.
     """
     return Dataset.of(_store(output, s3))
@@ -36,13 +36,14 @@ def report(
     out: StrPath | None = None,
     s3: S3 | None = None,
 ) -> ReportResult:
-    """Write one HTML page with pictures and plots: what was lost and why, the scores, and what other thresholds keep.
+    """Write one HTML page with pictures and plots: what was lost and why, the scores, and what other thresholds
+    would keep.
 
     Args:
         output: The output folder, local or `s3://`, finished or not.
         subset: Name of a subset to report on.
-        compare: Another subset, or another output folder, to set beside it.
-        out: The file. None: `report.html` in the output folder, or `report-NAME.html` for a subset.
+        compare: Another subset, or another output folder, to compare it with.
+        out: The file to write. None: `report.html` in the output folder, or `report-NAME.html` for a subset.
         s3: See `open`.
 
     Returns:
@@ -50,7 +51,7 @@ def report(
 
     Raises:
         JobError: The file cannot be written, or there is nothing to compare with.
-        PlanError: There is no output of a job.
+        PlanError: The folder is not the output of a job.
         SubsetError: There is no such subset, or it is older than the dataset.
     """
     return write(_store(output, s3), subset, text_of(compare), text_of(out))
@@ -65,14 +66,14 @@ def status(output: StrPath, *, s3: S3 | None = None) -> BuildResult:
         s3: See `open`.
 
     Raises:
-        PlanError: There is no output of a job.
+        PlanError: The folder is not the output of a job.
     """
     return current(_store(output, s3))
 
 
 @suggests_keywords
 def verify(output: StrPath, *, rescore: int = 64, s3: S3 | None = None) -> VerifyReport:
-    """Read every committed shard again, and check counts, checksums, tar and Parquet keys, and a sample of the scores.
+    """Reread every committed shard and check counts, checksums, tar and Parquet keys, and a sample of the scores.
 
     Args:
         output: The output folder, local or `s3://`.
@@ -80,10 +81,10 @@ def verify(output: StrPath, *, rescore: int = 64, s3: S3 | None = None) -> Verif
         s3: See `open`.
 
     Returns:
-        What was checked. `holds` and `problems` give the outcome; problems raise nothing.
+        What was checked. `holds` and `problems` give the outcome; problems raise no error.
 
     Raises:
-        PlanError: There is no output of a job.
+        PlanError: The folder is not the output of a job.
     """
     return check(_store(output, s3), rescore)
 

@@ -1,4 +1,4 @@
-"""`pairmill.purge` and `gc`: withdraw rows from a dataset, and delete files that nothing needs."""
+"""`pairmill.purge` and `gc`: withdraw rows from a dataset, and delete files that are no longer needed."""
 
 import os
 from collections.abc import Sequence
@@ -27,30 +27,30 @@ def purge(
     dry_run: bool = False,
     settings: Settings | None = None,
 ) -> PurgeResult:
-    """Withdraw rows from everything in a dataset, and block them in later runs. If interrupted, make the call again.
+    """Withdraw rows from all files of a dataset and block them in later runs. If interrupted, make the same call again.
 
     Each list is a text file with one value per line, or Parquet with a column `uid`, `url`, `host`, `sha256` or `pdq`.
-    Without lists, an interrupted purge is finished, and earlier requests are applied to rows that were added since.
-    Nothing else may write to the output meanwhile.
+    Without lists, an interrupted purge is finished, and earlier requests are applied to rows added since then.
+    Nothing else may write to the output during a purge.
 
     Args:
         output: The output folder of a build or embed, local or `s3://`.
         uids: Uids: 32 hex digits or UUIDs.
-        urls: URLs. Two spellings of the same request are equal, such as a host in upper case.
+        urls: URLs. Different spellings of the same request match, such as a host in upper case.
         hosts: Hosts, with all of their subdomains.
         sha256: Digests of the original bytes of pictures.
         pdq: PDQ hashes; pictures within 31 bits of one are withdrawn, if the dataset has a column `pdq`.
-        reason: Why. The ledger keeps it, so it must not name what is withdrawn.
-        exports: Exports that the dataset does not know of, to purge too.
-        dry_run: Only find the rows.
-        settings: How to run: `{"run.address": "auto", "s3.endpoint": "http://minio:9000"}`.
+        reason: Why the rows are withdrawn. It stays in the ledger, so it must not contain a withdrawn value.
+        exports: Further exports to purge, which the dataset has no record of.
+        dry_run: Only find the rows; nothing is changed.
+        settings: Settings for this run: `{"run.address": "auto", "s3.endpoint": "http://minio:9000"}`.
 
     Returns:
-        What changed, and the commands that make again what had to go.
+        What changed, and the commands that recreate what had to be deleted.
 
     Raises:
         JobError: A list or the reason is wrong, or another purge is running. Nothing was changed.
-        StorageError: There is no right to delete.
+        StorageError: Files cannot be deleted, because the permission is missing.
     """
     lists: dict[ListKind, StrPath | None] = {"uid": uids, "url": urls, "host": hosts, "sha256": sha256, "pdq": pdq}
     given: dict[ListKind, str] = {kind: os.fspath(path) for kind, path in lists.items() if path is not None}
@@ -71,6 +71,6 @@ def gc(output: StrPath, *, dry_run: bool = False, s3: S3 | None = None) -> GcRes
 
     Raises:
         JobError: A purge is not finished.
-        PlanError: There is no output of a job.
+        PlanError: The folder is not the output of a job.
     """
     return upkeep.gc(Store(os.fspath(output), s3_config(s3)), dry_run)

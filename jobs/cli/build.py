@@ -99,7 +99,7 @@ def embed(
     explain: Explain = False,
     as_json: Json = False,
 ) -> None:
-    """Embed pictures and captions that you have.
+    """Embed pictures and captions that you already have.
 
     If it is interrupted, run the same command again to resume. --add-model adds one more model's columns to a finished
     dataset.
@@ -130,12 +130,14 @@ def retry(
     status: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="Rows to fetch: timeout,dns_error,...; by default, all that a retry might fix."
+            metavar="NAME,...", help="Statuses to retry: timeout,dns_error,...; by default, all that a retry might fix."
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="How to run, such as fetch.timeout_s=60; repeatable."),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="A setting for this run, such as fetch.timeout_s=60; repeatable."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +189,7 @@ def _run(job: "BuildJob", explain: bool, with_report: bool, as_json: bool) -> No
 
 
 def _write_report(result: "BuildResult", s3: "S3Config") -> str | None:
-    """Write the report, unless nothing is there to report on. Returns its path."""
+    """Write the report, unless there is nothing to report on. Returns its path."""
     from pairmill.pipeline.common.storage import Store
 
     if result.stopped or not result.rows_in:
@@ -236,7 +238,7 @@ def _add_model(options: EmbedOptions, with_report: bool, as_json: bool) -> None:
     if left_out := result.pictures_left_out:
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
         typer.echo(
-            f"{counted(sum(left_out.values()), 'picture')} without an embedding: missing, or changed since the dataset "
+            f"{counted(sum(left_out.values()), 'picture')} without an embedding: missing or changed since the dataset "
             f"was made. Restore them, move these files in columns/{result.alias}/manifests elsewhere, and run the same "
             f"command again: {names}",
             err=True,

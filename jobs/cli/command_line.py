@@ -40,7 +40,7 @@ _ON_GPU = ("neg_clip", "norm_sim", "text", "caption_model")
 """Kinds of scores that use a GPU if there is one."""
 _FILES = ("weights", "names", "target", "toxic_words")
 _MODELS = (("caption_model", "model"), ("caption_model", "pretrained"))
-"""Settings of scores that name a file, and those that may."""
+"""Settings of scores that always name a file, and (kind, setting) of those that name a file or a model."""
 
 
 def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
@@ -81,7 +81,7 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
 
 
 def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Command:
-    """A command that makes a dataset. Local weights must exist where it runs."""
+    """A command that makes a dataset. Local weights must exist on the machine where it runs."""
     names = [name for model in job.models for name in (model.name, model.pretrained) if name]
     known = [each.path for each in job.rules.known]
     uris = [*job.source.paths, job.output, *known, *(name for name in names if Path(name).exists())]
@@ -89,7 +89,7 @@ def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Co
 
 
 def _files_of(job: ScoreJob) -> list[str]:
-    """The local files and folders that a score is prepared from. They must exist where it runs."""
+    """The local files and folders that a score needs. They must exist on the machine where it runs."""
     found = [
         value
         for kind in job.given

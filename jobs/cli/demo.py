@@ -9,7 +9,7 @@ from pairmill.jobs.cli.terminal import errors, exit_status, say_stopped
 
 
 def demo(
-    out: Annotated[str, typer.Option("--out", metavar="PATH", help="Where the demo writes.")] = "demo-out",
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="Folder to write to.")] = "demo-out",
     pairs: Annotated[int, typer.Option(metavar="N", help="Number of pairs to generate and serve.", min=200)] = 2400,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of all pictures, captions and faults.")] = 2026,
     as_json: Json = False,

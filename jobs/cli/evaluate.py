@@ -17,14 +17,14 @@ Labels = Annotated[
 ]
 LabelColumn = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Column with the labels: of OUT or, with --labels, of these files."),
+    typer.Option(metavar="NAME", help="Column with the labels, in OUT or, with --labels, in these files."),
 ]
 Positive = Annotated[
     str | None,
-    typer.Option(metavar="VALUE", help="The label to tell from all others. If not given, good, yes, true or 1."),
+    typer.Option(metavar="VALUE", help="The label to distinguish from all others; by default good, yes, true or 1."),
 ]
 Model = Annotated[
-    str | None, typer.Option(metavar="ALIAS", help="Whose embeddings; can be left out if OUT has one model.")
+    str | None, typer.Option(metavar="ALIAS", help="Model whose embeddings to use; optional if OUT has only one.")
 ]
 Subset = Annotated[str | None, typer.Option(metavar="NAME", help="Only rows of this subset.")]
 
@@ -60,16 +60,16 @@ def train(
     ] = "image",
     subset: Subset = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", help="At most so many labeled rows, chosen by a hash.", min=1)
+        int, typer.Option(metavar="N", help="Maximum number of labeled rows, chosen by a hash.", min=1)
     ] = 20_000,
-    page: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page with the charts, in HTML.")] = None,
+    page: Annotated[str | None, typer.Option(metavar="FILE", help="Write an HTML page with charts.")] = None,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
     """Train a head on labeled pairs.
 
-    It is a logistic regression on stored embeddings. `pairmill score OUT NAME --score 'head: FILE'` then gives every
-    pair its probability.
+    The head is a logistic regression on stored embeddings. `pairmill score OUT NAME --score 'head: FILE'` then computes
+    the probability for every pair.
     """
     with errors():
         from pairmill.jobs.probe import ProbeRequest, train_probe
@@ -93,22 +93,22 @@ def train(
 def mix(
     output: Output,
     columns: Annotated[
-        list[str], typer.Option("--column", metavar="NAME", help="A column of numbers to mix; two or more.")
+        list[str], typer.Option("--column", metavar="NAME", help="A column of numbers to mix; give two or more.")
     ],
     labels: Labels = None,
     label_column: LabelColumn = None,
     positive: Positive = None,
     subset: Subset = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", help="At most so many labeled rows, chosen by a hash.", min=1)
+        int, typer.Option(metavar="N", help="Maximum number of labeled rows, chosen by a hash.", min=1)
     ] = 20_000,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
     """Learn how to mix columns.
 
-    It is a logistic regression on scores. It prints a formula; `pairmill score OUT NAME --score 'mix: FORMULA'` then
-    gives every pair its value, and writes nothing itself.
+    The mix is a logistic regression on scores. The command only prints its formula. `pairmill score OUT NAME --score
+    'mix: FORMULA'` then computes the value for every pair.
     """
     with errors():
         from pairmill.jobs.probe import MixRequest, train_mix
@@ -126,18 +126,18 @@ def evaluate(
     output: Output,
     classes: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Zero-shot: imagenet, names one per line, or prompts in .json."),
+        typer.Option(metavar="FILE", help="Zero-shot: imagenet, a file of names, or prompts in .json."),
     ] = None,
     templates: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Prompts for names: openai-80, simple, or your own with {}."),
+        typer.Option(metavar="NAME", help="Prompts for class names: openai-80, simple, or your own with {}."),
     ] = "openai-80",
     score: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Precision and recall of this score against labels.")
     ] = None,
     retrieval: Annotated[
         bool,
-        typer.Option("--retrieval", help="Captions and pictures that find each other; if nothing else is asked for."),
+        typer.Option("--retrieval", help="Retrieval of pictures by captions and of captions by pictures; the default."),
     ] = False,
     labels: Labels = None,
     label_column: LabelColumn = None,
@@ -147,23 +147,21 @@ def evaluate(
     ] = 0.9,
     overlap: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="With --classes: pictures that select's step leak found in a training set."),
+        typer.Option(metavar="FILE", help="With --classes: file of pictures that the select step leak found."),
     ] = None,
     model: Model = None,
     subset: Subset = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", help="Pictures in a retrieval test, chosen by a hash.", min=2)
+        int, typer.Option(metavar="N", help="Maximum number of pictures in a retrieval test, chosen by a hash.", min=2)
     ] = 10_000,
-    page: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="Write a page with the charts, in HTML.")
-    ] = None,
+    page: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write an HTML page with charts.")] = None,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
     """Measure embeddings and scores.
 
-    It measures retrieval, zero-shot classification of labeled pictures, or the precision and recall of a score. It
-    reads only stored embeddings and scores. To evaluate another model, add it with `pairmill embed` first.
+    Measures retrieval, zero-shot classification of labeled pictures, or the precision and recall of a score. Reads
+    only stored embeddings and scores. To evaluate another model, add it with `pairmill embed` first.
     """
     with errors():
         from pairmill.jobs.api.measure import class_settings

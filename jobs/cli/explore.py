@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 def explore(
     output: Output,
     port: Annotated[
-        int, typer.Option("--port", metavar="N", help="Port to serve on; 0 for any free one.", min=0, max=65535)
+        int, typer.Option("--port", metavar="N", help="Port to serve on; 0 picks a free one.", min=0, max=65535)
     ] = 7800,
     host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Beyond this machine, the printed address has a token.")
+        str, typer.Option("--host", metavar="ADDRESS", help="Address to serve on; if not local, a token protects it.")
     ] = "127.0.0.1",
     labels: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Write labels to OUT/labels/NAME.parquet; default: the time.")
+        str | None,
+        typer.Option(metavar="NAME", help="Write labels to OUT/labels/NAME.parquet; by default, NAME is the time."),
     ] = None,
     settings: S3Settings = None,
 ) -> None:
@@ -34,7 +35,7 @@ def explore(
         from pairmill.jobs.explore import ExploreOptions
         from pairmill.jobs.explore import explore as run_explore
 
-        with progress("Saved subsets and labels stay.") as listener:
+        with progress("Saved subsets and labels are kept.") as listener:
             store = open_store(output, settings)
 
             def ready(guard: "Guard", explorer: "Explorer") -> None:
@@ -42,6 +43,6 @@ def explore(
                 typer.echo(f"Open {guard.address}")
                 if guard.access_token:
                     typer.echo("Anyone with this address can see the dataset, save subsets and label pairs.", err=True)
-                typer.echo(f"Labels go to {store.path(explorer.labels.path)}. Ctrl-C ends.", err=True)
+                typer.echo(f"Labels go to {store.path(explorer.labels.path)}. Press Ctrl-C to stop.", err=True)
 
             run_explore(store, ExploreOptions(host, port, labels), ready, listener.step)

@@ -26,10 +26,10 @@ def print_version(wanted: bool) -> None:
 
 
 class Command(TyperCommand):
-    """A command whose epilog is its examples, and that drops no option silently."""
+    """A command that shows examples after its help, and refuses repeated options."""
 
     def make_parser(self, ctx: Any) -> Any:
-        """Refuse an option with one value that is given twice; by default, the last one would win."""
+        """Refuse an option that takes one value but is given twice; by default, the last value would win."""
         parser: Any = super().make_parser(ctx)
         parse = parser.parse_args
 
@@ -44,7 +44,7 @@ class Command(TyperCommand):
         return parser
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """`DATASET [NAME]`, as in manual pages; Typer writes `{DATASET} [NAME]`."""
+        """The arguments as in manual pages, `DATASET [NAME]`, where Typer writes `{DATASET} [NAME]`."""
         return list(_usage(super().collect_usage_pieces(ctx)))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -63,7 +63,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands whose epilog is examples."""
+    """A group of commands that shows examples after its help."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Like Command.format_epilog."""

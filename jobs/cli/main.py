@@ -1,4 +1,4 @@
-"""The `pairmill` command. Heavy imports are inside the commands, so that `--help` answers immediately."""
+"""The `pairmill` command. Heavy imports are inside the commands, so `--help` responds immediately."""
 
 from typing import Annotated
 

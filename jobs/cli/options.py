@@ -1,4 +1,4 @@
-"""Defines the typed options of each command, filled in by its function or, for `submit`, from a whole command line."""
+"""Defines the typed options of each command. Its function fills them in or, for `submit`, the parsed command line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ JobFile = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job, see `pairmill fields`; repeatable."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job (see `pairmill fields`); repeatable."),
 ]
 S3Settings = Annotated[
     list[str] | None,
@@ -54,7 +54,7 @@ class _SourceOptions(_JobOptions):
 
     @property
     def uris(self) -> list[str]:
-        """Sources and output."""
+        """The sources and the output, as a list."""
         return list(self.source or [])
 
 

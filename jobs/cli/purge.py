@@ -1,4 +1,4 @@
-"""`pairmill purge` and `gc`: withdraw rows from a dataset, and delete files that nothing needs."""
+"""`pairmill purge` and `gc`: withdraw rows from a dataset, and delete files that are no longer needed."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _EXPORT_REMEDIES = {
-    "not found": "; if it is elsewhere, purge it there with --export. If it is deleted or purged, delete {note}",
-    "unfinished": "; what it had finished was kept. Delete it, and make it again",
-    "damaged": "; delete it, and make it again in another folder",
+    "not found": "; if it was moved, purge it there with --export. If it was deleted or purged, delete {note}",
+    "unfinished": "; its finished files were kept. Delete the export and make it again",
+    "damaged": "; delete it and make it again in another folder",
 }
 
 
@@ -35,30 +35,32 @@ def purge(
         str | None, _list("--sha256", "Withdraw pictures by the SHA-256 of their original bytes.")
     ] = None,
     pdq: Annotated[str | None, _list("--pdq", "Withdraw pictures within 31 bits of these PDQ hashes.")] = None,
-    reason: Annotated[str | None, typer.Option(metavar="WHY", help="Kept in the ledger.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="WHY", help="Why; kept in the ledger.")] = None,
     export: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="An export that OUT does not know of, to purge too; repeatable."),
+        typer.Option(metavar="PATH", help="Another export to purge, which OUT has no record of; repeatable."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say which shards hold such rows, and which exports are searched.")
+        bool, typer.Option("--dry-run", help="Only list the shards with such rows, and the exports to search.")
     ] = False,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
     """Withdraw rows from a dataset.
 
-    Takes them out of pairs, rejects, pictures, embeddings, scores, subsets, search indexes, labels, reports and
-    exports, and blocks them in later runs. Each FILE has one value per line, or is Parquet with a column uid, url,
-    host, sha256 or pdq. If interrupted, run it again to finish, with or without the lists. No other command may write
-    to OUT meanwhile.
+    Removes them from pairs, rejects, pictures, embeddings, scores, subsets, search indexes, labels, reports and
+    exports, and blocks them in later runs. Each FILE is text with one value per line, or Parquet with a column uid,
+    url, host, sha256 or pdq. If interrupted, run it again to finish, with or without the lists. No other command may
+    write to OUT during a purge.
     """
     lists: dict[ListKind, str | None] = {"uid": uids, "url": urls, "host": hosts, "sha256": sha256, "pdq": pdq}
     given: dict[ListKind, str] = {kind: path for kind, path in lists.items() if path is not None}
     with errors():
         from pairmill.jobs.purge import purge as run_purge
 
-        after_stop = "Nothing was changed." if dry_run else f"Nothing is lost; finish it: pairmill purge {output}"
+        after_stop = (
+            "Nothing was changed." if dry_run else f"Nothing is lost; to finish the purge: pairmill purge {output}"
+        )
         with progress(after_stop) as listener:
             job = _job(given, reason, export or [], dry_run, settings)
             result = run_purge(open_store(output, settings), job, listener.step)
@@ -112,10 +114,10 @@ def _print_purge(result: "PurgeResult") -> None:
     for name in done.named_in_steps:
         typer.echo(
             f"a step of the subset {name} names a withdrawn value, which stays in subsets/{name}/selection.json: "
-            "select it again without that, with --overwrite"
+            "select the subset again without this value, with --overwrite"
         )
     for command in result.remedies:
-        typer.echo(f"to make it again: {command}")
+        typer.echo(f"to recreate what was deleted: {command}")
 
 
 def _print_names(title: str, names: Sequence[str]) -> None:
@@ -130,10 +132,10 @@ def gc(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Delete files that nothing needs.
+    """Delete files that are no longer needed.
 
-    These are superseded generations of shards and columns, and what interrupted commands left. Files that pairmill
-    did not write stay.
+    These are superseded generations of shards and columns, and files that interrupted commands left. Files that
+    pairmill did not write are kept.
     """
     with errors():
         from pairmill.jobs.upkeep import gc as run_gc

@@ -1,4 +1,4 @@
-"""`pairmill models`, `presets` and `fields`: list what there is to choose from."""
+"""`pairmill models`, `presets` and `fields`: list the available models, presets and job fields."""
 
 import sys
 from functools import partial
@@ -47,7 +47,7 @@ def models(
         parameters = f"{model.millions_of_parameters:,.0f} M" if model.millions_of_parameters else "?"
         table.add_row(model.name, str(model.embedding_dim), str(model.image_side), parameters, tags)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    typer.echo("Also: a CLIP or SigLIP checkpoint of transformers, as ORG/REPO on the Hugging Face hub or as a folder")
+    typer.echo("Also: CLIP or SigLIP checkpoints of transformers, as ORG/REPO on the Hugging Face hub or as a folder")
     if not any(model.millions_of_parameters for model in found):
         typer.echo("To see parameters, narrow the search: pairmill models ViT-B")
     if as_json:
@@ -90,7 +90,7 @@ def fields(
 ) -> None:
     """List every field of a job file.
 
-    Shows name, type, default and meaning. --set takes the same names, with a number for []: models.0.alias=b32.
+    Shows name, type, default and meaning. --set takes the same names, with a number in place of []: models.0.alias=b32.
     """
     from dataclasses import asdict
 
@@ -105,7 +105,7 @@ def fields(
 
 
 def field_lines(field: "JobField", width: int) -> list[str]:
-    """What `fields` prints for one field: name, type and default, then its meaning, in lines of at most `width`."""
+    """The lines that `fields` prints for a field: name, type and default, then its meaning, wrapped to `width`."""
     wrapped = partial(wrap, width=width, break_long_words=False, break_on_hyphens=False)
     default = field.default if field.default == "required" else f"default {field.default}"
     head = wrapped(f"{field.name}  {field.type}, {default}", subsequent_indent=_INDENT)

@@ -17,18 +17,18 @@ def report(
     output: Output,
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Report on this subset of OUT.")] = None,
     compare: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="Another subset, or another output folder, to set beside it.")
+        str | None, typer.Option(metavar="OTHER", help="Another subset or output folder to compare it with.")
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="FILE", help="If not given, OUT/report.html, or OUT/report-NAME.html."),
+        typer.Option("--out", metavar="FILE", help="By default, OUT/report.html or OUT/report-NAME.html."),
     ] = None,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page with pictures and plots.
 
-    It shows what was lost and why, how scores are distributed, what other thresholds would keep, and pictures of all
+    Shows what was lost and why, how scores are distributed, what other thresholds would keep, and pictures of all
     kinds of rows. The page opens offline, loads nothing and runs no script.
     """
     with errors():
@@ -44,13 +44,13 @@ def report(
 
 
 def write_report(store: "Store") -> str | None:
-    """Write the report at the end of a run, and print its path, or why there is none. Returns its path."""
+    """Write the report at the end of a run, and print its path or why it was not written. Returns its path."""
     from pairmill.jobs.report import report_after_run
 
     try:
         path, problem = report_after_run(store)
     except KeyboardInterrupt as stop:
-        say_stopped(f"Stopped. The dataset is complete without the report: pairmill report {store.root}")
+        say_stopped(f"Stopped. The dataset is complete; only the report is missing: pairmill report {store.root}")
         raise typer.Exit(exit_status(stop)) from None
     if problem:
         typer.echo(f"pairmill: {problem}", err=True)

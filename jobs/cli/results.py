@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def print_funnel(result: "BuildResult") -> None:
-    """How many rows were rejected at each step, and why."""
+    """Print how many rows were rejected at each step, and why."""
     from pairmill.jobs.funnel import funnel
     from pairmill.schemas.passed_over import describe_passed_over
 
@@ -24,20 +24,20 @@ def print_funnel(result: "BuildResult") -> None:
 
 
 def print_failures(result: "BuildResult") -> None:
-    """One line per shard that failed."""
+    """Print one line per failed shard."""
     for shard, error in result.failures.items():
         where = f"{result.output}/failures/{shard:09d}.txt"
         typer.echo(f"shard {shard:09d} failed: {error} (full traceback: {where})", err=True)
 
 
 def print_stopped(result: "BuildResult") -> None:
-    """Why the run stopped before it had tried all shards."""
+    """Print why the run stopped before it had tried all shards, if it did."""
     if result.stopped:
         typer.echo(f"pairmill: stopped: {result.stopped}", err=True)
 
 
 def print_private_addresses(result: "BuildResult") -> None:
-    """If private addresses were refused, say so, and how to allow them."""
+    """If private addresses were refused, print how many and how to allow them."""
     from pairmill.pipeline.common.text import counted
 
     if refused := result.statuses.get("address_refused"):

@@ -1,4 +1,4 @@
-"""`pairmill score`: adds scores beside a finished dataset."""
+"""`pairmill score`: adds scores to a finished dataset."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ _SHOWN_COLUMNS = 3
 def score(
     output: Output,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Name of the score, the start of the names of its columns.")
+        str | None, typer.Argument(metavar="NAME", help="Name of the score; its columns' names start with it.")
     ] = None,
     given: Annotated[
         str | None,
@@ -37,8 +37,9 @@ def score(
 ) -> None:
     """Add a score to a finished dataset.
 
-    Its columns stand in OUT/columns/NAME, and select, report, explore and export use them at once. Without a kind, it
-    computes the score NAME for new shards. If it is interrupted, run the same command again to resume.
+    Writes its columns to OUT/columns/NAME; select, report, explore and export can use them at once. If no kind of
+    score is given, adds the existing score NAME to new shards. If it is interrupted, run the same command again to
+    resume.
     """
     options = ScoreOptions(output=output, name=name, given=given, preset=preset, job_file=job_file, settings=settings)
     with errors():
@@ -46,7 +47,7 @@ def score(
         from pairmill.jobs.score import score as run_score
 
         job = score_job(options)
-        with progress("Scored shards stay; run the same command again to resume.") as listener:
+        with progress("Scored shards are kept; run the same command again to resume.") as listener:
             result = run_score(job, listener.step, listener)
     _print(result)
     if as_json:
@@ -68,23 +69,23 @@ def _print(result: "ScoreResult") -> None:
     if result.shards_scored or result.shards_missing:
         typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
     else:
-        typer.echo(f"{result.name}: nothing to do, because all {counted(result.shards, 'shard')} have it")
+        typer.echo(f"{result.name}: nothing to do, because all {counted(result.shards, 'shard')} have this score")
     for number in sorted(set(result.rows_without.values())):
         columns = [column for column, rows in result.rows_without.items() if rows == number]
         names = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")
-        advice = ": check the settings, and what the score is made from" if number == result.rows_scored else ""
+        advice = ": check the settings and the inputs of the score" if number == result.rows_scored else ""
         typer.echo(f"{names}: {number:,} of these rows have no value{advice}", err=True)
     if left_out := result.pictures_left_out:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
         typer.echo(
             f"{pictures} could not be scored, so the columns are null: missing, changed since the dataset was made, or "
-            f"not decodable. columns/{result.name}/manifests says how many in each shard: {names}",
+            f"not decodable. The number per shard is in columns/{result.name}/manifests: {names}",
             err=True,
         )
     if result.unfinished_shards:
         planned = counted(result.unfinished_shards, "planned shard")
-        typer.echo(f"{planned} not finished yet; when done, run `pairmill score OUT {result.name}` again", err=True)
+        typer.echo(f"{planned} not finished yet; once finished, run `pairmill score OUT {result.name}` again", err=True)
     if result.shards_missing:
         missing = counted(len(result.shards_missing), "shard")
         typer.echo(f"{missing} without the score: fix the cause, then run the same command again", err=True)

@@ -1,4 +1,4 @@
-"""`pairmill index` and `pairmill search`: find pairs by a text, a picture or another pair."""
+"""`pairmill index` and `pairmill search`: find pairs similar to a text, a picture or another pair."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _SCORE_WIDTH, _UID_WIDTH, _GAP = len("-0.1234"), 32, 2
 """Columns of the table in characters. On a narrow terminal, only captions and URLs are truncated."""
 
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="ALIAS", help="Whose embeddings; by default the dataset's first model.")
+    str | None, typer.Option("--model", metavar="ALIAS", help="Model to use; by default, the dataset's first.")
 ]
 Of = Annotated[
     Literal["image", "text"],
@@ -44,7 +44,7 @@ def index(
         from pairmill.jobs.search import index as run_index
         from pairmill.pipeline.common.text import counted
 
-        with progress("Finished parts stay; run the same command again to resume.") as listener:
+        with progress("Finished parts are kept; run the same command again to resume.") as listener:
             report = run_index(open_store(output, settings), model, of, listener.step)
     counts = (("embedding", report.embeddings), ("row", report.rows), ("part", report.parts))
     embeddings, rows, parts = (counted(number, noun) for noun, number in counts)
@@ -62,28 +62,28 @@ def index(
 
 def search(
     output: Output,
-    text: Annotated[str | None, typer.Argument(metavar="QUERY", help="What to look for, in words.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="QUERY", help="Text to search for.")] = None,
     image: Annotated[
-        str | None, typer.Option("--image", metavar="FILE", help="Find what looks like this picture.")
+        str | None, typer.Option("--image", metavar="FILE", help="Find pairs similar to this picture.")
     ] = None,
     uid: Annotated[
-        str | None, typer.Option("--uid", metavar="UID", help="Find what is similar to this pair of the dataset.")
+        str | None, typer.Option("--uid", metavar="UID", help="Find pairs similar to this pair of the dataset.")
     ] = None,
     model: Model = None,
     of: Of = "image",
-    top: Annotated[int, typer.Option("--top", "-k", metavar="N", help="How many rows to find.", min=1)] = 20,
+    top: Annotated[int, typer.Option("--top", "-k", metavar="N", help="Number of rows to find.", min=1)] = 20,
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Find only rows of this subset.")] = None,
     save: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write uid, row_id and score to a Parquet file, for select.")
     ] = None,
     page: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="Write a page with the pictures, in HTML.")
+        str | None, typer.Option("--out", metavar="FILE", help="Write an HTML page with the pictures.")
     ] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Show that page in the browser.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open that page in the browser.")] = False,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Find pairs by a text, a picture or a pair.
+    """Find pairs similar to a text, a picture or a pair.
 
     Up to 100,000 rows are searched without an index; for more, run `pairmill index OUT` first.
     """

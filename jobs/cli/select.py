@@ -1,4 +1,4 @@
-"""`pairmill select` and `pairmill export`; prints how two subsets differ."""
+"""`pairmill select` and `pairmill export`: select or mix rows, compare subsets and export them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -50,13 +50,13 @@ def select(
         list[str] | None,
         typer.Option(
             metavar="DATASET[:NAME]=SHARE",
-            help="Mix this dataset, or subset of it, into the new folder DATASET, with this share; repeatable. Of rows "
-            "that are in several datasets, the first one keeps them.",
+            help="Mix this dataset, or a subset of it, into the new folder DATASET with this share; repeatable. A row "
+            "found in several datasets is taken from the first of them.",
         ),
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(metavar="N", help="With --mix: samples of an epoch; as many as possible by default.", min=1),
+        typer.Option(metavar="N", help="With --mix: samples per epoch; by default, as many as possible.", min=1),
     ] = None,
     settings: Settings = None,
     as_json: Json = False,
@@ -108,18 +108,18 @@ _FITTING = {
     "--mix": ("--count", "--dry-run", "--overwrite"),
     "--refresh": ("NAME", "--dry-run"),
 }
-"""What `select` does besides selecting -> the options of `select` that say how."""
+"""Option that changes what `select` does -> the options that can be combined with it."""
 
 
 def _refuse_contradictions(options: Mapping[str, object]) -> None:
-    """Raise BadParameter that names the option that does not fit."""
+    """Raise BadParameter, naming the option, if options contradict each other."""
     given = [name for name, value in options.items() if value]
     for action, fitting in _FITTING.items():
         if action in given and (others := [name for name in given if name not in (action, *fitting)]):
             beside = ", ".join([*fitting, "--set"])
-            raise typer.BadParameter(f"leave out {others[0]}: {action} takes only {beside} and --json beside it")
+            raise typer.BadParameter(f"leave out {others[0]}: {action} can only be combined with {beside} and --json")
     if "--count" in given and "--mix" not in given:
-        raise typer.BadParameter("--count is of a mixture: add --mix, or select with --step 'sample: {count: N}'")
+        raise typer.BadParameter("--count is for mixtures: add --mix, or select with --step 'sample: {count: N}'")
 
 
 def export(
@@ -127,7 +127,7 @@ def export(
     subset: Annotated[
         str,
         typer.Argument(
-            metavar="[NAME]", help="A subset that `pairmill select` made; without it, DATASET is a mixture."
+            metavar="[NAME]", help="A subset made by `pairmill select`; leave it out if DATASET is a mixture."
         ),
     ],
     output: Annotated[str | None, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")] = None,
@@ -177,13 +177,13 @@ def export(
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
     typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
     if result.num_uids is not None and result.num_uids != record.rows:
-        typer.echo(f"subset.npy has {counted(result.num_uids, 'uid')}: each as often as the first epoch shows its row")
+        typer.echo(f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row is in the first epoch")
     for alias in result.models_left_out:
-        typer.echo(f"left out the model {alias!r}, which some of these shards lack; embed --add-model adds it there")
+        typer.echo(f"left out the model {alias!r}, which some of these shards lack; add it with embed --add-model")
     for column, why in result.columns_left_out.items():
         typer.echo(f"left out the column {column!r}: {why}")
     if not result.is_noted:
-        known = f"tell a later purge about this export with --export {result.output}"
+        known = f"purge this export with --export {result.output}"
         typer.echo(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
     if as_json:
         left_out = list(result.models_left_out)

@@ -49,7 +49,7 @@ def status(
 
 
 def _print_added(store: "Store") -> None:
-    """The models and scores that were added, and which of them some shards lack."""
+    """Print the models and scores that were added, and which of them some shards lack."""
     from pairmill.pipeline.columns.added_columns import added_columns
     from pairmill.pipeline.dataset.manifests import committed
 
@@ -61,7 +61,7 @@ def _print_added(store: "Store") -> None:
 
 
 def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:
-    """Generations of shards, and withdrawn rows, if there are any."""
+    """Print the number of shards per generation and of withdrawn rows, if there are any."""
     from pairmill.pipeline.common.text import counted
 
     if max(upkeep.generations, default=0):
@@ -71,7 +71,7 @@ def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:
         older = counted(upkeep.superseded, "superseded generation")
         typer.echo(f"{older}, which `pairmill gc {output}` deletes")
     if upkeep.requests:
-        typer.echo(f"{counted(withdrawn, 'row')} withdrawn, by {counted(upkeep.requests, 'request')}")
+        typer.echo(f"{counted(withdrawn, 'row')} withdrawn by {counted(upkeep.requests, 'request')}")
     if upkeep.unfinished_purges:
         typer.echo(f"a purge is running or was interrupted; to finish it: pairmill purge {output}")
 
@@ -83,7 +83,7 @@ def verify(
     ] = 64,
     purged: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Instead, search all of OUT for these uids, URLs, hosts or hashes."),
+        typer.Option(metavar="FILE", help="Search all of OUT for these uids, URLs, hosts or hashes instead."),
     ] = None,
     settings: S3Settings = None,
     as_json: Json = False,
@@ -91,7 +91,7 @@ def verify(
     """Check that a dataset is intact.
 
     Checks the counts, checksums, and tar and Parquet keys of every shard and the files of search indexes, and
-    recomputes a sample of the scores. With --purged, proves that nothing is left of rows that were purged.
+    recomputes a sample of the scores. With --purged, checks that nothing is left of purged rows.
     """
     if purged is not None:
         _verify_purged(output, purged, settings, as_json)
@@ -124,7 +124,7 @@ def _verify_purged(output: str, purged: str, settings: list[str] | None, as_json
     for skipped in report.unsearched:
         typer.echo(f"not searched: {skipped}", err=True)
     problems = f"{counted(len(report.found), 'finding')}, {len(report.unsearched):,} not searched"
-    typer.echo("nothing of it is left" if report.holds else problems)
+    typer.echo("nothing is left of these values" if report.holds else problems)
     if as_json:
         print_json(report.as_dict())
     if not report.holds:
@@ -149,7 +149,8 @@ def _print_report(report: "VerifyReport", output: str) -> None:
         names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
         manifests = sum(name.startswith("manifests/") for name in report.damaged)
         typer.echo(
-            f"To rebuild {counted(manifests, 'damaged shard')}, move out of {output}: {names}; then rerun the build",
+            f"To rebuild {counted(manifests, 'damaged shard')}, move these files out of {output}, then rerun the "
+            f"build: {names}",
             err=True,
         )
     typer.echo("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

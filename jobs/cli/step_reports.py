@@ -1,4 +1,4 @@
-"""Prints what each step of a selection did: one line of counts, and below it what else it found."""
+"""Prints what each step of a selection did: one line of counts, then details."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from pairmill.schemas.select_steps import SelectStep
 from pairmill.schemas.subset import StepReport
 
 _OTHER_CHARS = len("   ->   100.00%")
-"""What is in a line beside the name and two numbers."""
+"""Width of a line without the name and the two counts."""
 _MIN_NAME_CHARS = 16
 
 
 def print_reports(reports: Sequence[StepReport], steps: Sequence[SelectStep | None] = ()) -> None:
-    """Print them, and a warning if a step left nothing. steps: the settings, if they are known."""
+    """Print the reports, and a warning if a step dropped all rows. `steps`: their settings, if known."""
     digits = max(len(f"{report.rows_in:,}") for report in reports)
     room = shutil.get_terminal_size().columns - 2 * digits - _OTHER_CHARS
     width = min(max(len(report.step) for report in reports), max(room, _MIN_NAME_CHARS))
@@ -38,45 +38,45 @@ def _print_details(report: StepReport, step: SelectStep | None) -> None:
     if report.threshold is not None:
         typer.echo(f"    threshold {report.threshold:.6g}")
     if step and step.count and step.count > report.rows_in:
-        typer.echo(f"    fewer rows than the {step.count:,} asked for")
+        typer.echo(f"    fewer rows than the {step.count:,} requested")
     if report.uids:
         _print_uids(report)
     if report.balance:
         _print_balance(report.balance)
     if report.repeat:
         found = report.repeat
-        typer.echo(f"    weights of up to {found.highest:.6g}, in all {found.weight_sum:,.1f} samples per epoch")
-        typer.echo(f"    {counted(found.rows_below_one, 'row')} with a weight below 1, not in every epoch")
+        typer.echo(f"    weights up to {found.highest:.6g}, {found.weight_sum:,.1f} samples per epoch in total")
+        typer.echo(f"    {counted(found.rows_below_one, 'row')} with a weight below 1 (not in every epoch)")
     if report.not_compared:
-        typer.echo(f"    {counted(report.not_compared, 'row')} without a usable embedding stay")
+        typer.echo(f"    {counted(report.not_compared, 'row')} kept without a usable embedding")
     if report.known:
         _print_known(report.known)
     if report.leak:
         _print_leak(report.leak)
     if report.largest_clusters:
-        typer.echo("    the rows with the most duplicates, which were dropped:")
+        typer.echo("    the rows with the most dropped duplicates:")
     for cluster in report.largest_clusters:
         typer.echo(f"    {counted(cluster.rows - 1, 'duplicate')} of {cluster.row_id} {cluster.url or ''}".rstrip())
 
 
 def _print_uids(report: StepReport) -> None:
-    """Say how many of the uids in a file were found, and whether the file is another one than before."""
+    """Print how many uids are in the file, how many were not found, and whether the file has changed."""
     assert report.uids is not None
     missing = report.uids.num_uids - report.rows_out
-    unknown = f"; {missing:,} of them are in no row that the steps before left" if missing else ""
+    unknown = f"; {missing:,} of them are in no row left by the previous steps" if missing else ""
     typer.echo(f"    {counted(report.uids.num_uids, 'uid')} in the file{unknown}")
     if report.uids.earlier_blake2b:
-        typer.echo("pairmill: the file of uids has changed since the subset was selected before", err=True)
+        typer.echo("pairmill: the file of uids has changed since the subset was last selected", err=True)
 
 
 def _print_balance(found: BalanceReport) -> None:
-    """Say how many entries there are, what happened to rows without one, and what the curve did to the head."""
+    """Print the number of entries, the fate of rows without one, and how many rows of frequent entries were kept."""
     of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
     tail = found.tail_matches / max(1, found.matches)
     typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more than t = {found.curve:.6g} rows")
     if found.entries == found.matches > 1:
-        typer.echo("    no entry is in two rows: balance by something that is frequent, such as a class")
-    typer.echo(f"    {tail:.1%} of {found.matches:,} matches belong to the others, which keep all rows")
+        typer.echo("    no entry is in two rows: balance by something more frequent, such as a class")
+    typer.echo(f"    {tail:.1%} of {found.matches:,} matches belong to the other entries, which keep all rows")
     fate = "kept" if found.keeps_unmatched else "dropped"
     if found.unmatched_rows:
         typer.echo(f"    {counted(found.unmatched_rows, 'row')} without an entry: {fate}")
@@ -85,26 +85,26 @@ def _print_balance(found: BalanceReport) -> None:
         language = f" ({each.language})" if each.language else ""
         typer.echo(f"    {each.rows:>{digits},} -> {each.kept:>{digits},} of {each.entry}{language}")
     if found.earlier_blake2b:
-        typer.echo("pairmill: the file of entries has changed since the subset was selected before", err=True)
+        typer.echo("pairmill: the file of entries has changed since the subset was last selected", err=True)
 
 
 def _print_known(known: KnownReport) -> None:
-    """Say what the rows were compared with, what of it could not be used, and whether it has changed."""
+    """Print what the rows were compared with, what could not be used, and whether the known rows have changed."""
     values = ", ".join(f"{count:,} by {kind}" for kind, count in known.values.items() if count)
     unused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(known.unused.items()))
     typer.echo(f"    compared with known rows: {values or 'none'}{unused}")
     if known.earlier_blake2b:
-        typer.echo("pairmill: the known rows have changed since the subset was selected before", err=True)
+        typer.echo("pairmill: the known rows have changed since the subset was last selected", err=True)
 
 
 def _print_leak(found: LeakReport) -> None:
-    """Say which share of the evaluation set is in the dataset, how each was found, and the nearest pairs."""
+    """Print how much of the evaluation set is in the dataset, and how its pictures were found."""
     share = found.items_hit / max(1, found.items)
     typer.echo(f"    {found.items_hit:,} of {counted(found.items, 'evaluation picture')} found ({share:.2%})")
     for each in found.found:
         how = each.by if each.variant == "same" else f"{each.by}, {each.variant.replace('_', ' and ')}"
-        typer.echo(f"    {counted(each.items, 'picture')} by {how}: {counted(each.rows, 'row')} first found so")
+        typer.echo(f"    {counted(each.items, 'picture')} by {how}: {counted(each.rows, 'row')} first found this way")
     if found.plain_items:
-        typer.echo(f"    {counted(found.plain_items, 'picture')} too plain for hashes, not compared by them")
+        typer.echo(f"    {counted(found.plain_items, 'picture')} too plain to be compared by hashes")
     if found.earlier_blake2b:
-        typer.echo("pairmill: the evaluation set has changed since the subset was selected before", err=True)
+        typer.echo("pairmill: the evaluation set has changed since the subset was last selected", err=True)

@@ -37,12 +37,12 @@ def submit(
         str | None,
         typer.Option(metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Show its output, and exit with its status.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show its output and exit with its status.")] = False,
     kuberay: Annotated[
         bool, typer.Option("--kuberay", help="Print a RayJob manifest for Kubernetes instead, and submit nothing.")
     ] = False,
     image: Annotated[
-        str, typer.Option(metavar="NAME", help="For --kuberay: the image that jobs/cluster/Dockerfile makes.")
+        str, typer.Option(metavar="NAME", help="For --kuberay: the image built from jobs/cluster/Dockerfile.")
     ] = "pairmill:latest",
 ) -> None:
     """Run a command on a Ray cluster.
@@ -82,7 +82,7 @@ def logs(
         bool, typer.Option("--follow", help="Follow until the job ends; then exit with its status.")
     ] = False,
 ) -> None:
-    """Print what a job has printed."""
+    """Print the output of a job."""
     with errors():
         cluster = _cluster(address)
         if follow:
@@ -125,7 +125,7 @@ for name, function, *lines in (
 
 
 def _command(context: typer.Context) -> "Command":
-    """Parse what follows `submit` with the parser of the command that it names."""
+    """Parse the arguments after `submit` with the parser of the command that they name."""
     from typer.core import TyperGroup
 
     from pairmill.jobs.cli.command_line import parse_command

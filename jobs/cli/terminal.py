@@ -1,4 +1,4 @@
-"""Turns errors into messages, and prints what all commands have in common."""
+"""Turns errors into messages, and prints the output that all commands share."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class _Signalled(KeyboardInterrupt):
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Print errors that a user can fix as one clear message with exit status 1, not as a traceback."""
+    """Print an error that a user can fix as one clear message, not as a traceback, and exit with status 1."""
     try:
         with _interrupted_by_signals():
             yield
@@ -53,7 +53,7 @@ def errors() -> Iterator[None]:
 
 @contextmanager
 def stdout_errors() -> Iterator[None]:
-    """Print one clear message, with exit status 1, if stdout cannot be written to, such as on a full disk, or if
+    """Print one clear message and exit with status 1 if stdout cannot be written to, such as on a full disk, or if
     --install-completion cannot write to a file of the shell.
 
     A closed pipe (`| head`) is not an error: click ends the command without a message. Outside `errors`, commands only
@@ -75,7 +75,7 @@ def stdout_errors() -> Iterator[None]:
 
 
 def _drop_unwritable() -> None:
-    """Drop what cannot be written to stdout. Otherwise, Python would try again on exit, and print that error too."""
+    """Discard output that cannot be written to stdout. Otherwise, Python would try again on exit and fail again."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -112,7 +112,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:
-    """128 plus the number of the signal, as in shells."""
+    """The exit status after a signal: 128 plus its number, as in shells."""
     return 128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT)
 
 
@@ -140,7 +140,7 @@ def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
 
 
 def print_json(values: object) -> None:
-    """Print the last line of `--json`."""
+    """Print the result of `--json`, as one line."""
     typer.echo(json.dumps(values))
 
 
@@ -153,6 +153,6 @@ def open_store(output: str, settings: list[str] | None) -> "Store":
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether the error comes from pairmill, the file system or S3. Anything else is a bug, whose traceback is
+    """Whether the error comes from pairmill, the file system or S3. Any other error is a bug, and its traceback is
     shown."""
     return isinstance(error, (PairmillError, OSError)) or type(error).__module__.partition(".")[0] == "botocore"

@@ -14,7 +14,7 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import ShardManifest, manifest_name
 
 QUIET_INTERVALS = 10
-"""If no commit comes for this many usual intervals, the job has most likely ended."""
+"""After this many usual intervals without a commit, the job has most likely ended."""
 MIN_QUIET_S = 30.0
 FIRST_SHARD_S = 60.0
 """Assumed time per shard until the first one is done."""
@@ -36,7 +36,7 @@ class CommitClock:
 
     @classmethod
     def of(cls, manifests: Collection[ShardManifest]) -> "CommitClock":
-        """Start from finished shards."""
+        """A clock that starts with the times of finished shards."""
         seconds = [sum(manifest.seconds.values()) for manifest in manifests]
         return cls(statistics.median(seconds) if seconds else FIRST_SHARD_S, time.monotonic())
 
@@ -67,7 +67,7 @@ class CommitClock:
 
 
 def watch(store: Store, listener: ConsoleProgress, every_s: float) -> BuildResult:
-    """Report newly committed shards to `listener` until all are committed. Then returns what the output contains.
+    """Report newly committed shards to `listener` until all are committed. Returns what the output then contains.
 
     Also reports when the job seems to have ended. Each check lists the names of the manifests and reads the new ones.
     Raises PlanError if there is no plan.

@@ -29,7 +29,7 @@ class Command:
     job_file: str | None
     rules: RulesConfig
     uris: list[str]
-    """Everything that the command reads or writes on the cluster."""
+    """All paths that the command reads or writes on the cluster."""
     has_models: bool
     """Whether there is anything to encode."""
 
@@ -65,8 +65,8 @@ def bundled(command: Command) -> Iterator[JobBundle]:
     for uri in command.uris:
         if not is_remote(uri) and not Path(uri.removeprefix("file://")).is_absolute():
             raise JobError(
-                f"{uri}: is a path in this machine's current folder; a cluster reads s3://..., or an absolute path "
-                "that every node has"
+                f"{uri}: is relative to the current folder of this machine; give s3://..., or an absolute path that "
+                "exists on every node"
             )
     with TemporaryDirectory(prefix="pairmill-submit-") as name:
         folder = Path(name)
@@ -79,7 +79,7 @@ def bundled(command: Command) -> Iterator[JobBundle]:
 
 
 def _with_job_file(arguments: Sequence[str], job_file: str | None, folder: Path) -> list[str]:
-    """Copy the job file into the folder; returns the command line with its name there."""
+    """Copy the job file into the folder. Returns the command line with the name of the copy."""
     if job_file is None or is_remote(job_file):
         return list(arguments)
     shutil.copy(job_file, folder / JOB_FILE)

@@ -1,4 +1,4 @@
-"""`pairmill submit --kuberay`: fills a command and its files into the RayJob of `jobs/cluster/rayjob.yaml`."""
+"""`pairmill submit --kuberay`: puts a command and its files into the RayJob of `jobs/cluster/rayjob.yaml`."""
 
 import base64
 import hashlib

@@ -13,8 +13,8 @@ INTERVAL_S = 1.0
 """Time between two rounds of polling."""
 
 MAX_QUESTIONS = 50
-"""Number of workers polled per round. Each poll costs the driver 0.15 ms, so a thousand workers take turns: each is
-polled every 20 s."""
+"""Maximum number of workers polled per round. Each poll costs the driver 0.15 ms, so workers take turns: each of a
+thousand workers is polled every 20 s."""
 
 OnWork = Callable[[Mapping[str, WorkCounts]], None]
 """Called with the sums per stage."""
@@ -54,7 +54,7 @@ class LiveWorkers:
         self._retired[asked.stage] = self._retired.get(asked.stage, WorkCounts()) + asked.counts.retired()
 
     def tick(self) -> None:
-        """Collect answers, poll again and report the sums, at most once per interval. Call it as often as you like."""
+        """Collect answers, poll again and report the sums, unless the last round was less than an interval ago."""
         now = time.monotonic()
         if now < self._next_round:
             return

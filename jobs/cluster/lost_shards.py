@@ -1,4 +1,4 @@
-"""THE place that decides what happens to a shard that failed, or was lost when its worker died.
+"""The only place that decides what happens to a shard that failed or was lost when its worker died.
 
 A stage that raises fails only its shard. Shards lost with a worker run once more. If they are lost again, each runs
 alone and isolated: a child process decodes the pictures and calls the user's rules, so a crash loses only one row. A
@@ -22,9 +22,7 @@ from pairmill.schemas.manifest import ShardManifest
 _FIRST_FAILURES = 3
 """Stop if a rule or a model fails this many shards before any succeeds, because it would fail all the others too."""
 
-_WORKER_DIED = Failure(
-    FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times"
-)
+_WORKER_DIED = Failure(FailureKind.SHARD, "its worker process died three times", "its worker process died three times")
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +74,7 @@ def outcomes(shards: pa.Table, run_pass: RunPass, max_in_a_row: int) -> Iterator
 
 @dataclass
 class _FailureLimit:
-    """Decides whether the run continues."""
+    """Counts consecutive failures, and stops the run after too many."""
 
     limit: int
     in_a_row: int = 0
@@ -93,4 +91,4 @@ class _FailureLimit:
         will_fail_all = failure.kind is FailureKind.JOB and not self.any_good
         if self.in_a_row >= (_FIRST_FAILURES if will_fail_all else self.limit):
             line = last_line(failure.traceback)
-            raise EngineError(f"{counted(self.in_a_row, 'shard')} in a row failed, the last one with: {line}")
+            raise EngineError(f"{counted(self.in_a_row, 'shard')} in a row failed; the last error: {line}")

@@ -1,8 +1,8 @@
 # `sh on_ray.sh ARGUMENTS`: run `pairmill ARGUMENTS` with the Python that runs Ray on this node.
 #
 # Ray runs a job's entrypoint in a shell, but does not say which Python Ray itself uses. The `python` on the PATH may be
-# another one, because `/opt/venv/bin/ray start` works without activating the environment. But the command line of the
-# raylet, an ancestor of this shell, names the Python of its workers.
+# a different one, because `/opt/venv/bin/ray start` works without activating the environment. But the command line of
+# the raylet, an ancestor of this shell, names the Python of its workers.
 pid=$PPID
 python=
 while [ -z "$python" ] && [ "${pid:-0}" -gt 1 ]; do

@@ -25,7 +25,7 @@ SPARE_CPUS = 2
 SOURCES: tuple[StageName, ...] = ("download", "load")
 
 SMALL_PER_DOWNLOADS = 8
-"""How many download actors one reader and one committer can keep up with."""
+"""Number of download actors that one reader and one committer can keep up with."""
 
 STORED_PICTURE_BYTES = 40_000
 """Typical size of a stored picture: 512 px at quality 95."""
@@ -92,7 +92,7 @@ class _Machines:
 
     @property
     def download_actors(self) -> int:
-        """How many download actors keep the cores busy, besides what the other stages need."""
+        """Number of download actors that keep all cores busy, except those that the other stages need."""
         fit = sum(int(node.cpus / DOWNLOAD_CPUS) for node in self.others)
         return max(1, min(fit, int((self.cpus - SPARE_CPUS) / DOWNLOAD_CPUS)))
 
@@ -104,7 +104,7 @@ class _Machines:
 
 
 def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
-    """Size the pools as the job says, or else by the machines. If other machines exist, those with GPUs only encode.
+    """Size the pools as the job says, otherwise by the machines. If some machines have no GPU, the others only encode.
 
     Raises PoolError if the pools do not fit.
     """
@@ -154,7 +154,7 @@ def _encode_pool(pipeline: Pipeline, machines: _Machines, num_shards: int) -> Po
 
 
 def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pools: Mapping[StageName, Pool]) -> Pool:
-    """One and a half CPUs per actor, or fewer if the other stages leave less."""
+    """The download pool, with 1.5 CPUs per actor, or less if the other stages leave less."""
     left = _check_fit(machines, pools, pipeline.names, downloads * SMALL_CPUS)
     each = min(DOWNLOAD_CPUS, int(10 * left / downloads) / 10, max(node.cpus for node in machines.others))
     calls = 1 if pipeline.is_isolated else DOWNLOAD_CALLS
@@ -171,7 +171,7 @@ def _check_fit(
     if left < needed:
         raise PoolError(
             f"Ray has {machines.cpus:g} CPUs, too few for these pools: lower run.download_actors, run.encode_actors or "
-            "run.encode_threads, or give Ray two CPUs or more"
+            "run.encode_threads, or give Ray at least two CPUs"
         )
     return left
 
@@ -183,7 +183,7 @@ def source_of(names: Iterable[StageName]) -> StageName:
 
 
 def shards_in_flight(pipeline: Pipeline, pools: Mapping[StageName, Pool], sources: int) -> int:
-    """How many shards may be between read and commit with `sources` workers in the source stage."""
+    """The maximum number of shards between read and commit with `sources` workers in the source stage."""
     if pipeline.is_isolated:
         return 1
     return pipeline.job.run.shards_in_flight or 2 * sources * pools[source_of(pools)].calls + 4

@@ -2,7 +2,7 @@
 
 Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). Ray (`ray_backend.py`)
 starts processes, reports their deaths, and moves tables between them without going through the driver. `lost_shards.py`
-decides what happens to a shard that failed, or was lost when its worker died.
+decides what happens to a shard that failed or was lost when its worker died.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -64,7 +64,7 @@ def run_shards(
 def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[Ended]:
     """Yield (shard, report) as shards end. The report is None if the shard was lost with its worker."""
     fetch, run = pipeline.job.fetch, pipeline.job.run
-    # The slowest case: all rows, in the actor's other shards too, are from one host that never answers or needs pauses.
+    # The worst case: all rows, even in the actor's other shards, are from one host that never answers or needs pauses.
     row_s = max(fetch.timeout_s / fetch.per_host_concurrency, fetch.per_host_interval_s)
     downloads = any(spec.name == "download" for spec in pipeline.stages)
     slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD) if downloads else 0.0
@@ -86,7 +86,7 @@ def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[E
 
 
 def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> Admission:
-    """Limit the number of shards in flight as the job says, and their bytes, so that the object stores do not spill."""
+    """Limit the number of shards in flight as the job says, and their size, so that the object stores do not spill."""
     return Admission(
         max_shards=partial(shards_in_flight, pipeline, pools),
         max_bytes=int(ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE),

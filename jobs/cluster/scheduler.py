@@ -1,7 +1,7 @@
 """Moves shards through pools of workers, stage by stage, and replaces workers that died.
 
-`lost_shards.py` decides what happens to a shard that failed or was lost with its worker; this file only reports it,
-and does not depend on Ray, only on a WorkerBackend (`worker_backend.py`).
+`lost_shards.py` decides what happens to a shard that failed or was lost with its worker; this file only reports it.
+It does not depend on Ray, only on a WorkerBackend (`worker_backend.py`).
 """
 
 import logging
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class SchedulerError(PairmillError, RuntimeError):
-    """No shard makes progress any more; the message says why."""
+    """No shard makes progress anymore; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Worker:
     stage: int
     handle: WorkerHandle
     failed_starts: int = 0
-    """How many workers in a row failed to start before this one, their replacement."""
+    """Number of workers in a row that failed to start and that this one replaces."""
     busy: int = 0
     failures: int = 0
     """Failed shards since its last success. Damaged input does not count."""
@@ -107,7 +107,7 @@ class Scheduler:
     patience_s: float
     """Raise SchedulerError if no call ends for this long."""
     max_deaths: int
-    """How many workers of a stage may die in a row before the stage finishes another shard."""
+    """How many workers of a stage may die in a row, without the stage finishing a shard in between."""
     workers: list[list[_Worker]] = field(init=False)
     waiting: list[deque[_Item]] = field(init=False)
 
@@ -208,7 +208,7 @@ class Scheduler:
 
     def _judge(self, worker: _Worker, report: Report) -> None:
         """Replace a worker that keeps failing while others succeed. It fails faster than they succeed, so otherwise it
-        would get most of the shards. The shards that it has at that moment are lost with it, and are tried again."""
+        would get most of the shards. The shards that it has at that moment are lost with it and run again."""
         if report.failure is None:
             worker.failures = 0
             return
@@ -264,7 +264,7 @@ class Scheduler:
         self._deaths[worker.stage] += not failed_starts
         if self._deaths[worker.stage] > self.max_deaths:
             name, deaths = self.stages[worker.stage].name, counted(self._deaths[worker.stage], "worker")
-            raise SchedulerError(f"{deaths} of the stage {name!r} died one after the other, the last one: {why}")
+            raise SchedulerError(f"{deaths} of the stage {name!r} died one after another, the last one: {why}")
         self._start(worker.stage, failed_starts)
 
     def _resize_pools(self) -> None:

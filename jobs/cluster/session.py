@@ -1,4 +1,4 @@
-"""Joins a Ray cluster or starts a local Ray instance: the session in which everything else in this folder runs."""
+"""Joins a Ray cluster or starts a local Ray instance: the session in which the rest of this folder runs."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def _twice(start: Callable[[], object]) -> None:
             raise SessionError(
                 f"Ray did not start: {cause}; set RAY_TMPDIR to a folder that you can write to"
             ) from error
-        raise SessionError(f"Ray did not start, twice: {describe(error)}; is the machine overloaded?") from error
+        raise SessionError(f"Ray failed to start twice: {describe(error)}; is the machine overloaded?") from error
 
 
 def _names_a_file(error: Exception) -> bool:
@@ -99,7 +99,7 @@ def _kill_autoscaler_monitor() -> None:
 
 
 def _has_working_dir() -> bool:
-    """Whether this is a submitted job, which brought its modules along: Ray accepts only one working_dir."""
+    """Whether this is a submitted job, which brings its own modules. Ray accepts only one working_dir."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     return "working_dir" in submitted
 
@@ -121,7 +121,7 @@ def _unchanged_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Ray's C++ core writes to stderr while it starts. Show that only if the start fails."""
+    """Hold back what Ray's C++ core writes to stderr while it starts, and show it only if the start fails."""
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as aside:

@@ -85,12 +85,12 @@ class Cluster:
         return [_to_submitted_job(job) for job in sorted(details, key=lambda job: -(job.start_time or 0))]
 
     def job(self, job_id: str) -> SubmittedJob:
-        """One job, by its id."""
+        """The job with this id."""
         with _clearly(self.address):
             return _to_submitted_job(self._client.get_job_info(job_id))
 
     def logs(self, job_id: str) -> str:
-        """Everything that the job has printed."""
+        """All output of the job so far."""
         with _clearly(self.address):
             text: str = self._client.get_job_logs(job_id)
         return text
@@ -140,7 +140,7 @@ class Cluster:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    """A client that sends this user's token only to clusters that ask for one.
+    """A client that sends this user's token only to clusters that require one.
 
     Ray's own client sends it only if RAY_AUTH_MODE=token. But even without that variable, `ray start --head` and
     `ray.init` require tokens if the machine has one, and a local build leaves one behind.
@@ -171,8 +171,8 @@ def _clearly(address: str) -> Iterator[None]:
         yield
     except AuthenticationError:
         raise JobError(
-            f"the cluster at {address} asks for a token, and this machine has none that it accepts: put the one in "
-            "~/.ray/auth_token on the cluster's head into the same file here, or into RAY_AUTH_TOKEN"
+            f"the cluster at {address} requires a token, and this machine has none that it accepts: copy the one in "
+            "~/.ray/auth_token on the cluster's head node to the same file here, or to RAY_AUTH_TOKEN"
         ) from None
     except OSError as error:
         raise JobError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None

@@ -1,4 +1,4 @@
-"""Defines what the scheduler needs from the system that runs its workers: start, call and stop them, report deaths."""
+"""Defines what the scheduler needs from the system that runs its workers: it starts, calls and stops them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -92,7 +92,7 @@ def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
 
 
 def calibrated_threshold() -> float:
-    """The minimum similarity to keep, calibrated when `tiny` was trained, on pictures that the demo does not use."""
+    """The minimum similarity of kept pairs, calibrated for `tiny` on pictures that the demo does not use."""
     file = resources.files("pairmill.pipeline.encode.tiny").joinpath("calibration.json")
     try:
         return float(json.loads(file.read_text("utf-8"))["min_similarity"])
@@ -131,7 +131,9 @@ def _prepare_folder(out: str, seed: int, pairs: int) -> Store:
             shutil.rmtree(folder / DATASET)
         (folder / INPUT).unlink(missing_ok=True)
     elif names:
-        raise JobError(f"--out {out}: the folder is not a demo's: it has {names[0]}; give a new or empty one")
+        raise JobError(
+            f"--out {out}: the demo did not write this folder, which contains {names[0]}; give a new or empty one"
+        )
     store.replace(MARKER, json.dumps({"made_by": "pairmill demo", "seed": seed, "pairs": pairs}).encode())
     store.remove_temporary()
     return store
@@ -192,7 +194,7 @@ def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
 
 
 def _text(result: BuildResult, comparison: Comparison, threshold: float, seconds: float, out: str) -> str:
-    """What the demo prints at the end."""
+    """The text that the demo prints at the end."""
     parts = [funnel(result.rows_in, result.statuses), _kind_table(comparison), _verdict(comparison, threshold)]
     parts += [f"shard {shard:09d} failed: {error}" for shard, error in result.failures.items()]
     if result.shards_missing:
@@ -245,7 +247,7 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
 
 
 def _summary(result: BuildResult, comparison: Comparison, threshold: float, seconds: float) -> dict[str, object]:
-    """The result of --json."""
+    """The values that --json prints."""
     kept_by_kind = {outcome.kind.name: outcome.kept for outcome in comparison.kinds if outcome.kind.is_scored}
     return {
         **{name: getattr(result, name) for name in ("rows_in", "pairs", "rejects", "kept", "output")},

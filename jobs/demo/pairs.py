@@ -127,7 +127,7 @@ class KindOutcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Expected against actual, over all rows."""
+    """Expected and actual outcomes of all rows, compared."""
 
     kinds: list[KindOutcome]
     rows_missing: int
@@ -186,7 +186,7 @@ def compare(rows: Sequence[DemoRow], outcomes: Sequence[Mapping[str, str]]) -> C
 
 
 def _kinds(pairs: int, rng: Random) -> list[str]:
-    """Each kind as often as its share requires, but at least once; the rest are right captions."""
+    """The kinds of all rows, shuffled: each has its share of rows, but at least one; the rest have right captions."""
     kinds = [kind.name for kind in KINDS for _ in range(max(1, round(pairs * kind.per_mille / 1000))) if kind.per_mille]
     kinds += [KINDS[0].name] * (pairs - len(kinds))
     rng.shuffle(kinds)
@@ -194,7 +194,7 @@ def _kinds(pairs: int, rng: Random) -> list[str]:
 
 
 def _place_duplicates(kinds: list[str], shard: range, rng: Random) -> dict[int, int]:
-    """Duplicate -> the earlier row of the same shard that it repeats. May swap the kinds of two rows to that end."""
+    """Duplicate -> the earlier row of the same shard that it repeats. May swap the kinds of two rows for this."""
     plain = [index for index in shard if kinds[index] == "right_caption"]
     rng.shuffle(plain)
     originals = {}

@@ -91,7 +91,7 @@ class _Server:
         self.asked: set[int] = set()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection, kept alive as long as the client wants."""
+        """Serve one connection until the client closes it or a response requires closing it."""
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")

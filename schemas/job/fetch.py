@@ -16,18 +16,18 @@ class FetchConfig(Settings):
 
     engine: Literal["aiohttp", "img2dataset"] = "aiohttp"
     """Which downloader to use. `aiohttp`: pairmill's own, named after the library that it first used. `img2dataset`:
-    its downloader and resizer, for comparison. It has no per-host limits, reports less about each download, and ignores
-    orientation and color profiles."""
+    img2dataset's downloader and resizer, for comparison. It has no per-host limits, reports less about each download,
+    and ignores orientation and color profiles."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """Total time for one URL, including redirects and retries."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Time to connect to a host."""
     max_bytes: Annotated[int, Field(ge=1_000)] = 20_000_000
-    """Larger response bodies are refused while they are read."""
+    """Maximum size of a response body. Reading stops as soon as a body exceeds it."""
     retries: Annotated[int, Field(ge=0, le=20)] = 1
-    """Retries after a failure that may be temporary (DNS, connect, timeout, 429, 5xx)."""
+    """Number of retries after a failure that may be temporary (DNS, connect, timeout, 429, 5xx)."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
-    """Redirects to follow per URL."""
+    """Maximum number of redirects to follow per URL."""
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     """Requests in flight per download actor."""
     per_host_concurrency: Annotated[int, Field(ge=1)] = 8
@@ -35,14 +35,13 @@ class FetchConfig(Settings):
     per_host_interval_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
     """Minimum time between the starts of two requests to the same host, per download actor."""
     nameservers: list[str] = []
-    """IP addresses (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`) that resolve host names. Empty: the
-    machine's resolver."""
+    """Addresses of DNS servers (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`). Empty: the machine's resolver."""
     allow_networks: list[str] = []
-    """CIDR blocks to allow even though they are not public, such as 127.0.0.0/8."""
+    """CIDR blocks to allow even if they are not public, such as 127.0.0.0/8."""
     user_agent: str = "pairmill/0.1 (+https://pypi.org/project/pairmill)"
     """The User-Agent header. Say who you are and how to reach you."""
     respect_x_robots_tag: bool = True
-    """Refuse pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."""
+    """Refuse pictures whose X-Robots-Tag header contains noai, noimageai, noindex or noimageindex."""
     respect_robots_txt: bool = False
     """Fetch each host's robots.txt (RFC 9309) and obey it."""
 

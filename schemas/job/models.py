@@ -11,27 +11,27 @@ from pairmill.schemas.settings import Settings, Uri
 _ALIAS = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 RESERVED_ALIASES = frozenset(name.rpartition("_")[2] for name in OWN_COLUMNS if "_" in name)
-"""Suffixes of pairmill's own columns, which an alias must not be: `SELECT COLUMNS('.*_id$')` must not match a model's
+"""Suffixes of pairmill's own columns, which cannot be aliases: `SELECT COLUMNS('.*_id$')` must not match a model's
 columns."""
 
 
 class ModelConfig(Settings):
-    """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's, a repository of the Hugging Face
-    hub, or a folder."""
+    """One CLIP-like model: the built-in `tiny`, a model that open_clip knows, a repository on the Hugging Face Hub, or
+    a folder."""
 
     name: Uri
-    """`tiny`, a model that open_clip knows, `hf-hub:ORG/REPO` or a folder in open_clip's layout, or `ORG/REPO` or a
-    folder of a CLIP or SigLIP model in the layout of transformers. A folder wins over a repository."""
+    """`tiny`; a model that open_clip knows; `hf-hub:ORG/REPO` or a folder in open_clip's layout; or `ORG/REPO` or a
+    folder with a CLIP or SigLIP model in the layout of transformers. A folder takes precedence over a repository."""
     pretrained: Uri | None = None
-    """open_clip's tag of the weights, or a local file. None for `tiny`, folders, and repositories of the hub."""
+    """open_clip's tag of the weights, or a local file. None for `tiny`, folders and Hub repositories."""
     alias: str = ""
     """Suffix of this model's columns. Empty: derived from the name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision that the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are always
+    """Precision in which the model computes. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are always
     float32."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Expected SHA-256 of the weights file; the job stops if it differs. Of a model in the layout of transformers: of
-    what `sha256sum` prints for the files that are read, in the order of their names."""
+    """Expected SHA-256 of the weights file; the job stops if it differs. For a model in the layout of transformers, the
+    SHA-256 of the output of `sha256sum` for the files that are read, in the order of their names."""
 
     @model_validator(mode="before")
     @classmethod
@@ -45,7 +45,9 @@ class ModelConfig(Settings):
     @classmethod
     def _is_column_suffix(cls, alias: str) -> str:
         if not _ALIAS.fullmatch(alias):
-            raise ValueError("an alias is a lower-case letter, then lower-case letters, digits or _ (40 at most)")
+            raise ValueError(
+                "an alias must be a lower-case letter followed by lower-case letters, digits or _, at most 40 in all"
+            )
         if alias in RESERVED_ALIASES:
             raise ValueError(f"other column names end in {alias!r}; use another alias, such as m_{alias}")
         return alias

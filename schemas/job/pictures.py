@@ -22,17 +22,17 @@ _COLUMNS: dict[Measure, dict[str, pa.DataType]] = {
 }
 
 _OF_ANY_NAME = ("pdq", "pdq_quality")
-"""The columns whose names do not begin with that of the score: lists of hashes and `dedup` expect these names."""
+"""Columns whose names do not begin with the name of the score: lists of hashes and `dedup` expect these names."""
 
 
 def _in_order(measures: list[Measure]) -> list[Measure]:
-    """Each once, in the order of the columns."""
+    """These measures without duplicates, in the order of the columns."""
     return [each for each in MEASURES if each in measures]
 
 
 class PictureScore(Settings):
-    """Measures of the picture itself, from one decode of it, at 256 pixels on its longer side. A column for each:
-    NAME_sharpness, NAME_colorfulness, ..., but `pdq` without NAME; all null if there is no picture, or it does not
+    """Measures of the picture itself, from one decode at 256 pixels on its longer side. Each has a column:
+    NAME_sharpness, NAME_colorfulness, ..., but `pdq` without NAME. All are null if there is no picture or it does not
     decode."""
 
     measures: Annotated[list[Measure], Field(min_length=1), AfterValidator(_in_order)] = [
@@ -40,10 +40,10 @@ class PictureScore(Settings):
     ]
     """`sharpness`: variance of the Laplacian of the brightness. `exposure`: the mean brightness, 0 to 1, and in
     NAME_exposure_dark and NAME_exposure_bright the shares of pixels that are clipped to black or white. `colorfulness`
-    after Hasler and Suesstrunk: 0 for gray, from 60 on for vivid pictures. `jpeg_quality`: libjpeg's quality, 1 to 100,
-    that the file was written with; null for other formats. `border`: share of the area that is bars or a frame of one
-    color. `pdq`, only if it is asked for: the perceptual hash of public lists, 64 hex digits, in the column `pdq`, and
-    in `pdq_quality` how much there is to see, 0 to 100, whatever the NAME. `pictures: pdq` stands for this field."""
+    (Hasler and Suesstrunk): 0 for gray pictures, 60 or more for vivid ones. `jpeg_quality`: the libjpeg quality, 1 to
+    100, with which the file was written; null for other formats. `border`: share of the area covered by bars or a frame
+    of one color. `pdq`, off by default: the perceptual hash used by public lists, 64 hex digits, in the column `pdq`,
+    and the amount of visible detail, 0 to 100, in `pdq_quality`. `pictures: pdq` is short for this field."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,13 +59,13 @@ class PictureScore(Settings):
         return pa.schema([(column, types[suffix]) for suffix, column in self.column_names(name).items()])
 
     def column_names(self, name: str) -> Mapping[str, str]:
-        """What is measured -> its column, in order."""
+        """Suffix of each measured value -> name of its column, in order."""
         suffixes = [suffix for measure in self.measures for suffix in _COLUMNS[measure]]
         return {suffix: suffix if suffix in _OF_ANY_NAME else f"{name}_{suffix}" for suffix in suffixes}
 
 
 class BuildScore(Settings):
-    """A score that a build computes for every pair, from the one decode of its picture. Its columns are in `pairs/`."""
+    """A score that a build computes for every pair when it decodes the picture. Its columns are in `pairs/`."""
 
     pictures: PictureScore
     """Measures of the picture itself."""

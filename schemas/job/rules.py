@@ -19,7 +19,7 @@ class RulesConfig(GrowingSettings):
     later = frozenset({"known"})
 
     preset: Literal["none", "datacomp-basic", "laion2b"] = "none"
-    """Named set of rules; the settings below override it."""
+    """Named set of rules, which the settings below override."""
 
     require_caption: bool = True
     """Drop null and empty captions. Has no effect if the source has no caption column."""
@@ -28,9 +28,9 @@ class RulesConfig(GrowingSettings):
     caption_max_chars: Annotated[int, Field(ge=1)] | None = None
     """Drop longer captions, counted in Unicode characters."""
     caption_min_words: Annotated[int, Field(ge=0)] | None = None
-    """Drop captions of fewer words, separated by spaces."""
+    """Drop captions with fewer words, separated by spaces."""
     caption_max_words: Annotated[int, Field(ge=1)] | None = None
-    """Drop captions of more words, separated by spaces."""
+    """Drop captions with more words, separated by spaces."""
     caption_drop_file_names: bool = False
     """Drop captions that are only a file name, such as IMG_1234.JPG."""
     caption_drop_dates: bool = False
@@ -40,7 +40,7 @@ class RulesConfig(GrowingSettings):
     caption_drop_urls: bool = False
     """Drop captions that are only a URL or a host name."""
     caption_boilerplate: list[str] = []
-    """Drop captions that equal one of these, ignoring case and outer punctuation. `default`: a built-in list."""
+    """Drop captions that equal one of these, ignoring case and surrounding punctuation. `default`: a built-in list."""
     caption_blocked_terms: list[str] = []
     """Drop captions that contain one of these as whole words, ignoring case."""
     caption_languages: list[str] = []
@@ -51,8 +51,8 @@ class RulesConfig(GrowingSettings):
     """Drop rows whose `source.license_column` is not one of these, ignoring case."""
 
     known: list[KnownRows] = []
-    """Earlier datasets, or lists, whose rows to drop: by uid and URL before anything is fetched, by digest and
-    perceptual hash afterwards. An item may be just a path."""
+    """Earlier datasets or lists; drop the rows that are in them. Uids and URLs are compared before anything is fetched,
+    digests and perceptual hashes afterwards. An item can be just a path."""
 
     url_schemes: list[str] = ["http", "https"]
     """Schemes to accept: http, https or both. Nothing else is ever fetched."""
@@ -61,7 +61,7 @@ class RulesConfig(GrowingSettings):
     url_allow_hosts: list[str] = []
     """If set, fetch only from these hosts and their subdomains."""
     url_blocklist: Uri | None = None
-    """Text file of URLs not to fetch, or of their SHA-256 in hex, one per line."""
+    """Text file of URLs not to fetch, or their SHA-256 in hex, one per line."""
 
     image_min_side: Annotated[int, Field(ge=1)] | None = None
     """Minimum shorter side of the original picture, in pixels."""
@@ -85,13 +85,13 @@ class RulesConfig(GrowingSettings):
     min_similarity: Cosine | dict[str, Cosine] | None = None
     """Minimum cosine similarity of picture and caption: one number for every model, or one per alias."""
     custom: list[str] = []
-    """Your own rules as `module:function`, shipped to the workers."""
+    """Your own rules as `module:function`. Their code is shipped to the workers."""
 
     @field_validator("url_schemes")
     @classmethod
     def _only_http(cls, schemes: list[str]) -> list[str]:
         if not set(schemes) <= {"http", "https"} or not schemes:
-            raise ValueError("url_schemes is a subset of http and https")
+            raise ValueError("url_schemes must be http, https or both")
         return schemes
 
     @field_validator("custom")
@@ -99,5 +99,5 @@ class RulesConfig(GrowingSettings):
     def _are_functions(cls, names: list[str]) -> list[str]:
         for name in names:
             if not _CUSTOM_RULE.fullmatch(name):
-                raise ValueError(f"a custom rule is named module:function, not {name!r}")
+                raise ValueError(f"{name!r} is not a custom rule; write it as module:function")
         return names

@@ -17,33 +17,33 @@ class RunConfig(Settings):
     address: str | None = None
     """Ray cluster to join (`auto` or ray://...). None: a local Ray instance for this run."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of download actors. None: two for every three of Ray's CPUs, after two CPUs for the other stages."""
+    """Number of download actors. None: two for every three of Ray's CPUs, not counting two CPUs for other stages."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None
     """Number of encode actors. None: one for each of Ray's GPUs, or one on the CPU."""
     max_download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Maximum number of download actors on an autoscaling cluster: more start while shards wait, and idle ones stop.
-    None: the pool does not grow."""
+    """Maximum number of download actors on an autoscaling cluster, where actors start while shards wait and stop when
+    idle. None: the pool does not grow."""
     max_encode_actors: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of encode actors on an autoscaling cluster. None: the pool does not grow."""
     gpus_per_encoder: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """GPUs per encode actor: with 0.5, two actors share each GPU and its memory."""
     encode_threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads per encode actor on the CPU. None: all cores of its machine."""
+    """Threads per encode actor on a CPU. None: all cores of its machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models run. auto: on a GPU if Ray has one."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Pictures or captions per forward pass. None: 32 on a CPU, 256 on a GPU. Halved if GPU memory runs out."""
     shards_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """Maximum number of shards between read and commit; the object store keeps their pictures. None: eight per download
-    actor, plus four."""
+    """Maximum number of shards between read and commit, whose pictures are in the object store. None: eight per
+    download actor, plus four."""
     max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
-    """Stop after this many failed shards in a row."""
+    """Stop after this many shards in a row have failed."""
 
     @field_validator("gpus_per_encoder")
     @classmethod
     def _is_a_fraction_or_whole(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
-            raise ValueError("gpus_per_encoder is a fraction of one GPU, or a whole number of GPUs")
+            raise ValueError("gpus_per_encoder must be a fraction of one GPU or a whole number of GPUs")
         return gpus

@@ -15,13 +15,13 @@ def _as_list(paths: object) -> object:
 
 
 def _text_encoding(name: str) -> str:
-    """Python's canonical name of a text encoding."""
+    """Python's canonical name for a text encoding."""
     try:
         with suppress(UnicodeError):
             b"a".decode(name)
     except LookupError:  # also for codecs that are not text, such as base64
         raise ValueError(
-            "no such text encoding; common ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
+            "unknown text encoding; common ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
         ) from None
     return codecs.lookup(name).name.removesuffix("-sig")
 
@@ -29,7 +29,7 @@ def _text_encoding(name: str) -> str:
 def _field_delimiter(value: str) -> str:
     value = {"tab": "\t", "\\t": "\t"}.get(value, value)
     if len(value) != 1 or not value.isascii() or value.isalnum() or value in '"\r\n\0':
-        raise ValueError("a delimiter is one ASCII character such as `;` or `|`, or the word tab")
+        raise ValueError("a delimiter must be one ASCII character such as `;` or `|`, or the word tab")
     return value
 
 
@@ -37,18 +37,18 @@ class SourceConfig(Settings):
     """Where the pairs come from."""
 
     paths: Annotated[list[Uri], BeforeValidator(_as_list), Field(min_length=1)]
-    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON (lines or an array), or text with one URL per line.
-    All but Parquet may be gzipped. A single path needs no list."""
+    """Files, folders, globs or fsspec URLs of Parquet, CSV, TSV, JSON (lines or an array) or text files with one URL
+    per line. All formats but Parquet can be gzipped. A single path need not be a list."""
     url_column: str | None = None
     """Column of picture URLs. None: guessed from common names (url, image_url, ...)."""
     caption_column: str | None = None
-    """Column of captions. None: guessed (caption, text, alt, ...). A column of lists gives one row per caption. In tars
-    and folders of pictures: a key of the .json files, or the extension of the text files."""
+    """Column of captions. None: guessed (caption, text, alt, ...). A column of lists becomes one row per caption. For
+    tars and folders of pictures: a key in the .json files, or the extension of the text files."""
     uid_column: str | None = None
-    """Column of your own ids: 32 hex characters, hyphens allowed. None: a hash of url and caption."""
+    """Column of your own ids: 32 hex characters, with or without hyphens. None: a hash of URL and caption."""
     sha256_column: str | None = None
-    """Column of the expected SHA-256, in hex, of each picture's original bytes. Pictures that do not match get the
-    status `content_changed`."""
+    """Column with the expected SHA-256, in hex, of each picture's original bytes. Rows whose picture does not match get
+    the status `content_changed`."""
     encoding: Annotated[str, AfterValidator(_text_encoding)] | None = None
     """Encoding of text files: utf-8, latin-1, cp1252, utf-16, ... A byte order mark in a file overrides it. None:
     UTF-8; files that are clearly in another encoding are refused."""
@@ -56,13 +56,13 @@ class SourceConfig(Settings):
     """Character between the fields of CSV and TSV files, or `tab`. None: detected from the header: comma, tab,
     semicolon or `|`."""
     license_column: str | None = None
-    """Column that `rules.license_allow` reads. None: guessed (license, licence) when that rule is on."""
+    """Column that `rules.license_allow` reads. None: guessed (license, licence) if that rule is on."""
     kind: Literal["urls", "corpus"] = "urls"
     """Where the pictures are: on the web (`urls`, for `pairmill build`), or in the input (`corpus`, for
     `pairmill embed`). A corpus may also consist of captions only."""
     image_column: str | None = None
-    """Column of pictures in Parquet, for `pairmill embed`: bytes, or structs with `bytes`. None: guessed (image, jpg,
-    ...)."""
+    """Column of pictures in Parquet files, for `pairmill embed`: bytes, or structs with a field `bytes`. None: guessed
+    (image, jpg, ...)."""
     caption_from_name: bool = False
     """In a folder of pictures, use the file name as the caption if no .txt or .json file has one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
@@ -70,7 +70,7 @@ class SourceConfig(Settings):
 
     @property
     def is_corpus(self) -> bool:
-        """Whether the input is a corpus, so nothing is downloaded."""
+        """Whether the input is a corpus, from which nothing is downloaded."""
         return self.kind == "corpus"
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Defines the score of text in pictures."""
+"""Defines the score that measures text in pictures."""
 
 import pyarrow as pa
 
@@ -9,19 +9,20 @@ BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 8)
 
 
 class MaskSettings(Settings):
-    """The similarity without the text, after T-MARS: text is painted over before the model sees the picture."""
+    """The similarity without the text, as in T-MARS: text is painted over before the model sees the picture."""
 
     model: str | None = None
     """Alias of the model that compares the picture with its caption. None: the dataset's only model."""
 
 
 class TextScore(Settings):
-    """Text that is painted into a picture: captions, logos, watermarks, signs. Needs the extra `pairmill[text]`.
-    Columns: NAME_share, the share of the area that is text; NAME_count, of the boxes; NAME_boxes, where they are."""
+    """Text that is visible in a picture: captions, logos, watermarks, signs. Needs the extra `pairmill[text]`.
+    Columns: NAME_share, the share of the area that is text; NAME_count, the number of text boxes; NAME_boxes, their
+    corners."""
 
     mask: MaskSettings | None = None
-    """Adds NAME_similarity: that of the picture whose text is painted over. Pairs that match only because the picture
-    shows its caption as text lose theirs."""
+    """Adds NAME_similarity, the similarity after the text in the picture is painted over. It is low for pairs that
+    match only because the picture shows its caption as text."""
 
     def columns(self, name: str) -> pa.Schema:
         """The columns of a score with this name."""
