@@ -1,4 +1,4 @@
-"""Checks the files on disk: reads every one, and recomputes a sample of the scores.
+"""Checks the files on disk: reads all of them and recomputes a sample of the scores.
 
 Input: an output folder. Output: a report.
 """

@@ -1,4 +1,4 @@
-"""Compares a file with the record that names it."""
+"""Compares a file with its record."""
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -6,7 +6,7 @@ from pairmill.schemas.manifest import DataFile
 
 
 def check_file(store: Store, file: DataFile) -> str | None:
-    """What is wrong with a file; None if it is as it was committed."""
+    """The problem with a file. None if it has not changed since it was committed."""
     try:
         digest, num_bytes = store.checksum(file.path)
     except FileNotFoundError:

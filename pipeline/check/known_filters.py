@@ -9,7 +9,7 @@ from pairmill.pipeline.known.prepare import RECORD, read_known
 
 
 def check_known(store: Store) -> Iterator[str]:
-    """One line per filter that is missing or differs from its checksum."""
+    """One line per filter that is missing or does not match its checksum."""
     try:
         record = read_known(store)
     except (KnownError, ManifestError) as error:
@@ -22,6 +22,6 @@ def check_known(store: Store) -> Iterator[str]:
             intact = False
         if not intact:
             yield (
-                f"{store.path(each.file.path)} is missing or damaged; restore it from a copy. Without one, move the "
-                f"output elsewhere: a filter that is made again may differ ({RECORD} says from what)"
+                f"{store.path(each.file.path)} is missing or damaged; restore it from a copy. Without a copy, move the "
+                f"output elsewhere, because a rebuilt filter may differ ({RECORD} lists its sources)"
             )

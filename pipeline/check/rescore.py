@@ -1,6 +1,6 @@
 """Recomputes the scores and embeddings of some pairs from their pictures.
 
-The sample is spread evenly over the shards. The pictures are read from a build's tars or from the corpus.
+The sample is spread evenly over the shards. The pictures come from the tars of a build or from the corpus.
 """
 
 import json
@@ -28,7 +28,7 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.manifest import ShardManifest, manifest_name, shards_from_table
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
-"""Allowed error of a recomputed similarity, or of the cosine between an old and a new embedding."""
+"""Maximum error of a recomputed similarity, and maximum of 1 - cosine between a stored and a recomputed embedding."""
 
 
 def rescore_sample(
@@ -68,7 +68,7 @@ def rescore_sample(
 
 
 def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[ScoreContract]]:
-    """The `num_rows` pairs with the lowest uids, so that every run checks the same ones."""
+    """The `num_rows` pairs with the lowest uids, so that every run checks the same pairs."""
     pairs = read_table(store, manifest.files["pairs"].path)
     models = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
     contracts = [ScoreContract(**model) for model in models]
@@ -77,7 +77,7 @@ def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Ta
 
 
 def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
-    """The picture of each row; None if the row has none, or the picture is missing or has changed."""
+    """The picture of each row. None if the row has no picture, or if the picture is missing or has changed."""
     reader = PairsReader(store, plan.mapping, plan.job)
     try:
         (shard,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
@@ -100,7 +100,7 @@ def _differences(
     model = load_model(ModelConfig(**{name: getattr(contract, name) for name in names}), RunConfig())
     alias, tolerance = contract.alias, TOLERANCE[contract.dtype]
     if model.contract.weights_sha256 != contract.weights_sha256:
-        yield f"the weights of {alias} are not the ones that its scores were computed with"
+        yield f"the weights of {alias} are not those with which its scores were computed"
         return
     captions = rows["caption_clean"].to_pylist()
     image = np.zeros((rows.num_rows, model.embedding_dim), np.float32)
@@ -112,7 +112,7 @@ def _differences(
     if with_caption:
         text[with_caption] = model.encode_captions([captions[row] for row in with_caption])
     for embeddings in (image, text):
-        embeddings[~is_unit(embeddings)] = 0  # stored as null
+        embeddings[~is_unit(embeddings)] = 0  # invalid embeddings are stored as null
     gaps = np.stack(
         [
             _score_gaps(rows[f"similarity_{alias}"], (image * text).sum(axis=1)),
@@ -127,13 +127,13 @@ def _differences(
 
 
 def _score_gaps(stored: pa.ChunkedArray, recomputed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """|stored - recomputed| [rows]; 0 where there is no score."""
+    """|stored - recomputed| [rows], or 0 where no score is stored."""
     values = stored.fill_null(np.nan).to_numpy()
     return np.where(np.isnan(values), 0, np.abs(values - recomputed)).astype(np.float32)
 
 
 def _embedding_gaps(stored: pa.ChunkedArray, recomputed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """1 - cosine of the stored and the recomputed embedding [rows]; 0 where neither exists, 1 where one is missing."""
+    """|1 - cosine| of stored and recomputed embedding [rows]. 0 if neither exists, 1 if only one of them does."""
     gaps: npt.NDArray[np.float32] = np.any(recomputed != 0, axis=1).astype(np.float32)
     for row, value in enumerate(stored.to_pylist()):
         if value is not None:

@@ -1,4 +1,4 @@
-"""Measures some pictures again, for the scores that a build or embed job computed itself (`scores` in its job)."""
+"""Recomputes some picture scores that a build or embed job computed itself (`scores` in its job)."""
 
 from collections.abc import Iterator
 
@@ -20,16 +20,16 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.run import RunConfig
 
 _ENCODED_AGAIN = 0.02
-"""How much the mean brightness of a picture, 0 to 1, may change when a build encodes it."""
+"""Maximum change in the mean brightness of a picture, 0 to 1, when a build encodes it."""
 
 
 def rescore_built(
     snapshot: Snapshot, num_rows: int, report: VerifyReport, on_step: OnStep = ignore_step
 ) -> Iterator[str]:
-    """Measure the pictures of `num_rows` rows, evenly spread over the shards. Yields problems.
+    """Measure the pictures of `num_rows` rows again, evenly spread over the shards. Yields problems.
 
-    The pictures of a corpus must have exactly these measures. Those that a build stores may have been encoded after
-    they were measured, so only their mean brightness is compared.
+    For a corpus, all measures must match, except for rounding. A build may have encoded pictures after it measured
+    them, so only their mean brightness is compared.
     """
     if not snapshot.plan.job.scores:
         return
@@ -62,7 +62,7 @@ def _rescore_shard(snapshot: Snapshot, shard: ShardFiles, num_rows: int, report:
             if wrong:
                 uids = ", ".join(rows["uid"][row].as_py() for row in wrong[:3])
                 count = counted(len(wrong), "row")
-                yield f"shard {shard.shard:09d}: {column} of {count} is not that of the picture: {uids}"
+                yield f"shard {shard.shard:09d}: {column} of {count} does not match the picture: {uids}"
 
 
 def _far(stored: pa.ChunkedArray, made: pa.ChunkedArray) -> list[int]:

@@ -21,7 +21,7 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.run import RunConfig
 
 TOLERANCE = 1e-4
-"""Allowed error of a recomputed number, relative to 1 or to its size if that is larger."""
+"""Maximum error of a recomputed number, absolute and relative."""
 
 
 def rescore_columns(
@@ -47,7 +47,7 @@ def rescore_columns(
 
 
 def spread(num_rows: int, num_shards: int) -> list[int]:
-    """The positions of as many shards as there are rows to check, evenly spread."""
+    """Positions of evenly spread shards: one per row to check, but at most all shards."""
     count = min(num_rows, num_shards)
     return [number * num_shards // count for number in range(count)]
 
@@ -68,15 +68,15 @@ def _rescore_shard(
         if wrong:
             uids = ", ".join(rows["uid"][row].as_py() for row in wrong[:3])
             yield (
-                f"shard {shard.shard:09d}: {name} of {counted(len(wrong), 'row')} is not what columns/{card.name} "
-                f"computes: {uids}"
+                f"shard {shard.shard:09d}: {name} of {counted(len(wrong), 'row')} differs from what "
+                f"columns/{card.name} computes: {uids}"
             )
 
 
 def sample_of(
     snapshot: Snapshot, shard: ShardFiles, columns: Sequence[str], num_rows: int, with_pictures: bool
 ) -> pa.Table:
-    """The rows with the lowest uids, so that every run checks the same ones."""
+    """The rows with the lowest uids, so that every run checks the same rows."""
     uids = snapshot.read(shard, ["uid"])["uid"]
     lowest = np.sort(pc.sort_indices(uids).to_numpy()[:num_rows]).astype(np.int64)
     if not with_pictures:
@@ -91,7 +91,7 @@ def sample_of(
 
 
 def differences(stored: pa.ChunkedArray, made: pa.ChunkedArray) -> list[int]:
-    """The rows whose values differ."""
+    """Indices of the rows whose values differ."""
     if pa.types.is_floating(stored.type):
         old, new = (each.fill_null(np.nan).to_numpy().astype(np.float64) for each in (stored, made))
         is_same = np.isclose(old, new, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Checks the files of search indexes. A damaged one loses no data, but searches find wrong rows or none."""
+"""Checks the files of search indexes. If an index is damaged, no data is lost, but searches find wrong rows or none."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from pairmill.schemas.index import IndexPart
 
 
 def check_indexes(store: Store, on_step: OnStep) -> Iterator[str]:
-    """One problem for each damaged part of an index, with what to do about it."""
+    """One problem per damaged part of an index, with its remedy."""
     names = [
         (folder, f"index/{folder}/manifests/{name}")
         for folder in store.folders("index")
@@ -30,8 +30,8 @@ def _check_part(store: Store, folder: str, name: str) -> str | None:
         part = read_record(store, name, IndexPart, f"move it elsewhere and {again}")
     except DamagedManifestError as error:
         return str(error)
-    if part.file.path.rpartition("/")[0] != f"index/{folder}":  # never advise to delete what is not an index
-        return f"{name} names a file elsewhere, so it is not pairmill's; move it elsewhere and {again}"
+    if part.file.path.rpartition("/")[0] != f"index/{folder}":  # never advise deleting a file that is not an index
+        return f"{name} lists a file outside its folder, so it is not pairmill's; move it elsewhere and {again}"
     problem = check_file(store, part.file)
     if problem is None:
         return None

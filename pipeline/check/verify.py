@@ -1,4 +1,4 @@
-"""Rereads a job's output and reports problems with the plan, counts, checksums, keys, indexes and some scores."""
+"""Rereads the output of a job and reports problems with the plan, counts, checksums, keys, indexes and some scores."""
 
 import json
 import re
@@ -32,7 +32,7 @@ from pairmill.schemas.status import Status
 
 MAX_PROBLEMS = 1_000
 
-_NOT_PLANNED = "the plan has no such shard"
+_NOT_PLANNED = "its shard is not in the plan"
 _UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 
@@ -62,14 +62,14 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             *_check_manifest(manifest, planned, plan.record.fingerprint),
             *_check_shard(store, manifest, report),
         ]
-        if not problems:  # rebuilding the shard would not repair its added columns
+        if not problems:  # rebuilding a shard does not repair its added columns
             _add_problems(report, manifest, list(check_columns(store, added, manifest)))
         elif len(report.damaged) < MAX_PROBLEMS:
             report.damaged.extend(_to_delete(store, manifest))
         _add_problems(report, manifest, problems)
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
-    if all_read and not report.shards_missing and not report.damaged:  # otherwise they may belong to a shard
+    if all_read and not report.shards_missing and not report.damaged:  # otherwise, the files may belong to a shard
         report.problems.extend(foreign_files(store, named))
     report.problems.extend([*check_known(store), *check_indexes(store, on_step), *_unfinished_purge(store)])
     if scored and rescore:
@@ -94,7 +94,7 @@ def _unfinished_purge(store: Store) -> Iterator[str]:
 
 
 def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
-    """The models and scores that were added. A damaged card or state is a problem."""
+    """The models and scores that were added. Reports damaged cards and states as problems."""
     try:
         added = list(column_sets(store))
     except ManifestError as error:
@@ -110,8 +110,8 @@ def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
 
 
 def foreign_files(store: Store, named: set[str]) -> list[str]:
-    """Files in the data folders of a finished output that are in no manifest, but that readers of a whole folder would
-    mistake for data. Returns one problem per file.
+    """Problems with files in the data folders of a finished output that are in no manifest, but which readers of a
+    whole folder would mistake for data. One problem per file.
 
     `named`: paths of all files in manifests. The message says to delete a file only if pairmill certainly wrote it.
     """
@@ -143,7 +143,7 @@ def _is_ours(store: Store, path: str) -> bool:
 
 
 def _read_manifest(store: Store, name: str, is_planned: bool, report: VerifyReport) -> ShardManifest | None:
-    """The manifest; None, and a problem in the report, if it cannot be read."""
+    """The manifest. If it cannot be read, adds a problem to the report and returns None."""
     report.shards += is_planned
     try:
         manifest = read_manifest(store, name)
@@ -157,7 +157,7 @@ def _read_manifest(store: Store, name: str, is_planned: bool, report: VerifyRepo
             report.damaged.append(f"manifests/{name}")
         return None
     if not is_planned:
-        problem = f"manifests/{name} is another dataset's: {_NOT_PLANNED}; move it and its files elsewhere"
+        problem = f"manifests/{name} belongs to another dataset: {_NOT_PLANNED}; move it and its files elsewhere"
         report.problems.append(problem)
     return manifest
 
@@ -169,7 +169,7 @@ def _add_problems(report: VerifyReport, manifest: ShardManifest, problems: Seque
 
 def _to_delete(store: Store, manifest: ShardManifest) -> list[str]:
     """The files to delete before the shard is rebuilt. A rebuild writes generation 0, so files of a later generation
-    would stay beside it, and readers of the whole folder would read each row twice."""
+    would remain next to it, and readers of the whole folder would read each row twice."""
     files = [file.path for file in manifest.files.values()] if manifest.generation else []
     return [f"manifests/{manifest.name}", *filter(store.exists, files)]
 
@@ -180,7 +180,7 @@ def _check_manifest(manifest: ShardManifest, planned: Shard, job_fingerprint: st
     if manifest.job_fingerprint != job_fingerprint:
         yield "was made by a different job"
     if sum(manifest.statuses.values()) != manifest.rows_in:
-        yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {counted(manifest.rows_in, 'row')}"
+        yield f"its statuses sum to {sum(manifest.statuses.values()):,}, but it has {counted(manifest.rows_in, 'row')}"
 
 
 def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) -> Iterator[str]:
@@ -199,7 +199,7 @@ def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) ->
         ("kept", pc.sum(pc.equal(pairs["status"], KEPT_STATUS)).as_py() or 0, manifest.kept),
     ):
         if number != said:
-            yield f"{name} is {said:,} in the manifest, {number:,} in the files"
+            yield f"{name} is {said:,} in the manifest but {number:,} in the files"
     stored = Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist())
     if stored + Counter({Status.WITHDRAWN.value: manifest.withdrawn}) != Counter(manifest.statuses):
         yield "the statuses in the manifest and in the files differ"
@@ -222,9 +222,9 @@ def _read(store: Store, file: DataFile) -> pa.Table:
 
 
 def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: VerifyReport) -> Iterator[str]:
-    """Check that each stored picture is where its row says, with its caption and JSON, and nothing else is in the tar.
+    """Check that the tar contains each stored picture where its row says, with caption and JSON, and nothing else.
 
-    The pictures of a corpus are not stored here; rescoring reads a sample of them.
+    The pictures of a corpus are not stored in the output; rescoring reads a sample of them.
     """
     ours = pc.starts_with(pairs["image_tar"], "images/").fill_null(False)
     stored = pairs.filter(ours).select(["uid", "image_offset", "image_length"]).to_pylist()

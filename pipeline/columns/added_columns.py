@@ -1,4 +1,4 @@
-"""Lists what was added to a dataset: the models and the scores in `columns/`, and which shards have them."""
+"""Lists the models and scores that were added to a dataset in `columns/`, and which shards have them."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,31 +14,31 @@ MODEL_CARD = "model.json"
 
 @dataclass(frozen=True, slots=True)
 class ColumnSet:
-    """The columns of one folder in `columns/`."""
+    """The columns in one folder of `columns/`."""
 
     name: str
-    """Name of the folder: the alias of a model, or the name of a score."""
+    """Name of the folder: the alias of a model or the name of a score."""
     kind: Literal["model", "score"]
     columns: tuple[str, ...]
 
     @property
     def remedy(self) -> str:
-        """The command that adds the columns of the shards that lack them."""
+        """Advice to run the command that adds the columns to the shards that lack them."""
         return "run embed --add-model again" if self.kind == "model" else f"run `pairmill score OUT {self.name}` again"
 
 
 @dataclass(frozen=True, slots=True)
 class AddedColumns:
-    """What was added to a dataset, by whether some of its shards lack it."""
+    """The models and scores that were added to a dataset."""
 
     complete: tuple[ColumnSet, ...]
-    """All of these shards have them, in these generations."""
+    """Models and scores whose columns exist for the current generation of every shard."""
     incomplete: tuple[ColumnSet, ...]
-    """Some of these shards lack them, because they are newer, or the command was interrupted."""
+    """Models and scores that some shards lack, because these are newer or the command was interrupted."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The complete ones, models and scores."""
+        """Names of the complete models and scores."""
         return tuple(each.name for each in self.complete)
 
     @property
@@ -52,11 +52,11 @@ class AddedColumns:
         return tuple(each for each in self.complete if each.kind == "score")
 
     def with_columns(self, columns: Collection[str]) -> tuple[str, ...]:
-        """Names of the complete ones that have some of these columns."""
+        """Names of the complete models and scores that have any of these columns."""
         return tuple(each.name for each in self.complete if not set(columns).isdisjoint(each.columns))
 
     def missing(self, column: str) -> str | None:
-        """Why a column that belongs to an incomplete set cannot be read; None for any other column."""
+        """Why a column of an incomplete model or score cannot be read. None for any other column."""
         for each in self.incomplete:
             if column in each.columns:
                 return f"some shards lack the {each.kind} {each.name!r}: {each.remedy}"
@@ -72,7 +72,8 @@ def columns_done(store: Store, name: str) -> dict[int, int]:
 
 
 def added_columns(store: Store, generations: Mapping[int, int]) -> AddedColumns:
-    """What was added to these shards (shard -> generation). Raises ManifestError if a score's card is damaged."""
+    """The models and scores that were added to these shards (shard -> generation). Raises ManifestError if the card of
+    a score is damaged."""
     added = list(column_sets(store))
     is_complete = [generations.items() <= columns_done(store, each.name).items() for each in added]
     return AddedColumns(
@@ -82,8 +83,8 @@ def added_columns(store: Store, generations: Mapping[int, int]) -> AddedColumns:
 
 
 def column_sets(store: Store) -> Iterator[ColumnSet]:
-    """Every folder in `columns/` that has the card of a model or a score. Raises ManifestError if a score's card is
-    damaged."""
+    """The columns of every folder in `columns/` with the card of a model or a score. Raises ManifestError if the card
+    of a score is damaged."""
     for name in store.folders("columns"):
         if store.exists(f"columns/{name}/{MODEL_CARD}"):
             yield ColumnSet(name, "model", tuple(score_column_names(name)))

@@ -1,4 +1,4 @@
-"""The card of a model that was added to a dataset, and the pictures that it could not embed."""
+"""Reads the card of a model that was added to a dataset, and counts the pictures that the model could not embed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,19 +13,19 @@ _READERS = 32
 
 
 class AddedModel(ModelConfig):
-    """`columns/ALIAS/model.json`: the model, and the fingerprint of the job that added it."""
+    """`columns/ALIAS/model.json`: the model and the fingerprint of the job that added it."""
 
     fingerprint: str
 
 
 def read_card(store: Store, alias: str) -> AddedModel:
-    """The added model with this alias. Raises ManifestError and FileNotFoundError."""
+    """The added model with this alias. Raises ManifestError or FileNotFoundError."""
     remedy = "move its folder elsewhere and run embed --add-model again"
     return read_record(store, f"columns/{alias}/{MODEL_CARD}", AddedModel, remedy)
 
 
 def pictures_left_out(store: Store, name: str) -> dict[str, int]:
-    """Name of a shard's newest manifest -> number of its pictures without an embedding or a score. Omits shards without
+    """Name of a shard's newest manifest -> number of pictures without an embedding or a score. Omits shards without
     such pictures. Raises ManifestError."""
     names = [manifest_name(*each) for each in sorted(columns_done(store, name).items())]
     with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:

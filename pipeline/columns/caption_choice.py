@@ -1,4 +1,4 @@
-"""Chooses which caption of each pair exports and the feed give: the original, one that a model wrote, or the better."""
+"""Chooses the caption of each pair for exports and the feed: the original, one from a model, or the better one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,43 +14,43 @@ from pairmill.schemas.pairs import score_column_names
 
 ORIGINAL, BEST = "original", "best"
 CAPTIONS = ("caption", "caption_clean")
-"""The columns that get the chosen caption."""
+"""The columns into which the chosen caption is written."""
 _REMEDY = "`pairmill score OUT NAME --score 'caption_model: {model: ..., similarity: ALIAS}'`"
 
 
 class CaptionChoiceError(PairmillError, ValueError):
-    """The dataset has no such captions; the message says what to do."""
+    """The dataset does not have the chosen captions. The message says what to do."""
 
     kind = FailureKind.JOB
 
 
 def similarity_column(name: str) -> str:
-    """The column with the similarities of the written captions in the column `name`."""
+    """Name of the column with the similarities of the captions in the column `name`."""
     return f"{name}_similarity"
 
 
 @dataclass(frozen=True)
 class WrittenCaptions:
-    """A column of captions that a model wrote."""
+    """A column of captions written by a model."""
 
     column: str
     alias: str | None
-    """The model that their similarities come from; None: they have none."""
+    """Alias of the model that computed their similarities. None: they have no similarities."""
 
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """Takes written captions instead of original ones. Plain values."""
+    """Replaces original captions with written ones. Contains only plain values."""
 
     written: tuple[WrittenCaptions, ...]
-    """The captions of one score; or for `is_best` those of all, which have similarities by the same model."""
+    """The captions of one score. With `is_best`, those of all scores that have similarities, all by the same model."""
     is_best: bool
     aliases: tuple[str, ...]
-    """All models of the dataset, the first one first."""
+    """The aliases of all models of the dataset, in order."""
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns that it reads, besides those that it changes."""
+        """The columns that `apply` reads, besides those that it changes."""
         names = {each.column for each in self.written}
         for each in self.written:
             if each.alias is not None:
@@ -58,10 +58,11 @@ class CaptionChoice:
         return frozenset(names)
 
     def apply(self, rows: pa.Table) -> pa.Table:
-        """The rows with the chosen captions in `caption` and `caption_clean`, as far as the table has them.
+        """The rows with the chosen captions in `caption` and `caption_clean`, if the table has these columns.
 
-        A written caption is taken where there is one, or with `is_best` where its similarity is higher than the
-        original's and neither is null. There, similarities become those of the new caption, null for other models.
+        A written caption replaces the original if it is not null. With `is_best`, it must also have a higher similarity
+        than the original, and neither similarity may be null. In these rows, the similarity of the captions' model
+        becomes that of the new caption, and the similarities of other models become null.
         """
         best = rows[score_column_names(self.written[0].alias or "").similarity] if self.is_best else None
         for each in self.written:
@@ -82,14 +83,14 @@ class CaptionChoice:
     def _similarities(
         self, written: WrittenCaptions, similarity: pa.ChunkedArray | None
     ) -> dict[str, pa.ChunkedArray | None]:
-        """Similarity column -> its values for these captions; None: not known."""
+        """Similarity column -> its values for these captions, or None if they are unknown."""
         known = {alias: similarity if alias == written.alias else None for alias in self.aliases}
         columns = {score_column_names(alias).similarity: values for alias, values in known.items()}
         return {**columns, "similarity": known.get(self.aliases[0])} if self.aliases else columns
 
 
 def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Sequence[str]) -> CaptionChoice | None:
-    """What `caption` means for a dataset: `original` (None), the name of a score, or `best`. Raises
+    """The choice that `caption` stands for: the name of a score, `best`, or `original`, for which this is None. Raises
     CaptionChoiceError."""
     if caption == ORIGINAL:
         return None
@@ -104,7 +105,7 @@ def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Seq
         found = ", ".join(f"{each.column} by {each.alias}" for each in compared)
         raise CaptionChoiceError(
             f"caption: best compares similarities by one model, but {store.root} has "
-            + (f"{found}: name one of them" if found else f"no written captions with a similarity: run {_REMEDY}")
+            + (f"{found}; choose one of them" if found else f"no written captions with a similarity; run {_REMEDY}")
         )
     return CaptionChoice(compared, True, tuple(aliases))
 

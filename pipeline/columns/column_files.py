@@ -24,10 +24,11 @@ def write_columns(
     job_fingerprint: str,
     pictures_left_out: int = 0,
 ) -> None:
-    """Commit the columns that a model or a score adds to a shard. If another worker was faster, its files, which are
-    identical, stay.
+    """Commit the columns that a model or a score adds to a shard. If another worker was faster, its files are kept;
+    they are identical.
 
-    `columns`: `row_id`, then the added columns, in the row order of the pairs file. `footer`: how they were made.
+    `columns`: `row_id`, then the added columns, in the row order of the pairs file. `footer`: how the columns were
+    made.
     """
     about = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, **footer}
     columns = columns.replace_schema_metadata({"pairmill": json.dumps(about, sort_keys=True)})
@@ -52,8 +53,8 @@ def write_columns(
 
 
 def count_nulls(store: Store, name: str, shards: Sequence[tuple[int, int]]) -> dict[str, int]:
-    """Column of a model or a score -> its rows without a value in these shards (shard, generation). Omits columns
-    without such rows. Raises ManifestError and DamagedFileError."""
+    """Column of a model or a score -> number of rows without a value in these shards (shard, generation). Omits columns
+    without such rows. Raises ManifestError or DamagedFileError."""
     counts = Counter[str]()
     for shard in shards:
         record = read_columns_manifest(store, name, manifest_name(*shard))
@@ -62,7 +63,7 @@ def count_nulls(store: Store, name: str, shards: Sequence[tuple[int, int]]) -> d
 
 
 def check_columns(store: Store, added: Sequence[ColumnSet], manifest: ShardManifest) -> Iterator[str]:
-    """Problems with the columns that were added to a shard, and the remedies. Missing columns are not a problem."""
+    """Problems with the columns that were added to a shard, with the remedies. Missing columns are not a problem."""
     for each in added:
         try:
             record = read_columns_manifest(store, each.name, manifest.name)
@@ -85,7 +86,7 @@ def _problem_with(store: Store, record: ColumnsManifest, manifest: ShardManifest
     if store.checksum(path)[0] != record.file.blake2b:
         return f"{path} has changed since it was committed: its checksum differs"
     if not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
-        return f"the rows of {path} are not those of the pairs file"
+        return f"{path} does not have the same rows as the pairs file"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Finds the columns that all datasets of a mixture have, with the same type and the same meaning."""
+"""Finds the columns that all datasets of a mixture have in common, with the same type and meaning."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from pairmill.pipeline.dataset.parquet import read_schema
 from pairmill.schemas.pairs import score_column_names
 
 DATASET = "dataset"
-"""The column of a mixture with the name of the dataset that a row comes from."""
+"""The column of a mixture that contains the name of each row's dataset."""
 DATASET_FIELD = pa.field(DATASET, pa.string(), nullable=False)
 
 
@@ -22,10 +22,10 @@ class NamedColumns:
     """The columns of one dataset of a mixture."""
 
     name: str
-    """Of the dataset."""
+    """Name of the dataset."""
     schema: pa.Schema
     meanings: Mapping[str, str]
-    """Column -> what its values depend on besides the row: the digest of a model's weights, or of a score."""
+    """Column -> digest of the weights or the score on which its values depend, in addition to the row."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class CommonColumns:
     """The columns of a mixture."""
 
     schema: pa.Schema
-    """Those that all datasets have, in the order of the first one, then DATASET."""
+    """The columns that all datasets have, in the order of the first dataset, then DATASET."""
     left_out: Mapping[str, str]
-    """Column that some of the datasets have -> why the mixture does not have it."""
+    """Column of some datasets -> why the mixture does not have it."""
 
 
 def common_columns(sources: Sequence[NamedColumns]) -> CommonColumns:
@@ -46,13 +46,13 @@ def common_columns(sources: Sequence[NamedColumns]) -> CommonColumns:
         if (why := _problem(name, sources)) is not None:
             left_out[name] = why
     fields = [sources[0].schema.field(name) for name in names if name not in left_out]
-    plain = [pa.field(field.name, field.type) for field in fields]  # nullable, as it may be in another dataset
+    plain = [pa.field(field.name, field.type) for field in fields]  # nullable: other datasets may have nulls
     return CommonColumns(pa.schema([*plain, DATASET_FIELD]), left_out)
 
 
 def _problem(name: str, sources: Sequence[NamedColumns]) -> str | None:
     if name == DATASET:
-        return "a mixture has its own column of this name"
+        return "a mixture has its own column with this name"
     without = [source.name for source in sources if name not in source.schema.names]
     if without:
         return f"{without[0]} does not have it"
@@ -67,7 +67,7 @@ def _problem(name: str, sources: Sequence[NamedColumns]) -> str | None:
 
 
 def meanings(chunk: Chunk, added: AddedColumns, first_alias: str | None) -> dict[str, str]:
-    """For NamedColumns. first_alias: the model whose similarity is also the column `similarity`."""
+    """The `meanings` for NamedColumns. `first_alias`: the model whose similarity is also the column `similarity`."""
     shard, found = chunk.shards[0], dict[str, str]()
     for path in (shard.pairs, *shard.columns):
         metadata = read_schema(chunk.store, path).metadata or {}

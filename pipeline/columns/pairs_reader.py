@@ -1,4 +1,4 @@
-"""Reads committed pairs with their pictures, for another model or a score."""
+"""Reads committed pairs with their pictures, for an added model or a score."""
 
 from itertools import repeat
 
@@ -22,7 +22,7 @@ _NAMED = ("image_tar", "row_id")
 
 
 class PairsReader:
-    """Reads committed pairs with their pictures, for another model. Thread-safe."""
+    """Reads committed pairs with their pictures. Thread-safe."""
 
     def __init__(self, store: Store, mapping: ColumnMapping, job: BuildJob) -> None:
         self._store = store
@@ -32,7 +32,7 @@ class PairsReader:
 
     @property
     def checksum(self) -> tuple[str, ...]:
-        """The column of checksums that `pictures` verifies, if the dataset has it."""
+        """The column with the checksums that `pictures` verifies, if the dataset has it."""
         return (CHECKSUM.name,) if self._mapping.has_checksums else ()
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class PairsReader:
 
     def read(self, shard: Shard, manifest: ShardManifest) -> pa.Table:
         """The rows of the pairs file, in its order, for the encode stage. A picture is null if it is missing from a
-        corpus or has changed there. Raises DamagedFileError if one in the dataset's own tar has changed."""
+        corpus or has changed there. Raises DamagedFileError if a picture in the dataset's own tar has changed."""
         pairs = read_table(self._store, manifest.files["pairs"].path, [*_READ, *STORED.names, *self.checksum])
         pairs = pairs.replace_schema_metadata(None)
         pictures = self.pictures(shard, manifest, pairs)
@@ -57,7 +57,8 @@ class PairsReader:
         return table.append_column(IS_PAIR_COLUMN, pa.repeat(True, pairs.num_rows))
 
     def pictures(self, shard: Shard, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
-        """The picture of each given row of a pairs file; None if it has none, or it is missing or has changed."""
+        """The picture of each given row of a pairs file. None if the row has no picture, or if the picture is missing
+        or has changed."""
         if "images" in manifest.files:
             image_refs = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
             with self._store.open(manifest.files["images"].path) as file:

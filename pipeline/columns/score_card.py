@@ -1,10 +1,10 @@
-"""The card of a score: what it is, and everything but the rows that its values depend on.
+"""Reads and writes the card of a score: its settings, and everything except the rows on which its values depend.
 
 columns/NAME/score.json                    the card; a different score under the same name is refused
-columns/NAME/state.DIGEST.safetensors      what was prepared once: a head's weights, class embeddings, a sketch, ...
+columns/NAME/state.DIGEST.safetensors      the state, prepared once: the weights of a head, class embeddings, a sketch
 
-With the state, a score is a function of the row alone. So its values depend neither on workers, order and shard size
-nor on when a shard was added, and `verify` can compute them again without the files that the job named.
+With the state, a score is a function of the row alone. So its values do not depend on workers, order, shard size or the
+time when a shard was added, and `verify` can recompute them without the files that the job read.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 
 SCORE_CARD = "score.json"
 NOTES = "notes"
-"""The value of a state with its notes."""
+"""Key of the notes in `State.values`."""
 SOURCES = "sources"
-"""The value of a state with the fingerprints of the added models and scores whose columns the score reads."""
+"""Key of the sources in `State.values`."""
 _JSON = "json"
-"""The tensor in which a state keeps its texts and numbers, as JSON in UTF-8: safetensors for NumPy cannot read the
+"""Name of the tensor that contains the values of a state, as JSON in UTF-8: safetensors for NumPy cannot read the
 metadata of a file."""
 
 
@@ -65,7 +65,7 @@ class ScoreCard(BaseModel):
 
 @dataclass(frozen=True)
 class State:
-    """What was prepared once for a score."""
+    """The data that was prepared once for a score."""
 
     tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
     values: Mapping[str, object] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class State:
 
     @property
     def notes(self) -> list[str]:
-        """What the user must know about the preparation, one sentence each."""
+        """Facts about the preparation that users must know, one sentence each."""
         notes = self.values.get(NOTES)
         return [str(note) for note in notes] if isinstance(notes, list) else []
 
@@ -84,7 +84,7 @@ class State:
         return {str(name): str(value) for name, value in sources.items()} if isinstance(sources, dict) else {}
 
     def to_bytes(self) -> bytes:
-        """Serialize for `from_bytes`, as a safetensors file. Equal states give equal bytes."""
+        """Serialize for `from_bytes`, as a safetensors file. Equal states produce equal bytes."""
         values = np.frombuffer(json.dumps(self.values, sort_keys=True).encode(), np.uint8)
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(self.tensors.items())}
         return bytes(save({**tensors, _JSON: values}))
@@ -101,19 +101,20 @@ class State:
 
 
 def read_score_card(store: Store, name: str) -> ScoreCard:
-    """The card of a score. Raises ManifestError and FileNotFoundError."""
+    """The card of a score. Raises ManifestError or FileNotFoundError."""
     path = f"columns/{name}/{SCORE_CARD}"
     card = read_record(store, path, ScoreCard, _remedy(name))
     if card.name != name:
         raise DamagedManifestError(
-            f"{store.path(path)} is that of the score {card.name[:100]!r}: its folder was copied or renamed; "
+            f"{store.path(path)} is the card of the score {card.name[:100]!r}: its folder was copied or renamed; "
             f"move columns/{name} elsewhere"
         )
     return card
 
 
 def write_state(store: Store, name: str, state: State) -> DataFile:
-    """Store a state under a name with its checksum, so that two runs never write to the same file."""
+    """Store a state under a name that contains its checksum, so that two runs never write different content to the
+    same file."""
     data = state.to_bytes()
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     path = f"columns/{name}/state.{digest}.safetensors"
@@ -122,10 +123,10 @@ def write_state(store: Store, name: str, state: State) -> DataFile:
 
 
 def read_state(store: Store, card: ScoreCard) -> State:
-    """The state of a score. Raises DamagedManifestError if it is missing or not the one that was written."""
+    """The state of a score. Raises DamagedManifestError if the state is missing or has changed."""
     where = store.path(card.state.path)
     if not re.fullmatch(rf"columns/{card.name}/state\.[0-9a-f]{{32}}\.safetensors", card.state.path):
-        raise DamagedManifestError(f"{where} is not the name of a state; {_remedy(card.name)}")
+        raise DamagedManifestError(f"{where} is not a valid name for a state; {_remedy(card.name)}")
     try:
         data = store.read(card.state.path)
     except FileNotFoundError:

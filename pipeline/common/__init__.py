@@ -1,4 +1,4 @@
-"""Provides what every other module of `pipeline` builds on: storage, child processes, text, faults, hooks.
+"""Provides the basis of all other packages of `pipeline`: storage, child processes, text, faults and hooks.
 
-The only module that opens files and S3 objects. Imports only `schemas`.
+Only this package opens S3 objects and the files of inputs and outputs. It imports only `schemas`.
 """

@@ -1,4 +1,4 @@
-"""Builds Arrow arrays with as few copies as the format allows, and turns them into Python objects."""
+"""Builds Arrow arrays with as few copies as the format allows, and converts them to Python objects."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -13,7 +13,7 @@ MAX_ARRAY_BYTES = (1 << 31) - 1
 
 
 def binary_column(values: Sequence[bytes | None]) -> pa.Array:
-    """A large_binary array made with one copy of the bytes; a builder would grow and copy them several times."""
+    """A large_binary array, made with one copy of the bytes. A builder would grow and copy its buffer several times."""
     offsets = np.fromiter(accumulate((len(value or b"") for value in values), initial=0), np.int64, len(values) + 1)
     valid = np.packbits(np.array([value is not None for value in values], bool), bitorder="little")
     data = b"".join(value for value in values if value is not None)
@@ -32,7 +32,7 @@ def take_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
 
 
 def _sorted_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
-    """The rows, which must be in ascending order, taken from each chunk separately."""
+    """The rows at these indices, taken from each chunk separately. The indices must be in ascending order."""
     ascending, start, found = np.sort(rows), 0, []
     for batch in table.to_batches():
         first, end = np.searchsorted(ascending, [start, start + batch.num_rows])
@@ -57,7 +57,7 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 
 def stay_exact(integers: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether NumPy can represent the integers exactly: with a null among them, they become float64."""
+    """Whether NumPy can represent the integers exactly. It converts them to float64 if one of them is null."""
     if not integers.null_count:
         return True
     try:
@@ -68,7 +68,7 @@ def stay_exact(integers: pa.Array | pa.ChunkedArray) -> bool:
 
 
 def _with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type with `change` applied to the types in it that are not nested."""
+    """The type with `change` applied to all non-nested types in it."""
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_with_leaves(field.type, change)) for field in kind])
     if pa.types.is_map(kind):

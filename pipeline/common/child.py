@@ -1,6 +1,4 @@
-"""Runs work that has already killed a worker, this time in a child process. If the child dies or hangs, only one row is
-lost.
-"""
+"""Runs work in a child process if it has already killed a worker. If the child dies or hangs, only one row is lost."""
 
 import faulthandler
 import multiprocessing
@@ -19,7 +17,7 @@ _PARENT_CHECK_S = 1.0
 
 
 class ChildDied(PairmillError, RuntimeError):
-    """The child died or timed out during this call; the next call starts a new child."""
+    """The child died or timed out during this call. The next call starts a new child."""
 
     kind = FailureKind.SHARD
 
@@ -28,13 +26,14 @@ class Child:
     """Calls functions in a separate process, one at a time. Thread-safe."""
 
     def __init__(self, start: Callable[..., None], *arguments: Any) -> None:
-        """`start(*arguments)` runs in each new child before its first call."""
+        """Each new child runs `start(*arguments)` before its first call."""
         self._start = (start, *arguments)
-        self._one_at_a_time = threading.Lock()  # a child that dies would take other calls with it
+        self._one_at_a_time = threading.Lock()  # other calls would fail if the child died
         self._pool: ProcessPoolExecutor | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
-        """The function's result. Raises RuntimeError for its exceptions, LocalFault, and ChildDied."""
+        """The function's result. Raises RuntimeError if the function raises, LocalFault if this machine is at fault,
+        and ChildDied if the child dies or hangs."""
         with self._one_at_a_time:
             pool = self._pool = self._pool or self._open()
             try:
@@ -50,7 +49,7 @@ class Child:
         return result
 
     def _open(self) -> ProcessPoolExecutor:
-        """Start a child. This does not count towards the call's time limit."""
+        """Start a child. This does not count toward the call's time limit."""
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(os.getpid(), *self._start))
         try:
@@ -74,9 +73,9 @@ class Child:
 
 
 def _call_guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-    """Return (result, error), so that the function's errors cannot be mistaken for the pool's.
+    """Return (result, error), so that the function's errors cannot be mistaken for those of the pool.
 
-    If a call hangs in C code and blocks all Python threads, the child exits some time after its parent gave up on it.
+    If a call hangs in C code and blocks all Python threads, the child exits some time after its parent gives up.
     """
     faulthandler.dump_traceback_later(2 * timeout_s, exit=True)
     try:
@@ -93,7 +92,7 @@ def _begin(parent: int, start: Callable[..., None], *arguments: Any) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Exit when the parent does. A worker that is killed cannot stop its child, so the child watches its parent."""
+    """Exit when the parent exits. A killed worker cannot stop its child, so the child watches its parent."""
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_S)
     os._exit(1)

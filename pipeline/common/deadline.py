@@ -9,8 +9,8 @@ _Result = TypeVar("_Result")
 
 
 def within(seconds: float, call: Callable[[], _Result]) -> _Result:
-    """The result of `call`, or its exception. Raises TimeoutError when time is up; the call then continues in its
-    thread."""
+    """Return the result of `call` or raise its exception. Raises TimeoutError when time is up; the call then continues
+    in its thread."""
     done: queue.SimpleQueue[tuple[_Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:

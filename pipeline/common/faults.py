@@ -1,7 +1,7 @@
 """Decides what caused a failure: this machine (out of file descriptors, memory or disk space), or the row, shard or
 job.
 
-A fault of the machine must not lose any rows: the shard fails, and a later run repeats it.
+A machine fault must not lose rows, so the shard fails and a later run repeats it.
 """
 
 import errno
@@ -18,7 +18,7 @@ _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class LocalFault(PairmillError, RuntimeError):
-    """This machine has run out of a resource; the message names it."""
+    """This machine has run out of a resource. The message names the resource."""
 
     kind = FailureKind.MACHINE
 
@@ -30,7 +30,7 @@ class DiskFull(LocalFault):
 
 
 def local_fault(error: BaseException) -> LocalFault | None:
-    """The exception as a LocalFault; None if this machine is not at fault."""
+    """The exception as a LocalFault. None if this machine is not at fault."""
     if isinstance(error, LocalFault):
         return error
     number = getattr(error, "errno", None)
@@ -42,9 +42,9 @@ def local_fault(error: BaseException) -> LocalFault | None:
 
 
 def _is_opencv_out_of_memory(error: BaseException) -> bool:
-    """Whether OpenCV ran out of memory: it raises its own error with a code instead of MemoryError.
+    """Whether OpenCV ran out of memory. It then raises its own error with a code, not MemoryError.
 
-    Call this while handling the error: OpenCV stores the code on the class, where the next error overwrites it.
+    Call this while handling the error, because OpenCV stores the code on the class, where the next error overwrites it.
     """
     cv2 = sys.modules.get("cv2")  # not loaded: the error cannot be OpenCV's
     return cv2 is not None and isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem
@@ -52,7 +52,7 @@ def _is_opencv_out_of_memory(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a shard failed: what caused it, one line for people, and the full traceback."""
+    """The failure of a shard: its cause, one line for people, and the full traceback."""
 
     kind: FailureKind
     message: str
@@ -60,7 +60,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """Classify by type and error number, never by message text, which may come from servers."""
+        """Classify an exception by type and error number, never by message text, which may come from servers."""
         for cause in _causes(error):
             if isinstance(cause, PairmillError):
                 fault = next(filter(None, map(local_fault, _explicit_causes(cause))), None)
@@ -78,7 +78,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explicit_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and those it was raised `from`, so that our own errors can wrap a full disk."""
+    """The exception and its explicit causes (`raise ... from`), so that our own errors can wrap a DiskFull."""
     while error is not None:
         yield error
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""Reads files and objects anywhere: local paths and `s3://` URLs behave the same for callers."""
+"""Reads local files and remote objects. Local paths and `s3://` URLs behave the same for callers."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 S3_SCHEMES = ("s3://", "s3a://")
 MAX_LINE_BYTES = 1 << 20
-"""Of a list: a URL has a few kilobytes at most."""
+"""Maximum length of a line in a list. Even a long URL has only a few kilobytes."""
 _CHUNK_BYTES = 1 << 20
 GLOB_CHARACTERS = frozenset("*?[")
 
@@ -29,8 +29,8 @@ def is_remote(path: str) -> bool:
 
 
 def why_no_file(path: str) -> str | None:
-    """Why a local path that exists is no file to read from, to be said after its name; None for files, URLs, and what
-    does not exist."""
+    """Why an existing local path is not a readable file, as the rest of a message that starts with the path. None for
+    files, URLs and paths that do not exist."""
     try:
         mode = stat.S_IFREG if is_remote(path) else Path(absolute(path)).stat().st_mode
     except (OSError, ValueError):  # ValueError: NUL in the name
@@ -38,8 +38,8 @@ def why_no_file(path: str) -> str | None:
     if stat.S_ISREG(mode):
         return None
     if stat.S_ISDIR(mode):
-        return "is a folder: name a file in it"
-    return "is a pipe or device, which can be read only once: write its content to a file first"
+        return "is a folder; give a file in it"
+    return "is a pipe or device, which can be read only once; write its content to a file first"
 
 
 def absolute(path: str) -> str:
@@ -57,8 +57,8 @@ def absolute(path: str) -> str:
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Whether an absolute path or URL is below a folder. Treats `s3a://` like `s3://`, because S3 listings always
-    return the latter."""
+    """Whether an absolute path or URL is below a folder. Treats `s3a://` like `s3://`, because S3 listings always use
+    `s3://`."""
     path, folder = (name.replace("s3a://", "s3://", 1) for name in (path, folder.rstrip("/")))
     return path.startswith(f"{folder}/")
 
@@ -70,7 +70,7 @@ def join(root: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Opens inputs from any location that fsspec supports. Picklable, because it contains settings, not connections."""
+    """Opens inputs at any location that fsspec supports. Picklable, because it contains settings, not connections."""
 
     s3: S3Config = FROM_ENVIRONMENT
 
@@ -92,8 +92,8 @@ class Files:
         return fs, inside
 
     def open(self, uri: str) -> IO[bytes]:
-        """Open a file or object for reading, seekable, without decompressing it."""
-        if "\0" in uri:  # for which Python has a ValueError
+        """Open a file or object for random-access reading, without decompressing it."""
+        if "\0" in uri:  # for which Python raises ValueError
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
         if not is_remote(uri):
             return open(absolute(uri), "rb")
@@ -103,7 +103,7 @@ class Files:
 
     @contextlib.contextmanager
     def open_decompressed(self, uri: str) -> Iterator[IO[bytes]]:
-        """Open for one sequential pass, decompressing `.gz` files."""
+        """Open a file or object for one sequential pass, decompressing `.gz` files."""
         with self.open(uri) as file:
             if uri.endswith(".gz"):
                 with gzip.open(file) as unzipped:
@@ -112,13 +112,13 @@ class Files:
                 yield file
 
     def read_text_lines(self, uri: str) -> Iterator[str]:
-        """Lines of a UTF-8 list (also .gz), without line endings; undecodable bytes become U+FFFD. Raises JobError for
-        a line that is too long to be an entry of a list."""
+        """Lines of a UTF-8 list (also .gz), without line endings. Undecodable bytes become U+FFFD. Raises JobError for
+        a line that is too long for a list."""
         with self.open_decompressed(uri) as file:
             number = 1
             while line := file.readline(MAX_LINE_BYTES + 1):
                 if len(line) > MAX_LINE_BYTES:
-                    raise JobError(f"{uri}, line {number:,}: is longer than {MAX_LINE_BYTES:,} bytes")
+                    raise JobError(f"{uri}, line {number:,}: the line is longer than {MAX_LINE_BYTES:,} bytes")
                 yield line.decode("utf-8", errors="replace").rstrip("\r\n")
                 number += 1
 
@@ -140,9 +140,9 @@ class Files:
         return bool(fs.isdir(inside))
 
     def fingerprint(self, uri: str) -> str:
-        """Identifies the content of an input file: its ETag on S3, otherwise its size and BLAKE2b-128.
+        """A text that identifies the content of an input file: its ETag on S3, otherwise its size and BLAKE2b-128.
 
-        Does not use timestamps, which change when a file is copied.
+        It does not depend on timestamps, which change when a file is copied.
         """
         if is_remote(uri):
             fs, inside = self.file_system(uri)
@@ -165,7 +165,7 @@ class Files:
 
 @contextlib.contextmanager
 def _naming(uri: str) -> Iterator[None]:
-    """Add an object's name to errors about it, because s3fs reports only `Forbidden`, or only the key."""
+    """Add an object's name to errors about it, because s3fs reports only `Forbidden` or only the key."""
     try:
         yield
     except FileNotFoundError as error:
@@ -173,13 +173,13 @@ def _naming(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise PermissionError(errno.EACCES, str(error), uri) from error
     except OSError as error:
-        if type(error) is not OSError:  # a timeout, say
+        if type(error) is not OSError:  # a timeout, for example
             raise
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), uri) from error
 
 
 def trusted_folders(folder: str, sources: Iterable[str]) -> tuple[Path, ...]:
-    """Real paths of the folders that the symlinks in a local folder may point into.
+    """Real paths of the folders into which the symlinks in a local folder may point.
 
     These are the folder itself, the sources that contain it and, if it is in a Hugging Face cache, the `blobs` of its
     repository (https://huggingface.co/docs/huggingface_hub/guides/manage-cache). A remote folder has no symlinks, so

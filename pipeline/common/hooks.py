@@ -1,4 +1,4 @@
-"""Connects stages to the process that runs them: reports durations and progress, and gets rid of hung decoders."""
+"""Connects stages to the process that runs them, to report durations, progress and hung decoders."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +10,15 @@ from pairmill.pipeline.common.progress import WorkProgress
 
 @dataclass(frozen=True)
 class WorkerHooks:
-    """Passed to a stage when it is opened. The defaults suit a process that runs all stages itself."""
+    """Callbacks that a stage receives when it is opened. The defaults suit a process that runs all stages itself."""
 
     observe: Callable[[str, float], None] | None = None
-    """Receives durations measured inside a stage: (name, seconds)."""
+    """Receives the durations that a stage measures, as (name, seconds)."""
     progress: WorkProgress = field(default_factory=WorkProgress)
     """Counts the work that the stage has done inside its shards."""
     on_hang: Callable[[], None] | None = None
-    """Called when a decoder hangs in C code, so that its thread ends only with the process. None: keep waiting."""
+    """Called when a decoder hangs in C code, where only the end of the process can stop its thread. None: keep
+    waiting."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -1,8 +1,8 @@
-"""Lists the files at a path, and separately those to skip ("passed over"), each with the reason. Follows symlinks to
-folders.
+"""Lists the files at a path and, separately, the entries that are passed over, with the reason for each. Follows
+symlinks to folders.
 
-Only names that begin with a dot are hidden. Folders in which Spark and Delta Lake keep their logs and unfinished files
-are skipped too, because the Parquet files in them are not part of the table.
+Only names that begin with a dot are hidden. The folders in which Spark and Delta Lake keep logs and unfinished files
+are passed over too, because their Parquet files are not part of the table.
 """
 
 import os
@@ -19,8 +19,8 @@ from pairmill.schemas.passed_over import PassedOver
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
 
 MAX_VISITS = 16
-"""Maximum number of times that a folder is listed. Symlinks can give a folder several names, and symlinks inside it
-multiply that number."""
+"""Maximum number of times that a folder is listed. Symlinks can give a folder several names, and symlinks inside the
+folder multiply that number."""
 
 _FolderId = tuple[int, int]
 
@@ -31,32 +31,32 @@ class Entry:
 
     name: str
     size: int
-    """In bytes; for a symlink, the size of its target."""
+    """Size in bytes; for a symlink, the size of its target."""
     passed_over: PassedOver | None = None
 
 
 @dataclass(slots=True)
 class Listing:
-    """The files at a path."""
+    """The files at a path, and the entries that are passed over."""
 
     files: list[str] = field(default_factory=list)
     """Absolute paths or URLs, sorted."""
     named: list[str] = field(default_factory=list)
-    """The `files` that the path itself names or its glob matches; the others are in folders."""
+    """Those of `files` that the path itself names or its glob matches. The others are in folders."""
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
-    """Absolute path or URL -> why it is not used. Folders end in `/`; nothing below them was listed."""
+    """Absolute path or URL -> why it is passed over. Folders end in `/`; nothing below them was listed."""
 
     def pass_over(self, uris: Iterable[str], reason: PassedOver) -> None:
-        """Record that these files are not used."""
+        """Record that these files are passed over."""
         self.passed_over.update(dict.fromkeys(uris, reason))
 
 
 def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
-    """The files that a source path refers to: a file itself, a glob's matches, or all files below a folder.
+    """The files to which a source path refers: a single file, the matches of a glob, or all files below a folder.
 
-    As in a shell, the wildcards of a glob do not match hidden names, of folders neither; nor do they match the logs of
-    tables. Folders that a glob matches are listed like others. `exclude`: the output folder, which is not listed.
-    Raises FileNotFoundError if there is nothing at the path.
+    As in a shell, the wildcards of a glob match neither hidden files nor hidden folders. They do not match the logs of
+    tables either. Folders that match a glob are listed like any other. `exclude`: the output folder, which is not
+    listed. Raises FileNotFoundError if nothing exists at the path.
     """
     path = absolute(path)
     fs, inside = files.file_system(path)
@@ -89,7 +89,7 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
 
 
 def entries_in(folder: str, files: Files) -> Iterator[Entry]:
-    """The direct entries of a folder, except folders, unordered."""
+    """The direct entries of a folder, excluding folders, in no particular order."""
     if is_remote(folder):
         yield from _remote_entries(folder, files)
         return
@@ -98,8 +98,9 @@ def entries_in(folder: str, files: Files) -> Iterator[Entry]:
 
 
 def _remote_entries(folder: str, files: Files) -> Iterator[Entry]:
-    """Like `entries_in`. In S3 keys, unlike in paths, `a/` and `a//` are two folders, but s3fs lists `a/` for both
-    (s3fs#770). To list a folder with an empty name, list everything below its parent and pick out what is in it."""
+    """The result of `entries_in` for a folder on S3. In S3 keys, unlike in paths, `a/` and `a//` are two folders, but
+    s3fs lists `a/` for both (s3fs#770). So for a folder with an empty name, list everything below its parent and select
+    its entries."""
     fs, inside = files.file_system(folder)
     prefix = inside + (folder[len(folder.rstrip("/")) :] or "/")
     if prefix.endswith("//"):
@@ -113,8 +114,8 @@ def _remote_entries(folder: str, files: Files) -> Iterator[Entry]:
 
 
 def _is_folder(found: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a symlink to one. Python raises for symlinks that loop or whose path goes through a
-    file."""
+    """Whether an entry is a folder or a symlink to one. Python raises an error for symlinks that loop or whose path
+    leads through a file."""
     try:
         return found.is_dir()
     except OSError:
@@ -126,7 +127,7 @@ def _entry(found: os.DirEntry[str]) -> Entry:
         return Entry(found.name, 0, PassedOver.HIDDEN)
     try:
         info = found.stat()
-    except OSError:  # a broken symlink, a loop, or a path through a file
+    except OSError:  # a broken symlink, a loop, or a path that leads through a file
         return Entry(found.name, 0, PassedOver.BROKEN_LINK)
     return Entry(found.name, info.st_size, None if stat.S_ISREG(info.st_mode) else PassedOver.SPECIAL)
 
@@ -149,21 +150,23 @@ def _list_remote(fs: Any, root: str, exclude: str | None, found: Listing) -> Non
 
 
 def _is_folder_marker(info: Any, folder: str) -> bool:
-    """Whether this is named like a folder. Usually such an object is empty, and makes a folder appear in consoles."""
+    """Whether an object is named like a folder. Such an object is usually empty and makes a folder appear in
+    consoles."""
     return str(info["name"]).endswith("/") or str(info["name"]) == folder
 
 
 def _hides(name: str) -> PassedOver | None:
-    """Why files and folders with this name are not used, at any depth; None if they are."""
+    """Why files and folders with this name are passed over at any depth. None if they are used."""
     if name.startswith("."):
         return PassedOver.HIDDEN
     return PassedOver.TABLE_LOG if name in TABLE_LOGS else None
 
 
 def _hides_match(name: str, pattern: str) -> PassedOver | None:
-    """Why what a glob matches is not used: a wildcard matched the name of something that `_hides`."""
+    """Why a match of a glob is passed over: a wildcard matched a name for which `_hides` returns a reason. None if it
+    is used."""
     parts, spelled = PurePosixPath(name).parts, PurePosixPath(pattern).parts
-    if "**" in spelled:  # which stands for any number of folders
+    if "**" in spelled:  # it matches any number of folders
         before, after = spelled[: spelled.index("**")], spelled[len(spelled) - spelled[::-1].index("**") :]
         spelled = (*before, *["**"] * (len(parts) - len(before) - len(after)), *after)
     reasons = (_hides(part) for part, each in zip(parts, spelled, strict=False) if part[0] != each[0])
@@ -181,12 +184,12 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
     if root_id == output:
         found.passed_over[f"{root.rstrip('/')}/"] = PassedOver.OUTPUT
         return
-    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, its id and those of its parents
+    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, ids of it and its parents
     while waiting:
         folder, above = waiting.pop()
         try:
             with os.scandir(folder) as entries:
-                # The order must be the same every time, because it determines which names of a folder are listed.
+                # The order must always be the same, because it determines which names of a folder are listed.
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             found.passed_over[f"{folder}/"] = PassedOver.UNREADABLE
@@ -215,7 +218,7 @@ def _refusal(
     output: _FolderId | None,
     visits: Counter[_FolderId],
 ) -> PassedOver | None:
-    """Why a folder is not listed; None if it is."""
+    """Why a folder is not listed. None if it is listed."""
     if reason := _hides(name):
         return reason
     if identity is None:
@@ -228,7 +231,7 @@ def _refusal(
 
 
 def _folder_id(path: str) -> _FolderId | None:
-    """Device and inode, which are the same for all names of a folder; None if it does not exist."""
+    """Device and inode, which are the same for all names of a folder. None if the folder does not exist."""
     try:
         info = os.stat(path)  # noqa: PTH116
     except OSError:

@@ -1,4 +1,4 @@
-"""Writes a file that a user named, such as a page or a table, anywhere on the local disk."""
+"""Writes a file to a path chosen by the user, such as a page or a table, anywhere on the local disk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from pairmill.schemas.errors import JobError
 
 @contextmanager
 def new_local_file(path: str) -> Iterator[IO[bytes]]:
-    """A file to write `path` with. An existing file is replaced only when everything is written.
+    """A file whose content becomes that of `path`. An existing file is replaced only after everything is written.
 
-    Raises JobError if it cannot be written, or if `path` is remote, or exists and is not a regular file: renaming over
-    /dev/null would remove the device.
+    Raises JobError if the file cannot be written, or if `path` is remote or exists and is not a regular file: renaming
+    over /dev/null would remove the device.
     """
     with _aside(path) as (target, aside), aside.open("xb") as file:
         yield file
@@ -24,8 +24,8 @@ def new_local_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def check_local_files(*paths: str | None) -> None:
-    """Raise what `new_local_file` would raise for one of these paths; for commands that work for long before they
-    write. Leaves nothing behind."""
+    """Raise the error that `new_local_file` would raise for one of these paths. For commands that run for a long time
+    before they write. Leaves no file behind."""
     for path in paths:
         if path is not None:
             with _aside(path) as (_, aside):
@@ -34,15 +34,16 @@ def check_local_files(*paths: str | None) -> None:
 
 @contextmanager
 def _aside(path: str) -> Iterator[tuple[Path, Path]]:
-    """(the file that `path` means, a new name beside it). Whatever has this name at the end is removed."""
+    """(the file at `path` with symlinks resolved, a new temporary name beside it). Any file with the temporary name is
+    removed at the end."""
     if is_remote(path):
-        raise JobError(f"{path}: only a local file can be written to")
+        raise JobError(f"{path}: this must be a local file")
     if "\0" in path:
-        raise JobError(f"{path!r} is not a name of a file")
+        raise JobError(f"{path!r} is not a file name")
     try:
-        target = Path(absolute(path)).resolve()  # a link stays a link
+        target = Path(absolute(path)).resolve()  # a symlink remains a symlink
         if target.exists() and not target.is_file():
-            raise JobError(f"{path}: cannot be written to (it is not a regular file)")
+            raise JobError(f"{path}: cannot be written to, because it is not a regular file")
         aside = target.with_name(f".pairmill-{uuid4().hex}")
         try:
             yield target, aside

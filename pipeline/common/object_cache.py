@@ -1,4 +1,4 @@
-"""Keeps copies of objects on S3 on the local disk, where all processes of a machine can map them into memory."""
+"""Keeps copies of S3 objects on the local disk, where all processes of a machine can map them into memory."""
 
 import fcntl
 import os
@@ -15,28 +15,28 @@ from pairmill.schemas.manifest import DataFile
 
 
 class ObjectError(PairmillError, ValueError):
-    """An object is gone, or is not what its record says; the message names it."""
+    """An object is missing or differs from its record. The message names the object."""
 
     kind = FailureKind.JOB
 
 
 class ObjectCacheError(PairmillError, OSError):
-    """An object cannot be copied to this machine; the message says what to do."""
+    """An object cannot be copied to this machine. The message says what to do."""
 
     kind = FailureKind.MACHINE
 
 
 def cache_folder(name: str) -> Path:
-    """`$XDG_CACHE_HOME/pairmill/NAME`, by default below `~/.cache`."""
+    """The folder `$XDG_CACHE_HOME/pairmill/NAME`. By default, XDG_CACHE_HOME is `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base, "pairmill", name)
 
 
 def cached_object(store: Store, file: DataFile, name: str, ending: str, max_bytes: int) -> str:
-    """Path of a local copy of an object. Processes that want the same one wait for the first to copy it.
+    """Path of a local copy of an object. If several processes need the same object, one copies it and the others wait.
 
-    `name`: folder of the cache, of at most `max_bytes`: the copies that were not used for the longest time are deleted
-    first. Raises ObjectError, and ObjectCacheError if the disk is full or may not be written.
+    `name`: folder of the cache. It stays within `max_bytes` by deleting the least recently used copies. Raises
+    ObjectError, or ObjectCacheError if the disk is full or not writable.
     """
     folder = cache_folder(name)
     copy = folder / f"{file.blake2b}{ending}"
@@ -71,21 +71,22 @@ def _opened(store: Store, file: DataFile) -> IO[bytes]:
     try:
         return store.open(file.path)
     except FileNotFoundError:
-        raise ObjectError(f"{store.path(file.path)} is gone") from None
+        raise ObjectError(f"{store.path(file.path)} is missing") from None
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which ends with the process."""
+    """Hold an exclusive lock inside the block. The lock is released if the process ends."""
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
-    """Delete the copies that were not used for the longest time, until this many bytes fit.
+    """Delete the least recently used copies until this many bytes fit.
 
-    Another process may be using one, which keeps it open, or may have been killed before it completed one.
+    A process that has a deleted copy open can still read it. Incomplete copies left by killed processes are deleted in
+    the same way.
     """
     files = sorted(_files(folder))
     total = sum(size for _, size, _ in files)
@@ -97,7 +98,7 @@ def _make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """(time of the last use, size, path) of each file, without locks."""
+    """(time of last use, size, path) of each file, except lock files."""
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process has just deleted it
             if path.suffix:

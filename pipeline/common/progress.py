@@ -1,5 +1,5 @@
-"""Counts progress: the items in a worker's shards, and the parts of a step. Counters are cheap to update and
-thread-safe."""
+"""Counts the progress of workers, in items of their shards, and of steps, in parts. Counters are thread-safe and cheap
+to update."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,17 +9,17 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class WorkCounts:
-    """One worker's counters, or the sum of several workers'. All of them only grow, except `open_rows` and
-    `in_flight`."""
+    """The counters of one worker, or their sum over several workers. All except `open_rows` and `in_flight` only
+    grow."""
 
     finished_rows: int = 0
     """Input rows of the shards that have left the stage."""
     open_rows: int = 0
-    """Input rows that are done in shards still in the stage, estimated from finished items."""
+    """Finished input rows in shards that are still in the stage, estimated from finished items."""
     in_flight: int = 0
     """Requests that are waiting for a server."""
     items: int = 0
-    """Pictures that the stage has finished: downloaded, read, encoded or given up on."""
+    """Pictures that the stage has finished: it downloaded, read, encoded or gave up on them."""
     good_items: int = 0
     """Finished pictures that were obtained."""
     num_bytes: int = 0
@@ -27,14 +27,14 @@ class WorkCounts:
 
     @property
     def rows(self) -> int:
-        """Input rows that the stage has done."""
+        """Input rows that the stage has finished."""
         return self.finished_rows + self.open_rows
 
     def __add__(self, other: "WorkCounts") -> "WorkCounts":
         return WorkCounts(*(getattr(self, name) + getattr(other, name) for name in _NAMES))
 
     def retired(self) -> "WorkCounts":
-        """The counters to keep when a worker is gone. They exclude its open shards, which another worker will
+        """The counters to keep after a worker is gone. They exclude its open shards, which another worker will
         repeat."""
         return WorkCounts(self.finished_rows, 0, 0, self.items, self.good_items, self.num_bytes)
 
@@ -43,18 +43,19 @@ _NAMES = [field.name for field in fields(WorkCounts)]
 
 
 class WorkProgress:
-    """The counters of one worker. Several threads may update them."""
+    """The counters of one worker. Several threads can update them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: set[ShardProgress] = set()
         self._finished = WorkCounts()
         self.in_flight: Callable[[], int] = lambda: 0
-        """Set by a stage that makes requests."""
+        """The number of requests in flight. A stage that makes requests sets this function."""
 
     @contextmanager
     def shard(self, rows: int) -> Iterator["ShardProgress"]:
-        """Wraps the work on one shard with this many input rows. If the work raises, none of them are counted."""
+        """Count the work on one shard with this many input rows inside the block. If the block raises, none of the rows
+        are counted."""
         shard = ShardProgress(self._lock, rows)
         with self._lock:
             self._open.add(shard)
@@ -76,7 +77,7 @@ class WorkProgress:
 
 
 class ShardProgress:
-    """One shard's part of the counters."""
+    """The progress of one shard."""
 
     def __init__(self, lock: threading.Lock, rows: int) -> None:
         self._lock = lock
@@ -88,7 +89,7 @@ class ShardProgress:
         self._expected = items
 
     def done(self, items: int = 1, good_items: int = 1, num_bytes: int = 0) -> None:
-        """Record finished items, good or not."""
+        """Record finished items, successful or not."""
         with self._lock:
             self._items += items
             self._good_items += good_items
@@ -96,7 +97,7 @@ class ShardProgress:
 
     @property
     def open_rows(self) -> int:
-        """Estimated rows for the items done so far."""
+        """Estimated number of rows for the items finished so far."""
         return min(self._rows, self._rows * self._items // self._expected) if self._expected else 0
 
     def counts(self, open_rows: int) -> WorkCounts:
@@ -105,17 +106,17 @@ class ShardProgress:
 
 
 OnStep = Callable[[str, int, int], None]
-"""Receives the name of a step, the number of its parts that are done, and their total number. Parts are of equal
+"""Receives the name of a step, the number of its finished parts, and the total number of parts. Parts have equal
 size."""
 
 
 def ignore_step(name: str, done: int, total: int) -> None:
-    """Do nothing; the default for callers that show no progress."""
+    """Do nothing. The default for callers that show no progress."""
 
 
 @dataclass
 class Steps:
-    """Adds the name of the current step to reports of finished parts."""
+    """Reports the finished parts of the current step by its name."""
 
     on_step: OnStep = ignore_step
     name: str = ""
@@ -126,5 +127,5 @@ class Steps:
 
 
 def unwatched() -> ShardProgress:
-    """A ShardProgress that nobody reads."""
+    """A ShardProgress whose counters nobody reads."""
     return ShardProgress(threading.Lock(), 0)

@@ -1,6 +1,6 @@
 """Sends a small request to each bucket before work begins, so that a wrong endpoint, key or name is reported at once.
 
-s3fs and botocore retry for minutes, which is right during the work, but wrong if a setting has a typo. Temporary
+s3fs and botocore retry for minutes, which is right during the work but wrong if a setting has a typo. Temporary
 problems (5xx, throttling, a lost connection) are ignored here, because the work itself retries after them.
 """
 
@@ -19,7 +19,7 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import S3Config
 
 _TIMEOUT_S = 5
-"""Time limit for the connection, and for the response."""
+"""Time limit for the connection and for the response, each."""
 _DEADLINE_S = 8.0
 """Time limit for everything, including DNS and the lookup of credentials."""
 
@@ -39,13 +39,13 @@ _REMEDIES = {
 
 
 class S3AccessError(PairmillError, OSError):
-    """A bucket cannot be reached or used; the message names bucket, endpoint and remedy on one line."""
+    """A bucket cannot be reached or used. The message gives the bucket, the endpoint and the remedy on one line."""
 
     kind = FailureKind.JOB
 
 
 def check_buckets(urls: Iterable[str], s3: S3Config) -> None:
-    """Check each bucket in `urls`, using its first URL. Takes at most 10 s. Raises S3AccessError.
+    """Check each bucket in `urls` by its first URL. Takes at most 10 s. Raises S3AccessError.
 
     A bucket that passes is not checked again by this process.
     """
@@ -61,7 +61,7 @@ def check_buckets(urls: Iterable[str], s3: S3Config) -> None:
 
 @dataclass(frozen=True)
 class _Question:
-    """A check to make: can we list this key in this bucket? Hashable, so that the result can be cached."""
+    """One check: can we list this key in this bucket? Hashable, so that the result can be cached."""
 
     bucket: str
     key: str
@@ -74,7 +74,7 @@ class _Question:
 
     @property
     def prefix(self) -> str:
-        """Prefix that the work will list, because permissions may be limited to a prefix."""
+        """The prefix that the work will list. Permissions may be limited to a prefix."""
         plain = next((at for at, char in enumerate(self.key) if char in GLOB_CHARACTERS), None)
         return self.key[:plain] if plain is not None else f"{self.key}/" if self.key else ""
 
@@ -104,7 +104,7 @@ def _check(question: _Question) -> None:
 
 
 def _endpoint(options: Mapping[str, Any]) -> str:
-    """The endpoint, as far as it is known without a client, because a wrong profile prevents creating one."""
+    """The endpoint, if it is known without a client: a client cannot be created with a wrong profile."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     given = [options.get("endpoint_url"), *map(os.environ.get, names), "https://s3.amazonaws.com"]
     return next(str(each) for each in given if each)
@@ -146,7 +146,7 @@ def _ask(client: Any, question: _Question) -> None:
 
 
 def _refusal(response: Mapping[str, Any]) -> str | None:
-    """Explain an error response; None if a retry may succeed."""
+    """The problem in an error response. None if a retry may succeed."""
     code = str(response.get("Error", {}).get("Code", ""))
     http = response.get("ResponseMetadata", {})
     status = int(http.get("HTTPStatusCode", 400))
@@ -154,13 +154,13 @@ def _refusal(response: Mapping[str, Any]) -> str | None:
         return _NOT_S3  # botocore turns a 200 that is not XML into a 500
     if status >= 500 or status == 429:
         return None
-    if not code or code.isdigit():  # none, or botocore's own; S3 servers send a code with every error
+    if not code or code.isdigit():  # no code, or botocore's own; S3 servers send a code with every error
         return f"HTTP {status}: {_NOT_S3}"
     return f"{code}: {_REMEDIES.get(code, 'check the credentials, the permissions on the bucket, and s3.endpoint')}"
 
 
 def _failure(error: Exception) -> str | None:
-    """Explain a missing response; None if a retry may succeed."""
+    """The reason for a missing response. None if a retry may succeed."""
     from botocore import exceptions
 
     match error:

@@ -30,13 +30,13 @@ _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
 _NO_RIGHT_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LINKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
-"""Errors that `link` raises on CIFS and FUSE, and between disks. On FAT, it raises EPERM."""
+"""Errors that `link` raises on CIFS and FUSE and between disks. On FAT, it raises EPERM."""
 _NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StorageError(PairmillError, OSError):
-    """A file or object could not be read or written; the message says which and what to do."""
+    """A file or object could not be read or written. The message says which one and what to do."""
 
     kind = FailureKind.STORAGE
 
@@ -49,7 +49,7 @@ class Store:
             raise StorageError(f"the output folder: {wrong}")
         self.root = absolute(root)
         readable = self.root.encode(errors="replace").decode()
-        if readable != self.root:  # names of pictures in Parquet begin with it
+        if readable != self.root:  # paths of pictures in Parquet begin with it
             raise StorageError(f"the output folder: {readable}: the name is not UTF-8; rename it")
         self.files = Files(s3)
         self.remote = is_remote(root)
@@ -64,7 +64,7 @@ class Store:
         return self.files.file_system(self.root)[0]
 
     def check_access(self) -> None:
-        """Raises S3AccessError if a folder on S3 cannot be reached; takes at most 10 s. Local folders pass."""
+        """Raise S3AccessError if a folder on S3 cannot be reached. Takes at most 10 s. Local folders always pass."""
         check_buckets([self.root], self.files.s3)
 
     def path(self, name: str) -> str:
@@ -74,16 +74,16 @@ class Store:
         return join(self.root, name)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `data` under a new name. Returns False, and writes nothing, if the name exists."""
+        """Write `data` under a new name. If the name exists, return False and write nothing."""
         with self.new_file() as file:
             file.write(data)
             return self.create_from(name, file)
 
     @contextlib.contextmanager
     def new_file(self) -> Iterator[IO[bytes]]:
-        """A temporary file for `create_from`. For a local output, it is on the output's disk.
+        """A temporary file for `create_from`. For a local output, it is on the same disk.
 
-        Raises StorageError if nothing may be written, or if the disk fills up inside the block.
+        Raises StorageError if writing is not permitted or the disk fills up inside the block.
         """
         folder = tempfile.gettempdir() if self.remote else str(Path(self.root, "tmp"))
         file = self._opened_in(folder)
@@ -104,7 +104,7 @@ class Store:
                 return _new_file_in(folder)
             return _new_file_in(folder)
         except OSError as error:
-            if error.errno in _NO_ROOM:  # no inodes are left, for example
+            if error.errno in _NO_ROOM:  # for example, no inodes are left
                 raise self._no_room(error) from error
             if error.errno in LOCAL_ERRNOS:  # such as too many open files
                 raise
@@ -115,7 +115,7 @@ class Store:
         return StorageError(f"{tempfile.gettempdir() if self.remote else self.root}: {error.strerror}")
 
     def create_from(self, name: str, file: IO[bytes]) -> bool:
-        """Publish a `new_file` under a new name, durably. Returns False if the name exists."""
+        """Publish a `new_file` durably under a new name. Returns False if the name exists."""
         file.flush()
         if self.remote:
             return self._create_remote(name, file.name)
@@ -153,7 +153,7 @@ class Store:
         raise AssertionError("unreachable")
 
     def read(self, name: str) -> bytes:
-        """The whole content. Raises FileNotFoundError."""
+        """The whole content of a file. Raises FileNotFoundError."""
         with self.open(name) as file:
             return file.read()
 
@@ -162,17 +162,17 @@ class Store:
         return self.files.open(self.path(name))
 
     def open_arrow(self, name: str) -> pa.NativeFile:
-        """Like `open`, for Arrow's readers. Reads from a local folder bypass Python."""
+        """Like `open`, but for Arrow's readers. Reads from a local folder bypass Python."""
         if self.remote:
             return pa.PythonFile(self.open(name), "r")
         return pa.OSFile(self.path(name))
 
     def checksum(self, name: str) -> tuple[str, int]:
-        """(BLAKE2b-128 of the content in hex, number of bytes). Raises FileNotFoundError."""
+        """(BLAKE2b-128 in hex, number of bytes) of a file. Raises FileNotFoundError."""
         return self.files.checksum(self.path(name))
 
     def list(self, folder: str) -> list[str]:
-        """Names of the files directly in `folder`, sorted; empty if it does not exist."""
+        """Names of the files directly in `folder`, sorted. Empty if the folder does not exist."""
         if not self.remote:
             path = Path(self.path(folder))
             if not path.is_dir():
@@ -186,7 +186,7 @@ class Store:
         return sorted(str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
     def folders(self, folder: str) -> Sequence[str]:
-        """Names of the folders directly in `folder`, sorted; empty if it does not exist."""
+        """Names of the folders directly in `folder`, sorted. Empty if the folder does not exist."""
         try:
             entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
@@ -195,15 +195,15 @@ class Store:
         return sorted(name.rsplit("/", 1)[-1] for name in found)
 
     def exists(self, name: str) -> bool:
-        """Whether a file with that name exists."""
+        """Whether a file with this name exists."""
         return bool(self.fs.exists(self.path(name))) if self.remote else Path(self.path(name)).is_file()
 
     def num_bytes(self, name: str) -> int:
-        """Size. Raises FileNotFoundError."""
+        """Size of a file in bytes. Raises FileNotFoundError."""
         return int(self.fs.size(self.path(name))) if self.remote else Path(self.path(name)).stat().st_size
 
     def age_s(self, name: str) -> float:
-        """Seconds since the file was last written; 0 if it is gone."""
+        """Seconds since the file was last written. 0 if it no longer exists."""
         try:
             written = self.fs.modified(self.path(name))
         except FileNotFoundError:
@@ -219,7 +219,7 @@ class Store:
                 Path(self.path(name)).unlink()
 
     def replace(self, name: str, data: bytes) -> None:
-        """Overwrite the file. Not for files that are part of a commit."""
+        """Overwrite a file. Not for files that are part of a commit."""
         if self.remote:
             try:
                 self.fs.pipe_file(self.path(name), data)
@@ -259,14 +259,14 @@ class Store:
 
 
 def is_in_use(name: str) -> bool:
-    """Whether a process of this machine writes the file `tmp/NAME`. Of other machines, nobody can tell."""
+    """Whether a process on this machine is writing the file `tmp/NAME`. For other machines, this cannot be known."""
     host, _, rest = name.partition("!")
     return host == socket.gethostname() and _is_alive(rest.partition("!")[0])
 
 
 @contextlib.contextmanager
 def _explain_link_errors(target: Path) -> Iterator[None]:
-    """Raise StorageError with a remedy if a file may not or cannot be linked to its final name."""
+    """Raise StorageError with a remedy if linking a file to its final name is forbidden or impossible."""
     try:
         yield
     except OSError as error:
@@ -284,7 +284,7 @@ def _new_file_in(folder: str) -> Any:
 
 
 def _http_status(error: OSError) -> int | None:
-    """HTTP status behind an s3fs error. 412: the name exists. 409: two writes collided, and AWS asks for a retry."""
+    """HTTP status of an s3fs error. 412: the name exists. 409: two writes collided, and AWS requires a retry."""
     response = getattr(error.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None

@@ -1,4 +1,4 @@
-"""Formats text for people: numbers with nouns, and untrusted text cleaned up for columns such as `status_detail`."""
+"""Formats text for people: numbers with nouns, and untrusted text for columns such as `status_detail`."""
 
 import re
 import traceback
@@ -10,26 +10,26 @@ _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 shard`, `2,048 shards`."""
+    """The number with its noun: `1 shard`, `2,048 shards`."""
     return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:
-    """The text on one line, truncated, without control characters or surrogates; None if nothing is left."""
+    """The text on one line, truncated, without control characters or surrogates. None if nothing is left."""
     if not text:
         return None
     return _UNPRINTABLE.sub(" ", text[: 4 * max_chars]).strip()[:max_chars] or None
 
 
 def trace_of(error: BaseException) -> str:
-    """A traceback whose last line has the exception's full type and its whole message."""
+    """A traceback whose last line contains the full type of the exception and its whole message."""
     kind = type(error)
     lines = traceback.format_exception(error)
     return "".join(lines) + f"{kind.__module__}.{kind.__qualname__}: {' '.join(str(error).split())}\n"
 
 
 def last_line(error: str) -> str:
-    """The summary at the end of `trace_of`'s text."""
+    """The summary in the last line of a `trace_of` text."""
     return (error.strip().splitlines() or ["no message"])[-1]
 
 

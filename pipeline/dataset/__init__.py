@@ -1,4 +1,4 @@
-"""Stores shards on disk: writes, commits and reads them back, with their generations and subsets.
+"""Writes, commits and reads back shards, with their generations and subsets.
 
-Input: finished tables. Output: Parquet, tars and manifests, which are also read back as tables.
+Input: finished tables. Output: Parquet files, tars and manifests, which can be read back as tables.
 """

@@ -1,4 +1,4 @@
-"""Defines the unit of work of a select job: a few narrow columns of dozens of shards of a finished dataset."""
+"""Defines the chunk, the unit of work of a select job: a few narrow columns of dozens of finished shards."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,19 +15,19 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import manifest_name
 
 CHUNK_ROWS = 250_000
-"""Rows per task: enough to outweigh a task's overhead, and few enough to fit in a worker's memory."""
+"""Rows per task: enough to outweigh a task's overhead, but few enough to fit in a worker's memory."""
 MAX_CHUNKS = 512
-"""Each dedup step creates chunks x partitions objects."""
+"""Maximum number of chunks, because each dedup step creates chunks x partitions objects."""
 _READERS = 16
 
 
 class ColumnsError(PairmillError, ValueError):
-    """The columns of an added model do not match the shard's pairs file; the message says what to do."""
+    """The columns of an added model do not match the shard's pairs file. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """The newest generation of a shard. File names are relative to the dataset."""
+    """The files of a shard's newest generation, with names relative to the dataset."""
 
     shard: int
     generation: int
@@ -36,13 +36,13 @@ class ShardFiles:
     pairs: str
     pairs_blake2b: str
     columns: tuple[str, ...] = ()
-    """Files with the columns of added models, with the same rows as `pairs`."""
+    """Files with the columns of added models. They have the same rows as `pairs`."""
     columns_blake2b: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive shards. A row index counts the rows of all pairs files of the dataset, in shard order."""
+    """Consecutive shards. Row indices count the rows of all pairs files of the dataset, in shard order."""
 
     store: Store
     shards: tuple[ShardFiles, ...]
@@ -50,11 +50,11 @@ class Chunk:
 
     @cached_property
     def num_rows(self) -> int:
-        """Total rows of its shards."""
+        """Total number of rows in the shards."""
         return sum(shard.num_rows for shard in self.shards)
 
     def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
-        """The given columns of a shard, from the files that have them."""
+        """The given columns of a shard, from the files that contain them."""
         found: dict[str, pa.ChunkedArray] = {}
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():
@@ -78,7 +78,7 @@ class Chunk:
         raise IndexError(row_index)
 
     def schema(self) -> pa.Schema:
-        """All columns of the first shard; the other shards have the same ones."""
+        """All columns of the first shard. The other shards have the same columns."""
         fields: dict[str, pa.Field] = {}
         for name in (self.shards[0].pairs, *self.shards[0].columns):
             for field in read_schema(self.store, name):

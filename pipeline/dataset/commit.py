@@ -1,8 +1,8 @@
-"""THE place where a shard is committed: writes its data files, and its manifest last.
+"""Commits shards: writes the data files of a shard, and its manifest last. No other module does this.
 
 The data files are in `images/`, `pairs/` and `rejects/`. Manifests are create-only, so if two workers commit the same
-shard, one wins, and a shard exists if and only if its manifest does. Data files of a committed shard that are not in
-its manifest are garbage and may be deleted.
+shard, one of them wins, and a shard exists if and only if its manifest does. Data files of a committed shard that are
+not in its manifest are garbage and can be deleted.
 """
 
 import json
@@ -52,21 +52,22 @@ class AccountingError(PairmillError, RuntimeError):
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Commits shards of one job. `aliases` are those of its models; the first one's scores become `similarity`."""
+    """Commits shards of one job. `aliases` are those of the job's models. The similarity of the first model becomes the
+    column `similarity`."""
 
     store: Store
     extra: pa.Schema
     aliases: Sequence[str]
     images: ImagesConfig | None
-    """Which pictures to store, and how. None for a corpus, whose pictures stay in the input."""
+    """Which pictures to store and how. None for a corpus, whose pictures stay in the input."""
     job_fingerprint: str
     versions: dict[str, str]
     rule_steps: Mapping[str, Step] = field(default_factory=dict)
-    """The user's custom rules, and the step at which each runs."""
+    """The user's custom rules and the step in which each runs."""
     carried: Sequence[str] = ()
-    """Columns of `extra` that go into the tars' .json."""
+    """Columns of `extra` to write to the tars' .json files."""
     scores: pa.Schema = NO_COLUMNS
-    """Columns of the scores of pictures."""
+    """Columns of the picture scores."""
     has_checksums: bool = True
     """Whether the pairs have the column CHECKSUM."""
 
@@ -124,7 +125,7 @@ class ShardWriter:
 
 
 def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
-    """Create the manifest, the last file of a commit, or yield to an existing one. Returns the one that is valid."""
+    """Create the manifest, the last file of a commit, unless it already exists. Returns the manifest that is valid."""
     name = f"manifests/{manifest.name}"
     if store.create(name, manifest.model_dump_json(indent=1).encode()):
         return manifest
@@ -140,21 +141,21 @@ def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
 
 
 def _without_withdrawn(table: pa.Table) -> tuple[int, pa.Table]:
-    """(number of withdrawn rows, the other rows): of a withdrawn row, nothing may be stored."""
+    """(number of withdrawn rows, the other rows). Nothing of a withdrawn row may be stored."""
     is_withdrawn = pc.equal(table["status"], Status.WITHDRAWN.value)
     rows = pc.sum(is_withdrawn).as_py() or 0
     return rows, table.filter(pc.invert(is_withdrawn)) if rows else table
 
 
 def _bytes_fetched(table: pa.Table) -> int:
-    """Sum over distinct URLs, because a URL with several captions is fetched once."""
+    """The number of fetched bytes, summed over distinct URLs: a URL with several captions is fetched once."""
     per_url = table.select(["url", "original_bytes"]).group_by("url").aggregate([("original_bytes", "max")])
     return int(pc.sum(per_url["original_bytes_max"]).as_py() or 0)
 
 
 @dataclass(frozen=True)
 class _Commit:
-    """One attempt at one generation of one shard."""
+    """One attempt to commit one generation of one shard."""
 
     writer: ShardWriter
     shard: Shard
@@ -165,8 +166,9 @@ class _Commit:
     def write_data(
         self, table: pa.Table, previous: PreviousGeneration | None
     ) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
-        """Returns (pairs, rejects, their files). `previous`: the shard's rows that are not in the table."""
-        bare = table.drop_columns(["image"])  # the pictures are never copied as a column
+        """Write the data files. Returns (pairs, rejects, their files). `previous`: the rows of the shard that are not
+        in the table."""
+        bare = table.drop_columns(["image"])  # so that filters never copy the pictures
         pairs = self._pairs_table(bare.filter(table["is_pair"]))
         rejects = bare.filter(pc.invert(table["is_pair"])).select(self._rejects_schema.names)
         if previous is not None:
@@ -189,7 +191,7 @@ class _Commit:
     def _write_pictures(
         self, pairs: pa.Table, table: pa.Table, previous: Mapping[str, bytes]
     ) -> tuple[dict[Any, DataFile], pa.Table]:
-        """Write the tar, if there are pictures to store. Returns its file, and the pairs with image references."""
+        """Write the tar if there are pictures to store. Returns its file, and the pairs with image references."""
         if self.writer.images is None:  # a corpus: the table already has the references
             return {}, self._with_columns(pairs, {CHECKSUM.name: self._checksums(table)})
         stored = pairs.filter(self._is_stored(pairs))
@@ -209,7 +211,8 @@ class _Commit:
         return {"images": tar}, self._with_columns(pairs, dict(zip(image_refs.column_names, image_refs, strict=True)))
 
     def _with_columns(self, pairs: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-        """The pairs with these columns. Datasets from before 0.2 have no CHECKSUM, or one that is a user's column."""
+        """The pairs with new values in these columns. Datasets from before 0.2 have no CHECKSUM; a column of this name
+        there is the user's own."""
         for name, values in columns.items():
             if name == CHECKSUM.name and not self.writer.has_checksums:
                 continue
@@ -218,7 +221,7 @@ class _Commit:
         return pairs
 
     def _checksums(self, table: pa.Table) -> pa.Array:
-        """CHECKSUM of each pair of a corpus, whose pictures are in the in-flight table."""
+        """The CHECKSUM of each pair of a corpus. The pictures are in the in-flight table."""
         images = table["image"].filter(table["is_pair"])
         return pa.array([zlib.crc32(each.as_buffer()) if each.is_valid else None for each in images], CHECKSUM.type)
 
@@ -262,11 +265,11 @@ class _Commit:
             return self._publish(folder, "parquet", file)
 
     def _publish(self, folder: str, suffix: str, file: Any) -> DataFile:
-        """Publish under the plain name, or with the attempt in the name if another attempt has taken it."""
+        """Publish a file under the plain name, or with the attempt in its name if another attempt has taken that."""
         digest, num_bytes = file_checksum(file)
         stem = manifest_name(self.shard.shard, self.generation).removesuffix(".json")
         name = f"{folder}/{stem}.{suffix}"
         if not self.writer.store.create_from(name, file):
             name = f"{folder}/{stem}.{self.attempt}.{suffix}"
-            self.writer.store.create_from(name, file)  # if it is taken, it is ours: the reply was lost
+            self.writer.store.create_from(name, file)  # if the name is taken, the file is ours: the reply was lost
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)

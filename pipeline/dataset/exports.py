@@ -1,4 +1,4 @@
-"""Notes in a dataset where its exports are: `exports/DIGEST.json`, so that a purge finds them."""
+"""Records in a dataset where its exports are, in `exports/DIGEST.json`, so that a purge can find them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,22 +11,25 @@ _FOLDER = "exports"
 
 
 def note_export(store: Store, note: ExportNote) -> bool:
-    """Note an export. Returns False if the dataset cannot be written to: a purge must then be told where it is."""
+    """Record an export in the dataset. Returns False if the dataset is not writable; users must then pass the export
+    to the purge themselves."""
     try:
         store.create(note_name(note.output), note.model_dump_json(indent=1).encode())
-    except OSError:  # read-only for whoever exports, such as a public bucket
+    except OSError:  # the dataset is read-only for this user, as in a public bucket
         return False
     return True
 
 
 def note_name(output: str) -> str:
-    """The file that says where an export is. If it is deleted, no purge looks for the export."""
+    """Name of the file that records where an export is. Without this file, a purge does not find the export."""
     digest = hashlib.blake2b(output.encode(), digest_size=8).hexdigest()
     return f"{_FOLDER}/{digest}.json"
 
 
 def noted_exports(store: Store) -> Iterator[ExportNote]:
-    """The exports that were noted. Raises DamagedManifestError."""
+    """The exports that the dataset has recorded. Raises DamagedManifestError."""
     for name in store.list(_FOLDER):
         if name.endswith(".json"):
-            yield read_record(store, f"{_FOLDER}/{name}", ExportNote, "move it elsewhere, and name the export itself")
+            yield read_record(
+                store, f"{_FOLDER}/{name}", ExportNote, "move it elsewhere, and give the path of the export itself"
+            )

@@ -1,4 +1,4 @@
-"""Detects files that have changed since they were committed: bad disks, broken copies, edits by hand.
+"""Detects files that have changed since they were committed, through bad disks, broken copies or manual edits.
 
 Parquet pages carry checksums, which every read verifies. Footers and page headers have none, so `export` and
 PairDataset compare a local file with the checksum in its manifest when they first read it. Objects on S3 have their own
@@ -17,14 +17,14 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 
 
 class DamagedFileError(PairmillError, pa.ArrowInvalid):  # type: ignore[misc]
-    """A file differs from what was written; the message names it and says what to do."""
+    """A file differs from what was written. The message names the file and says what to do."""
 
     kind = FailureKind.INPUT
 
 
 def check_file(store: Store, name: str, blake2b: str) -> None:
-    """Raise DamagedFileError if a local file differs from its checksum. Repeated calls cost nothing unless the file was
-    written to in between."""
+    """Raise DamagedFileError if a local file does not match its checksum. Repeated calls cost nothing unless the file
+    was modified in between."""
     if store.remote:
         return
     path = store.path(name)
@@ -32,7 +32,7 @@ def check_file(store: Store, name: str, blake2b: str) -> None:
     if _digest(path, info.st_size, info.st_mtime_ns, info.st_ino) != blake2b:
         raise DamagedFileError(
             f"{path} has changed since it was committed: its checksum differs; run "
-            f"`pairmill verify {store.root}` to see what else has changed, and what to do"
+            f"`pairmill verify {store.root}` to see what else has changed and what to do"
         )
 
 

@@ -1,4 +1,4 @@
-"""Adds up what rejected the rows of a dataset, and lists it in the order of the steps."""
+"""Counts the rejected rows of a dataset by reason, in the order of the pipeline's steps."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,17 +10,17 @@ from pairmill.schemas.status import Status, Step
 
 
 class Loss(NamedTuple):
-    """Rows that one reason rejected."""
+    """The number of rows rejected for one reason."""
 
     step: Step
     status: Status
     rule: str | None
-    """Name of a custom rule."""
+    """Name of the custom rule, if it was one."""
     rows: int
 
     @property
     def reason(self) -> str:
-        """The status, and for a custom rule its name."""
+        """The status and, for a custom rule, its name."""
         return self.status if self.rule is None else f"{self.status}: {self.rule}"
 
 
@@ -38,7 +38,7 @@ def losses(statuses: Mapping[str, int], custom_rules: Mapping[str, CustomRuleCou
 
 
 def in_words(reason: str) -> str:
-    """The reason of a loss in words. The names of custom rules stay as they are."""
+    """The reason for a loss in words. Names of custom rules are unchanged."""
     status, colon, rule = reason.partition(": ")
     return status.replace("_", " ") + colon + rule
 
@@ -51,7 +51,7 @@ class StatusCounts:
     custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
 
     def add(self, manifest: ShardManifest) -> None:
-        """Add one shard."""
+        """Add the statuses of one shard."""
         self.statuses.update(manifest.statuses)
         for name, count in manifest.custom_rules.items():
             before = self.custom_rules[name].rows if name in self.custom_rules else 0

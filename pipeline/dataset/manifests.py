@@ -19,21 +19,21 @@ _READERS, _READ_AHEAD = 32, 256
 
 
 class ManifestError(PairmillError, RuntimeError):
-    """A manifest cannot be read; the message names it and says what to do."""
+    """A manifest cannot be read. The message names the manifest and says what to do."""
 
     kind = FailureKind.SHARD
 
 
 class DamagedManifestError(ManifestError):
-    """A file has the name of a record but other content: it is damaged, a copy, or not pairmill's.
+    """A file has the name of a record but the wrong content: it is damaged, a copy, or not pairmill's.
 
-    Which of these is true cannot be told for certain, so users are told to move the file, never to delete it.
+    It is impossible to tell which, so the message tells users to move the file, never to delete it.
     """
 
 
 def read_record(store: Store, name: str, model: type[_Record], remedy: str) -> _Record:
-    """Read a file in which pairmill keeps records. Raises DamagedManifestError, which ends in `remedy`, and
-    FileNotFoundError."""
+    """Read a file that contains a record. Raises FileNotFoundError, or DamagedManifestError with a message that ends in
+    `remedy`."""
     try:
         return model.model_validate_json(store.read(name))
     except ValidationError:
@@ -41,13 +41,13 @@ def read_record(store: Store, name: str, model: type[_Record], remedy: str) -> _
 
 
 def read_columns_manifest(store: Store, alias: str, name: str) -> ColumnsManifest:
-    """Read the record of an added model's columns for one shard. Raises ManifestError and FileNotFoundError."""
+    """Read the record of an added model's columns for one shard. Raises ManifestError or FileNotFoundError."""
     path = f"columns/{alias}/manifests/{name}"
     return read_record(store, path, ColumnsManifest, "move it elsewhere and run embed --add-model again")
 
 
 def read_manifest(store: Store, name: str) -> ShardManifest:
-    """Read a manifest by its file name. Raises ManifestError if it is damaged or of a newer schema version."""
+    """Read a manifest by its file name. Raises ManifestError if it is damaged or has a newer schema version."""
     try:
         data = json.loads(store.read(f"manifests/{name}"))
         return _checked_manifest(store, name, data)
@@ -64,7 +64,7 @@ def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> Sh
     manifest = ShardManifest.model_validate(data)
     if manifest.name != name:  # otherwise another shard's files would be deleted
         where = store.path(f"manifests/{name}")
-        raise DamagedManifestError(f"{where} is the manifest {manifest.name}; move the copy elsewhere")
+        raise DamagedManifestError(f"{where} is a copy of the manifest {manifest.name}; move the copy elsewhere")
     return manifest
 
 
@@ -84,12 +84,12 @@ def manifests_of(store: Store, folder: str = "manifests") -> dict[int, list[int]
 def _generations(store: Store, folder: str) -> Iterator[tuple[int, int]]:
     """(shard, generation) of every manifest in the folder."""
     for name in store.list(folder):
-        with suppress(ValueError):  # not a manifest; perhaps a file browser's own file
+        with suppress(ValueError):  # not a manifest; perhaps a file that a file browser created
             yield parse_manifest_name(name)
 
 
 def read_manifests(store: Store) -> Iterator[ShardManifest]:
-    """The newest manifest of every committed shard, in shard order. Read concurrently on S3, to hide latency."""
+    """The newest manifest of every committed shard, in shard order. On S3, reads are concurrent to hide latency."""
     names = [manifest_name(shard, generation) for shard, generation in sorted(committed(store).items())]
     with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
         for start in range(0, len(names), _READ_AHEAD):
@@ -97,7 +97,7 @@ def read_manifests(store: Store) -> Iterator[ShardManifest]:
 
 
 def drop_superseded(store: Store) -> None:
-    """Delete superseded generations, manifests last. Files that the newest generation still uses stay."""
+    """Delete superseded generations, manifests last. Files that the newest generation still uses are kept."""
     newest = committed(store)
     for shard, generation in _generations(store, "manifests"):
         if generation == newest[shard]:

@@ -1,7 +1,7 @@
-"""Reads and writes mixtures, each in a folder of its own:
+"""Reads and writes mixtures. Each mixture has its own folder:
 
 mixture.json                     the record, written last; names the other files
-sources/000/rows/00000.parquet   of each dataset, the same files as those of a subset (subset.py)
+sources/000/rows/00000.parquet   for each dataset, the same files as for a subset (subset.py)
 sources/000/shards/..
 """
 
@@ -14,7 +14,7 @@ from pairmill.schemas.manifest import SCHEMA_VERSION
 from pairmill.schemas.mixture import MIXTURE_RECORD, Mixture
 
 SOURCES = "sources"
-"""Folder of the files."""
+"""Folder of the files of all sources."""
 
 
 def is_mixture(store: Store) -> bool:
@@ -27,20 +27,20 @@ def read_mixture(store: Store) -> Mixture:
     try:
         mixture = Mixture.model_validate_json(store.read(MIXTURE_RECORD))
     except FileNotFoundError:
-        raise SubsetError(why_not_there(store) or f"{store.root} is no mixture") from None
+        raise SubsetError(why_not_there(store) or f"{store.root} is not a mixture") from None
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
-        raise SubsetError(f"{store.path(MIXTURE_RECORD)} is damaged ({problem}): mix again in another folder") from None
+        raise SubsetError(f"{store.path(MIXTURE_RECORD)} is damaged ({problem}); mix again in another folder") from None
     if mixture.schema_version > SCHEMA_VERSION:
         raise SubsetError(f"{store.root} was written by a newer pairmill; update to read it")
     return mixture
 
 
 def publish_mixture(store: Store, mixture: Mixture, replaced: Mixture | None) -> bool:
-    """Write the record, which makes the mixture exist, and delete the files of all others: the one it replaces, and
-    those that were interrupted.
+    """Write the record, which makes the mixture exist, and delete the files of all other mixtures in the folder: the
+    one that it replaces, and unfinished ones.
 
-    Returns False, and deletes the files of `mixture`, if another run finished one in this folder first.
+    If another run finished a mixture in this folder first, deletes the files of `mixture` and returns False.
     """
     data = mixture.model_dump_json(indent=1).encode()
     if replaced is None:
@@ -56,7 +56,7 @@ def publish_mixture(store: Store, mixture: Mixture, replaced: Mixture | None) ->
 
 
 def _delete_others(store: Store, mixture: Mixture) -> None:
-    """Delete the files that are not of this mixture."""
+    """Delete the files that do not belong to this mixture."""
     every = [each for source in mixture.sources for each in source.rows.files]
     named = {file.path for each in every for file in (each.rows, each.shards)}
     for source in store.folders(SOURCES):
@@ -67,9 +67,9 @@ def _delete_others(store: Store, mixture: Mixture) -> None:
 
 
 def outdated_error(store: Store, mixture: Mixture, number: int, shard: int) -> SubsetError:
-    """The error for a dataset, by its number, in which this shard has changed."""
+    """The error for a changed shard of the dataset with this index."""
     source = mixture.sources[number]
     return SubsetError(
-        f"{store.root}: shard {shard:09d} of {source.dataset} was rebuilt since they were mixed; mix again: "
+        f"{store.root}: shard {shard:09d} of {source.dataset} was rebuilt after the mixture was made; mix again: "
         f"pairmill select {store.root} --refresh"
     )

@@ -1,9 +1,9 @@
 """Decides from one listing whether a job may write to an output folder.
 
 A folder is free if it is empty or has only hidden files (`.DS_Store`). It is a dataset if it has a plan, which is
-written before everything except `input/`, `known/` and `tmp/`: if only those exist, another driver may have just
-started, or one was killed, or found the disk full, before it could write its plan.
-A dataset's folder may contain other files too. An export is recognized by its record.
+written before everything except `input/`, `known/` and `tmp/`. If only those exist, another driver may have just
+started, or may have been killed or found the disk full before it could write its plan.
+The folder of a dataset may contain other files too. An export is recognized by its record.
 """
 
 import re
@@ -14,10 +14,10 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.mixture import MIXTURE_RECORD
 
 EXPORT_RECORDS = ".pairmill"
-"""Folder of an export's own records. Its name is hidden, so that readers of a whole export do not mistake it for
+"""Folder of an export's own records. The name is hidden, so that tools that read a whole export do not mistake it for
 data."""
 _OLD_EXPORT_RECORDS = "export"
-"""The same folder in exports from before 0.2."""
+"""The folder of these records in exports from before 0.2."""
 
 _PLAN_FILE = re.compile(r"\d+\.parquet")
 _CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
@@ -61,18 +61,17 @@ def _has_plan(store: Store) -> bool:
 
 
 def is_export(store: Store) -> bool:
-    """Whether the folder has the record of an export."""
+    """Whether the folder contains the record of an export."""
     return store.exists(f"{records_folder(store)}/export.json")
 
 
 def records_folder(store: Store) -> str:
-    """The folder of an export's records: the one that contains records, or the one for new exports if there are none
-    yet."""
+    """The folder of an export's records. If there are no records yet, it is the folder for new exports."""
     return _OLD_EXPORT_RECORDS if store.exists(f"{_OLD_EXPORT_RECORDS}/export.json") else EXPORT_RECORDS
 
 
 def why_not_there(store: Store) -> str | None:
-    """The message for a folder that does not exist; None if it does."""
+    """The message for a folder that does not exist. None if it exists."""
     if names_in(store) if store.remote else Path(store.root).is_dir():
         return None
     is_file = not store.remote and Path(store.root).exists()
@@ -80,7 +79,7 @@ def why_not_there(store: Store) -> str | None:
 
 
 def names_in(store: Store) -> list[str]:
-    """Names directly in the folder, sorted, without hidden ones. Folders end in `/`."""
+    """Names directly in the folder, sorted, excluding hidden names. Folders end in `/`."""
     try:
         entries = store.fs.ls(store.root, detail=True)
     except FileNotFoundError:
@@ -96,7 +95,7 @@ def names_in(store: Store) -> list[str]:
 
 
 def names_in_output(store: Store) -> list[str]:
-    """Like `names_in`. Raises JobError if there can be no folder at this path."""
+    """The result of `names_in`. Raises JobError if no folder can exist at this path."""
     if store.remote:
         return names_in(store)
     try:

@@ -1,6 +1,6 @@
 """Writes tables to Parquet files and reads them back.
 
-All columns are compressed except embeddings, which would shrink by only a tenth, and are twice as fast to read
+All columns are compressed except embeddings, which would shrink by only a tenth and are twice as fast to read
 uncompressed (see docs/benchmarks.md).
 """
 
@@ -35,21 +35,22 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
 
 
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
-    """Read a Parquet file of the store, or only those of `columns` that it has, with its schema's metadata.
+    """Read a Parquet file of the store, with the metadata of its schema. `columns`: read only those of these columns
+    that the file has.
 
-    Raises FileNotFoundError, and DamagedFileError if it is not a Parquet file, or a page differs from its checksum.
+    Raises FileNotFoundError, or DamagedFileError if it is not a Parquet file or a page does not match its checksum.
     """
     with _name_damaged_file(store, name), _open(store, name) as parquet:
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
         # Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts
         # down aborts the process. So only this thread decodes; the requests still run in parallel.
         table = parquet.read(columns=names, use_threads=not store.remote)
-        return table if names is None else table.select(names)  # to Arrow, `a.b` is also field `b` of column `a`
+        return table if names is None else table.select(names)  # for Arrow, `a.b` is also field `b` of column `a`
 
 
 def null_counts(store: Store, name: str) -> dict[str, int]:
-    """Column -> number of rows without a value, of the columns that are not nested. Reads only the footer; raises
-    the same errors as `read_table`."""
+    """Column -> number of rows without a value, for all columns that are not nested. Reads only the footer. Raises the
+    same errors as `read_table`."""
     with _name_damaged_file(store, name), _open(store, name) as parquet:
         flat = {field.name for field in parquet.schema_arrow if not pa.types.is_nested(field.type)}
         counts = Counter[str]()
@@ -77,8 +78,8 @@ def _open(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _name_damaged_file(store: Store, name: str) -> Iterator[None]:
-    """Turn Arrow's errors about a damaged file into a DamagedFileError with its name. Arrow also raises OSError for
-    damage, but without the errno that the machine's own errors have."""
+    """Turn Arrow's errors about a damaged file into a DamagedFileError with its name. For damage, Arrow may also raise
+    an OSError, but without the errno of errors from the operating system."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:

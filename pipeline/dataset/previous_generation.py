@@ -1,4 +1,4 @@
-"""Reads the generation of a shard that a retry builds on: all of its rows, and which of them to fetch again."""
+"""Reads the generation of a shard that a retry is based on: all rows, and which of them to fetch again."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class PreviousGeneration:
     rejects: pa.Table
 
     def without(self, row_ids: pa.ChunkedArray) -> "PreviousGeneration":
-        """The same without the given rows, which the next generation replaces."""
+        """This shard without the given rows, which the next generation replaces."""
         kept = {
             name: table.filter(pc.invert(pc.is_in(table["row_id"], value_set=row_ids.combine_chunks())))
             for name, table in (("pairs", self.pairs), ("rejects", self.rejects))
@@ -35,7 +35,7 @@ class PreviousGeneration:
         return PreviousGeneration(self.store, self.manifest, **kept)
 
     def pictures(self, has_checksums: bool) -> dict[str, bytes]:
-        """row_id -> stored picture, for all pairs that have one. Raises DamagedFileError if one has changed."""
+        """row_id -> stored picture, for all pairs that have one. Raises DamagedFileError if a picture has changed."""
         stored = self.pairs.filter(self.pairs["image_tar"].is_valid())
         if not stored.num_rows:
             return {}
@@ -58,13 +58,13 @@ def read_previous(store: Store, manifest: ShardManifest) -> PreviousGeneration:
 
 
 def failed_row_ids(store: Store, manifest: ShardManifest, statuses: Collection[str]) -> pa.ChunkedArray:
-    """The rejected rows that have one of these statuses. Pairs are never among them."""
+    """The rejected rows with one of these statuses. Pairs are never included."""
     rejects = _read(store, manifest.files["rejects"], ["row_id", "status"])
     return rejects["row_id"].filter(pc.is_in(rejects["status"], value_set=pa.array(sorted(statuses), pa.string())))
 
 
 def sort_by_row_id(table: pa.Table) -> pa.Table:
-    """The rows in input order: by `SHARD:ROW` or `SHARD:ROW:CAPTION`, as numbers."""
+    """The rows in input order, sorted by the numbers in `SHARD:ROW` or `SHARD:ROW:CAPTION`."""
     keys = [tuple(int(part) for part in row_id.split(":")) for row_id in table["row_id"].to_pylist()]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return take_rows(table, np.array(order, np.int64))

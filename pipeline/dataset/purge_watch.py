@@ -1,4 +1,4 @@
-"""Notices a purge that begins while a command reads the dataset, whose result would keep what was withdrawn."""
+"""Detects purges that begin while a command reads the dataset: the command's result could contain withdrawn rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +11,29 @@ from pairmill.schemas.errors import JobError
 
 @dataclass(frozen=True)
 class PurgeWatch:
-    """The requests of purges that were there at the start."""
+    """The purge requests that existed when a command started."""
 
     store: Store
     requests: tuple[int, ...]
 
     @classmethod
     def start(cls, store: Store) -> "PurgeWatch":
-        """Raises JobError if a purge is not finished."""
+        """Record the existing requests. Raises JobError if a purge is not finished."""
         store.check_access()
         watch = cls(store, tuple(ledger_files(store)["request"]))
         refuse_unfinished_purge(store)
         return watch
 
     def check(self) -> None:
-        """Raise JobError if a purge has begun since."""
+        """Raise JobError if a purge has begun since the start."""
         if tuple(ledger_files(self.store)["request"]) != self.requests:
-            raise JobError(f"{self.store.root}: a purge has begun meanwhile; run the command again when it is finished")
+            raise JobError(
+                f"{self.store.root}: a purge has begun in the meantime; run the command again when it is finished"
+            )
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn an error about files that such a purge has deleted into that JobError."""
+        """Turn errors about files that a purge has deleted into the JobError of `check`."""
         try:
             yield
         except FileNotFoundError:

@@ -6,14 +6,14 @@ from itertools import accumulate
 
 
 def sample_shards(sizes: Iterable[tuple[int, int]], max_rows: int) -> list[int]:
-    """Positions of the chosen shards, in order: as many as have at most `max_rows` rows together, and at least one.
+    """Positions of the chosen shards in `sizes`, in order. Chooses at least one shard.
 
-    The shards whose numbers have the lowest hashes come first, so the choice does not depend on the order of the input,
-    and new shards of a growing dataset replace few others. Shards without rows are not chosen.
+    The shards whose numbers have the lowest hashes are chosen, so the choice does not depend on the order of the input,
+    and new shards of a growing dataset replace only a few. Shards without rows are not chosen.
 
     Args:
-        sizes: (number of the shard, its rows), all numbers different.
-        max_rows: Rows of all chosen shards together. A single shard may have more.
+        sizes: (shard number, number of rows) of each shard. All shard numbers must differ.
+        max_rows: Maximum number of rows in all chosen shards together. A single chosen shard may have more.
     """
     ordered = sorted((_hash(shard), rows, position) for position, (shard, rows) in enumerate(sizes) if rows)
     together = accumulate(rows for _, rows, _ in ordered)

@@ -14,14 +14,15 @@ DATA_NAME = re.compile(r"(?P<shard>\d{9,})(?:\.g(?P<generation>\d+))?(?:\.(?P<at
 class StrayFiles:
     """Data files that are in no manifest and never will be.
 
-    Files of a shard or generation without a manifest stay, because a worker of a dead driver may be about to commit
-    them. Call `remove` with the newest manifests; files of older generations stay too.
+    Files of a shard or generation without a manifest are kept, because a worker of a dead driver may be about to commit
+    them. Call `remove` with the newest manifests. Files of older generations are kept too.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.rivals: dict[tuple[int, int], list[str]] = {}
-        """(shard, generation) -> its files, if an attempt found a plain name taken. Rare, so this stays small."""
+        """(shard, generation) -> its files, only if an attempt found a plain file name taken. This is rare, so the
+        dictionary stays small."""
         for folder in DATA_FOLDERS:
             names = [(name, match) for name in store.list(folder) if (match := DATA_NAME.fullmatch(name))]
             contested = {_slot(match) for _, match in names if match["attempt"]}

@@ -1,11 +1,12 @@
-"""Reads and writes subsets, which are in `subsets/NAME/`:
+"""Reads and writes subsets. Each subset is stored in `subsets/NAME/`:
 
 selection.json           the record, written last and create-only; names the other files
 rows/00000.parquet       shard, row and uid of the selected rows of one chunk of shards, in dataset order
 shards/00000.parquet     one row per shard: its generation, and the step that dropped each of its rows
 overlaps/00000.parquet   one file per step `leak`: the evaluation pictures that it found in the dataset
 
-If a step gave weights, rows/ has a column `weight`, and shards/ the same weights (decision 024).
+If a step assigned weights, the files in rows/ have a column `weight`, and those in shards/ contain the same weights
+(decision 024).
 """
 
 import hashlib
@@ -32,13 +33,13 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, manifest_name
 from pairmill.schemas.subset import Subset, SubsetFiles
 
 DropStep = npt.NDArray[np.int8]
-"""For each row, the number of the step that dropped it, or NOT_DROPPED; shape (rows,)."""
+"""For each row, the number of the step that dropped it, or NOT_DROPPED. Shape (rows,)."""
 NOT_DROPPED = -1
 
 ROWS_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int64(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),  # in the shard's pairs file
+        pa.field("row", pa.int32(), nullable=False),  # index in the shard's pairs file
         pa.field("uid", pa.string(), nullable=False),
     ]
 )
@@ -48,20 +49,20 @@ SHARDS_SCHEMA = pa.schema(
         pa.field("generation", pa.int32(), nullable=False),
         pa.field("pairs_blake2b", pa.string(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
-        pa.field("chosen", pa.int64(), nullable=False),  # selected rows
-        pa.field("fates", pa.binary(), nullable=False),  # DropStep
+        pa.field("chosen", pa.int64(), nullable=False),  # number of selected rows
+        pa.field("fates", pa.binary(), nullable=False),  # the bytes of a DropStep
     ]
 )
 WEIGHT = "weight"
-"""The column of `rows/` with the times that a row is shown per epoch, float32."""
+"""The column of `rows/` that says how many times a row is shown per epoch, float32."""
 WEIGHTS_FIELD = pa.field("weights", pa.binary(), nullable=False)
-"""Of `shards/`: the same for the selected rows of a shard, little-endian."""
+"""The field of `shards/` with the weights of a shard's selected rows, as little-endian bytes."""
 
 Weights = npt.NDArray[np.float32]
 
 
 class Weigher(Protocol):
-    """Knows the weight of each row. Picklable."""
+    """Computes the weight of each row. Picklable."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -72,7 +73,7 @@ class Weigher(Protocol):
 
 
 class SubsetError(PairmillError, ValueError):
-    """A subset is missing, unreadable, or older than its dataset; the message says what to do."""
+    """A subset is missing, unreadable or older than its dataset. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,13 @@ class ShardSelection:
     num_selected: int
     drop_step: DropStep
     path: str
-    """The file in `shards/` with this record."""
+    """The file in `shards/` that contains this record."""
     weights: Weights | None = None
-    """Of the selected rows, shape (num_selected,), if a step gave weights."""
+    """Weights of the selected rows, shape (num_selected,), if a step assigned weights."""
 
     @property
     def rows(self) -> npt.NDArray[np.intp]:
-        """Indices into the pairs file, ascending; shape (num_selected,)."""
+        """Indices of the selected rows in the pairs file, ascending. Shape (num_selected,)."""
         return np.flatnonzero(self.drop_step == NOT_DROPPED)
 
 
@@ -149,9 +150,9 @@ def write_overlap(store: Store, overlap: pa.Table, name: str, stem: str) -> Data
 
 
 def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
-    """Write the record, which makes the subset exist, and delete the files of the subset it replaces, if any.
+    """Write the record, which makes the subset exist, and delete the files of the subset that it replaces, if any.
 
-    Returns False, and deletes the files of `subset`, if another run finished a subset of this name first.
+    If another run finished a subset of this name first, deletes the files of `subset` and returns False.
     """
     name, data = f"subsets/{subset.name}/selection.json", subset.model_dump_json(indent=1).encode()
     if replaced is not None:
@@ -183,7 +184,7 @@ def read_subset(store: Store, name: str) -> Subset:
         raise SubsetError(f"{store.root} has no subset {name!r}; it has: {names}") from None
     except ValidationError as error:
         raise SubsetError(
-            f"{store.path(f'subsets/{name}')}/selection.json is damaged ({error.errors()[0]['msg']}): move it elsewhere"
+            f"{store.path(f'subsets/{name}')}/selection.json is damaged ({error.errors()[0]['msg']}); move it elsewhere"
         ) from None
     if subset.schema_version > SCHEMA_VERSION:
         raise SubsetError(f"subset {name!r} was written by a newer pairmill; update to read it")
@@ -196,14 +197,14 @@ def subset_names(store: Store) -> list[str]:
 
 
 def read_rows(store: Store, subset: Subset) -> Iterator[pa.Table]:
-    """The selected rows (ROWS_SCHEMA, and `weight` if there are weights) in dataset order, one table per chunk."""
+    """The selected rows in dataset order, one table per chunk: ROWS_SCHEMA, plus `weight` if rows have weights."""
     for files in subset.files:
         check_file(store, files.rows.path, files.rows.blake2b)
         yield read_table(store, files.rows.path)
 
 
 def read_shards(store: Store, subset: Subset) -> Iterator[ShardSelection]:
-    """One record per shard, in order. Memory is bounded by the shards of one chunk."""
+    """One record per shard, in order. At most one chunk's records are in memory at a time."""
     for files in subset.files:
         check_file(store, files.shards.path, files.shards.blake2b)
         yield from _read_shards(store, files.shards.path)
@@ -242,7 +243,7 @@ def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
 def selected_bits(
     chunk: Chunk, selections: Iterable[ShardSelection], outdated: Callable[[int], SubsetError]
 ) -> list[npt.NDArray[np.uint8]]:
-    """`selected_rows` from the records of the shards. `outdated` makes the error for a shard that has been rebuilt."""
+    """Compute `selected_rows` from the records of the shards. `outdated` makes the error for a rebuilt shard."""
     shards = {shard.shard: shard for shard in chunk.shards}
     found: dict[int, npt.NDArray[np.uint8]] = {}
     for selection in selections:
@@ -254,7 +255,7 @@ def selected_bits(
 
 
 def selected_weights(chunk: Chunk, name: str) -> list[Weights] | None:
-    """For each shard of the chunk, the weights of the rows that are in the subset; None if it has none."""
+    """For each shard of the chunk, the weights of the rows in the subset. None if the subset has no weights."""
     subset = read_subset(chunk.store, name)
     if subset.weight_sum is None:
         return None
@@ -264,18 +265,19 @@ def selected_weights(chunk: Chunk, name: str) -> list[Weights] | None:
 
 
 def current_generations(store: Store, subset: Subset) -> dict[int, int]:
-    """Shard -> newest generation, for the shards that the subset was selected from. Raises SubsetError if the pairs of
-    a shard have changed."""
+    """Shard -> newest generation of every committed shard. Raises SubsetError if the pairs of a shard have changed
+    since the subset was selected."""
     return newest_generations(store, read_shards(store, subset), partial(_outdated_error, store, subset.name))
 
 
 def newest_generations(
     store: Store, selections: Iterable[ShardSelection], outdated: Callable[[int], SubsetError]
 ) -> dict[int, int]:
-    """Shard -> newest generation, for these shards of a dataset. `outdated` makes the error if pairs have changed.
+    """Shard -> newest generation of every committed shard. Raises the error from `outdated` if the pairs of a shard in
+    `selections` have changed.
 
-    A retry that recovers nothing in a shard leaves a subset valid. Reads a listing, and a manifest for each shard with
-    a new generation.
+    A retry that recovers nothing in a shard leaves a subset valid. Reads one listing, and the manifest of each selected
+    shard with a new generation.
     """
     newest = committed(store)
     for shard in selections:
@@ -289,7 +291,7 @@ def newest_generations(
 
 def _outdated_error(store: Store, name: str, shard: int) -> SubsetError:
     again = f"pairmill select {store.root} --refresh {name}"
-    return SubsetError(f"shard {shard:09d} was rebuilt since {name!r} was made; select again: {again}")
+    return SubsetError(f"shard {shard:09d} was rebuilt after {name!r} was made; select again: {again}")
 
 
 def _pairs_digest(store: Store, shard: int, generation: int) -> str:
@@ -297,7 +299,7 @@ def _pairs_digest(store: Store, shard: int, generation: int) -> str:
 
 
 def generations_digest(chunks: Sequence[Chunk]) -> str:
-    """BLAKE2b-128 over the state of every shard, in order."""
+    """BLAKE2b-128 of the state of every shard, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for chunk in chunks:
         for shard in chunk.shards:

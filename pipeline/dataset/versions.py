@@ -1,4 +1,4 @@
-"""Names the software that affects an output."""
+"""Lists the versions of the software that affects an output."""
 
 from importlib.metadata import version
 

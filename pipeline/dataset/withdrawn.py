@@ -1,4 +1,4 @@
-"""Says where the ledger of withdrawn rows is, and refuses work on a dataset whose purge was interrupted.
+"""Names and lists the files of the ledger of withdrawn rows, and refuses work on a dataset with an unfinished purge.
 
 `pairmill.pipeline.purge` writes the ledger, and `pairmill.schemas.purge` defines its files.
 """
@@ -13,37 +13,37 @@ from pairmill.schemas.errors import JobError
 LEDGER = "withdrawn"
 PARTS = f"{LEDGER}/parts"
 RUNNING = "running"
-"""How the names of files in LEDGER begin that say which processes are withdrawing rows."""
+"""Prefix of the files in LEDGER that record which processes are withdrawing rows."""
 
 _NAME = re.compile(r"(\d{6,})\.(request\.parquet|done\.json|rows\.parquet)")
 
 
 class UnfinishedPurgeError(JobError):
-    """A purge was interrupted, or is running; the message says how to finish it."""
+    """A purge was interrupted or is still running. The message says how to finish it."""
 
 
 def request_name(number: int) -> str:
-    """The file of a request."""
+    """Name of the file with a request."""
     return f"{LEDGER}/{number:06d}.request.parquet"
 
 
 def rows_name(number: int) -> str:
-    """The file with the rows that a purge withdrew."""
+    """Name of the file with the rows that a purge withdrew."""
     return f"{LEDGER}/{number:06d}.rows.parquet"
 
 
 def purged_name(number: int) -> str:
-    """The file that says what a purge changed and deleted."""
+    """Name of the file that records what a purge changed and deleted."""
     return f"{LEDGER}/{number:06d}.purged.json"
 
 
 def done_name(number: int) -> str:
-    """The file that says that a purge is finished."""
+    """Name of the file that marks a purge as finished."""
     return f"{LEDGER}/{number:06d}.done.json"
 
 
 def ledger_files(store: Store) -> dict[str, list[int]]:
-    """`request`, `rows` and `done` -> the numbers of these files, ascending. From one listing."""
+    """Kind of file (`request`, `rows` or `done`) -> numbers of the files, ascending. Uses one listing."""
     found: dict[str, list[int]] = {"request": [], "rows": [], "done": []}
     for number, kind in _files(store):
         found[kind].append(number)
@@ -51,25 +51,24 @@ def ledger_files(store: Store) -> dict[str, list[int]]:
 
 
 def unfinished_purges(store: Store) -> list[int]:
-    """The numbers of the requests that are not done, ascending."""
+    """The numbers of the unfinished requests, ascending."""
     files = ledger_files(store)
     return sorted(set(files["request"]) - set(files["done"]))
 
 
 def refuse_unfinished_purge(store: Store) -> None:
-    """Raise UnfinishedPurgeError if a purge was interrupted, or is running: until it is finished, rows are in some
-    places and not in others, and what is made from them would keep what was to be withdrawn."""
+    """Raise UnfinishedPurgeError if a purge was interrupted or is running. Until it is finished, some files still
+    contain withdrawn rows, and so would any output made from them."""
     if unfinished_purges(store):
         raise UnfinishedPurgeError(
-            f"{store.root}: a purge is not finished; finish it first: pairmill purge {store.root} (wait, if it is "
-            "running)"
+            f"{store.root}: a purge is not finished; finish it first: pairmill purge {store.root} (if it is still "
+            "running, wait)"
         )
 
 
 def readable_shards(store: Store) -> dict[int, int]:
-    """Shard -> generation of the committed shards. THE way to open a dataset whose rows are read: it refuses one with
-    an unfinished purge, as `refuse_unfinished_purge` does. What was opened before a purge began may go on with what it
-    has opened, until the files are gone."""
+    """Shard -> generation of the committed shards. Call this before reading the rows of a dataset: it raises the error
+    of `refuse_unfinished_purge`. A reader that started before a purge can continue until the files are deleted."""
     refuse_unfinished_purge(store)
     return committed(store)
 

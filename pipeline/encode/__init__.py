@@ -1,5 +1,5 @@
-"""THE place where pixels and captions become vectors: clip_model.py, called by encoder.py.
+"""Encodes pixels and captions as vectors, with clip_model.py, which encoder.py calls. No other package does this.
 
 Input: decoded pixels and captions. Output: float16 embeddings and float32 similarities.
-Imports `image`, `common` and `schemas`. Only this module imports open_clip.
+Imports `image`, `common` and `schemas`. Only this package imports open_clip.
 """

@@ -1,12 +1,12 @@
 """Computes the byte-pair encoding of a word (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) in n log n steps.
-The result is the same as that of open_clip, which takes n² steps: seconds for a caption with one long word.
+The result is the same as that of open_clip, which takes n² steps and needs seconds for a caption with one long word.
 """
 
 import heapq
 from collections.abc import Mapping
 
 MAX_CACHED_CHARS = 64
-"""For words up to this length, open_clip's own merging is faster, because it caches the results."""
+"""Maximum length of words for which open_clip's own merging is faster, because it caches the results."""
 
 _END = "</w>"
 
@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 
 
 def merged(word: str, ranks: Mapping[Pair, int]) -> list[str]:
-    """The tokens of a word with one or more characters. `ranks`: pair of tokens -> its position in the list of merges.
+    """The tokens of a non-empty word. `ranks`: pair of tokens -> its position in the list of merges.
 
     In each round, all pairs with the lowest rank are merged, from left to right.
     """
@@ -38,14 +38,14 @@ def merged(word: str, ranks: Mapping[Pair, int]) -> list[str]:
         while waiting and waiting[0][0] == rank:
             _, left, pair = heapq.heappop(waiting)
             right = after[left]
-            if right < 0 or (parts[left], parts[right]) != pair:  # one of the two has been merged
+            if right < 0 or (parts[left], parts[right]) != pair:  # one of the two tokens has been merged
                 continue
             parts[left], parts[right] = "".join(pair), None
             after[left] = after[right]
             if after[right] >= 0:
                 before[after[right]] = left
             changed.append(left)
-        for left in changed:  # only now, because these pairs belong to later rounds whatever their ranks
+        for left in changed:  # only now, because these pairs belong to later rounds, whatever their ranks
             if parts[left] is not None:
                 consider(left)
                 consider(before[left])

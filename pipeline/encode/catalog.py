@@ -31,12 +31,12 @@ _TINY = KnownModel("tiny", 128, 64, 3.8, ("built in",), ("built in",))
 def known_models(pattern: str = "") -> list[KnownModel]:
     """The architectures whose names contain the pattern, ignoring case.
 
-    If no more than 40 match, their parameters are counted, which takes a fifth of a second each. Otherwise, the counts
-    are 0.
+    If at most 40 architectures match, their parameters are counted, which takes a fifth of a second each. Otherwise,
+    the counts are 0.
     """
     import open_clip
 
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs to the root logger that no weights were loaded
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns in the root logger that no weights were loaded
     names = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
     found = [_describe(name, count=len(names) <= _MAX_MODELS_TO_COUNT) for name in names]
     return [_TINY, *found] if pattern.lower() in _TINY.name else found
@@ -57,7 +57,7 @@ def _describe(name: str, count: bool) -> KnownModel:
 
 
 def _count_parameters(name: str) -> int:
-    """Count parameters without allocating them; 0 if a file that the model needs from Hugging Face is not on disk."""
+    """Count parameters without allocating them. 0 if the model needs a file from Hugging Face that is not on disk."""
     import open_clip
     import torch
 

@@ -1,4 +1,4 @@
-"""THE place where CLIP is called: pixels and captions in, L2-normalized embeddings out.
+"""Runs CLIP models: pixels and captions in, L2-normalized embeddings out. No other module does this.
 
 A similarity is the cosine of two of these embeddings in float32 (Radford et al. 2021,
 https://arxiv.org/abs/2103.00020); `embedding_columns.py` computes it.
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
-"""Default batch sizes. On a CPU, larger batches gain nothing; on a GPU, they are halved when memory runs out."""
+"""Default batch sizes. On a CPU, larger batches gain nothing. On a GPU, they are halved when memory runs out."""
 
 _PROBES = ("", "a photo", "red", "42")
-"""Captions that each model embeds when it is loaded, to check that its embeddings are valid."""
+"""Captions that each model embeds after loading, to check that its embeddings are valid."""
 
 _UNIT_TOLERANCE = 0.01
 
@@ -38,14 +38,15 @@ Floats = npt.NDArray[np.float32]
 class ClipModel:
     """One model, ready to encode on one device. Thread-safe: the model processes one batch at a time.
 
-    `logit_scale` and `logit_bias` turn a similarity into the logit that the model was trained with, `logit_scale *
-    similarity + logit_bias`: of a softmax over captions (CLIP; no bias), or of a sigmoid if `is_sigmoid` (SigLIP, Zhai
-    et al. 2023, https://arxiv.org/abs/2303.15343). The scale is not a logarithm: it is 100 for OpenAI's models.
+    `logit_scale` and `logit_bias` turn a similarity into the logit with which the model was trained, `logit_scale *
+    similarity + logit_bias`. It is the logit of a sigmoid if `is_sigmoid` (SigLIP, Zhai et al. 2023,
+    https://arxiv.org/abs/2303.15343), otherwise of a softmax over captions (CLIP; no bias). The scale is not a
+    logarithm: it is 100 for OpenAI's models.
     """
 
     def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> None:
-        """Raises ModelError if the model does not load."""
-        import torch  # 4 s with open_clip: only workers that encode pay for it
+        """Load the model. Raises ModelError if it does not load."""
+        import torch  # takes 4 s with open_clip, so only workers that encode import it
 
         from pairmill.pipeline.encode.load_model import load
         from pairmill.pipeline.encode.model_input import ModelInput
@@ -85,14 +86,14 @@ class ClipModel:
     def broken(self, kind: str) -> ModelError:
         """The error for a model whose embeddings are all invalid. `kind`: `captions` or `pictures`."""
         is_reduced = self._dtype != self._torch.float32
-        or_narrow = f", or {self._dtype} is too narrow for it: set its dtype to float32" if is_reduced else ""
+        or_narrow = f", or {self._dtype} is not precise enough for it; try dtype: float32" if is_reduced else ""
         return ModelError(
-            f"model {self.alias!r} gives no valid embedding of {kind} (they are NaN, infinite or zero): its weights "
+            f"model {self.alias!r} produces no valid embeddings of {kind} (all are NaN, infinite or zero): its weights "
             f"are broken{or_narrow}"
         )
 
     def encode_images(self, inputs: "torch.Tensor") -> Floats:
-        """Inputs as `self.input` makes them, uint8 [n, 3, side, side] -> float32 [n, dim], L2-normalized."""
+        """Inputs from `self.input`, uint8 [n, 3, side, side] -> float32 [n, dim], L2-normalized."""
         if self.device == "cuda":
             inputs = inputs.pin_memory()  # so that copying overlaps with the previous batch
 
@@ -106,16 +107,16 @@ class ClipModel:
         """Captions, truncated to the model's context -> float32 [n, dim], L2-normalized."""
         if not captions:
             return np.empty((0, self.embedding_dim), np.float32)
-        with self._tokenizer_lock:  # Hugging Face's tokenizers refuse a second thread
+        with self._tokenizer_lock:  # Hugging Face's tokenizers do not allow a second thread
             tokens = self._tokenizer(captions)  # [n, context_length]
         lengths = self._text.lengths(tokens)  # [n]
-        order = lengths.argsort()  # a batch takes as long as its longest caption
+        order = lengths.argsort()  # the longest caption determines the time of a batch
         tokens, lengths = tokens[order], lengths[order]
 
         def embed(part: "torch.Tensor") -> "torch.Tensor":
             return self._text(part.to(self.device))
 
-        parts, size = [], self.batch_size  # the size may be halved on the way
+        parts, size = [], self.batch_size  # the size may be halved along the way
         for start in range(0, len(tokens), size):
             end = start + size
             parts.append(self._in_batches(tokens[start:end, : int(lengths[start:end].max())], embed))
@@ -124,10 +125,10 @@ class ClipModel:
         return embeddings  # [n, dim]
 
     def _in_batches(self, inputs: "torch.Tensor", embed: "Callable[[torch.Tensor], torch.Tensor]") -> Floats:
-        """Embed at most `batch_size` inputs at a time, and halve that for good when the device runs out of memory."""
+        """Embed at most `batch_size` inputs at a time, and halve it permanently if the device runs out of memory."""
         torch, parts, start = self._torch, [], 0
         is_reduced = self._dtype != torch.float32
-        # Some of open_clip's masks stay float32 in any precision (CoCa's, in 3.3): autocast reconciles them.
+        # Some of open_clip's masks stay float32 in any precision (those of CoCa in 3.3). Autocast reconciles them.
         with torch.inference_mode(), torch.autocast(self.device, self._dtype, enabled=is_reduced):
             while start < len(inputs):
                 part = inputs[start : start + self.batch_size]
@@ -159,9 +160,9 @@ def load_model(config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOK
 
 
 def model_of(contract: ScoreContract, run: RunConfig) -> ClipModel:
-    """The model that made stored embeddings, loaded once per process.
+    """The model that made the stored embeddings, loaded once per process.
 
-    Raises ModelError if its weights here are other ones, or there are none.
+    Raises ModelError if its weights are missing on this machine or differ.
     """
     config = ModelConfig(name=contract.name, pretrained=contract.pretrained, alias=contract.alias)
     weights = find_weights(config)

@@ -1,7 +1,7 @@
-"""Writes captions of pictures with a CoCa model (Yu et al. 2022, https://arxiv.org/abs/2205.01917).
+"""Writes captions for pictures with a CoCa model (Yu et al. 2022, https://arxiv.org/abs/2205.01917).
 
-The text is that of open_clip's `generate(generation_type="top_k", top_k=1)`: always the most probable token. That
-function itself needs parts of transformers that version 5 no longer has.
+The text is the same as from open_clip's `generate(generation_type="top_k", top_k=1)`, which always chooses the most
+probable token. That function needs parts of transformers that version 5 no longer has.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
     import torch
 
 _MIN_TOKENS = 5
-"""A caption ends no earlier, as in open_clip."""
+"""Minimum number of tokens in a caption, as in open_clip."""
 _ROWS = {"cpu": 1, "cuda": 64}
-"""Pictures at a time, never fewer: in batches of another size, sums are rounded differently, and where two tokens are
-almost equally probable, the other one may win. So a caption depends on its picture alone."""
+"""Number of pictures in every batch. In a batch of another size, sums are rounded differently, which can change the
+choice between two almost equally probable tokens. With a fixed size, a caption depends only on its picture."""
 
 
 class CocaModel(ClipModel):
     """An open_clip model that writes captions."""
 
     def __init__(self, config: ModelConfig, run: RunConfig, max_tokens: int) -> None:
-        """`max_tokens`: of a caption, with its start and end. Raises ModelError if the model writes no captions."""
+        """Load the model. `max_tokens`: maximum length of a caption, including start and end. Raises ModelError if the
+        model does not write captions."""
         super().__init__(config, run)
         tokenize: Any = self._tokenizer.tokenize
         if not hasattr(self._model, "text_decoder"):
-            raise ModelError(f"{config.name!r} writes no captions: give a CoCa, such as coca_ViT-B-32")
+            raise ModelError(f"{config.name!r} does not write captions; give a CoCa model, such as coca_ViT-B-32")
         if not hasattr(tokenize, "bpe_ranks"):
-            raise ModelError(f"{config.name!r} has another tokenizer than CLIP's, which is not supported here")
+            raise ModelError(f"{config.name!r} does not use CLIP's tokenizer; other tokenizers are not supported here")
         if max_tokens > self._model.context_length:
-            raise ModelError(f"max_tokens: {config.name!r} has a context of {self._model.context_length} tokens")
+            raise ModelError(f"max_tokens: {config.name!r} has a context of only {self._model.context_length} tokens")
         self._decode = tokenize.decode
         self._start, self._end = int(tokenize.sot_token_id), int(tokenize.eot_token_id)
         self._padding = int(self._model.pad_id)
         self._max_tokens = max_tokens
 
     def write_captions(self, inputs: "torch.Tensor") -> list[str | None]:
-        """Inputs as `self.input` makes them, uint8 [n, 3, side, side] -> captions [n].
+        """Inputs from `self.input`, uint8 [n, 3, side, side] -> captions [n].
 
-        None where the model gives NaN or infinity.
+        A caption is None if the model outputs NaN or infinity.
         """
         texts: list[str | None] = []
         rows = _ROWS[self.device]

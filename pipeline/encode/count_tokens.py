@@ -1,4 +1,4 @@
-"""Counts the tokens that captions have for a model, whose text tower sees only as many as its context is long."""
+"""Counts the tokens of captions for a model. The model sees only as many tokens as fit into its context."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from pairmill.pipeline.encode.weights import find_weights
 from pairmill.schemas.job.models import ModelConfig
 
 _MAX_CACHED = 200_000
-"""Words whose numbers of tokens are kept: about 20 MB."""
+"""Maximum number of words whose token counts are cached, which takes about 20 MB."""
 
 
 class TokenCounter:
-    """Counts tokens, with those for start and end. Not thread-safe.
+    """Counts tokens, including the tokens for start and end. Not thread-safe.
 
-    CLIP's own tokenizer counts whole captions. Others count only what fits into the context, which they fill up.
+    With CLIP's own tokenizer, all tokens of a caption are counted. With others, only those in the context are counted.
     """
 
     def __init__(self, tokenize: Any, context_length: int) -> None:
@@ -27,14 +27,15 @@ class TokenCounter:
         self._known: dict[str, int] = {}
 
     def __call__(self, captions: Sequence[str]) -> tuple[Counts, npt.NDArray[np.bool_]]:
-        """(number of tokens, whether the model sees only a part of the caption), both [captions]."""
+        """(number of tokens, whether the model sees only part of the caption), both [captions]."""
         if self._encode is None:
             return self._limited.lengths(captions)
         counts = np.array([2 + self._count(caption) for caption in captions], np.int32)
         return counts, counts > self.context_length
 
     def _count(self, caption: str) -> int:
-        """open_clip repairs other than ASCII text as a whole before it splits it into words."""
+        """The number of tokens. Words are counted separately only if they are plain ASCII, because open_clip repairs
+        other text as a whole before splitting it into words."""
         if not caption.isascii() or "&" in caption:
             return self._count_text(caption)
         known = self._known
@@ -56,7 +57,7 @@ class TokenCounter:
 
 
 def token_counter(model: ModelConfig | None) -> TokenCounter:
-    """The tokenizer of a model, or CLIP's own. Raises ModelError if the model is not there."""
+    """A counter with the tokenizer of a model, or with CLIP's own. Raises ModelError if the model is not available."""
     import open_clip
 
     if model is None:

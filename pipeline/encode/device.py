@@ -1,4 +1,4 @@
-"""Decides which device a model runs on, and which number format it computes in."""
+"""Decides on which device a model runs and in which number format it computes."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,14 +12,15 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 _GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
-"""Files in /dev of the drivers that torch.cuda can use: NVIDIA's, Jetson's, AMD's, and that of WSL."""
+"""Files in /dev of the drivers that torch.cuda can use: those of NVIDIA, Jetson, AMD and WSL."""
 
 
 def resolve_device(run: RunConfig) -> Device:
-    """The job's device, or what `auto` means on this machine. Raises ModelError if there is no such GPU."""
+    """The job's device, with `auto` resolved for this machine. Raises ModelError if the job requires a GPU and this
+    machine has none."""
     if run.device == "cpu" or (run.device == "auto" and not _has_gpu_driver()):
         return "cpu"
-    import torch  # takes over a second, so only machines with a driver import it
+    import torch  # takes more than a second, so only machines with a driver import it
 
     if torch.cuda.is_available():
         return "cuda"
@@ -33,18 +34,18 @@ def _has_gpu_driver() -> bool:
 
 
 def check_device(run: RunConfig) -> None:
-    """Raise ModelError if the job asks for a GPU and this machine has none. Loads torch only for such a job."""
+    """Raise ModelError if the job requires a GPU and this machine has none. Imports torch only for such a job."""
     if run.device == "cuda":
         resolve_device(run)
 
 
 def resolved_dtype(config: ModelConfig, run: RunConfig) -> Dtype:
-    """The model's number format, or what `auto` means on this machine."""
+    """The model's number format, with `auto` resolved for this machine."""
     return dtype_on(config, resolve_device(run))
 
 
 def dtype_on(config: ModelConfig, device: Device) -> Dtype:
-    """The model's number format, or what `auto` means on a device."""
+    """The model's number format, with `auto` resolved for a device."""
     if config.dtype != "auto":
         return config.dtype
     return "bfloat16" if device == "cuda" else "float32"

@@ -1,4 +1,4 @@
-"""THE place where embeddings become float16: makes a model's columns, embeddings and similarity.
+"""Makes the columns of a model: its embeddings and its similarity. Only this module rounds embeddings to float16.
 
 The similarity is computed in float32, before the embeddings are rounded to float16 for storage.
 """
@@ -16,10 +16,10 @@ Indices = npt.NDArray[np.int64]
 def append_scores(
     table: pa.Table, model: ClipModel, rows: Indices, images: tuple[Floats, Indices], captions: tuple[Floats, Indices]
 ) -> pa.Table:
-    """Append `pairmill.schemas.pairs.score_columns` of one model; null where the picture or the caption is missing.
+    """Append the `score_columns` of one model to a shard's table.
 
-    `rows`: the rows of the table that are pairs, [pairs]. `images` and `captions`: distinct embeddings, float32
-    [distinct, dim], and the index of each pair's embedding among them, [pairs]; -1: it has none.
+    `rows`: indices of the table's rows that are pairs, [pairs]. `images` and `captions`: distinct embeddings, float32
+    [distinct, dim], and the index of each pair's embedding among them, [pairs], or -1 if the pair has none.
     """
     image, has_image = _per_pair(*images), images[1] >= 0  # [pairs, dim], [pairs]
     text, has_text = _per_pair(*captions), captions[1] >= 0
@@ -39,13 +39,13 @@ def append_scores(
 
 
 def float16_column(embeddings: Floats, is_valid: npt.NDArray[np.bool_]) -> pa.Array:
-    """float32 [n, dim] -> fixed-size lists of float16, null where `is_valid` [n] is False."""
+    """float32 [n, dim] -> fixed-size lists of float16, which are null where `is_valid` [n] is False."""
     flat = pa.array(embeddings.astype(np.float16).ravel())  # [n * dim]
     return pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(embeddings.shape[1]), mask=pa.array(~is_valid))
 
 
 def _per_pair(embeddings: Floats, indices: Indices) -> Floats:
-    """float32 [distinct, dim] -> [pairs, dim]; zeros where the index is -1."""
+    """float32 [distinct, dim] -> [pairs, dim], with zeros where the index is -1."""
     found = np.zeros((len(indices), embeddings.shape[1]), np.float32)
     found[indices >= 0] = embeddings[indices[indices >= 0]]
     return found

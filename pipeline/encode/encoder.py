@@ -1,7 +1,7 @@
-"""Turns a shard's pictures and captions into the score columns of every model, decoding each picture once.
+"""Computes the score columns of every model from a shard's pictures and captions. Each picture is decoded only once.
 
-    decoding threads      body -> pixels -> the input of each model, a few micro-batches ahead of the models
-    the calling thread    micro-batches through the models, then captions, then columns
+    decoding threads    turn bodies into pixels, then into the input of each model, a few micro-batches ahead
+    calling thread      runs the models on the micro-batches, then on the captions, and makes the columns
 
 Equal pictures and equal captions in a shard are encoded only once.
 """
@@ -40,12 +40,12 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
-"""Maximum size between CLIP's two steps, which resize by the shorter side and then crop: a strip of 1 x 1,000,000
-pixels would be huge in between."""
+"""Maximum number of pixels after resizing. CLIP resizes by the shorter side and crops only then, so a strip of 1 x
+1,000,000 pixels would be huge in between."""
 
 _MANY = 32
-"""If all pictures or all captions of a shard get invalid embeddings, and at least this many are distinct, the model is
-broken."""
+"""A model is broken if all embeddings of a shard's pictures or captions are invalid and at least this many of them are
+distinct."""
 
 _BATCHES_AHEAD = 2
 """Number of micro-batches that are decoded while the models encode one."""
@@ -60,19 +60,19 @@ class DecodedImage:
     width: int | None = None
     height: int | None = None
     phash: str | None = None
-    """None, like `one_color`, if an earlier stage computed it."""
+    """None if an earlier stage computed it. The same applies to `one_color`."""
     one_color: bool | None = None
     measured: Measured | None = None
     inputs: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
-    """By `ModelInput.key`: uint8 [3, side, side]; empty if the picture did not decode."""
+    """`ModelInput.key` -> input, uint8 [3, side, side]. Empty if the picture did not decode."""
 
 
 Decode = Callable[[pa.Buffer], DecodedImage]
 
 
 class Encoder:
-    """Adds the score columns of every model to a shard's table. Thread-safe, so that the models can encode one shard
-    while another is prepared or finished."""
+    """Adds the score columns of every model to a shard's table. Thread-safe: the models can encode one shard while
+    another is prepared or finished."""
 
     def __init__(
         self,
@@ -82,12 +82,13 @@ class Encoder:
         hooks: WorkerHooks = NO_HOOKS,
         scores: Mapping[str, PictureScore] | None = None,
     ) -> None:
-        """Load the models. `scores`: scores of pictures, by name, if they are first decoded here. Raises ModelError."""
+        """Load the models. `scores`: picture scores by name, for pictures that are first decoded here. Raises
+        ModelError."""
         self._scores = scores or {}
         self._measures = used_measures(self._scores.values())
         self._hooks = hooks
         threads = run.encode_threads or os.cpu_count() or 1
-        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which only serve scheduling
+        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which are only for scheduling
             torch.set_num_threads(threads)
         self.models = [load_model(model, run, hooks) for model in models]
         self._inputs = {model.input.key: model.input for model in self.models}
@@ -99,14 +100,13 @@ class Encoder:
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
-        """Append each model's `score_columns`; null where there is no picture or caption. The rows and
-        their order do not change.
+        """Append the `score_columns` of each model. The rows and their order do not change.
 
-        If the pictures are first decoded here, the columns of scores of pictures come before these.
+        If the pictures are first decoded here, the columns of the picture scores come before the `score_columns`.
 
-        A row whose picture does not decode is no longer a pair, and gets a Status that says why. An embedding that is
-        NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many
-        embeddings and all of them are invalid.
+        A row whose picture does not decode is no longer a pair and gets a Status that says why. An embedding that is
+        NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many embeddings
+        and all of them are invalid.
         """
         rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
@@ -141,7 +141,8 @@ class Encoder:
     def _encode_images(
         self, bodies: Sequence[pa.Buffer], decode: Decode, progress: ShardProgress
     ) -> tuple[list[DecodedImage], list[Floats]]:
-        """Results of decoding, without the inputs, and float32 [bodies, dim] per model; zeros where decoding failed."""
+        """(results of decoding, without the inputs; embeddings of each model, float32 [bodies, dim], with zeros where
+        decoding failed)."""
         decoded: list[DecodedImage] = []
         embeddings = [np.zeros((len(bodies), model.embedding_dim), np.float32) for model in self.models]
         progress.expect(len(bodies))
@@ -159,7 +160,7 @@ class Encoder:
         return decoded, embeddings
 
     def _micro_batches(self, bodies: Sequence[pa.Buffer], decode: Decode) -> Iterator[list[DecodedImage]]:
-        """The pictures in order, a batch at a time, while the next batches are being decoded."""
+        """Decoded pictures in order, one batch at a time, while the next batches are being decoded."""
         size = min(model.batch_size for model in self.models)
         pending: deque[list[Future[DecodedImage]]] = deque()
         for start in range(0, len(bodies), size):
@@ -179,7 +180,7 @@ class Encoder:
             raise
 
     def _decode_safely(self, body: pa.Buffer, is_first: bool) -> DecodedImage:
-        """An unexpected error costs only its own row, unless this machine is at fault."""
+        """Decode one picture. An unexpected error affects only its own row, unless this machine is at fault."""
         try:
             data = bytes(body)
             pixels = self._processor.pixels(data)
@@ -193,7 +194,7 @@ class Encoder:
             return DecodedImage(Status.ROW_ERROR, describe(error))
 
     def _decode(self, pixels: Pixels, is_first: bool) -> DecodedImage:
-        """`is_first`: the hash and the color are not known yet."""
+        """Make the result for one picture. `is_first`: its hash and `one_color` are not known yet."""
         height, width = pixels.shape[:2]
         for model_input in self._inputs.values():
             if (resized := model_input.resized_pixels(width, height)) > MAX_RESIZED_PIXELS:
@@ -214,7 +215,7 @@ def encode_pictures(model: ClipModel, bodies: Sequence[bytes], images: ImagesCon
 
 
 def _distinct(values: pa.ChunkedArray) -> tuple[Indices, Indices]:
-    """(index of each distinct non-null value's first occurrence, each value's index into these; -1 for null)."""
+    """(index of the first occurrence of each distinct non-null value, index of each value among these; -1 if null)."""
     encoded = values.combine_chunks().dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     distinct, first = np.unique(codes, return_index=True)
@@ -222,8 +223,8 @@ def _distinct(values: pa.ChunkedArray) -> tuple[Indices, Indices]:
 
 
 def _valid(model: ClipModel, embeddings: Floats, indices: Indices, kind: str) -> Indices:
-    """`indices` with -1 for embeddings that are NaN, infinite or zero. Raises ModelError if all embeddings of a shard
-    are."""
+    """`indices` with -1 for embeddings that are NaN, infinite or zero. Raises ModelError if a shard has many embeddings
+    and all of them are invalid."""
     is_valid = is_unit(embeddings)
     used = np.unique(indices[indices >= 0])
     if len(used) >= _MANY and not is_valid[used].any():
@@ -244,12 +245,12 @@ def _with_invalid(
         if (of_picture or of_caption) and columns["status"][row] == Status.OK:
             columns["status"][row] = Status.EMBEDDING_INVALID.value
             what = " and ".join(name for name, bad in (("picture", of_picture), ("caption", of_caption)) if bad)
-            columns["status_detail"][row] = f"{model.alias}: of the {what}"
+            columns["status_detail"][row] = f"{model.alias}: embedding of the {what}"
     return _set_columns(table, columns)
 
 
 def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage]) -> pa.Table:
-    """Set the Status of pictures that did not decode; their rows are no longer pairs."""
+    """Set the Status of rows whose pictures did not decode. These rows are no longer pairs."""
     columns = {name: table[name].to_pylist() for name in ("status", "status_detail", "is_pair")}
     for row, image in zip(rows, images, strict=True):
         columns["status"][row] = image.status.value
@@ -259,7 +260,7 @@ def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage
 
 
 def _with_image_columns(table: pa.Table, rows: Indices, images: Sequence[DecodedImage | None]) -> pa.Table:
-    """Set the size and hash of pictures."""
+    """Set the columns with the size, hash and `one_color` of pictures."""
     columns: dict[str, list[object]] = {
         name: [None] * table.num_rows for name in ("width", "height", "phash", "one_color")
     }

@@ -1,5 +1,5 @@
-"""Checks within 10 s whether the Hugging Face hub can be reached, and whether its cache can be written to. The hub's
-own client would retry for a minute."""
+"""Checks within 10 s whether the Hugging Face Hub can be reached and its cache is writable. The Hub's own client would
+retry for a minute."""
 
 import tempfile
 import urllib.error
@@ -10,37 +10,37 @@ from pathlib import Path
 from pairmill.pipeline.common.deadline import within
 
 _TIMEOUT_S = 4
-"""Time limit for connecting, and for the response."""
+"""Time limit for connecting and for the response, each."""
 _DEADLINE_S = 8.0
 """Total time limit, including DNS."""
 WITHOUT_NETWORK = "without a network, give `pretrained` a local file, or a folder as the model's name"
 
 
 def is_on_disk(repo: str, file_names: Iterable[str]) -> bool:
-    """Whether one of these files of a repository is in the hub's local cache."""
+    """Whether one of these files of a repository is in the Hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         return any(isinstance(try_to_load_from_cache(repo, name), str) for name in file_names)
-    except ValueError:  # not the name of a repository
+    except ValueError:  # not a valid repository name
         return False
 
 
 def cached_folder(repo: str, file_name: str) -> Path | None:
-    """The folder of a repository's newest revision in the hub's local cache, if this file is there."""
+    """The folder of a repository's newest revision in the Hub's local cache, if it contains this file."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(repo, file_name)
-    except ValueError:  # not the name of a repository
+    except ValueError:  # not a valid repository name
         return None
     return Path(found).parent if isinstance(found, str) else None
 
 
 def download(repo: str, choose: Callable[[Iterable[str]], list[str]]) -> Path:
-    """Download the files that `choose` picks from a repository's, and return their folder in the hub's local cache.
+    """Download the files of a repository that `choose` selects, and return their folder in the Hub's local cache.
 
-    Raises whatever the hub's client raises.
+    Raises whatever the Hub's client raises.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -56,12 +56,12 @@ def is_offline() -> bool:
 
 
 def download_problem() -> str | None:
-    """Why downloads cannot work, and what to set; None if the hub answers and its cache can be written to."""
+    """Why downloads cannot work, and what to set. None if the Hub responds and its cache is writable."""
     return _cache_problem() or _hub_problem()
 
 
 def _cache_problem() -> str | None:
-    """Why the hub's cache cannot be written to; None if it can."""
+    """Why the Hub's cache is not writable. None if it is writable."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
@@ -70,15 +70,15 @@ def _cache_problem() -> str | None:
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        return f"{folder} is not writable ({error.strerror}); set HF_HOME to a folder that is"
+        return f"{folder} is not writable ({error.strerror}); set HF_HOME to a folder that is writable"
 
 
 def _hub_problem() -> str | None:
-    """Why the hub cannot be reached; None if it gives any answer."""
+    """Why the Hub cannot be reached. None if it responds at all."""
     from huggingface_hub import constants
 
     if is_offline():
-        return f"HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} (HF_HOME) does not have them; {WITHOUT_NETWORK}"
+        return f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} (HF_HOME) does not contain them; {WITHOUT_NETWORK}"
     question = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         within(_DEADLINE_S, lambda: urllib.request.urlopen(question, timeout=_TIMEOUT_S).close())

@@ -1,4 +1,4 @@
-"""THE place where models are loaded: by open_clip, or from a checkpoint in transformers' layout."""
+"""Loads models with open_clip, or from a checkpoint in transformers' layout. No other module does this."""
 
 import math
 import warnings
@@ -28,13 +28,13 @@ class LoadedModel:
     """The parts of a model."""
 
     model: Any
-    """With open_clip's `encode_image` and `encode_text`."""
+    """A model with the methods `encode_image` and `encode_text` of open_clip."""
     recipe: Any
-    """torchvision's Compose, as `ModelInput` takes it."""
+    """The torchvision Compose for `ModelInput`."""
     tokenize: Any
-    """Captions -> int64 [n, context_length]; has `context_length`."""
+    """Captions -> int64 [n, context_length]. Has an attribute `context_length`."""
     preprocessing: dict[str, Any]
-    """The recipe as in open_clip's `get_model_preprocess_cfg`."""
+    """The recipe in the form of open_clip's `get_model_preprocess_cfg`."""
     logit_scale: float
     logit_bias: float | None
 
@@ -72,9 +72,9 @@ def _by_open_clip(config: ModelConfig, weights: Weights, device: str, dtype: tor
 
 
 def logit_of(model: Any, name: str, weights: Weights) -> float | None:
-    """`logit_scale` (still a logarithm) or `logit_bias` of an open_clip model; None if it has none.
+    """`logit_scale` (still a logarithm) or `logit_bias` of an open_clip model. None if the model has none.
 
-    open_clip rounds those of timm's models to bfloat16, by up to 2%: then the weights file is asked.
+    For timm's models, open_clip rounds them to bfloat16, an error of up to 2%, so they are read from the weights file.
     """
     value = getattr(model, name, None)
     if value is None:

@@ -1,7 +1,7 @@
-"""Defines the error of models and weights that cannot be used."""
+"""Defines the error for models and weights that cannot be used."""
 
 from pairmill.schemas.errors import PairmillError
 
 
 class ModelError(PairmillError, ValueError):
-    """A model or its weights are not available; the message says which and what to do."""
+    """A model or its weights are not available. The message says which and what to do."""

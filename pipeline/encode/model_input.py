@@ -1,8 +1,8 @@
 """Turns the pixels of a picture into the input of a model, following open_clip's own recipe for that model.
 
-The recipe is a torchvision Compose: steps that resize and crop, then "to RGB, to floats, normalize". The first part
-runs here, once per picture, on 8-bit pixels (torch's vector code rounds like Pillow's, to within one level of 255); the
-second is arithmetic on whole batches, on the device.
+The recipe is a torchvision Compose of steps that resize and crop, then "to RGB, to floats, normalize". The first part
+runs here, once per picture, on 8-bit pixels (torch's vector code rounds like Pillow's, to within one level of 255). The
+second part is arithmetic on whole batches on the device.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ class ModelInput:
     def __init__(self, recipe: Any) -> None:
         *self._steps, _to_rgb, _to_tensor, normalize = recipe.transforms
         self.key = repr([(type(step).__name__, sorted(vars(step).items(), key=str)) for step in self._steps])
-        """Equal for recipes that give equal inputs."""
+        """Equal for recipes that produce equal inputs."""
         self._is_plain = all(isinstance(step, transforms.Resize | transforms.CenterCrop) for step in self._steps)
         self._mean = torch.tensor(normalize.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(normalize.std).view(1, 3, 1, 1)
@@ -34,13 +34,13 @@ class ModelInput:
         return int(max(sides, default=0) ** 2 * longest)
 
     def prepare(self, pixels: Pixels) -> torch.Tensor:
-        """uint8 [height, width, 3] -> uint8 [3, side, side], resized, and cropped or padded."""
-        if not self._is_plain:  # non-square inputs and SigLIP's "longest": rare, and written for Pillow only
+        """uint8 [height, width, 3] -> uint8 [3, side, side], resized and cropped or padded."""
+        if not self._is_plain:  # non-square inputs and SigLIP's "longest" are rare and support only Pillow
             image = Image.fromarray(pixels)
             for step in self._steps:
                 image = step(image)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        if not pixels.flags.writeable:  # torch would warn, because the memory is Pillow's own
+        if not pixels.flags.writeable:  # torch would warn because the memory belongs to Pillow
             pixels = pixels.copy()
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view of [3, height, width]
         for step in self._steps:

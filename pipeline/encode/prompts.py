@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 IMAGENET = "imagenet"
-"""The name of ImageNet's 1,000 classes, as OpenAI cleaned them up."""
+"""The name that stands for the 1,000 classes of ImageNet, as cleaned up by OpenAI."""
 
 TEMPLATES = ("openai-80", "simple")
-"""OpenAI's 80 prompt templates for ImageNet, and the seven that do nearly as well
+"""OpenAI's 80 prompt templates for ImageNet, and the seven that perform nearly as well
 (https://github.com/openai/CLIP/blob/main/notebooks/Prompt_Engineering_for_ImageNet.ipynb)."""
 
 
@@ -18,7 +18,7 @@ def imagenet_classes() -> Sequence[str]:
 
 
 def filled_in(templates: str, name: str) -> list[str]:
-    """The prompts of a class by one of TEMPLATES."""
+    """The prompts for a class, made with one of TEMPLATES."""
     import open_clip
 
     known = {"openai-80": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}

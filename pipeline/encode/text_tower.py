@@ -1,9 +1,9 @@
-"""Runs captions through a text tower, without their padding if that does not change the result.
+"""Runs captions through a text tower, without padding if that does not change the result.
 
-CLIP pads every caption to 77 tokens, and web captions have about 15. If attention is causal and the embedding is read
-at the last real token, the padding after it cannot matter, so a batch is trimmed to its longest caption. This holds
-for OpenAI's architecture and its variants; SigLIP (attends both ways), CoCa (reads an extra token at the very end) and
-Hugging Face towers get all tokens.
+CLIP pads every caption to 77 tokens, but web captions have only about 15. If attention is causal and the embedding is
+read at the last real token, the padding after it has no effect, so a batch is trimmed to its longest caption. This is
+the case for OpenAI's architecture and its variants. SigLIP (attends in both directions), CoCa (reads an extra token at
+the very end) and Hugging Face towers get all tokens.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class TextTower:
         self.is_trimmed = _is_causal(self._tower)
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[n, context] -> [n]: how many tokens of each caption can affect the result."""
+        """The number of tokens of each caption that can affect the result: [n, context] -> [n]."""
         if not self.is_trimmed:
             return torch.full((len(tokens),), tokens.shape[1])
         eos = getattr(self._tower, "eos_id", getattr(self._tower, "text_eos_id", None))
@@ -30,7 +30,7 @@ class TextTower:
         return last + 1
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 [n, length] -> float32 [n, dim]. `length` may be less than the context: `lengths(tokens).max()`."""
+        """int64 [n, length] -> float32 [n, dim]. `length` is the context, or at least `lengths(tokens).max()`."""
         length = tokens.shape[1]
         if not self.is_trimmed or length == self._tower.attn_mask.shape[0]:
             return self._model.encode_text(tokens).float()  # type: ignore[no-any-return]

@@ -1,10 +1,10 @@
-"""THE place where captions are truncated to the model's context, of 77 tokens or so.
+"""Truncates captions to the context of a model, which is often 77 tokens. No other module does this.
 
-Only the model's input is truncated here. The columns `caption` and `caption_clean` stay whole, except that a caption
-that is rejected for its length is cut to 8,192 bytes (`source/rows.py`).
+Only the input of the model is truncated. The columns `caption` and `caption_clean` stay whole, except that a caption
+rejected for its length is cut to 8,192 bytes (`source/rows.py`).
 
-Tokenizers process a whole text and then discard what does not fit. So a text far longer than the context is first cut
-to a prefix that still fills the context.
+Tokenizers process a whole text and then discard the part that does not fit. So a text much longer than the context is
+first cut to a prefix that still fills the context.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 Counts = npt.NDArray[np.int32]
 
 MAX_TOKEN_BYTES = 32
-"""The longest token in CLIP's vocabulary. A text with this many bytes per token nearly always fills the context; if it
-does not, more of it is tokenized."""
+"""Length of the longest token in CLIP's vocabulary. A prefix with this many bytes per token nearly always fills the
+context. If it does not, a longer prefix is tokenized."""
 _MORE = 4
 
 
 class CaptionTokenizer:
-    """open_clip's tokenizer for one model, given no more of a caption than fits into the context."""
+    """A model's tokenizer, which processes only about as much of a caption as fits into the context."""
 
     def __init__(self, tokenize: "Callable[[list[str]], torch.Tensor]", context_length: int) -> None:
         if hasattr(tokenize, "bpe_ranks"):
@@ -39,7 +39,7 @@ class CaptionTokenizer:
         self._last = -1 if int(whole[-1]) != self._padding else -2  # SigLIP's padding is its end-of-text token
 
     def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
-        """Captions -> int64 [n, context_length]: longer ones are truncated, shorter ones padded."""
+        """Captions -> int64 [n, context_length]. Longer captions are truncated, and shorter ones are padded."""
         num_bytes = MAX_TOKEN_BYTES * (self.context_length + 1)
         tokens = self.tokenize([beginning(caption, num_bytes) for caption in captions])
         waiting = [row for row, caption in enumerate(captions) if len(caption.encode()) > num_bytes]
@@ -50,17 +50,17 @@ class CaptionTokenizer:
         return tokens
 
     def lengths(self, captions: Sequence[str]) -> tuple[Counts, npt.NDArray[np.bool_]]:
-        """(tokens in the context without padding, whether they fill it), both [n]."""
+        """(number of tokens in the context without padding, whether they fill the context), both [n]."""
         tokens = self(captions).numpy()
-        is_token = np.cumsum((tokens != self._padding)[:, ::-1], axis=1)[:, ::-1] > 0  # or before one
+        is_token = np.cumsum((tokens != self._padding)[:, ::-1], axis=1)[:, ::-1] > 0  # a token, or padding before one
         counts = is_token.sum(axis=1).astype(np.int32)
         if self._last == -2:
-            counts = np.minimum(counts + 1, self.context_length).astype(np.int32)  # its end looks like padding
+            counts = np.minimum(counts + 1, self.context_length).astype(np.int32)  # the last token looks like padding
         return counts, counts == self.context_length
 
 
 def beginning(text: str, num_bytes: int) -> str:
-    """At most `num_bytes` of a text in UTF-8, cut at the last white space in their second half if there is any."""
+    """At most the first `num_bytes` of a text in UTF-8, cut at the last whitespace in their second half, if any."""
     raw = text.encode()
     if len(raw) <= num_bytes:
         return text
@@ -70,8 +70,8 @@ def beginning(text: str, num_bytes: int) -> str:
 
 
 def _merge_long_words_fast(tokenize: Any) -> None:
-    """Replace the byte-pair merging of open_clip's own tokenizer for long words, which would take quadratic time,
-    and whose results would stay in its cache forever."""
+    """Replace the byte-pair merging of open_clip's own tokenizer for long words. It would take quadratic time, and its
+    results would stay in the cache forever."""
     short = tokenize.bpe
 
     def bpe(word: str) -> str:

@@ -29,7 +29,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's weights file, and how to load it."""
+    """A model's weights file and how to load it."""
 
     name: str
     """open_clip's name for the model: an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
@@ -46,8 +46,8 @@ class Weights:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self) -> None:
-        """Raise ModelError if the file cannot be complete. Reads only its header, or its table of contents. Of a
-        checkpoint, check the tokenizer too."""
+        """Raise ModelError if the file cannot be complete. Reads only its header or its table of contents. For a
+        checkpoint, also checks the tokenizer."""
         if self.checkpoint:
             from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer  # two large libraries
 
@@ -58,7 +58,7 @@ class Weights:
 
 
 def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
-    """SHA-256 of each model's weights, which are downloaded first if they are not on disk. Raises ModelError."""
+    """SHA-256 of each model's weights. Downloads weights that are not on disk. Raises ModelError."""
     digests = []
     for model in models:
         weights = find_weights(model)
@@ -67,14 +67,14 @@ def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
     for model, digest in zip(models, digests, strict=True):
         if model.weights_sha256 not in (None, digest):
             raise ModelError(
-                f"the weights of {model.name!r} have the SHA-256 {digest}, but the job asks for "
+                f"the weights of {model.name!r} have the SHA-256 {digest}, but the job expects "
                 f"{model.weights_sha256}: the file is a different one or incomplete; delete it to download it again"
             )
     return digests
 
 
 def find_weights(config: ModelConfig) -> Weights:
-    """A model's weights, downloaded first if they are not on disk. Raises ModelError."""
+    """A model's weights. Downloads them if they are not on disk. Raises ModelError."""
     if folder := _local_folder(config):
         return _in_folder(folder)
     if held := _held(config):
@@ -90,7 +90,7 @@ def is_model_folder(name: str) -> bool:
 
 
 def input_side(config: ModelConfig) -> int:
-    """Pixels per side of a model's input; 0 if its configuration does not say."""
+    """Pixels per side of a model's input. 0 if the configuration does not say."""
     if held := _held(config):
         return held.config.vision_config.image_size
     side = _architecture(config).get("vision_cfg", {}).get("image_size", 0)
@@ -98,33 +98,33 @@ def input_side(config: ModelConfig) -> int:
 
 
 def _held(config: ModelConfig) -> Checkpoint | None:
-    """The checkpoint of a model in transformers' layout, downloaded first if it is not on disk; None for other models.
-    Raises ModelError."""
+    """The checkpoint of a model in transformers' layout. None for other models. Downloads the checkpoint if it is not
+    on disk. Raises ModelError."""
     if _local_folder(config):
         return None
     is_local = Path(config.name, checkpoint.CONFIG).is_file()
     if not is_local and not _HUB_NAME.fullmatch(config.name):
         return None
     if config.pretrained:
-        raise ModelError(f"model {config.name!r} has weights of its own: leave out `pretrained`, {config.pretrained!r}")
+        raise ModelError(f"model {config.name!r} includes its weights; leave out `pretrained` ({config.pretrained!r})")
     return find_checkpoint(Path(config.name) if is_local else _snapshot(config.name))
 
 
 def _snapshot(repo: str) -> Path:
-    """The folder of a repository in the hub's cache, downloaded first if it is not complete. Raises ModelError."""
+    """The folder of a repository in the Hub's cache. Downloads it if it is not complete. Raises ModelError."""
     if folder := hub.cached_folder(repo, checkpoint.CONFIG):
         try:
             find_checkpoint(folder)
             return folder
-        except checkpoint.IncompleteError:  # the download was interrupted, unless the hub has no more of it either
+        except checkpoint.IncompleteError:  # the download was interrupted, or the repository lacks files on the Hub too
             if hub.is_offline():
                 raise
-    what = f"there is no model folder {repo}, and the model {repo!r} of the hub"
+    what = f"no model folder {repo} exists, and the model {repo!r} on the Hub"
     if problem := hub.download_problem():
         raise ModelError(f"{what} cannot be fetched: {problem}")
     try:
         return hub.download(repo, wanted_files)
-    except Exception as error:  # whatever the hub's client raises
+    except Exception as error:  # the Hub's client can raise anything
         raise ModelError(f"{what} cannot be fetched ({type(error).__name__}); {hub.WITHOUT_NETWORK}") from error
 
 
@@ -141,7 +141,7 @@ def _of_architecture(config: ModelConfig) -> Weights:
     if config.name not in open_clip.list_models():
         close = difflib.get_close_matches(config.name, open_clip.list_models())
         raise ModelError(
-            f"open_clip has no model {config.name!r}, and there is no such folder with an open_clip_config.json or "
+            f"open_clip has no model {config.name!r}, and no folder of this name has an open_clip_config.json or "
             "config.json" + (f"; similar names: {', '.join(close)}" if close else "")
         )
     tags = open_clip.list_pretrained_tags_by_model(config.name)
@@ -156,7 +156,7 @@ def _of_architecture(config: ModelConfig) -> Weights:
 
 
 def is_on_disk(tag: Mapping[str, str]) -> bool:
-    """Whether the weights of one of open_clip's pretrained tags are in a local cache.
+    """Whether the weights of a pretrained tag of open_clip are in a local cache.
 
     The tag's `hf_hub` is ORG/REPO/FILE, or ORG/REPO/ for one of the usual weights files.
     """
@@ -169,7 +169,7 @@ def is_on_disk(tag: Mapping[str, str]) -> bool:
 
 
 def _download(config: ModelConfig, tag: dict[str, str]) -> Path:
-    """Path of weights in a local cache, downloaded first if they are missing. Raises ModelError."""
+    """Path of weights in a local cache. Downloads them if they are missing. Raises ModelError."""
     import open_clip
 
     what = f"the weights {config.pretrained or ''} of {config.name!r}"
@@ -177,12 +177,12 @@ def _download(config: ModelConfig, tag: dict[str, str]) -> Path:
         raise ModelError(f"{what} cannot be fetched: {problem}")
     try:
         return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # whatever the hub's client raises
+    except Exception as error:  # the Hub's client can raise anything
         raise ModelError(f"{what} cannot be fetched ({type(error).__name__}); {hub.WITHOUT_NETWORK}") from error
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:
-    """`model_cfg` in open_clip's configuration; empty if there is none."""
+    """The `model_cfg` in open_clip's configuration. Empty if there is none."""
     if folder := _local_folder(config):
         return json.loads((folder / _OPEN_CLIP_CONFIG).read_text()).get("model_cfg", {})  # type: ignore[no-any-return]
     import open_clip
@@ -191,7 +191,7 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
 
 
 def _local_folder(config: ModelConfig) -> Path | None:
-    """The local folder that a model is loaded from; None if it is not loaded from one."""
+    """The local folder from which a model is loaded. None if it is not loaded from a folder."""
     if config.name == "tiny":
         return TINY_FOLDER
     folder = Path(config.name)

@@ -1,9 +1,9 @@
-"""Defines the error of this module."""
+"""Defines the error of the package `evaluate`."""
 
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 
 class EvaluateError(PairmillError, ValueError):
-    """Labels, scores or embeddings do not allow what was asked; the message says what to do."""
+    """The labels, scores or embeddings cannot be used for this evaluation; the message says what to do."""
 
     kind = FailureKind.JOB

@@ -1,4 +1,4 @@
-"""Gathers what a probe is trained on: the embeddings and labels of the labeled rows."""
+"""Gathers the training data of a probe: the embeddings and labels of the labeled rows."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ class Examples:
     """Labeled rows with embeddings, in an order that does not depend on the shards: by a hash of the uid."""
 
     hashes: U64
-    """Of the uids [n]."""
+    """Hashes of the uids [n]."""
     labels: pa.Array
     """bool, int64 or string [n], without nulls."""
     vectors: Halves
-    """As stored, float16 [n, dim]."""
+    """The embeddings as stored, float16 [n, dim]."""
     facts: Sequence[str]
-    """What was left out, line by line."""
+    """Lines that say what was left out."""
 
     def unit_vectors(self) -> Doubles:
-        """[n, dim], L2-normalized in float32, as the kind `head` of scores does."""
+        """The embeddings [n, dim], L2-normalized in float32 as for scores of the kind `head`."""
         made = np.empty(self.vectors.shape, np.float64)
         for rows, block in float32_blocks(self.vectors):
             made[rows] = block.numpy()
@@ -43,9 +43,9 @@ class Examples:
 
 
 def distinct(examples: Examples, is_positive: Booleans) -> tuple[Examples, Booleans]:
-    """Examples [n] and their labels [n] with one example for each embedding: the captions of a picture share the
-    picture's, and would otherwise count several times, and stand on both sides of a fold. Embeddings with both labels
-    are left out."""
+    """The examples [n] and their labels [n], reduced to one example per embedding. All captions of a picture share its
+    embedding, which would otherwise count several times and appear both inside and outside a fold. Leaves out
+    embeddings with both labels."""
     digests = np.array([hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in examples.vectors], "V16")
     first, groups = np.unique(digests, return_index=True, return_inverse=True)[1:]
     is_contradictory = np.zeros(len(first), np.bool_)
@@ -53,9 +53,9 @@ def distinct(examples: Examples, is_positive: Booleans) -> tuple[Examples, Boole
     used = np.sort(first[~is_contradictory])
     facts = [*examples.facts]
     if repeats := len(digests) - len(first):
-        facts.append(f"{counted(repeats, 'labeled row')} left out: another one has the same embedding")
+        facts.append(f"{counted(repeats, 'labeled row')} left out: another row has the same embedding")
     if both := int(is_contradictory.sum()):
-        facts.append(f"{counted(both, 'embedding')} left out: its rows are labeled in different ways")
+        facts.append(f"{counted(both, 'embedding')} left out: rows with different labels")
     labels = examples.labels.take(pa.array(used))
     return Examples(examples.hashes[used], labels, examples.vectors[used], facts), is_positive[used]
 
@@ -63,8 +63,8 @@ def distinct(examples: Examples, is_positive: Booleans) -> tuple[Examples, Boole
 def gather(
     embeddings: Embeddings, labels: Labels, limit: int, subset: str | None = None, on_step: OnStep = ignore_step
 ) -> Examples:
-    """The labeled rows of a dataset, or of a subset of it; of more than `limit`, those whose uids have the lowest
-    hashes. Memory is bounded by `limit`. Raises EvaluateError, DatasetError and SubsetError."""
+    """The labeled rows of a dataset or of a subset of it; if there are more than `limit`, those whose uids have the
+    lowest hashes. Memory is bounded by `limit`. Raises EvaluateError, DatasetError and SubsetError."""
     kept, num_without = LowestHashes(limit), 0
     rows = RowFilter(embeddings.snapshot, subset)
     for part in labeled_rows(rows, labels, [embeddings.column], on_step):

@@ -1,4 +1,4 @@
-"""Confidence intervals of shares, and the binomial test."""
+"""Computes confidence intervals of shares, and the binomial test."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ _Z = 1.959963984540054
 
 
 class Interval(NamedTuple):
-    """The ends of a confidence interval, of 95 % unless something else is said."""
+    """The ends of a confidence interval, 95 % unless stated otherwise."""
 
     low: float
     high: float
@@ -19,8 +19,8 @@ class Interval(NamedTuple):
 def wilson(hits: int, total: int) -> Interval:
     """The 95 % score interval of a share of independent trials (E. B. Wilson, JASA 22, 1927). (0, 1) without trials.
 
-    It is inside [0, 1] and sensible at 0 and at 100 %; its real coverage is close to 95 % from a few trials on (Brown,
-    Cai and DasGupta, Statistical Science 16, 2001).
+    It lies inside [0, 1] and makes sense at 0 and at 100 %; its actual coverage is close to 95 % even for a few trials
+    (Brown, Cai and DasGupta, Statistical Science 16, 2001).
     """
     if not total:
         return Interval(0.0, 1.0)
@@ -41,8 +41,8 @@ def percent(hits: int, total: int) -> str:
 
 
 def binomial_tail(hits: int, total: int, share: float) -> float:
-    """The chance of at least `hits` of `total` trials that succeed with probability `share`: the p-value of a
-    one-tailed binomial test."""
+    """The probability of at least `hits` successes in `total` trials with success probability `share`: the p-value of
+    a one-tailed binomial test."""
     if hits <= 0 or share >= 1:
         return 1.0
     if share <= 0:

@@ -1,4 +1,4 @@
-"""Finds the rows of a dataset that have labels, and reads other columns of these rows alone."""
+"""Finds the rows of a dataset that have labels, and reads other columns of these rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pairmill.pipeline.reader.snapshot import Snapshot
 Booleans = npt.NDArray[np.bool_]
 
 _PAIRS_OF_WORDS = (("good", "bad"), ("yes", "no"), ("true", "false"), ("1", "0"))
-"""(positive, negative) text that needs no explanation."""
+"""(positive, negative) labels with an obvious meaning."""
 _SHOWN_VALUES = 8
 
 
@@ -34,12 +34,12 @@ class LabeledRows(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is told apart."""
+    """Labels, divided into positive and negative ones."""
 
     name: str
-    """Of the positive label."""
+    """Name of the positive label."""
     is_positive: Booleans
-    """[n]."""
+    """Whether each label is positive [n]."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RowFilter:
 
     snapshot: Snapshot
     subset: str | None = None
-    """Only rows of this subset."""
+    """Only rows of this subset count; None: all rows."""
 
     def masks(self) -> Iterator[tuple[ShardFiles, Booleans]]:
         """Each shard, with a mask of its rows. Raises SubsetError."""
@@ -63,8 +63,8 @@ class RowFilter:
 def labeled_rows(
     chosen: RowFilter, labels: Labels, columns: Sequence[str], on_step: OnStep = ignore_step
 ) -> Iterator[LabeledRows]:
-    """The rows with a label, shard by shard, with `columns` and `uid`. Of shards without labels, only the columns with
-    the labels are read. Raises DatasetError and SubsetError."""
+    """The rows with a label, shard by shard, with `columns` and `uid`. For shards without labels, reads only the
+    columns needed to find labels. Raises DatasetError and SubsetError."""
     snapshot, wanted = chosen.snapshot, sorted({*columns, "uid"})
     shards = list(chosen.masks())
 
@@ -83,21 +83,21 @@ def labeled_rows(
 
 
 def target_of(labels: pa.Array, positive: str | None = None) -> Target:
-    """The positive label of labels [n] without nulls: true, 1, good, yes; or, with `positive`, the one with this text.
-    All others are negative.
+    """Divide labels [n] without nulls into positive and negative ones. The positive label is true, 1, good or yes or,
+    if given, `positive`; all others are negative.
 
-    Raises EvaluateError if it is not clear which one is positive, or if all labels are of one kind.
+    Raises EvaluateError if it is not clear which label is positive, or if all labels are positive or all negative.
     """
     texts = labels.cast(pa.string())
     values = sorted(texts.unique().to_pylist())
     if not values:
         raise EvaluateError("no row of the dataset has a label")
     if positive is not None and positive not in values:
-        raise EvaluateError(f"no label is {positive!r}; there are: {_listed(values)}")
+        raise EvaluateError(f"no label is {positive!r}; the labels are: {_listed(values)}")
     wanted = positive or _positive_of(values)
     mask: Booleans = pc.equal(texts, wanted).to_numpy(zero_copy_only=False).astype(np.bool_)
     if mask.all() or not mask.any():
-        raise EvaluateError(f"all {counted(len(labels), 'label')} are {_listed(values)}; label some others too")
+        raise EvaluateError(f"all {counted(len(labels), 'label')} are {_listed(values)}; label some rows differently")
     is_plain = positive is None and pa.types.is_boolean(labels.type)
     return Target("good" if is_plain else wanted, mask)
 
@@ -108,9 +108,7 @@ def _positive_of(values: list[str]) -> str:
         if len(folded) == len(values) and folded.keys() <= {good, bad}:
             return folded.get(good, good)
     how_many = f"{len(values):,} different values" if len(values) > 2 else "values"
-    raise EvaluateError(
-        f"the labels have {how_many} ({_listed(values)}): say with --positive VALUE which one to tell from all others"
-    )
+    raise EvaluateError(f"the labels have {how_many} ({_listed(values)}): name the positive one with --positive VALUE")
 
 
 def _listed(values: Sequence[str]) -> str:

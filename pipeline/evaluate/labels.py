@@ -1,4 +1,4 @@
-"""Labels of pairs: from Parquet files of uids, such as `explore` writes, or from a column of the dataset."""
+"""Reads labels of pairs from Parquet files of uids, such as `explore` writes, or from a column of the dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.select.uid_file import uid_digits
 
 MAX_LABELS = 1_000_000
-"""In files: they are all in memory, about 100 bytes each."""
+"""Maximum number of labels in files, which are all in memory: about 100 bytes each."""
 MAX_LABEL_BYTES = 256 << 20
-"""Of a file's uids and labels."""
+"""Maximum size of a file's uids and labels."""
 _BATCH_ROWS = 65_536
 
 
 class Labels(Protocol):
-    """The labels of a dataset's rows. May count what it has seen: give it each row once."""
+    """The labels of a dataset's rows. It may count the rows it has seen, so pass each row only once."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -36,41 +36,41 @@ class Labels(Protocol):
         """The label of each row, as bool, int64 or string; null if it has none."""
 
     def facts(self) -> list[str]:
-        """Which labels were not used, and why, line by line. Call it after all rows."""
+        """Lines that say which labels were not used and why. Call it after all rows."""
 
 
 @dataclass(frozen=True)
 class ColumnLabels:
-    """The labels are a column of the dataset. Rows without a value have no label."""
+    """Labels in a column of the dataset. Rows without a value have no label."""
 
     column: str
 
     @classmethod
     def of(cls, snapshot: Snapshot, column: str) -> "ColumnLabels":
-        """Raises EvaluateError if there is no such column, or if it holds no labels."""
+        """The labels in this column. Raises EvaluateError if the column is missing or its type does not fit labels."""
         check_column(snapshot, column)
         _check_type(f"the column {column!r}", snapshot.schema.field(column).type)
         return cls(column)
 
     @property
     def columns(self) -> frozenset[str]:
-        """The column."""
+        """The column with the labels."""
         return frozenset({self.column})
 
     def find(self, rows: pa.Table) -> pa.Array:
-        """Its values."""
+        """The values of the column."""
         return _plain(rows[self.column])
 
     def facts(self) -> list[str]:
-        """Nothing: every label is used."""
+        """No lines: every label is used."""
         return []
 
 
 class FileLabels:
-    """Labels by uid. Of several rows with one uid, only the first one has its label."""
+    """Labels from files, by uid. If several rows have the same uid, only the first one gets its label."""
 
     def __init__(self, uris: Sequence[str], table: pa.Table) -> None:
-        """`table`: columns uid (text of 32 hex digits) and label, both without nulls; repeats of a uid are counted, and
+        """`table`: columns uid (text of 32 hex digits) and label, both without nulls. Repeats of a uid are counted, and
         uids with different labels are left out."""
         self.uris = uris
         grouped = table.group_by("uid").aggregate([("label", "count_distinct"), ("label", "min")])
@@ -85,14 +85,14 @@ class FileLabels:
 
     @classmethod
     def read(cls, files: Files, uris: Sequence[str], column: str = "label") -> "FileLabels":
-        """Read local files or s3:// with the columns `uid` and `column`. Raises EvaluateError and StepError."""
+        """Read local or s3:// files with the columns `uid` and `column`. Raises EvaluateError and StepError."""
         tables = [_read_file(files, uri, column) for uri in uris]
         if len({table.schema.field("label").type for table in tables}) > 1:
             kinds = ", ".join(f"{uri}: {table['label'].type}" for uri, table in zip(uris, tables, strict=True))
-            raise EvaluateError(f"the labels are of different types ({kinds}); use files of one kind")
+            raise EvaluateError(f"the labels are of different types ({kinds}); use files with labels of the same type")
         table = pa.concat_tables(tables)
         if table.num_rows > MAX_LABELS:
-            raise EvaluateError(f"{counted(table.num_rows, 'label')}, but at most {MAX_LABELS:,} are possible")
+            raise EvaluateError(f"{counted(table.num_rows, 'label')}, but at most {MAX_LABELS:,} are allowed")
         present = table.filter(table["label"].is_valid())
         labels = cls(uris, present)
         labels.num_null = table.num_rows - present.num_rows
@@ -100,11 +100,11 @@ class FileLabels:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The uid."""
+        """Only `uid`."""
         return frozenset({"uid"})
 
     def find(self, rows: pa.Table) -> pa.Array:
-        """Look the uids up."""
+        """The label of each row, looked up by uid; null if it has none."""
         index = self._index(np.asarray(rows["uid"].to_pylist(), "S32"))
         known = np.flatnonzero(index >= 0)
         _, first = np.unique(index[known], return_index=True)
@@ -117,7 +117,7 @@ class FileLabels:
         return self._labels.take(pa.array(used, pa.int64(), mask=used < 0))
 
     def _index(self, uids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
-        """Index of each uid's label, -1 for none."""
+        """Index of each uid's label; -1 if it has none."""
         if not len(self._uids):
             return np.full(len(uids), -1)
         index = np.minimum(np.searchsorted(self._uids, uids), len(self._uids) - 1)
@@ -125,12 +125,12 @@ class FileLabels:
         return found
 
     def facts(self) -> list[str]:
-        """What was left out."""
+        """Lines that say which labels and rows were left out."""
         gone = int((~self._is_found).sum())
         lines = (
             (self.num_null, "label", "empty"),
-            (self.num_repeated, "label", "given before for the same uid"),
-            (self.num_contradictory, "uid", "left out: labeled in different ways"),
+            (self.num_repeated, "label", "for an already labeled uid"),
+            (self.num_contradictory, "uid", "left out: different labels"),
             (gone, "labeled uid", "not found among the rows"),
             (self.num_second_rows, "row", "left out: another row has the same uid"),
         )
@@ -139,14 +139,14 @@ class FileLabels:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Where labels come from."""
+    """The source of labels."""
 
     files: Sequence[str] = ()
     """Parquet files with a column `uid`, local or s3://, or relative to the output folder."""
     column: str | None = None
-    """The column with the labels: of the files, by default `label`; or of the dataset, if there are no files."""
+    """The column with the labels: in the files, `label` by default; or in the dataset, if there are no files."""
     positive: str | None = None
-    """The label to tell from all others. None: good, yes, true or 1."""
+    """The positive label; all others are negative. None: good, yes, true or 1."""
 
     @property
     def is_given(self) -> bool:
@@ -154,15 +154,15 @@ class LabelSource:
         return bool(self.files) or self.column is not None
 
     def check(self) -> None:
-        """Raise EvaluateError if there is neither."""
+        """Raise EvaluateError if there are neither files nor a column."""
         if not self.is_given:
             raise EvaluateError(
-                "say where the labels are: --labels FILE for a Parquet file of uids, or --label-column NAME for a "
-                "column of the dataset"
+                "give the labels: --labels FILE for a Parquet file of uids, or --label-column NAME for a column of the "
+                "dataset"
             )
 
     def open(self, snapshot: Snapshot) -> Labels:
-        """Read the files. Raises EvaluateError and StepError."""
+        """Read the files or find the column. Raises EvaluateError and StepError."""
         self.check()
         if self.files:
             uris = [find_file(snapshot.store, path) for path in self.files]
@@ -173,7 +173,7 @@ class LabelSource:
 def find_file(store: Store, path: str) -> str:
     """The URI of a file of labels: as given, or else inside the output folder, where `explore` writes `labels/NAME`.
 
-    Raises EvaluateError if it is in neither place.
+    Raises EvaluateError if there is no such file.
     """
     if is_remote(path):
         if not path.startswith(S3_SCHEMES):
@@ -193,14 +193,14 @@ def find_file(store: Store, path: str) -> str:
 
 
 def check_column(snapshot: Snapshot, name: str) -> None:
-    """Raise EvaluateError if the dataset has no such column in all shards."""
+    """Raise EvaluateError unless all shards of the dataset have this column."""
     if name not in snapshot.schema.names:
         problem = snapshot.added.missing(name)
         raise EvaluateError(problem or f"{snapshot.store.root} has no column {name!r}")
 
 
 def _read_file(files: Files, uri: str, column: str) -> pa.Table:
-    """Columns uid and label. Raises EvaluateError and StepError."""
+    """The columns `uid` and `label` of a file. Raises EvaluateError and StepError."""
     try:
         with files.open(uri) as opened, pq.ParquetFile(opened) as parquet:
             names = parquet.schema_arrow.names
@@ -210,7 +210,7 @@ def _read_file(files: Files, uri: str, column: str) -> pa.Table:
             _check_type(f"{uri}: the column {column!r}", parquet.schema_arrow.field(column).type)
             if parquet.metadata.num_rows > MAX_LABELS:
                 raise EvaluateError(
-                    f"{uri} has {parquet.metadata.num_rows:,} rows; at most {MAX_LABELS:,} are possible"
+                    f"{uri} has {parquet.metadata.num_rows:,} rows, but at most {MAX_LABELS:,} are allowed"
                 )
             encoded = pq.ParquetFile(opened, read_dictionary=["uid", column], metadata=parquet.metadata)
             table = _read_bounded(uri, encoded, ["uid", column])
@@ -221,14 +221,14 @@ def _read_file(files: Files, uri: str, column: str) -> pa.Table:
 
 
 def _read_bounded(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
-    """Columns of a file. Text stays encoded by a dictionary until its size is known: a small file can repeat a long one
-    a million times. Raises EvaluateError if it is larger than labels are."""
+    """Columns of a file. Text stays dictionary-encoded until its size is known, because a small file can repeat a long
+    text a million times. Raises EvaluateError if the columns are too large."""
     metadata, names = parquet.metadata, set(columns)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
     unpacked = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
     if unpacked > MAX_LABEL_BYTES:
-        raise EvaluateError(f"{uri}: its labels take {unpacked:,} bytes; at most {MAX_LABEL_BYTES:,} are possible")
+        raise EvaluateError(f"{uri}: its labels take {unpacked:,} bytes, but at most {MAX_LABEL_BYTES:,} are allowed")
     batches, num_bytes = [], 0
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
         num_bytes += sum(_num_bytes(batch[name]) for name in columns)
@@ -236,7 +236,7 @@ def _read_bounded(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> 
             raise EvaluateError(f"{uri}: its labels take more than {MAX_LABEL_BYTES:,} bytes as plain text")
         batches.append(pa.table({name: _undo_dictionary(batch[name]) for name in columns}))
     table = pa.concat_tables(batches) if batches else parquet.read(columns=list(columns))
-    table.validate(full=True)  # such as that all text is UTF-8
+    table.validate(full=True)  # for example, that all text is UTF-8
     return table
 
 
@@ -258,7 +258,7 @@ def _check_type(what: str, kind: pa.DataType) -> None:
         kind = kind.value_type
     fits = any(check(kind) for check in (pa.types.is_boolean, pa.types.is_integer, _is_text))
     if not fits or pa.types.is_uint64(kind):
-        raise EvaluateError(f"{what} is {kind}; labels are true or false, whole numbers, or text")
+        raise EvaluateError(f"{what} is {kind}; labels must be true or false, whole numbers, or text")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -266,7 +266,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """Values as bool, int64 or string."""
+    """The values as bool, int64 or string."""
     array = column.combine_chunks()
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)

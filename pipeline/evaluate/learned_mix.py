@@ -24,23 +24,23 @@ class LabeledColumns:
     """The labeled rows that have a number in every column, in the order of a hash of their uids."""
 
     hashes: U64
-    """Of the uids [n]."""
+    """Hashes of the uids [n]."""
     values: Doubles
-    """[n, columns]."""
+    """Values of the columns [n, columns]."""
     labels: pa.Array
-    """[n], without nulls."""
+    """Labels [n], without nulls."""
     facts: Sequence[str]
-    """What was left out, line by line."""
+    """Lines that say what was left out."""
 
 
 @dataclass(frozen=True)
 class LearnedMix:
-    """A mix, and what it predicts for rows that it has not seen."""
+    """A mix, with out-of-fold predictions for the rows it was trained on."""
 
     formula: str
     """For the score `mix`: a sum of weights times columns, the logit of the positive label."""
     name: str
-    """Of the positive label."""
+    """Name of the positive label."""
     is_positive: Booleans
     probe: Probe
 
@@ -48,8 +48,8 @@ class LearnedMix:
 def gather_columns(
     rows: RowFilter, labels: Labels, columns: Sequence[str], limit: int, on_step: OnStep = ignore_step
 ) -> LabeledColumns:
-    """The labeled rows; of more than `limit`, those whose uids have the lowest hashes. Memory is bounded by `limit`.
-    Raises EvaluateError if a column is missing or has no numbers."""
+    """The labeled rows; if there are more than `limit`, those whose uids have the lowest hashes. Memory is bounded by
+    `limit`. Raises EvaluateError if a column is missing or is not numeric, or if no row has a label."""
     schema = rows.snapshot.schema
     for name in columns:
         if name not in schema.names:
@@ -69,7 +69,7 @@ def gather_columns(
     if not num_labeled:
         raise EvaluateError("\n".join(["no row of the dataset has a label", *facts]))
     if without := num_labeled - kept.num_added:
-        facts.append(f"{counted(without, 'labeled row')} left out: no number in some of the columns")
+        facts.append(f"{counted(without, 'labeled row')} left out: a column has no number")
     hashes, found, values = kept.rows()
     return LabeledColumns(hashes, values, found, [*facts, *kept.facts()])
 
@@ -77,7 +77,7 @@ def gather_columns(
 def learn_mix(
     rows: LabeledColumns, columns: Sequence[str], positive: str | None = None, on_step: OnStep = ignore_step
 ) -> LearnedMix:
-    """Train on the columns, each standardized, and write the result in their own units. Raises EvaluateError."""
+    """Train on the standardized columns, and write the formula in their original units. Raises EvaluateError."""
     target = target_of(rows.labels, positive)
     mean, deviation = rows.values.mean(axis=0), rows.values.std(axis=0)
     for name, width in zip(columns, deviation, strict=True):
@@ -93,6 +93,7 @@ def learn_mix(
 
 
 def _term(weight: float, name: str) -> str:
-    """All digits of the weight: with fewer, a column such as a time, far from 0 with a small spread, would be lost."""
+    """One term of the formula. Has all digits of the weight: with fewer, a column that is far from 0 but has a small
+    spread, such as a time, would lose its effect."""
     is_plain = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
     return f"{weight!r} * {name if is_plain else f'col({name!r})'}"

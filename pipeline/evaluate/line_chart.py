@@ -9,7 +9,7 @@ from pairmill.pipeline.report.charts import Marker, threshold_marker
 
 @dataclass(frozen=True)
 class Line:
-    """A named line, and perhaps a band around it."""
+    """A named line, with an optional band around it."""
 
     name: str
     path: str
@@ -31,11 +31,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Shares, from 0 to 100 %, over any numbers."""
+    """A chart of shares, from 0 to 100 %, over any numbers."""
 
     title: str
     about: str
-    """What it shows, for those who cannot see it."""
+    """Text alternative: what the chart shows."""
     x_label: str
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
@@ -48,7 +48,7 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Values:
-    """The values of a line, all of one length."""
+    """The values of a line, all of the same length."""
 
     name: str
     y: Sequence[float]
@@ -59,7 +59,7 @@ class Values:
 def line_chart(
     title: str, about: str, x_label: str, x: Sequence[float], values: Sequence[Values], marked: float | None = None
 ) -> LineChart:
-    """Lines over `x`, in ascending order. `marked`: where to draw a vertical line."""
+    """A chart of lines over `x`, which is in ascending order. `marked`: the x at which to draw a vertical line."""
     ends = [*x, *([] if marked is None else [marked])]
     low, high = min(ends), max(ends)
     room = 0.0 if high > low else abs(low) / 10 or 0.5
@@ -72,7 +72,7 @@ def line_chart(
 def reliability_chart(
     title: str, about: str, x_label: str, dots: Sequence[tuple[float, float, tuple[float, float], str]]
 ) -> LineChart:
-    """Observed over predicted shares. `dots`: (predicted, observed, its interval, label)."""
+    """A chart of observed over predicted shares. `dots`: (predicted, observed, interval of the observed, label)."""
     axis = Axis(0.0, 1.0)
     drawn = [
         Dot(round(axis.x(x), 1), _y(share), _y(interval[0]), _y(interval[1]), label)

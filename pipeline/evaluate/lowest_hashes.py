@@ -9,7 +9,7 @@ import pyarrow as pa
 from pairmill.pipeline.select.keys import U64
 
 _SPARE_ROWS = 100_000
-"""So many rows more than twice the limit are gathered before the rest is dropped."""
+"""Rows gathered beyond twice the limit before all but the lowest are dropped."""
 
 
 class LowestHashes:
@@ -31,7 +31,7 @@ class LowestHashes:
             self.rows()
 
     def rows(self) -> tuple[U64, pa.Array, npt.NDArray[Any]]:
-        """The kept rows in the order of their hashes. There must have been an `add`."""
+        """The kept rows in the order of their hashes. Call `add` at least once before."""
         hashes, values = (np.concatenate([part[index] for part in self._parts]) for index in (0, 2))
         labels = pa.concat_arrays([part[1] for part in self._parts])
         first = np.argsort(hashes, kind="stable")[: self._limit]
@@ -40,7 +40,7 @@ class LowestHashes:
         return self._parts[0]
 
     def facts(self) -> list[str]:
-        """Whether rows were left out, as a line."""
+        """A line that says how many rows were sampled; none if no row was left out."""
         if self.num_added <= self._limit:
             return []
         return [f"sampled {self._limit:,} of {self.num_added:,} labeled rows, by a hash of the uid"]

@@ -36,19 +36,20 @@ from pairmill.pipeline.select.keys import SAMPLE, uid_hashes
 
 _MAX_POINTS, _MAX_CONFUSIONS = 20, 50
 _MAX_ROWS = 1_000_000
-"""Of more labeled rows, the threshold of a score is measured on a sample."""
+"""If there are more labeled rows, the thresholds of a score are measured on a sample."""
 
 
 def measure_retrieval(
     rows: RowFilter, alias: str, limit: int, on_step: OnStep = ignore_step
 ) -> tuple[RetrievalResult, Section]:
-    """Retrieval both ways, among at most `limit` pictures. Raises EvaluateError, DatasetError and SubsetError."""
+    """Measure retrieval in both directions, among at most `limit` pictures. Raises EvaluateError, DatasetError and
+    SubsetError."""
     read = read_retrieval(rows, alias, limit, on_step)
     to_picture, to_text = text_to_picture(read.data, on_step=on_step), picture_to_text(read.data, on_step=on_step)
     notes = [*read.facts]
     if tied := to_picture.tied + to_text.tied:
         notes.append(
-            f"{tied:,} of the queries tied: other embeddings are exactly as similar as the match, which counts as first"
+            f"{tied:,} of the queries tied: other embeddings are exactly as similar as the match, which is ranked first"
         )
     result = RetrievalResult(
         pictures=len(read.data.pictures),
@@ -70,11 +71,11 @@ def measure_zero_shot(
     on_step: OnStep = ignore_step,
     overlap: Overlap | None = None,
 ) -> tuple[ZeroShotResult, Section]:
-    """Zero-shot accuracy of the labeled rows. `embed`: gives the embeddings [classes, dim] of the named classes, which
-    may take long; it is called once there is a row with the label of a class. `overlap`: pictures to tell
-    from the others.
+    """Measure zero-shot accuracy on the labeled rows. `embed`: returns the embeddings [classes, dim] of the named
+    classes. It can take long, so it is called only when a row with an embedding and the label of a class is found.
+    `overlap`: pictures whose accuracy is compared with that of the others.
 
-    Raises EvaluateError, DatasetError and SubsetError, and what `embed` raises.
+    Raises EvaluateError, DatasetError and SubsetError, and whatever `embed` raises.
     """
     labels, index, num_without = source.open(rows.snapshot), ClassIndex(names), 0
     accuracy: Accuracy | None = None
@@ -106,11 +107,11 @@ def measure_zero_shot(
 def measure_threshold(
     rows: RowFilter, score: str, source: LabelSource, precision: float, on_step: OnStep = ignore_step
 ) -> tuple[ThresholdResult, Section]:
-    """Precision and recall of a score against labels. Raises EvaluateError, DatasetError and SubsetError."""
+    """Measure precision and recall of a score against labels. Raises EvaluateError, DatasetError and SubsetError."""
     check_column(rows.snapshot, score)
     kind = rows.snapshot.schema.field(score).type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise EvaluateError(f"the column {score!r} is {kind}; a score is a number")
+        raise EvaluateError(f"the column {score!r} is {kind}; a score must be a number")
     labels, kept, num_labeled = source.open(rows.snapshot), LowestHashes(_MAX_ROWS), 0
     for part in labeled_rows(rows, labels, [score], on_step):
         values = as_doubles(part.rows[score].combine_chunks()).to_numpy(zero_copy_only=False)

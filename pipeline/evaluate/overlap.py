@@ -1,7 +1,7 @@
-"""Compares accuracy on the pictures of an evaluation set that overlap with the training set, and on the others.
+"""Compares the accuracy on the evaluation pictures that overlap with the training set to the accuracy on the others.
 
-CLIP's paper, section 5 (https://arxiv.org/abs/2103.00020): is the model better on the overlap than on the clean
-pictures by more than chance explains? A one-tailed binomial test against the clean accuracy, and a 99.5 %
+As in CLIP's paper, section 5 (https://arxiv.org/abs/2103.00020): is the model better on the overlap than on the clean
+pictures by more than chance explains? The answer is a one-tailed binomial test against the clean accuracy, and a 99.5 %
 Clopper-Pearson interval.
 """
 
@@ -30,7 +30,7 @@ _COLUMN = "item_uid"
 
 @dataclass(frozen=True)
 class Overlap:
-    """The uids of the evaluation pictures that are in a training set."""
+    """The uids of the evaluation pictures that overlap with a training set."""
 
     uids: pa.Array
 
@@ -42,11 +42,11 @@ class Overlap:
         try:
             with Files(store.files.s3).open(uri) as file, pq.ParquetFile(file) as parquet:
                 if parquet.metadata.num_rows > MAX_ITEMS:
-                    raise EvaluateError(f"{uri} has more than {MAX_ITEMS:,} rows: an evaluation set is smaller")
+                    raise EvaluateError(f"{uri} has more than {MAX_ITEMS:,} rows, too many for an evaluation set")
                 if parquet.schema_arrow.names.count(_COLUMN) != 1:
                     raise EvaluateError(
-                        f"{uri} has no column {_COLUMN!r}: give a file of subsets/NAME/overlaps/, which the step leak "
-                        "of pairmill select writes"
+                        f"{uri} has no column {_COLUMN!r}: give a file from subsets/NAME/overlaps/, written by the "
+                        "step leak of pairmill select"
                     )
                 column = parquet.read([_COLUMN])[_COLUMN].combine_chunks()
                 column.validate(full=True)
@@ -55,13 +55,13 @@ class Overlap:
             raise EvaluateError(f"{uri} is not a readable Parquet file: {clean_text(str(error))}") from None
 
     def has(self, uids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-        """For each row, whether its picture overlaps. [rows]."""
+        """For each row, whether its picture is in the overlap: bool [rows]."""
         return np.asarray(pc.is_in(uids, value_set=self.uids).to_numpy())
 
 
 def compare(all_hits: int, all_rows: int, hits: int, rows: int) -> tuple[OverlapResult | None, Sequence[str]]:
-    """The comparison, and what else to say. `hits`, `rows`: those of the overlap. None if there is no overlap, or
-    nothing else."""
+    """(the comparison, notes). `hits`, `rows`: in the overlap. The comparison is None if the overlap contains no rows
+    or all rows."""
     clean = all_rows - rows
     if not rows or not clean:
         which = "no labeled picture is" if not rows else "all labeled pictures are"

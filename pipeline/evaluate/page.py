@@ -1,4 +1,4 @@
-"""The page of an evaluation or a probe: one HTML file that loads nothing and runs no script."""
+"""Renders the page of an evaluation or a probe: one HTML file that loads nothing and runs no script."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from pairmill.pipeline.report import axis
 from pairmill.pipeline.report.charts import BarChart
 
 MAX_ROWS = 1_000
-"""Of a table on a page; further ones are counted."""
+"""Maximum number of rows of a table on a page; the page says how many more there are."""
 _CELL_CHARS = 60
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns. Names of classes are untrusted."""
+    """A table of text. The names of classes in it are untrusted."""
 
     title: str
     head: Sequence[str]
@@ -44,13 +44,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One evaluation."""
+    """The section of one evaluation."""
 
     title: str
     lead: str
     """What it measures, in a sentence or two."""
     results: Sequence[str]
-    """The main results, line by line."""
+    """The main results, as lines."""
     notes: Sequence[str] = ()
     """What was sampled or left out."""
     line_charts: Sequence[LineChart] = ()
@@ -60,12 +60,12 @@ class Section:
 
 @dataclass(frozen=True)
 class EvaluationPage:
-    """Everything on a page."""
+    """The content of a page."""
 
     eyebrow: str
     title: str
     facts: Sequence[tuple[str, str]]
-    """(name, value) each."""
+    """(name, value) pairs."""
     sections: Sequence[Section]
 
 

@@ -1,10 +1,10 @@
 """Trains a linear probe: logistic regression on embeddings, with cross-validation.
 
-As in CLIP's paper (Radford et al. 2021, 2103.00020, appendix A.3): scikit-learn's L-BFGS with at most 1,000 iterations,
-and the strength of the L2 penalty from a grid of 96 logarithmic steps between 1e-6 and 1e6, first coarse, then halving
-the step around the best one. Two things differ: the features are the stored embeddings, after the projection, where
-CLIP takes those before it; and the best strength is that with the lowest log loss, which has no ties on a few hundred
-labels, where CLIP takes accuracy.
+As in CLIP's paper (Radford et al. 2021, 2103.00020, appendix A.3): scikit-learn's L-BFGS with at most 1,000 iterations.
+The strength of the L2 penalty is searched on a grid of 96 logarithmic steps between 1e-6 and 1e6, first coarsely, then
+halving the step around the best value. There are two differences. The features are the stored embeddings, after the
+projection, while CLIP takes them before it. The best strength is the one with the lowest log loss, which has no ties on
+a few hundred labels, while CLIP compares accuracies.
 """
 
 import warnings
@@ -29,10 +29,10 @@ Folds = npt.NDArray[np.int64]
 FOLDS = 5
 MAX_ITERATIONS = 1_000
 TOLERANCE = 1e-6
-"""Of the gradient of the mean loss. The gradients of unit vectors are so small that with scikit-learn's default, 1e-4,
-training stops after a dozen iterations, whatever lambda is."""
+"""Tolerance for the gradient of the mean loss. The gradients of unit vectors are so small that with scikit-learn's
+default, 1e-4, training stops after a dozen iterations, whatever lambda is."""
 COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
-"""Exponents of lambda that are tried first. scikit-learn's C is 1 / lambda, on the sum of the losses."""
+"""Exponents of lambda that are tried first. scikit-learn's C is 1 / lambda, and applies to the sum of the losses."""
 FIRST_STEP, LAST_STEP = 1.0, 1 / 8
 
 
@@ -46,28 +46,28 @@ class Weights:
     has_converged: bool
 
     def logits(self, vectors: Doubles) -> Doubles:
-        """[n, dim] -> [n]."""
+        """The logits [n] of vectors [n, dim]."""
         found: Doubles = vectors @ self.weight + self.bias
         return found
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe, trained on all examples, and what it predicts for examples that it has not seen."""
+    """A probe trained on all examples, and the out-of-fold predictions for these examples."""
 
     weights: Weights
     exponent: float
-    """Of lambda."""
+    """Exponent of lambda."""
     losses: dict[float, float]
-    """Exponent of lambda -> mean log loss of the predictions out of fold, for all that were tried."""
+    """Exponent of lambda -> mean log loss of the out-of-fold predictions, for each exponent that was tried."""
     logits: Doubles
-    """Out of fold [n]: of probes that saw neither the example nor used it to choose lambda."""
+    """Out-of-fold logits [n], each from a probe that neither saw the example nor used it to choose lambda."""
     folds: Folds
-    """[n]."""
+    """Fold of each example [n]."""
 
     @property
     def probabilities(self) -> Doubles:
-        """Out of fold [n]. Above a logit of 37, all are 1, so order by the logits."""
+        """Out-of-fold probabilities [n]. Above a logit of 37, all are 1, so sort by the logits."""
         return sigmoid(self.logits)
 
     @property
@@ -79,8 +79,9 @@ class Probe:
 def train(vectors: Doubles, is_positive: Booleans, folds: Folds, on_step: OnStep = ignore_step) -> Probe:
     """Train on unit vectors [n, dim]. Deterministic.
 
-    The predictions come from nested cross-validation: for each fold, lambda is chosen by the other folds alone. All
-    runs in one thread: with so few numbers, several threads are slower, and 15 times as slow beside other work.
+    The predictions come from nested cross-validation: for each fold, only the other folds are used to choose lambda.
+    Everything runs in one thread: with so little data, several threads are slower, and 15 times slower on a busy
+    machine.
     """
     with threadpool_limits(1):
         return _train(vectors, is_positive, folds, on_step)
@@ -100,10 +101,10 @@ def _train(vectors: Doubles, is_positive: Booleans, folds: Folds, on_step: OnSte
 
 
 def fit(vectors: Doubles, is_positive: Booleans, exponent: float) -> Weights:
-    """Logistic regression with lambda = 10 ** exponent."""
+    """Fit a logistic regression with lambda = 10 ** exponent."""
     model = LogisticRegression(C=10.0**-exponent, solver="lbfgs", max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # separable examples and a tiny lambda have no end
+        warnings.simplefilter("ignore", ConvergenceWarning)  # separable examples with a tiny lambda never converge
         model.fit(vectors, is_positive)
     return Weights(model.coef_[0], float(model.intercept_[0]), int(model.n_iter_[0]) < MAX_ITERATIONS)
 
@@ -111,33 +112,33 @@ def fit(vectors: Doubles, is_positive: Booleans, exponent: float) -> Weights:
 def folds_of(hashes: U64, is_positive: Booleans, names: tuple[str, str] = ("positive", "negative")) -> Folds:
     """The fold of each example [n], by the hash of its uid, with equal shares of both labels in each.
 
-    `names`: of the labels, for messages. Raises EvaluateError if there are too few examples of a label.
+    `names`: names of the labels, for messages. Raises EvaluateError if there are too few examples of a label.
     """
     folds = np.empty(len(hashes), np.int64)
     for label, name in zip((True, False), names, strict=True):
         members = np.flatnonzero(is_positive == label)
         if len(members) < FOLDS:
             raise EvaluateError(
-                f"only {counted(len(members), 'example')} of {name}; label at least {FOLDS}, and better 50 or more"
+                f"only {counted(len(members), 'example')} of {name}; label at least {FOLDS}, preferably 50 or more"
             )
         folds[members[np.argsort(hashes[members], kind="stable")]] = np.arange(len(members)) % FOLDS
     return folds
 
 
 def log_losses(logits: Doubles, is_positive: Booleans) -> Doubles:
-    """-ln of the probability of each true label [n]."""
+    """The log loss of each example [n]: -ln of the probability of its true label."""
     losses: Doubles = np.logaddexp(0, np.where(is_positive, -logits, logits))
     return losses
 
 
 def sigmoid(logits: Doubles) -> Doubles:
-    """[n] -> [n], without overflow."""
+    """The logistic function of each logit [n], without overflow."""
     found: Doubles = np.exp(-np.logaddexp(0, -logits))
     return found
 
 
 def search(loss: Callable[[float], float]) -> tuple[float, dict[float, float]]:
-    """(the exponent with the lowest loss, the loss of each that was tried). Of equal ones, the strongest penalty."""
+    """(the exponent with the lowest loss, the loss of each exponent tried). Ties go to the strongest penalty."""
     tried = {exponent: loss(exponent) for exponent in COARSE}
     step = FIRST_STEP
     while step >= LAST_STEP:
@@ -154,7 +155,7 @@ def _best(tried: dict[float, float]) -> float:
 
 
 def _choose(vectors: Doubles, is_positive: Booleans, folds: Folds) -> tuple[float, dict[float, float]]:
-    """`search` by the mean log loss of the predictions out of fold."""
+    """`search` for the exponent with the lowest mean log loss of the out-of-fold predictions."""
 
     def loss(exponent: float) -> float:
         logits = np.empty(len(vectors))

@@ -1,4 +1,4 @@
-"""Compares predicted probabilities with what came true."""
+"""Compares predicted probabilities with the observed shares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """The examples whose probability is in one tenth of [0, 1]."""
+    """The examples whose predicted probability is in one tenth of [0, 1]."""
 
     low: float
     high: float
     count: int
     predicted: float
-    """Mean probability."""
+    """Mean predicted probability."""
     hits: int
-    """Examples with the positive label."""
+    """Number of examples with the positive label."""
 
     @property
     def observed(self) -> float:
@@ -30,12 +30,12 @@ class Bin:
 
     @property
     def interval(self) -> Interval:
-        """Of the share."""
+        """95 % interval of the share."""
         return wilson(self.hits, self.count)
 
 
 def reliability(probabilities: npt.NDArray[np.float64], is_positive: npt.NDArray[np.bool_]) -> list[Bin]:
-    """The bins that are not empty, of probabilities [n] and labels [n]; the last one includes 1."""
+    """The nonempty bins of probabilities [n] and labels [n]; the last bin includes 1."""
     index = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
     bins = []
     for number in np.unique(index).tolist():
@@ -46,15 +46,15 @@ def reliability(probabilities: npt.NDArray[np.float64], is_positive: npt.NDArray
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean distance between predicted probability and observed share, weighted by the examples of each bin: ECE
-    (Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al. 2017, 1706.04599)."""
+    """The mean distance between predicted probability and observed share, weighted by the number of examples in each
+    bin: ECE (Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al. 2017, 1706.04599)."""
     total = sum(each.count for each in bins)
     return sum(each.count * abs(each.predicted - each.observed) for each in bins) / total
 
 
 def reliability_lines(bins: Sequence[Bin], name: str, width: int = 40) -> list[str]:
     """The reliability diagram as text. `o` is the observed share of the label `name`, `-` its interval, and `|` the
-    probability that was predicted."""
+    mean predicted probability."""
     rows = [f"predicted   examples  share {name}, 0 to 100 % (o, with its interval -; predicted |)"]
     for each in bins:
         scale = list(" " * (width + 1))

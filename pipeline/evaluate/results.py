@@ -1,4 +1,4 @@
-"""The numbers of each evaluation, as `--json` prints them."""
+"""Defines the results of each evaluation, as `--json` prints them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Direction:
     recall_at_10: float
     median_rank: float
     tied: int
-    """Queries with others exactly as similar as the match, which count in favor of the match."""
+    """Number of queries with others that are exactly as similar as the match. Ties count in favor of the match."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RetrievalResult:
     text_to_picture: Direction
     picture_to_text: Direction
     mean_recall_at_1: float
-    """Of both directions, as DataComp's metric has it."""
+    """Mean of both directions, as in DataComp's metric."""
     notes: Sequence[str]
 
 
@@ -42,12 +42,12 @@ class ClassAccuracy:
     top1: int
     top5: int
     interval: Interval
-    """Of the top-1 accuracy."""
+    """95 % interval of the top-1 accuracy."""
 
 
 @dataclass(frozen=True)
 class NamedConfusion:
-    """How often pictures of one class were taken for another one."""
+    """The number of pictures of one class that were mistaken for another class."""
 
     true: str
     predicted: str
@@ -59,18 +59,18 @@ class OverlapResult:
     """Top-1 accuracy with and without the pictures that overlap with a training set (CLIP's paper, section 5)."""
 
     rows: int
-    """Labeled pictures in the overlap."""
+    """Number of labeled pictures in the overlap."""
     clean_rows: int
-    """The others."""
+    """Number of labeled pictures outside the overlap."""
     accuracy_all: float
     accuracy_clean: float
     accuracy_overlap: float
     overlap_interval: Interval
-    """99.5 %, Clopper-Pearson."""
+    """99.5 % Clopper-Pearson interval of the accuracy on the overlap."""
     difference: float
-    """All minus clean: how much the overlap seems to add."""
+    """Accuracy on all pictures minus that on the clean ones: how much the overlap seems to add."""
     p_value: float
-    """The chance of an accuracy on the overlap this high if it were as difficult as the clean pictures."""
+    """The probability of at least this accuracy on the overlap if it were as difficult as the clean pictures."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ThresholdPoint:
 
 @dataclass(frozen=True)
 class ThresholdResult:
-    """A score against labels."""
+    """A score, measured against labels."""
 
     score: str
     positive: str
@@ -122,13 +122,13 @@ class ThresholdResult:
     found: ThresholdPoint | None
     """The lowest threshold with the wanted precision."""
     found_certain: ThresholdPoint | None
-    """The lowest one where even the lower end of the interval reaches it."""
+    """The lowest threshold where even the lower end of the interval reaches the wanted precision."""
     notes: Sequence[str]
 
 
 @dataclass(frozen=True)
 class ProbeFigures:
-    """What a probe predicts for examples that it has not seen."""
+    """Measures of a probe's out-of-fold predictions."""
 
     positive: str
     examples: int
@@ -139,11 +139,11 @@ class ProbeFigures:
     accuracy: float
     accuracy_interval: Interval
     baseline: float
-    """Accuracy of always giving the more frequent label."""
+    """Accuracy of always predicting the more frequent label."""
     recall: float
     """Accuracy among the examples with the positive label."""
     specificity: float
-    """Accuracy among the others."""
+    """Accuracy among all other examples."""
     auc: float
     log_loss: float
     calibration_error: float

@@ -1,13 +1,13 @@
-"""Retrieval: how often a caption finds its picture among all pictures, and a picture one of its captions among all
-captions.
+"""Measures retrieval: how often a caption finds its picture among all pictures, and a picture finds one of its captions
+among all captions.
 
-R@k is the share of queries with at least one match among the k most similar ones, as in the Karpathy tests of Flickr8k,
-Flickr30k and COCO. The rank of the best match is 1 + the number of others that are more similar; others that are
-exactly as similar are counted apart.
+R@k is the share of queries with at least one match among the k most similar items, as in the Karpathy tests of
+Flickr8k, Flickr30k and COCO. The rank of the best match is 1 + the number of others that are more similar; others that
+are exactly as similar are counted separately.
 
-Similarities are exact. Vectors are L2-normalized and rounded to multiples of 2**-24, so that each product is a multiple
-of 2**-48, and each partial sum is about 1 at most: a float64 holds it without rounding. So the result depends neither
-on the tiles nor on the order of rows, and equal vectors tie.
+Similarities are exact. Vectors are L2-normalized and rounded to multiples of 2**-24. Each product is then a multiple of
+2**-48 and each partial sum about 1 at most, which float64 represents exactly. So the result depends neither on the
+tiles nor on the order of rows, and equal vectors tie.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Counts = npt.NDArray[np.int64]
 
 TOP = (1, 5, 10)
 QUERY_ROWS, GALLERY_ROWS = 2_048, 4_096
-"""Of a tile of similarities: 64 MiB."""
+"""Rows and columns of a tile of similarities: 64 MiB."""
 _GRID = 2.0**24
 
 
@@ -36,30 +36,30 @@ class RetrievalSet:
     captions: Halves
     """Embeddings [captions, dim]."""
     picture_of: Counts
-    """Of each caption, the index of its picture [captions]."""
+    """The index of each caption's picture [captions]."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Of each query's best match [queries]."""
+    """The ranks of the queries' best matches."""
 
     better: Counts
-    """Others that are more similar than the best match."""
+    """Number of others that are more similar than the best match [queries]."""
     equal: Counts
-    """Others that are exactly as similar."""
+    """Number of others that are exactly as similar as the best match [queries]."""
 
     def recall_at(self, k: int) -> float:
-        """Share of the queries whose best match is among the k most similar. A tie counts in favor of the match."""
+        """Share of queries whose best match is among the k most similar. A tie counts in favor of the match."""
         return float((self.better < k).mean())
 
     @property
     def median_rank(self) -> float:
-        """1 is best."""
+        """Median rank of the best match; 1 is the best rank."""
         return float(np.median(self.better) + 1)
 
     @property
     def tied(self) -> int:
-        """Queries with others that are exactly as similar as the best match."""
+        """Number of queries with others that are exactly as similar as the best match."""
         return int((self.equal > 0).sum())
 
 
@@ -83,7 +83,7 @@ def picture_to_text(
 
 
 def own_similarities(data: RetrievalSet) -> Doubles:
-    """Of each caption and its picture [captions]."""
+    """The similarity of each caption and its picture [captions]."""
     found = np.empty(len(data.captions))
     for start in range(0, len(found), QUERY_ROWS):
         rows = slice(start, start + QUERY_ROWS)
@@ -93,7 +93,7 @@ def own_similarities(data: RetrievalSet) -> Doubles:
 
 
 def unit(vectors: Halves) -> Doubles:
-    """float16 [n, dim] -> float64, L2-normalized and rounded to multiples of 2**-24."""
+    """Vectors, float16 [n, dim], as float64 [n, dim], L2-normalized and rounded to multiples of 2**-24."""
     made = vectors.astype(np.float64)
     made /= np.linalg.norm(made, axis=1, keepdims=True)
     rounded: Doubles = np.rint(made * _GRID) / _GRID
@@ -103,7 +103,8 @@ def unit(vectors: Halves) -> Doubles:
 def _ranks(
     queries: Halves, gallery: Halves, best: Doubles, matches: Counts, tile: tuple[int, int], on_step: OnStep
 ) -> Ranks:
-    """`best` [queries]: similarity of the best match; `matches` [queries]: how many matches have it."""
+    """The ranks of `queries` in `gallery`. `best` [queries]: similarity of the best match; `matches` [queries]: number
+    of matches with this similarity."""
     better, equal = np.zeros(len(queries), np.int64), -matches
     for start in range(0, len(queries), tile[0]):
         rows = slice(start, start + tile[0])

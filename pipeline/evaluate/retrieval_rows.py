@@ -1,7 +1,7 @@
-"""Reads the pictures and captions of a retrieval test from a dataset, or a sample of them.
+"""Reads the pictures and captions for a retrieval test, or a sample of them, from a dataset.
 
-Rows with the same SHA-256 are captions of one picture, as are rows of one list of captions, which come from one row of
-the input.
+Rows with the same SHA-256 are captions of one picture. So are rows without a SHA-256 that come from one row of the
+input with a list of captions.
 """
 
 import hashlib
@@ -28,35 +28,35 @@ _KEYS = ("row_id", "sha256")
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What is compared, and where it comes from."""
+    """The data to compare, and notes about it."""
 
     data: RetrievalSet
     facts: Sequence[str]
-    """What was sampled and left out, line by line."""
+    """Lines that say what was sampled and left out."""
 
 
 def read_retrieval(rows: RowFilter, alias: str, limit: int, on_step: OnStep = ignore_step) -> Retrieval:
-    """The pictures with their captions; of more than `limit` pictures, those with the lowest hashes. Memory: `limit`
-    pictures and their captions, as float16.
+    """The pictures with their captions; if there are more than `limit` pictures, those with the lowest hashes. Needs
+    memory for the embeddings of `limit` pictures and their captions, as float16.
 
-    Raises EvaluateError if there is nothing to compare, DatasetError and SubsetError.
+    Raises DatasetError and SubsetError, and EvaluateError if there is nothing to compare.
     """
     ids = _pictures(rows, limit, on_step)
     if len(ids) < 2:
-        raise EvaluateError(f"retrieval needs two pictures or more, and there are {len(ids):,}")
+        raise EvaluateError(f"retrieval needs at least two pictures; found {len(ids):,}")
     gathered = _gather(rows, alias, ids[:limit], on_step)
     facts = []
     if len(ids) > limit:
         facts.append(
-            f"sampled {limit:,} of about {_estimated(ids):,} pictures, with all their captions, by a hash; of more "
-            "pictures, fewer captions find theirs"
+            f"sampled {limit:,} of about {_estimated(ids):,} pictures, with all their captions, by a hash; among more "
+            "pictures, fewer captions would find theirs"
         )
     return _retrieval(gathered, facts)
 
 
 def picture_ids(table: pa.Table) -> U64:
-    """64 bits [rows] that are equal where the picture is: a hash of the SHA-256 of its bytes or, where there is none,
-    of the input row."""
+    """A 64-bit id of each row's picture [rows]: a hash of the SHA-256 of its bytes or, if there is none, of the input
+    row."""
     ids = []
     for row_id, sha256 in zip(table["row_id"].to_pylist(), table["sha256"].to_pylist(), strict=True):
         key = sha256 or ":".join(row_id.split(":")[:2])
@@ -65,7 +65,7 @@ def picture_ids(table: pa.Table) -> U64:
 
 
 def _pictures(rows: RowFilter, limit: int, on_step: OnStep) -> U64:
-    """The lowest `limit` + 1 ids of pictures, or all of them, in ascending order."""
+    """The lowest `limit` + 1 picture ids, or all of them if there are fewer, in ascending order."""
     snapshot, shards = rows.snapshot, list(rows.masks())
 
     def read(shard: tuple[ShardFiles, Booleans]) -> U64:
@@ -81,7 +81,7 @@ def _pictures(rows: RowFilter, limit: int, on_step: OnStep) -> U64:
 
 
 def _estimated(lowest: U64) -> int:
-    """How many distinct ids there are, from the lowest ones in ascending order (Bar-Yossef et al., RANDOM 2002)."""
+    """The number of distinct ids, estimated from the lowest in ascending order (Bar-Yossef et al., RANDOM 2002)."""
     return round((len(lowest) - 1) / ((float(lowest[-1]) + 1) / 2.0**64))
 
 
@@ -132,6 +132,6 @@ def _retrieval(gathered: _Gathered, facts: list[str]) -> Retrieval:
     ids = ids[first]
     pictures, example, picture_of = np.unique(ids, return_index=True, return_inverse=True)
     if len(pictures) < 2:
-        raise EvaluateError("\n".join(["retrieval needs two pictures or more with embeddings", *facts]))
+        raise EvaluateError("\n".join(["retrieval needs at least two pictures with embeddings", *facts]))
     images, texts = np.concatenate(gathered.image), np.concatenate(gathered.text)
     return Retrieval(RetrievalSet(images[first[example]], texts[first], picture_of.astype(np.int64)), facts)

@@ -1,4 +1,4 @@
-"""Words, tables and charts for the results, for the terminal and for the page."""
+"""Turns results into text, tables and charts, for the terminal and for the page."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ _SHOWN_CONFUSIONS = 3
 
 
 def retrieval_section(result: RetrievalResult, to_picture: Ranks, to_text: Ranks) -> Section:
-    """R@k both ways."""
+    """The section on retrieval: R@k in both directions."""
     directions = (("caption to picture", result.text_to_picture), ("picture to caption", result.picture_to_text))
     rows = [
         [
@@ -48,21 +48,21 @@ def retrieval_section(result: RetrievalResult, to_picture: Ranks, to_text: Ranks
     ]
     return Section(
         "Retrieval",
-        "How often a caption finds its picture among all pictures, and a picture one of its captions among all "
-        "captions: R@k is the share of those whose match is among the k most similar ones.",
+        "How often a caption finds its picture among all pictures, and a picture finds one of its captions among all "
+        "captions: R@k is the share of queries with a match among the k most similar items.",
         [
             f"{counted(result.pictures, 'picture')} with {counted(result.captions, 'caption')}; mean R@1 "
             f"{100 * result.mean_recall_at_1:.1f} %"
         ],
         result.notes,
-        [line_chart("Share of queries with a match among the k best", "R@k, both ways", "k", list(most), curves)],
-        tables=[Table("Retrieval", ["from, to", "queries", "R@1", "R@5", "R@10", "median rank", "tied"], rows)],
+        [line_chart("Share of queries with a match in the top k", "R@k in both directions", "k", list(most), curves)],
+        tables=[Table("Retrieval", ["direction", "queries", "R@1", "R@5", "R@10", "median rank", "tied"], rows)],
     )
 
 
 def zero_shot_section(result: ZeroShotResult) -> Section:
-    """Accuracy, per class, and confusions."""
-    has_top5 = result.classes > TOP_K  # of five classes, every picture's is among the best five
+    """The section on zero-shot classification: accuracy, overall and per class, and confusions."""
+    has_top5 = result.classes > TOP_K  # with up to five classes, the right one is always among the best five
     accuracy = [f"top-1 {percent(round(result.top1 * result.rows), result.rows)}"]
     accuracy += [f"top-5 {percent(round(result.top5 * result.rows), result.rows)}"] if has_top5 else []
     classes = [
@@ -79,14 +79,14 @@ def zero_shot_section(result: ZeroShotResult) -> Section:
         "The class of a picture is the one whose prompts are most similar to it.",
         [
             f"{', '.join(accuracy)}, mean of the classes {100 * result.mean_per_class:.1f} %",
-            f"{counted(result.rows, 'picture')} of {len(result.per_class):,} of {counted(result.classes, 'class')}",
+            f"{counted(result.rows, 'picture')} in {len(result.per_class):,} of {counted(result.classes, 'class')}",
             *([] if result.overlap is None else _overlap_lines(result.overlap)),
         ],
         result.notes,
         bar_charts=[chart] if chart else [],
         tables=[
             Table("Classes, lowest accuracy first", heads, classes),
-            Table("Most frequent confusions", ["class", "taken for", "rows"], confusions),
+            Table("Most frequent confusions", ["class", "mistaken for", "rows"], confusions),
         ],
     )
 
@@ -95,14 +95,14 @@ def _overlap_lines(found: OverlapResult) -> list[str]:
     overlap = _with_interval(found.accuracy_overlap, found.overlap_interval)
     return [
         f"without the {counted(found.rows, 'picture')} of the overlap, top-1 is {100 * found.accuracy_clean:.1f} % "
-        f"({100 * found.difference:+.2f} points by the overlap)",
-        f"on the overlap {overlap}, 99.5 % interval; the chance of that or more if it were like the others: "
-        f"{found.p_value:.3g}",
+        f"(the overlap adds {100 * found.difference:+.2f} points)",
+        f"on the overlap, top-1 is {overlap}, 99.5 % interval; probability of at least this if the overlap were like "
+        f"the other pictures: {found.p_value:.3g}",
     ]
 
 
 def threshold_section(result: ThresholdResult) -> Section:
-    """Precision and recall against the threshold."""
+    """The section on a score: precision and recall at its thresholds."""
     points = sorted(result.points, key=lambda each: each.threshold)
     lines = [
         Values("precision", [each.precision for each in points], *_ends([each.precision_interval for each in points])),
@@ -125,7 +125,7 @@ def threshold_section(result: ThresholdResult) -> Section:
     return Section(
         f"{result.score} against labels",
         f"Precision is the share of {result.positive!r} among the labeled pairs that a threshold keeps; recall is the "
-        "share of them that it keeps.",
+        f"share of all pairs labeled {result.positive!r} that it keeps.",
         [
             f"{counted(result.rows, 'labeled pair')}, {100 * result.positives / result.rows:.1f} % {result.positive}; "
             f"ROC AUC {result.auc:.3f}, average precision {result.average_precision:.3f}",
@@ -141,7 +141,7 @@ def threshold_section(result: ThresholdResult) -> Section:
 
 
 def probe_section(figures: ProbeFigures, probe: Probe, is_positive: Booleans) -> Section:
-    """Accuracy and calibration, out of fold."""
+    """The section on a probe: accuracy and calibration of its out-of-fold predictions."""
     name = figures.positive
     dots = [(each.predicted, each.observed, each.interval, _bin_label(each, name)) for each in figures.reliability]
     exponents = sorted(probe.losses)
@@ -156,9 +156,9 @@ def probe_section(figures: ProbeFigures, probe: Probe, is_positive: Booleans) ->
         for each in figures.reliability
     ]
     return Section(
-        "What the probe predicts for pairs that it has not seen",
-        "Every number comes from cross-validation: of a pair in one fold, the probe has seen neither the label nor the "
-        "embedding, and the strength of the penalty was chosen without it. Intervals are Wilson's, 95 %.",
+        "Predictions for pairs that the probe has not seen",
+        "Every number comes from cross-validation: a pair is predicted by a probe that was trained without the pair's "
+        "fold, with a penalty that was chosen without it. Intervals are 95 % Wilson intervals.",
         probe_lines(figures),
         figures.notes,
         [
@@ -178,12 +178,12 @@ def probe_section(figures: ProbeFigures, probe: Probe, is_positive: Booleans) ->
 
 
 def probe_lines(figures: ProbeFigures) -> list[str]:
-    """The main results."""
+    """The main results of a probe, as lines."""
     hits = round(figures.accuracy * figures.examples)
     return [
-        f"accuracy {percent(hits, figures.examples)} out of fold; always the more frequent label: "
+        f"accuracy {percent(hits, figures.examples)} out of fold; always predicting the more frequent label: "
         f"{100 * figures.baseline:.1f} %",
-        f"ROC AUC {figures.auc:.3f}; right about {100 * figures.recall:.1f} % of {figures.positive} and "
+        f"ROC AUC {figures.auc:.3f}; correct for {100 * figures.recall:.1f} % of {figures.positive} and "
         f"{100 * figures.specificity:.1f} % of the others",
         f"C {four_digits(figures.c)}, log loss {figures.log_loss:.3f}, calibration error "
         f"{100 * figures.calibration_error:.1f} %",
@@ -191,7 +191,7 @@ def probe_lines(figures: ProbeFigures) -> list[str]:
 
 
 def shortest(threshold: float) -> str:
-    """The fewest digits that mean this threshold in a float32 column, or in a float64 one if it is not a float32."""
+    """The fewest digits that identify a threshold in a float32 column, or in a float64 one if it is not a float32."""
     narrow = np.float32(threshold)
     return str(narrow) if float(narrow) == threshold else repr(threshold)
 

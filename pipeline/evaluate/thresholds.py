@@ -1,4 +1,4 @@
-"""Precision and recall of a score against labels, at every threshold."""
+"""Computes the precision and recall of a score against labels, at every threshold."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class Point:
     threshold: float
     kept: int
     hits: int
-    """Kept rows with the positive label."""
+    """Number of kept rows with the positive label."""
     positives: int
-    """Of all labeled rows."""
+    """Number of labeled rows with the positive label."""
 
     @property
     def precision(self) -> float:
@@ -36,18 +36,18 @@ class Point:
 
     @property
     def precision_interval(self) -> Interval:
-        """Of the precision."""
+        """95 % interval of the precision."""
         return wilson(self.hits, self.kept)
 
     @property
     def recall_interval(self) -> Interval:
-        """Of the recall."""
+        """95 % interval of the recall."""
         return wilson(self.hits, self.positives)
 
 
 def roc_auc(scores: Doubles, is_positive: Booleans) -> float:
-    """Area under the ROC curve of scores [n] and labels [n] of both kinds: how often a positive row has the higher
-    score than a negative one."""
+    """Area under the ROC curve of scores [n] and labels [n] of both kinds: the probability that a positive row has a
+    higher score than a negative one."""
     return float(roc_auc_score(is_positive, scores))
 
 
@@ -63,7 +63,7 @@ class ThresholdCurve:
 
     @classmethod
     def of(cls, scores: Doubles, is_positive: Booleans) -> "ThresholdCurve":
-        """Of scores [n] without NaN and labels [n] of both kinds."""
+        """The curve for scores [n] without NaN and labels [n] of both kinds."""
         order = np.argsort(-scores, kind="stable")
         ordered = scores[order]
         ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last row of each distinct score
@@ -76,17 +76,18 @@ class ThresholdCurve:
         return len(self.thresholds)
 
     def point(self, index: int) -> Point:
-        """One threshold."""
+        """The point at the threshold with this index."""
         return Point(float(self.thresholds[index]), int(self.kept[index]), int(self.hits[index]), int(self.hits[-1]))
 
     def spread(self, most: int) -> list[int]:
-        """At most `most` indices, spread evenly over the rows that the thresholds keep; the last one keeps all."""
+        """At most `most` indices, evenly spaced by the number of rows that their thresholds keep. The last keeps all
+        rows."""
         wanted = np.ceil(np.linspace(0, self.kept[-1], most + 1)[1:])
         return [int(index) for index in np.unique(np.searchsorted(self.kept, wanted))]
 
     def for_precision(self, precision: float, is_certain: bool = False) -> int | None:
         """Index of the lowest threshold with at least this precision, which has the highest recall; None if there is
-        none. With `is_certain`, the lower end of its 95 % interval has to reach the precision."""
+        none. With `is_certain`, the lower end of the 95 % interval must also reach this precision."""
         for index in np.flatnonzero(self.hits / self.kept >= precision)[::-1].tolist():
             if not is_certain or self.point(index).precision_interval.low >= precision:
                 return int(index)

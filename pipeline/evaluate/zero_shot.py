@@ -1,7 +1,7 @@
-"""Zero-shot classification of labeled pictures: top-1 and top-5 accuracy, per class, and what is taken for what.
+"""Measures zero-shot classification of labeled pictures: top-1 and top-5 accuracy, overall and per class; confusions.
 
-A picture's class is the one whose embedding has the highest cosine with the picture's. The model's temperature and
-bias change probabilities, but never the order of the classes.
+The predicted class is the one whose embedding has the highest cosine with the picture's embedding. The model's
+temperature and bias change probabilities, but never the order of the classes.
 """
 
 from collections import Counter
@@ -22,14 +22,14 @@ Counts = npt.NDArray[np.int64]
 
 TOP_K = 5
 _MAX_UNKNOWN = 1_000
-"""Labels that are no class, of which the most frequent one is named."""
+"""Maximum number of distinct unknown labels that are counted to find the most frequent one."""
 _MAX_CELLS = 1 << 22
-"""Of the similarities in memory at a time."""
+"""Maximum number of similarities in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often pictures of one class were taken for another one."""
+    """The number of pictures of one class that were mistaken for another class."""
 
     true: int
     predicted: int
@@ -37,19 +37,19 @@ class Confusion:
 
 
 class ClassIndex:
-    """Turns labels into numbers of classes, and counts those that are none."""
+    """Turns labels into class numbers, and counts the labels that are not a class."""
 
     def __init__(self, names: Sequence[str]) -> None:
         counts = Counter(names)
         self._index = {name: index for index, name in enumerate(names) if counts[name] == 1}
         self._ambiguous = {name for name, count in counts.items() if count > 1}
         self._num_classes = len(names)
-        self._unknown: Counter[str] = Counter()  # of at most _MAX_UNKNOWN different ones
+        self._unknown: Counter[str] = Counter()  # at most _MAX_UNKNOWN distinct labels
         self._num_unknown = 0
         self._num_ambiguous = 0
 
     def of(self, labels: pa.Array) -> Counts:
-        """The number of each label's class [n]; -1 if it is no class. Text is a name; whole numbers count from 0."""
+        """The class number of each label [n]; -1 if it is not a class. Text is a name; whole numbers count from 0."""
         return np.array([self._one(label) for label in labels.to_pylist()], np.int64)
 
     def _one(self, label: bool | int | str) -> int:
@@ -65,12 +65,12 @@ class ClassIndex:
         return self._index.get(name, -1)
 
     def facts(self) -> list[str]:
-        """Which labels were left out."""
+        """Lines that say which labels were left out."""
         lines = []
         if self._unknown:
             name = self._unknown.most_common(1)[0][0]
             rows = counted(self._num_unknown, "row")
-            lines.append(f"{rows} left out: the label is no class, such as {clean_text(name, 60)!r}")
+            lines.append(f"{rows} left out: the label is not a class, such as {clean_text(name, 60)!r}")
         if self._num_ambiguous:
             rows = counted(self._num_ambiguous, "row")
             lines.append(f"{rows} left out: several classes have this name; use the numbers of the classes as labels")
@@ -81,13 +81,13 @@ class Accuracy:
     """Counts hits, a block of rows at a time."""
 
     def __init__(self, classes: Floats) -> None:
-        """`classes`: their embeddings, float32 [classes, dim], L2-normalized."""
+        """`classes`: embeddings of the classes, float32 [classes, dim], L2-normalized."""
         self._classes = torch.from_numpy(np.array(classes, np.float32))
         self.totals, self.top1, self.top5 = (np.zeros(len(classes), np.int64) for _ in range(3))
         self._confusions: Counter[tuple[int, int]] = Counter()
 
     def add(self, vectors: Halves, targets: Counts) -> None:
-        """Rows with embeddings [n, dim] and the numbers of their classes [n]."""
+        """Count rows with embeddings [n, dim] and class numbers [n]."""
         step = max(1, _MAX_CELLS // len(self._classes))
         with torch.inference_mode():
             for block, inputs in float32_blocks(vectors):
@@ -98,7 +98,7 @@ class Accuracy:
     def _add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         similarities = inputs @ self._classes.T  # [block, classes]
         own = similarities.gather(1, targets[:, None])
-        is_before = torch.arange(len(self._classes)) < targets[:, None]  # of equal classes, the first is better
+        is_before = torch.arange(len(self._classes)) < targets[:, None]  # of equal classes, the first wins
         ranks = ((similarities > own) | ((similarities == own) & is_before)).sum(dim=1).numpy()
         true, predicted = targets.numpy(), similarities.argmax(dim=1).numpy()
         self.totals += np.bincount(true, minlength=len(self.totals))
@@ -109,7 +109,7 @@ class Accuracy:
 
     @property
     def rows(self) -> int:
-        """Rows that were counted."""
+        """Number of rows counted."""
         return int(self.totals.sum())
 
     @property
@@ -119,12 +119,12 @@ class Accuracy:
         return float((self.top1[occurs] / self.totals[occurs]).mean())
 
     def confusions(self, most: int) -> list[Confusion]:
-        """The most frequent ones, first. Of equally frequent ones, those of lower numbers."""
+        """The most frequent confusions, at most `most`, in descending order. Ties are sorted by class numbers."""
         ordered = sorted(self._confusions.items(), key=lambda each: (-each[1], each[0]))
         return [Confusion(true, predicted, count) for (true, predicted), count in ordered[:most]]
 
 
 def check_dim(classes: Floats, dim: int) -> None:
-    """Raise EvaluateError if classes and pictures cannot be compared."""
+    """Raise EvaluateError if the embeddings of classes and pictures differ in dimension."""
     if classes.shape[1] != dim:
-        raise EvaluateError(f"the classes have {classes.shape[1]:,} dimensions, and the pictures have {dim:,}")
+        raise EvaluateError(f"the classes have {classes.shape[1]:,} dimensions, but the pictures have {dim:,}")

@@ -1,5 +1,5 @@
 """The local web app of `pairmill explore`: filters with live counts, pictures, rejects, duplicates, search, labels.
 
 Input: an output folder. Output: pages for one person on this machine, and `labels/NAME.parquet`.
-Imports `pages`, `search`, `reader`, `select` and `dataset`; what runs a select job is passed in by `jobs`.
+Imports `pages`, `search`, `reader`, `select` and `dataset`; `jobs` passes in the function that runs a select job.
 """

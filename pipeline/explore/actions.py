@@ -1,4 +1,4 @@
-"""What a page can change: labels, subsets, and which state of the dataset is shown."""
+"""Makes the changes that a page can request: labels, subsets, and the state of the dataset that is shown."""
 
 import re
 from urllib.parse import parse_qsl, urlencode
@@ -15,21 +15,21 @@ _DRY_RUN = "dry-run"
 
 
 class Actions:
-    """The changes. Each takes the fields of a form; returns JSON, or the address of the next page."""
+    """The actions of the pages. Each takes the fields of a form and returns JSON or the address of the next page."""
 
     def __init__(self, explorer: Explorer) -> None:
         self._explorer = explorer
 
     def label(self, form: dict[str, str]) -> dict[str, object]:
-        """`uid` and `label` (good or bad), or `label=undo`."""
+        """Label the pair `uid` with `label` (good or bad), or undo the last label (`label=undo`)."""
         labels, uid, label = self._explorer.labels, form.get("uid", ""), form.get("label", "")
         if label == "undo":
             undone = labels.undo()
             return self._labeled(undone, None if undone is None else labels.get(undone))
         if label not in ("good", "bad"):
-            raise PageError("label: good, bad or undo")
+            raise PageError("label must be good, bad or undo")
         if self._explorer.shown is None or self._explorer.shown.view.lookup.find(uid) is None:
-            raise PageError("No pair here has this uid.", 404)
+            raise PageError("No pair shown here has this uid.", 404)
         labels.put(uid, label == "good")
         return self._labeled(uid, label == "good")
 
@@ -38,18 +38,18 @@ class Actions:
         return {"uid": uid, "label": None if label is None else "good" if label else "bad", "good": good, "bad": bad}
 
     def exact(self, form: dict[str, str]) -> dict[str, object]:
-        """How many rows `query` selects from the whole dataset, by a dry run of select."""
+        """Count the rows that `query` selects from the whole dataset, with a dry run of select."""
         return {"count": self._select(form, _DRY_RUN, True).rows_out}
 
     def save_subset(self, form: dict[str, str]) -> str:
-        """Select the rows of `query` as the subset `name`, and keep its job file beside it."""
+        """Select the rows of `query` as the subset `name`, and store its job file in the subset's folder."""
         name = form.get("name", "").strip()
         if not re.fullmatch(SUBSET_NAME, name):
-            raise PageError("A name consists of letters, digits, - and _, and begins with a letter or digit.")
+            raise PageError("A name must consist of letters, digits, - and _, and begin with a letter or digit.")
         if new := self._explorer.new_shards:
             raise PageError(f"{counted(new, 'new shard')} would be selected too. Reload first, then save.")
         if name in subset_names(self._explorer.store):
-            raise PageError(f"There is already a subset {name!r}. Choose another name.")
+            raise PageError(f"A subset {name!r} already exists. Choose another name.")
         subset = self._select(form, name, False)
         steps = [step.model_dump(exclude_none=True) for step in subset.steps]
         text = job_yaml(self._explorer, name, subset.rows, steps)
@@ -65,6 +65,6 @@ class Actions:
         return self._explorer.run_select(self._explorer.select_job(name, query.rows, base, where), dry_run)
 
     def reload(self, form: dict[str, str]) -> str:
-        """Show the dataset as it is now."""
+        """Show the current state of the dataset."""
         self._explorer.reload()
         return "/"

@@ -1,4 +1,4 @@
-"""The web app: which address shows what. The pages themselves are made by the modules beside this one."""
+"""Builds the web app: maps each address to a page or an action, which the other modules of this package make."""
 
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -28,7 +28,7 @@ _STATIC = {
         for name in ("filters.js", "tagging.js", "live.js", "page.js")
     },
 }
-"""Name -> package, path in it, type. Nothing else of the disk is served."""
+"""Name -> package, path in it, type. No other files on disk are served."""
 
 
 def app(explorer: Explorer, guard: Guard) -> GuardedApp:
@@ -73,7 +73,7 @@ def _shown(explorer: Explorer, guard: Guard, make: Callable[[Request], Response]
 
 
 def _changed(explorer: Explorer, guard: Guard, change: Callable[[dict[str, str]], dict[str, object] | str]) -> Answer:
-    """A form of ours: it carries the token. The answer is JSON, or the address of the next page."""
+    """A handler for one of our forms, which must carry the token. Answers with JSON or a redirect to the next page."""
 
     async def answer(request: Request) -> Response:
         body = (await request.body()).decode("utf-8", "replace")
@@ -90,7 +90,7 @@ def _changed(explorer: Explorer, guard: Guard, change: Callable[[dict[str, str]]
 
 
 def _searched(explorer: Explorer, guard: Guard, pages: Pages) -> Answer:
-    """A search by an uploaded picture."""
+    """A handler for a search by an uploaded picture."""
 
     async def answer(request: Request) -> Response:
         async with request.form(max_files=1, max_fields=10) as form:

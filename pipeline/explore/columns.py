@@ -1,7 +1,7 @@
-"""Keeps the columns of a dataset as Arrow files in a cache folder, one file a column, mapped into memory.
+"""Keeps the columns of a dataset as Arrow files in a cache folder, one file per column, mapped into memory.
 
-A column is read from the Parquet files once, when something first needs it. The folder is named after the output and
-the exact files that the columns came from, so that a changed dataset never meets an old cache.
+A column is read from the Parquet files once, when it is first needed. The folder is named after the output and the
+exact files that the columns came from, so a changed dataset never uses an old cache.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 
 _MAX_OUTPUTS = 8
-"""How many outputs keep their columns in the cache folder."""
+"""Maximum number of outputs with columns in the cache folder."""
 
 
 def cache_home() -> Path:
-    """The folder of the caches of all outputs."""
+    """The folder with the caches of all outputs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pairmill" / "explore"
 
 
 def cache_folder(snapshot: Snapshot, home: Path) -> Path:
-    """The folder of one state of one output."""
+    """The cache folder for one state of one output."""
     state = hashlib.blake2b(repr(list(snapshot.added.names)).encode(), digest_size=16)
     for shard in snapshot.chunk.shards:
         state.update(f"{shard.shard} {shard.generation} {shard.pairs_blake2b} {shard.columns_blake2b}\n".encode())
@@ -37,7 +37,7 @@ def cache_folder(snapshot: Snapshot, home: Path) -> Path:
 
 
 def remove_old(folder: Path) -> None:
-    """Delete the caches of earlier states of the same output, and of the outputs that were not opened for longest."""
+    """Delete the caches of earlier states of the same output, and of the least recently opened outputs."""
     output = folder.name.partition("-")[0]
     others = [each for each in folder.parent.iterdir() if each != folder and each.is_dir()]
     mine = [each for each in others if each.name.partition("-")[0] == output]
@@ -59,11 +59,11 @@ class ColumnCache:
 
     @property
     def folder(self) -> Path:
-        """Where the files are."""
+        """The folder with the files."""
         return self._folder
 
     def table(self, names: Iterable[str], on_step: OnStep = ignore_step) -> pa.Table:
-        """These columns of all rows; those that are missing are read first. Raises DatasetError."""
+        """These columns of all rows. Columns that are not in the cache are read first. Raises DatasetError."""
         wanted = list(names)
         if not self._open.keys() >= set(wanted):
             with self._lock:
@@ -73,7 +73,7 @@ class ColumnCache:
         return pa.table({name: self._open[name] for name in wanted})
 
     def derived(self, name: str, compute: Callable[[], pa.Array]) -> pa.ChunkedArray:
-        """A column that is computed from others, and stored like them under a name that no column has."""
+        """A column computed from others and stored like them, under a name that no other column has."""
         key = f"\0{name}"
         if key not in self._open and not self._mapped(key):
             array = compute()
@@ -82,11 +82,11 @@ class ColumnCache:
         return self._open[key]
 
     def _path(self, name: str) -> Path:
-        """Column names come from strangers, so a file is named after a hash of one."""
+        """The path of a column's file. Column names are untrusted, so the file is named after a hash of the name."""
         return self._folder / f"{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.arrow"
 
     def _mapped(self, name: str) -> bool:
-        """Map a column's file, if there is one."""
+        """Map a column's file. Returns False if there is none."""
         return self._map(name, self._path(name))
 
     def _map(self, name: str, path: Path) -> bool:
@@ -98,7 +98,7 @@ class ColumnCache:
         return True
 
     def _read(self, names: Sequence[str], on_step: OnStep) -> None:
-        """Read columns from all shards in one pass, with a few shards in memory at a time."""
+        """Read columns from all shards in one pass, with only a few shards in memory at a time."""
         shards = self._snapshot.chunk.shards
         types = {name: _plain(self._snapshot.schema.field(name).type) for name in names}
         with self._new_files() as new, ExitStack() as stack:
@@ -116,7 +116,7 @@ class ColumnCache:
 
     @contextmanager
     def _writer(self, new: dict[str, Path], name: str, kind: pa.DataType) -> Iterator[pa.ipc.RecordBatchFileWriter]:
-        """Write one column to a temporary file. Its path is put into `new` at the end."""
+        """Write one column to a temporary file. Adds its path to `new` at the end."""
         path = self._folder / f"{uuid4().hex}.tmp"
         try:
             with (
@@ -131,8 +131,8 @@ class ColumnCache:
 
     @contextmanager
     def _new_files(self) -> Iterator[dict[str, Path]]:
-        """Map the files that were written in the block, then give them their names. Another process may have deleted
-        the folder meanwhile, because it shows a newer state of the output; mapped files stay readable."""
+        """Map the files that were written in the block, then give them their final names. Meanwhile, another process
+        that shows a newer state of the output may have deleted the folder; mapped files stay readable."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         new: dict[str, Path] = {}
         yield new

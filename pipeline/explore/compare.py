@@ -1,4 +1,4 @@
-"""Two subsets side by side: how many pairs only one of them has, why, and what they look like."""
+"""Compares two subsets side by side: how many pairs are in only one of them, why, and what they look like."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ SHOWN_ROWS = 12
 
 @dataclass(frozen=True)
 class Side:
-    """Pairs of one part of the comparison."""
+    """One part of the comparison: the pairs in one subset only, or in both."""
 
     title: str
     count: int
     reasons: Mapping[str, int]
-    """Why the other subset lacks them -> number of rows."""
+    """Reason why the other subset lacks them -> number of rows."""
     cards: Sequence[Card]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What the page shows."""
+    """The content of the page."""
 
     one: str
     other: str
     sides: Sequence[Side]
     outdated: Sequence[str]
-    """Subsets whose shards were rebuilt since they were selected."""
+    """Subsets with shards that were rebuilt after the subset was selected."""
 
 
 def compare(explorer: Explorer, shown: Shown, one: str, other: str) -> Compared:
-    """Compare two subsets. Counts are exact, also of a sample; pictures are of the shards that are shown. Raises
+    """Compare two subsets. Counts are exact even if only a sample is shown; pictures come from the shards shown. Raises
     SubsetError."""
     found = subset_diff.compare(explorer.store, one, other).as_dict()
     view = shown.view

@@ -1,4 +1,4 @@
-"""Groups of pairs with equal pictures: by the bytes (sha256), or by what they look like (phash)."""
+"""Finds groups of duplicate pairs: with equal files (sha256), similar pictures (equal phash) or equal captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,32 +25,32 @@ class Group:
     value: str
     rows: int
     captions: int
-    """How many different captions they have."""
+    """Number of distinct captions."""
     cards: Sequence[Card]
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What the page shows."""
+    """The content of the page."""
 
     by: str
     groups: Sequence[Group]
     num_groups: int
     num_rows: int
-    """Rows in all groups."""
+    """Number of rows in all groups."""
     extra_rows: int
-    """Rows that a dedup would drop."""
+    """Number of rows that a dedup would drop."""
     page: int
     pages: int
     choices: Sequence[tuple[str, str]]
 
 
 def duplicates(explorer: Explorer, shown: Shown, by: str, page: str) -> Duplicates:
-    """The largest groups of the pairs, after uid dedup. Raises PageError."""
+    """The largest groups of pairs, after dedup by uid. Raises PageError."""
     if by not in BY or by not in shown.view.snapshot.schema.names:
-        raise PageError(f"by: one of {', '.join(BY)}")
+        raise PageError(f"by must be one of {', '.join(BY)}, and a column of the dataset")
     if not (page.isascii() and page.isdigit() and 0 < len(page) < 7 and int(page)):
-        raise PageError("page: a page number")
+        raise PageError("page must be a page number")
     number = int(page)
     rows, starts = _groups(shown.view, by)
     sizes = np.diff(starts)
@@ -67,7 +67,7 @@ def duplicates(explorer: Explorer, shown: Shown, by: str, page: str) -> Duplicat
 
 
 def _groups(view: View, by: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(rows of all groups of two or more, group after group; where each group starts, and the end)."""
+    """(rows of all groups of two or more, group after group; the start of each group, then the end of the last)."""
 
     def compute() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         column = view.cache.table([by])[by]

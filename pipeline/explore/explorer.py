@@ -1,4 +1,4 @@
-"""What the pages share: the dataset as it was when it was opened or reloaded, its pictures, and the labels."""
+"""Provides the state that all pages share: the dataset as of its last (re)load, its pictures, and the labels."""
 
 import threading
 import time
@@ -21,11 +21,11 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.subset import SelectJob, Subset
 
 RunSelect = Callable[[SelectJob, bool], Subset]
-"""Runs a select job; with True, it only counts. Raises PairmillError."""
+"""Runs a select job; with True, only counts its rows. Raises PairmillError."""
 
 
 _LOOK_S, _LOOK_REMOTE_S = 2.0, 60.0
-"""Time between two looks for new shards, in a local folder and on S3."""
+"""Seconds between two checks for new shards, in a local folder and on S3."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Shown:
     pictures: Pictures
     searcher: Searcher
     version: str
-    """Differs for every state; part of the addresses of pictures, so that browsers may keep them."""
+    """Differs for every state; part of the addresses of pictures, so that browsers can cache them."""
 
     def close(self) -> None:
         """Close files and stop threads."""
@@ -45,7 +45,7 @@ class Shown:
 
 
 class Explorer:
-    """An output folder, as the pages show it. Close it after use."""
+    """The state shared by the pages of one output folder. Close it after use."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Explorer:
         self._before: Shown | None = None
         """The state before the last reload, which some requests may still be reading."""
         self.generations: dict[int, int] = {}
-        """Shard -> generation, of the shards that were finished when it was opened."""
+        """Shard -> generation, for the shards that were finished when the shown state was opened."""
         self.reload(on_step)
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Explorer:
                     each.close()
 
     def reload(self, on_step: OnStep = ignore_step) -> None:
-        """Show the dataset as it is now."""
+        """Show the current state of the dataset."""
         with self._lock:
             self.plan = load_plan(self.store)
             generations = committed(self.store)
@@ -116,12 +116,12 @@ class Explorer:
 
     @property
     def new_shards(self) -> int:
-        """How many shards were finished or rebuilt since."""
+        """Number of shards that were finished or rebuilt since the last reload."""
         return sum(self.generations.get(shard) != generation for shard, generation in committed(self.store).items())
 
     @property
     def lately_new_shards(self) -> int:
-        """The same as of a moment ago, because listing a bucket costs time and money."""
+        """`new_shards` as of a moment ago, because listing a bucket costs time and money."""
         at, number = self._looked
         if time.monotonic() - at > (_LOOK_REMOTE_S if self.store.remote else _LOOK_S):
             number = self.new_shards
@@ -130,12 +130,12 @@ class Explorer:
 
     @property
     def was_unfinished(self) -> bool:
-        """Whether shards are missing in what is shown. Costs no look at the storage."""
+        """Whether shards are missing from what is shown. Does not access the storage."""
         return len(self.generations) < self.plan.num_shards
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether shards are missing now, so that `select` must be told to do without them."""
+        """Whether shards are still missing, so `select` needs `partial`."""
         return len(committed(self.store)) < self.plan.num_shards
 
     def select_job(self, name: str, rows: str, subset: Subset | None, where: str) -> SelectJob:

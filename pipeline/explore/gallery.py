@@ -1,4 +1,4 @@
-"""The gallery: what its page shows, from the query of its address."""
+"""Collects the content of the gallery page for the query in its address."""
 
 import json
 import shlex
@@ -31,12 +31,12 @@ class Card:
 
     uid: str
     picture: str
-    """Address of its small copy."""
+    """Address of the small copy of its picture."""
     caption: str | None
     status: str
     kept: bool
     value: str | None
-    """What the rows are sorted by, as text."""
+    """The value that the rows are sorted by, as text."""
     label: bool | None
 
 
@@ -51,14 +51,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Everything that the page shows."""
+    """The content of the page."""
 
     query: Query
     count: int
     start_count: int
-    """Rows before the filters."""
+    """Number of rows before the filters."""
     num_pairs: int
-    """Pairs of the dataset, as far as it is shown."""
+    """Number of pairs in the part of the dataset that is shown."""
     expression: str
     command: str
     cards: Sequence[Card]
@@ -69,12 +69,12 @@ class Gallery:
     sort_column: str | None
     subsets: Sequence[str]
     steps: Sequence[str]
-    """How the subset was selected, if one is shown."""
+    """The steps that selected the subset, if one is shown."""
     error: str | None = None
 
     @property
     def order(self) -> str:
-        """The order that is shown: without a score, a random one."""
+        """The order that is shown: random if there is no column to sort by."""
         return "random" if self.sort_column is None and self.error is None else self.query.order
 
     @property
@@ -89,7 +89,7 @@ class Gallery:
 
 
 def gallery(explorer: Explorer, shown: Shown, query: Query, error: str | None = None) -> Gallery:
-    """Collect what the page shows. With an `error`, the query's rows stay out. Raises PairmillError."""
+    """Collect the content of the page. If there is an `error`, shows no rows. Raises PairmillError."""
     view = shown.view
     groups, equal = filter_groups(view.columns, view.added_scores, query)
     count = 0 if error else view.count(query)
@@ -129,7 +129,7 @@ def command(explorer: Explorer, query: Query, where: str) -> str:
 
 
 def step_text(step: SelectStep) -> str:
-    """A step as `--step` takes it: YAML on one line."""
+    """A step in the form that `--step` takes: YAML on one line."""
     value = getattr(step, step.kind)
     if isinstance(value, str):
         plain = f"{step.kind}: {value}"
@@ -146,7 +146,7 @@ def _reads_as(text: str, expected: object) -> bool:
 
 
 def cards(explorer: Explorer, shown: Shown, rows: Sequence[int], column: str | None = None) -> list[Card]:
-    """The cards of some rows; begins to read their pictures."""
+    """The cards of some rows. Starts to read their pictures."""
     found = shown.view.lookup.rows(rows, [column] if column else [])
     shown.pictures.prefetch(row.ref for row in found)
     return [card(explorer, shown, row, column) for row in found]
@@ -162,7 +162,7 @@ def card(explorer: Explorer, shown: Shown, row: Row, column: str | None = None, 
 
 
 def number(view: View, column: str, value: object) -> str:
-    """A value of a column of numbers, with as many digits as tell its values apart."""
+    """A value of a numeric column, with enough digits to tell the column's values apart."""
     if value is None:
         return "none"
     each = view.columns[column]
@@ -172,7 +172,7 @@ def number(view: View, column: str, value: object) -> str:
 def filter_groups(
     columns: Mapping[str, Column], added_scores: Collection[str], query: Query
 ) -> tuple[list[Group], list[str]]:
-    """The filters in groups, and the names of the columns in which all rows are equal."""
+    """The filters in groups, and the names of the columns that have the same value in all rows."""
     titles: dict[str, list[Column]] = {
         name: [] for name in ("Scores", "Caption", "Picture", "Outcome", "Download", "Other columns")
     }
@@ -204,7 +204,7 @@ def _title(name: str) -> str:
 
 
 def bars(column: Column) -> list[tuple[int, float, float]]:
-    """The bars of a histogram, (index, top, height) in a box of BINS x 100. Square roots, so that rare values show."""
+    """The bars of a histogram, (index, top, height) in a box of BINS x 100. Square roots make rare values visible."""
     tallest = max(column.histogram, default=0) or 1
     heights = [round(100 * (rows / tallest) ** 0.5, 1) for rows in column.histogram]
     return [(index, round(100 - height, 1), height) for index, height in enumerate(heights[:BINS]) if height]

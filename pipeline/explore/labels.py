@@ -1,6 +1,6 @@
-"""Keeps the labels that a person gives in one session, in `labels/NAME.parquet` of the output folder.
+"""Stores the labels that a person gives in one session, in `labels/NAME.parquet` in the output folder.
 
-Each session has its own file, which is created once and only ever replaced by the session that created it.
+Each session has its own file, and only the session that created a file ever replaces it.
 """
 
 import re
@@ -23,7 +23,7 @@ LABELS_SCHEMA = pa.schema(
         pa.field("labeled_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
-"""`labels/NAME.parquet`: one row per labeled uid, in the order of the labels."""
+"""`labels/NAME.parquet`: one row per labeled uid, in the order of labeling."""
 
 SAVE_EVERY = 10
 
@@ -33,21 +33,21 @@ def _now() -> datetime:
 
 
 def session_name() -> str:
-    """A name for a session that begins now, such as `20260131-184500`."""
+    """A name for a session that starts now, such as `20260131-184500`."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 class _NameTaken(JobError):
-    """Another session has a file of this name."""
+    """Another session has a file with this name."""
 
 
 class Labels:
     """The labels of one session. Thread-safe."""
 
     def __init__(self, store: Store, name: str, now: Callable[[], datetime] = _now) -> None:
-        """Raises JobError if the name cannot be a file's name, or if another session has used it."""
+        """Raises JobError if the name is not allowed, or if another session has used it."""
         if not re.fullmatch(SUBSET_NAME, name):
-            raise JobError(f"labels: {name!r} is not a name of letters, digits, - and _")
+            raise JobError(f"labels: {name!r} is not a name made of letters, digits, - and _")
         self._store, self.path, self._now = store, f"labels/{name}.parquet", now
         if store.exists(self.path):
             raise self._taken()
@@ -75,9 +75,9 @@ class Labels:
             return good, len(self._labels) - good
 
     def put(self, uid: str, label: bool) -> None:
-        """Label a pair, or change its label. The first one creates the file, so that two sessions with one name are
-        noticed before there is anything to lose. Raises JobError if another session has taken the name meanwhile; the
-        pair then stays without a label."""
+        """Label a pair, or change its label. The first label creates the file, so two sessions with the same name are
+        detected before labels can be lost. Raises JobError if another session has taken the name meanwhile; the pair
+        then stays without a label."""
         with self._lock:
             self._history.append((uid, self._labels.pop(uid, None)))
             self._labels[uid] = (label, self._now())
@@ -92,7 +92,7 @@ class Labels:
             raise
 
     def undo(self) -> str | None:
-        """Take the last label back. Returns the uid, None if there is nothing to undo."""
+        """Undo the last label. Returns its uid, or None if there is nothing to undo."""
         with self._lock:
             if not self._history:
                 return None
@@ -104,7 +104,7 @@ class Labels:
             return uid
 
     def save(self) -> None:
-        """Write the file, if anything has changed. Raises JobError if another session has taken the name meanwhile."""
+        """Write the file if anything has changed. Raises JobError if another session has taken the name meanwhile."""
         with self._lock:
             if not self._unsaved:
                 return

@@ -1,4 +1,4 @@
-"""What arrives while a build runs: shards, the funnel, and the newest pictures."""
+"""Follows a build while it runs: its shards, the funnel, and the newest pictures."""
 
 import threading
 import time
@@ -23,12 +23,12 @@ NEWEST_PICTURES = 12
 _OPEN_SHARDS = 4
 _CAPTION_CHARS = 180
 _RATE_S = 60.0
-"""The rate is that of the last minute."""
+"""The rate is measured over the last minute."""
 
 
 @dataclass(frozen=True)
 class FunnelRow:
-    """How many rows a reason took, and how many were left after it."""
+    """The number of rows lost for one reason, and the number left after it."""
 
     reason: str
     """The status in words, and the name of a custom rule."""
@@ -43,7 +43,7 @@ class NewPicture:
 
     address: str
     caption: str
-    """Cut, and without deceptive characters, because a script puts it on the page."""
+    """Shortened, and without deceptive characters, because a script puts it on the page."""
     status: str
 
 
@@ -59,19 +59,19 @@ class Live:
     rows_in: int
     kept: int
     rows_per_s: float | None
-    """In the last minute; None until a shard has arrived while the page was open."""
+    """Rate over the last minute; None until a shard has arrived while the page was open."""
     losses: Sequence[FunnelRow]
     newest: Sequence[NewPicture]
     new_shards: int
-    """Shards that the other pages do not show yet."""
+    """Number of shards that the other pages do not show yet."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The state as plain JSON values."""
         return asdict(self)
 
 
 class LiveState:
-    """Remembers the manifests it has read. Thread-safe."""
+    """Follows the state of a build, and remembers the manifests it has read. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -91,8 +91,8 @@ class LiveState:
                 self._open.popitem()[1][1].close()
 
     def now(self, shown: Mapping[int, int]) -> Live:
-        """The state now. Reads the names of all manifests, and the new ones. `shown`: shard -> generation, of the
-        shards that the other pages show."""
+        """The current state. Lists all manifests and reads the new ones. `shown`: shard -> generation, for the shards
+        that the other pages show."""
         with self._lock:
             self._read_new()
             manifests = [manifest for _, manifest in self._seen.values()]
@@ -114,7 +114,7 @@ class LiveState:
             )
 
     def _current_plan(self) -> Plan:
-        """The plan, read again only when it has grown."""
+        """The plan, read again only if it has grown."""
         names = self._store.list("plan")
         if self._plan is None or names != self._plan[0]:
             self._plan = names, load_plan(self._store)
@@ -142,7 +142,7 @@ class LiveState:
         return sum(rows for at, rows in self._arrivals if at >= since) / _RATE_S
 
     def _newest(self) -> list[NewPicture]:
-        """Some pairs of the shards that arrived last."""
+        """Some pairs from the shards that arrived last."""
         found: list[NewPicture] = []
         for shard in reversed(self._order[-3:]):
             generation, manifest = self._seen[shard]
@@ -180,7 +180,7 @@ class LiveState:
 
 
 def _funnel(counts: StatusCounts) -> list[FunnelRow]:
-    """What each reason took, in the order of the steps."""
+    """The rows lost for each reason, in the order of the steps."""
     rows = left = counts.statuses.total()
     found = []
     for loss in counts.losses():

@@ -1,4 +1,4 @@
-"""Remembers what was computed lately."""
+"""Remembers recently computed values."""
 
 import threading
 from collections import OrderedDict
@@ -12,14 +12,14 @@ _Value = TypeVar("_Value")
 
 
 class Memory:
-    """The values that were used last. Thread-safe."""
+    """Caches the most recently used values. Thread-safe."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[object, Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def remember(self, key: object, compute: Callable[[], _Value]) -> _Value:
-        """The value of a key, computed unless it was used lately."""
+        """The value of a key, computed unless it is in the cache."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

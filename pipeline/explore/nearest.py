@@ -1,4 +1,4 @@
-"""Finds the pairs whose pictures are most similar to a pair, a text or a picture, through `pipeline/search`."""
+"""Finds the pairs whose pictures are most similar to a pair, a text or a picture, using `pipeline/search`."""
 
 import threading
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from pairmill.pipeline.search.vector_index import Floats
 
 @dataclass(frozen=True)
 class Near:
-    """One pair that was found."""
+    """One pair found by a search."""
 
     row: int
     similarity: float
-    """Cosine."""
+    """Cosine similarity."""
 
 
 class Searcher:
@@ -31,11 +31,11 @@ class Searcher:
         self._lock = threading.Lock()
 
     def alias(self, wanted: str) -> str | None:
-        """The model to search with: the wanted one if it has embeddings, else the first that has; None without any."""
+        """The model to search with: `wanted` if it has embeddings, else the first model that has; None without one."""
         return wanted if wanted in self._view.aliases else next(iter(self._view.aliases), None)
 
     def like_row(self, alias: str, row: int, k: int) -> list[Near]:
-        """The pairs most similar to a pair's picture, without the pair itself. Raises SearchError."""
+        """The pairs whose pictures are most similar to a pair's picture, except the pair itself. Raises SearchError."""
         index, ref = self._index(alias), self._view.lookup.ref(row)
         vector = index.embeddings.vector(ref.position, ref.row)
         if vector is None:
@@ -51,7 +51,7 @@ class Searcher:
         return self._search(index, vector, k, self._view.start("pairs", None))
 
     def like_picture(self, alias: str, body: bytes, k: int) -> list[Near]:
-        """The pairs whose pictures are most similar to an encoded one. Raises SearchError and ModelError."""
+        """The pairs whose pictures are most similar to an encoded picture. Raises SearchError and ModelError."""
         index = self._index(alias)
         max_pixels = self._view.snapshot.plan.job.images.max_pixels
         vector = embed_image(QueryModel.load(index.embeddings.contract), body, max_pixels)

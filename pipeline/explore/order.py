@@ -1,4 +1,4 @@
-"""Sorts the first rows of many."""
+"""Finds and sorts the lowest of many keys."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 
 def first_sorted(keys: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
-    """The indices of the `size` lowest keys, ascending, and of those equal to the last one. NaN is the highest; of
-    equal keys, the first one comes first."""
+    """The indices of at least the `size` lowest keys, in ascending order of the keys. NaN counts as highest; equal keys
+    keep their order."""
     if 4 * size < len(keys):
         last = np.partition(keys, size)[size]
-        if last == last:  # otherwise NaN, which equals nothing
+        if last == last:  # otherwise it is NaN, which is not equal to itself
             chosen = np.flatnonzero(keys <= last)
             return chosen[np.argsort(keys[chosen], kind="stable")]
     return np.argsort(keys, kind="stable")

@@ -1,4 +1,4 @@
-"""Renders a template with what all pages have: the navigation, the notices, and the token of their forms."""
+"""Renders a template with what all pages have in common: the navigation, the notices, and the form token."""
 
 from starlette.responses import HTMLResponse
 
@@ -26,18 +26,18 @@ class PageError(PairmillError):
 
 
 class Page:
-    """Makes the pages of one explorer."""
+    """Renders the pages of one explorer."""
 
     def __init__(self, explorer: Explorer, guard: Guard) -> None:
         self.explorer, self._guard = explorer, guard
 
     @property
     def shown(self) -> Shown:
-        """The dataset; it is opened here if no shard was finished before. Raises PageError if none is finished yet."""
+        """The dataset, opened here if no shard was finished before. Raises PageError if still none is finished."""
         if self.explorer.shown is None:
             self.explorer.reload()
         if self.explorer.shown is None:
-            raise PageError("No shard is finished yet. The page Live shows what arrives.", 404)
+            raise PageError("No shard is finished yet. The Live page shows new shards as they arrive.", 404)
         return self.explorer.shown
 
     def render(self, template: str, active: str, title: str, status: int = 200, **values: object) -> HTMLResponse:

@@ -1,4 +1,4 @@
-"""The pages: each method answers one address."""
+"""Answers the requests for pages: one method for each address."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class Pages(Page):
         self._rejects = RejectPages(explorer.store)
 
     def gallery(self, request: Request) -> Response:
-        """`/`: the pairs that the filters select."""
+        """Answer `/`: the pairs that the filters select."""
         try:
             shown, query, wrong = self.shown, Query(), None
         except PageError:
@@ -65,7 +65,7 @@ class Pages(Page):
         )
 
     def count(self, request: Request) -> Response:
-        """`/api/count`: how many rows the filters select, with the expression."""
+        """Answer `/api/count`: the number of rows that the filters select, with the expression and the command."""
         view = self.shown.view
         query = Query.parse(request.query_params.multi_items())
         where = view.expression(query)
@@ -79,7 +79,7 @@ class Pages(Page):
         )
 
     def picture(self, request: Request) -> Response:
-        """`/picture/SHARD/ROW`: a small copy of a picture that the dataset names."""
+        """Answer `/picture/SHARD/ROW`: a small copy of a picture in the dataset."""
         shown = self.explorer.shown
         place = _PLACE.fullmatch(f"{request.path_params['shard']}/{request.path_params['row']}")
         if place is None:
@@ -100,11 +100,11 @@ class Pages(Page):
         return Response(thumbnail.jpeg, media_type="image/jpeg", headers={"Cache-Control": keep})
 
     def pair(self, request: Request) -> Response:
-        """`/pair/UID`: one pair with all its columns, and those that look like it."""
+        """Answer `/pair/UID`: one pair with all its columns, and the pairs with the most similar pictures."""
         shown = self.shown
         index = shown.view.lookup.find(request.path_params["uid"])
         if index is None:
-            raise PageError("No pair here has this uid.", 404)
+            raise PageError("No pair shown here has this uid.", 404)
         ref = shown.view.lookup.ref(index)
         row = shown.view.lookup.whole_row(ref)
         shown.pictures.prefetch([ref], LARGE)
@@ -130,18 +130,18 @@ class Pages(Page):
         )
 
     def rejects(self, request: Request) -> Response:
-        """`/rejects`: what was refused, and why."""
+        """Answer `/rejects`: the refused rows, and why they were refused."""
         page = self._rejects.page(request.query_params.get("status", ""), request.query_params.get("from", ""))
         return self.render("rejects", "/rejects", "Rejects", page=page)
 
     def duplicates(self, request: Request) -> Response:
-        """`/duplicates`: the largest groups of equal pictures."""
+        """Answer `/duplicates`: the largest groups of duplicates."""
         page = duplicates.duplicates(self.explorer, self.shown, request.query_params.get("by", "sha256"),
                                      request.query_params.get("page", "1"))  # fmt: skip
         return self.render("duplicates", "/duplicates", "Duplicates", page=page)
 
     def compare(self, request: Request) -> Response:
-        """`/compare`: two subsets side by side."""
+        """Answer `/compare`: two subsets side by side."""
         names = subset_names(self.explorer.store)
         one, other = request.query_params.get("a", ""), request.query_params.get("b", "")
         for name in (one, other):
@@ -151,12 +151,12 @@ class Pages(Page):
         return self.render("compare", "/compare", "Compare", page=page, names=names, one=one, other=other)
 
     def search(self, request: Request) -> Response:
-        """`/search?q=`: the pictures closest to a text."""
+        """Answer `/search?q=TEXT`: the pictures most similar to a text."""
         text = request.query_params.get("q", "").strip()[:MAX_QUESTION_CHARS]
         return self._found(request.query_params.get("model", ""), text, None)
 
     def search_picture(self, request: Request, picture: bytes) -> Response:
-        """The pictures most similar to an uploaded one."""
+        """Answer a search by picture: the pictures most similar to an uploaded one."""
         if not picture:
             raise PageError("Choose a picture first.")
         return self._found(request.query_params.get("model", ""), "", picture)
@@ -186,7 +186,7 @@ class Pages(Page):
         )
 
     def _similar(self, shown: Shown, search: Callable[[], Sequence[Near]]) -> tuple[list[Card], str | None]:
-        """The cards of what a search finds, or a note that says why it cannot search."""
+        """(the cards of the pairs that a search finds, a note that says why it failed or None)."""
         try:
             near = search()
         except (EmbeddingsError, ModelError) as error:
@@ -195,19 +195,19 @@ class Pages(Page):
         return [replace(card, value=f"{each.similarity:.3f}") for card, each in zip(found, near, strict=True)], None
 
     def live(self, request: Request) -> Response:
-        """`/live`: what arrives while a build runs."""
+        """Answer `/live`: the progress of a running build."""
         return self.render("live", "/live", "Live", state=self.explorer.live.now(self.explorer.generations))
 
     def live_state(self, request: Request) -> Response:
-        """`/api/live`: the same as JSON."""
+        """Answer `/api/live`: the progress of a running build, as JSON."""
         return JSONResponse(self.explorer.live.now(self.explorer.generations).as_dict())
 
     def new_shards(self, request: Request) -> Response:
-        """`/api/new-shards`: how many shards the pages do not show yet."""
+        """Answer `/api/new-shards`: the number of shards that the pages do not show yet."""
         return JSONResponse({"shards": self.explorer.lately_new_shards})
 
     def job_file(self, request: Request) -> Response:
-        """`/subset/NAME/select.yaml`: the job that makes a subset again."""
+        """Answer `/subset/NAME/select.yaml`: the job file that selects a subset again."""
         name = request.path_params["name"]
         if not re.fullmatch(SUBSET_NAME, name) or name not in subset_names(self.explorer.store):
             raise PageError("There is no such subset.", 404)
@@ -218,7 +218,7 @@ class Pages(Page):
 
 
 def shown_value(value: object) -> str:
-    """A value of a column as text; float32 has no more than seven digits."""
+    """A value of a column as text. Floats get seven digits, the precision of float32."""
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Serves small copies of pictures. Each is read once for a page, however many requests ask for it."""
+"""Makes small copies of pictures. Each picture is read only once for a page, no matter how many requests it gets."""
 
 import threading
 from collections import OrderedDict, defaultdict
@@ -12,7 +12,7 @@ from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail, Thumbnails
 SMALL, LARGE = 320, 1_280
 """Maximum width and height in pixels: on a card, and on the page of a pair."""
 MAX_BYTES = 128 << 20
-"""Pictures that are remembered."""
+"""Maximum size of all cached copies."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pictures:
         self._bytes = 0
         self._lock = threading.Lock()
         self.read = 0
-        """How many pictures were read so far."""
+        """Number of pictures read so far."""
 
     def close(self) -> None:
         """Close files and stop threads."""
@@ -45,7 +45,7 @@ class Pictures:
             maker.close()
 
     def prefetch(self, refs: Iterable[RowRef], side: int = SMALL) -> None:
-        """Begin to read the pictures of a page, shard by shard."""
+        """Start to read the pictures of a page, shard by shard."""
         missing = []
         with self._lock:
             for ref in refs:
@@ -63,7 +63,7 @@ class Pictures:
                 self._give_up(keys)
 
     def get(self, ref: RowRef, side: int) -> Thumbnail:
-        """A picture, as a small JPEG, or the reason why there is none."""
+        """A picture as a small JPEG, or the reason why there is none. Waits until it is read."""
         self.prefetch([ref], side)
         key = PictureKey(ref, side)
         with self._lock:
@@ -87,14 +87,14 @@ class Pictures:
             self._shrink()
 
     def _give_up(self, keys: Iterable[PictureKey]) -> None:
-        """Answer those who wait for pictures that nobody will make."""
+        """Answer requests that wait for pictures that will not be made."""
         with self._lock:
             for key in keys:
                 if not self._made[key].done():
                     self._made[key].set_result(Thumbnail(None, problem="the dataset was reloaded"))
 
     def _fail(self, keys: list[PictureKey], error: BaseException) -> None:
-        """Let those who wait know, and the next one try again."""
+        """Pass the error to the waiting requests; the next request tries again."""
         with self._lock:
             for key in keys:
                 self._made.pop(key).set_exception(error)

@@ -1,4 +1,4 @@
-"""Turns the filters of a page's address into one expression of `select`.
+"""Turns the filters in a page's address into one expression for `select`.
 
 Parameters: `min:COLUMN`, `max:COLUMN`, `has:COLUMN`, `is:COLUMN` (repeatable), `null:COLUMN`, `where` (an expression),
 `rows` (kept or pairs), `subset`, `sort`, `order`, `around`, `page`.
@@ -26,28 +26,28 @@ _MAX_TEXT = 1_000
 
 
 class QueryError(PairmillError, ValueError):
-    """A parameter of the address makes no sense; the message says which."""
+    """A parameter of the address is invalid; the message says which one."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What a gallery shows: which rows, in which order, which page."""
+    """What a gallery shows: the rows, their order, and the page."""
 
     rows: RowsOf = "kept"
     subset: str | None = None
     filters: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
     """(min, max, has, is or null; column) -> values."""
     where: str = ""
-    """An expression that is added to the filters."""
+    """An expression that must be true in addition to the filters."""
     sort: str = ""
-    """The column that orders the rows. Empty: the first score."""
+    """The column that the rows are sorted by. Empty: the first score."""
     order: Order = "best"
     around: str = ""
     page: int = 1
 
     @classmethod
     def parse(cls, parameters: Iterable[tuple[str, str]]) -> "Query":
-        """The query of an address. Raises QueryError."""
+        """The query in the parameters of an address. Raises QueryError."""
         filters: dict[tuple[str, str], list[str]] = {}
         plain: dict[str, str] = {}
         for name, value in parameters:
@@ -70,7 +70,7 @@ class Query:
             raise QueryError(f"around: {around[:20]!r} is not a number")
         subset = plain.get("subset") or None
         if subset is not None and not re.fullmatch(SUBSET_NAME, subset):
-            raise QueryError(f"subset: {subset[:40]!r} is not a name of a subset")
+            raise QueryError(f"subset: {subset[:40]!r} is not a valid subset name")
         return cls(
             rows=rows,  # type: ignore[arg-type]  # checked above
             subset=subset,
@@ -95,16 +95,16 @@ class Query:
         return any(name == column for _, name in self.filters)
 
     def at_page(self, page: int) -> "Query":
-        """The same with another page."""
+        """The same query for another page."""
         return replace(self, page=page)
 
     def without(self, column: str) -> "Query":
-        """The same without the filters of a column."""
+        """The same query without the filters of a column."""
         return replace(self, filters={key: value for key, value in self.filters.items() if key[1] != column}, page=1)
 
     @property
     def address(self) -> str:
-        """The parameters of its address, for use after `?`."""
+        """The parameters of the query's address, for use after `?`."""
         plain = {
             "rows": "" if self.rows == "kept" else self.rows,
             "subset": self.subset or "",
@@ -119,7 +119,7 @@ class Query:
 
 
 def clauses(query: Query, columns: Mapping[str, Column]) -> list[str]:
-    """The expressions that all must be true, one for each filter, then the free one. Raises QueryError."""
+    """The expressions that must all be true: those of the filters, then `where`. Raises QueryError."""
     names = dict.fromkeys(column for _, column in query.filters)
     found = []
     for name in names:
@@ -137,19 +137,19 @@ def expression(parts: Sequence[str]) -> str:
 
 
 def reference(column: str) -> str:
-    """How an expression names a column."""
+    """The form in which an expression refers to a column."""
     if _IDENTIFIER.fullmatch(column) and not keyword.iskeyword(column):
         return column
     return f"col({literal(column)})"
 
 
 def literal(text: str) -> str:
-    """Text as an expression writes it."""
+    """Text as a literal of an expression."""
     return repr(text)
 
 
 def _is_simple(part: str) -> bool:
-    """Whether a clause of ours needs no parentheses beside `and`."""
+    """Whether a clause of ours needs no parentheses when joined with `and`."""
     return bool(_SIMPLE.fullmatch(part))
 
 

@@ -1,4 +1,4 @@
-"""The rows that were refused: how many for each reason, and the evidence of each row."""
+"""Collects the rows that were refused: how many for each reason, and the evidence for each row."""
 
 import re
 import threading
@@ -20,7 +20,7 @@ from pairmill.schemas.status import Status
 
 PAGE_ROWS = 60
 _SHARDS_PER_PAGE = 200
-"""A page ends after so many shards, even if few of their rows have its status there: they may be among the pairs."""
+"""A page ends after this many shards even if it is not full: rows with its status may be pairs, not rejects."""
 _COLUMNS = (
     *("row_id", "uid", "url", "caption_clean", "caption", "status", "status_detail", "http_status", "final_url"),
     *("content_type", "original_bytes", "fetch_attempts", "fetch_s", "original_width", "original_height"),
@@ -30,57 +30,57 @@ _CURSOR = re.compile(r"(\d{1,12})\.(\d{1,9})")
 
 @dataclass(frozen=True)
 class Reason:
-    """One Status, and how many rows have it."""
+    """One Status, and the number of rows with it."""
 
     status: str
     step: str
     rows: int
     share: float
-    """Of all rows."""
+    """Share of all rows."""
     share_of_largest: float
-    """Of the rows of the most frequent reason."""
+    """Number of rows relative to that of the most frequent reason."""
     worth_retry: bool
     has_pictures: bool
-    """Whether its rows are pairs: a score rule refused them, and their pictures are in the gallery."""
+    """Whether its rows are pairs that a score rule refused: their pictures are in the gallery."""
 
 
 @dataclass(frozen=True)
 class Rejects:
-    """What the page shows."""
+    """The content of the page."""
 
     rows_in: int
     rejected: int
-    """Rows without a pair."""
+    """Number of rows without a pair."""
     reasons: Sequence[Reason]
     custom_rules: Mapping[str, CustomRuleCount]
     status: str
     rows: Sequence[Mapping[str, Any]]
     next_cursor: str | None
-    """Where the next page begins: the number of a shard and of a row."""
+    """Start of the next page: the number of a shard and of a row in it; None on the last page."""
     is_first: bool
 
     @property
     def refused(self) -> int:
-        """Rows that were not kept: the sum of all reasons."""
+        """Number of rows that were not kept: the sum of all reasons."""
         return sum(each.rows for each in self.reasons)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the manifests say."""
+    """The counts in the manifests."""
 
     generations: Mapping[int, int]
     """Shard -> generation that was counted."""
     statuses: Mapping[str, int]
     rejected: int
-    """Rows without a pair."""
+    """Number of rows without a pair."""
     custom_rules: Mapping[str, CustomRuleCount]
     shards: Sequence[tuple[int, int, Mapping[str, int]]]
     """(shard, generation, rows of each status) of the shards that have rejects."""
 
 
 class RejectPages:
-    """Makes the page. Reads the manifests again only if there are new ones. Thread-safe."""
+    """Makes the rejects page. Reads the manifests again only if there are new ones. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -88,12 +88,12 @@ class RejectPages:
         self._lock = threading.Lock()
 
     def page(self, status: str, cursor: str) -> Rejects:
-        """The counts, and a page of the rows with one status (all, if empty). Raises PageError, and PlanError if the
-        output is gone."""
+        """The counts, and one page of the rows with this status (empty: any status). Raises PageError, and PlanError if
+        the output is gone."""
         if status and status not in {each.value for each in Status}:
-            raise PageError(f"status: {status[:40]!r} is no status")
+            raise PageError(f"status: {status[:40]!r} is not a status")
         if cursor and not _CURSOR.fullmatch(cursor):
-            raise PageError("from: this is no place in the rejects")
+            raise PageError("from: this is not a position in the rejects")
         counts = self._newest_counts()
         statuses = counts.statuses
         rows_in = sum(statuses.values())
@@ -108,7 +108,7 @@ class RejectPages:
         with self._lock:
             generations = committed(self._store)
             if not generations:
-                load_plan(self._store)  # a folder that is gone has not just no rejects
+                load_plan(self._store)  # fails if the folder is gone, instead of showing no rejects
             if self._counts is None or self._counts.generations != generations:
                 self._counts = _count(self._store, generations)
             return self._counts
@@ -139,7 +139,7 @@ def _count(store: Store, generations: Mapping[int, int]) -> Counts:
 
 
 def _rows(store: Store, counts: Counts, status: str, cursor: str) -> tuple[list[Mapping[str, Any]], str | None]:
-    """A page of rows from the place `cursor` on, and where the next page begins."""
+    """(one page of rows from `cursor` on, the cursor of the next page or None)."""
     match = _CURSOR.fullmatch(cursor)
     shard_from, row_from = (int(match[1]), int(match[2])) if match else (0, 0)
     found = list[Mapping[str, Any]]()

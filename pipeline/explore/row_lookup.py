@@ -1,4 +1,4 @@
-"""Finds single rows of a snapshot: by index, by place, by uid; and reads what they contain."""
+"""Finds single rows of a snapshot by index, position or uid, and reads their values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class RowLookup:
         return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
     def position(self, shard: int) -> int | None:
-        """The position of a shard in the snapshot; None if it is not there."""
+        """The position of a shard in the snapshot; None if the snapshot does not contain it."""
         return self._positions.get(shard)
 
     @cached_property
@@ -51,12 +51,12 @@ class RowLookup:
         return {shard.shard: position for position, shard in enumerate(self._snapshot.chunk.shards)}
 
     def ref(self, row: int) -> RowRef:
-        """Where a row is."""
+        """The position of a row: its shard, and its row in the shard."""
         position = int(np.searchsorted(self._starts, row, side="right")) - 1
         return RowRef(position, row - int(self._starts[position]))
 
     def rows(self, indices: Sequence[int] | npt.NDArray[np.int64], columns: Sequence[str] = ()) -> list[Row]:
-        """Some rows, with the columns of a card and `columns`."""
+        """The rows at these indices, with the columns of a card and `columns`."""
         names = list(dict.fromkeys([*CARD_COLUMNS, *columns]))
         table = self._cache.table(names)
         found = []
@@ -78,7 +78,7 @@ class RowLookup:
         return Row(ref, shard.shard, {name: python_values(table[name])[0] for name in names})
 
     def find(self, uid: str) -> int | None:
-        """The first row with this uid, None if there is none."""
+        """The index of the first row with this uid; None if there is none."""
         if len(uid) != 32 or not set(uid) <= set("0123456789abcdef"):
             return None
         same = np.flatnonzero(self.uid_halves() == np.uint64(int(uid[:16], 16)))
@@ -88,6 +88,6 @@ class RowLookup:
         return None
 
     def uid_halves(self) -> npt.NDArray[np.uint64]:
-        """The first half of every uid, shape (rows,)."""
+        """The first half of every uid [rows]."""
         compute = lambda: pa.array(key_halves(self._cache.table(["uid"])["uid"], "uid")[0])  # noqa: E731
         return self._cache.derived("uid", compute).to_numpy()  # type: ignore[no-any-return]

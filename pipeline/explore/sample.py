@@ -1,4 +1,4 @@
-"""Decides which shards to show: all of them, or a sample of whole shards if there are too many rows for one page."""
+"""Decides which shards to show: all of them, or a sample of whole shards if there are too many rows."""
 
 from dataclasses import dataclass, replace
 
@@ -7,18 +7,18 @@ from pairmill.pipeline.dataset.shard_sample import sample_shards
 from pairmill.pipeline.reader.snapshot import Snapshot
 
 MAX_ROWS = 2_000_000
-"""With more input rows than this, a sample of shards is shown."""
+"""If there are more input rows than this, only a sample of shards is shown."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A snapshot of some shards."""
+    """A snapshot of all or some of a dataset's shards."""
 
     snapshot: Snapshot
     shards: int
     """Number of finished shards in the dataset."""
     input_rows: int
-    """Number of input rows of these shards."""
+    """Number of input rows of the finished shards."""
     shown_input_rows: int
     """Number of input rows of the shards that are shown."""
 
@@ -29,17 +29,17 @@ class Sampled:
 
     @property
     def notice(self) -> str | None:
-        """What to say on every page of a sample."""
+        """The notice on every page if a sample is shown."""
         if not self.is_sample:
             return None
         return (
-            f"Counts are of a sample: {len(self.snapshot.generations):,} of {counted(self.shards, 'shard')}, "
+            f"Counts are from a sample: {len(self.snapshot.generations):,} of {counted(self.shards, 'shard')}, "
             f"{self.shown_input_rows:,} of {self.input_rows:,} input rows."
         )
 
 
 def sample(snapshot: Snapshot, max_rows: int = MAX_ROWS) -> Sampled:
-    """The whole snapshot, or some shards with up to `max_rows` input rows, always the same ones."""
+    """The whole snapshot, or always the same sample of shards with up to `max_rows` input rows."""
     planned = dict(
         zip(snapshot.plan.shards["shard"].to_pylist(), snapshot.plan.shards["num_rows"].to_pylist(), strict=True)
     )

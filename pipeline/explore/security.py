@@ -1,8 +1,8 @@
-"""Decides which requests are answered, and adds the headers that keep a page from running or loading anything else.
+"""Decides which requests are answered, and adds the headers that stop a page from running or loading anything foreign.
 
-Against DNS rebinding, `Host` must be a name that the server was bound to. Against other origins, `Sec-Fetch-Site` and
-`Origin` must be this one; only opening a page from a link elsewhere is allowed. Beyond loopback, a token is needed,
-which becomes a cookie.
+Against DNS rebinding, `Host` must name this server. Against other origins, `Sec-Fetch-Site` and `Origin` must be those
+of this server; a link on another site may only open a page. Beyond loopback, a request needs a token, which becomes a
+cookie.
 """
 
 import functools
@@ -39,7 +39,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to bind to can only be reached from this machine."""
+    """Whether an address to bind to can be reached only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -50,7 +50,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Guard:
-    """Who may ask for what."""
+    """Decides which requests the server answers."""
 
     host: str
     """The address that the server is bound to."""
@@ -58,7 +58,7 @@ class Guard:
     access_token: str | None = None
     """Needed beyond loopback; None on loopback."""
     form_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    """Every request that changes something must carry it: only this server's own pages have it."""
+    """Every request that changes something must include it: only this server's own pages contain it."""
 
     @classmethod
     def of(cls, host: str, port: int) -> "Guard":
@@ -67,7 +67,7 @@ class Guard:
 
     @property
     def address(self) -> str:
-        """Where to open the first page."""
+        """The address of the first page."""
         host = socket.gethostname() if _is_unspecified(self.host) else self.host
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"
@@ -76,7 +76,7 @@ class Guard:
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie. Cookies ignore ports, so the name has it."""
+        """Name of the cookie. Cookies ignore ports, so the name contains the port."""
         return f"pairmill_explore_{self.port}"
 
     def is_own_host(self, host: str) -> bool:
@@ -90,7 +90,7 @@ class Guard:
         if name in _LOOPBACK:
             return True
         own = self.host.lower()
-        if _is_unspecified(own):  # a name that resolves to this machine by a trick is no literal address
+        if _is_unspecified(own):  # under DNS rebinding, `Host` is a name, not a literal address
             return _is_literal(name) or name in _own_names()
         return name.strip("[]") == own.strip("[]")
 
@@ -99,17 +99,17 @@ class Guard:
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > MAX_ADDRESS_BYTES:
             return 414, "The address is too long."
         if not self.is_own_host(headers.get("host", "")):
-            return 421, f"This server has another name. On its machine, it is http://127.0.0.1:{self.port}/"
+            return 421, f"This server does not have this name. On its own machine, open http://127.0.0.1:{self.port}/"
         if not self._is_same_origin(scope["method"], headers):
             return 403, "Requests from other origins are refused."
         if scope["method"] not in (*_SAFE, "POST"):
-            return 405, "This server answers GET and POST."
+            return 405, "This server accepts only GET and POST."
         limit = MAX_PICTURE_BYTES if scope["path"] == "/search" else MAX_FORM_BYTES
         length = headers.get("content-length", "0")
         if scope["method"] == "POST" and not (length.isascii() and length.isdigit() and int(length) <= limit):
             return 413, f"The request is larger than {limit:,} bytes."
         if scope["method"] == "POST" and "transfer-encoding" in headers:
-            return 411, "Requests need a length."
+            return 411, "A request needs a Content-Length."
         return None
 
     def _is_same_origin(self, method: str, headers: Mapping[str, str]) -> bool:
@@ -118,7 +118,7 @@ class Guard:
             return False
         if site in ("same-origin", "none"):
             return method in _SAFE or site == "same-origin"
-        if site is not None:  # a link elsewhere may open a page, but nothing may embed or read one
+        if site is not None:  # a link on another site may open a page, but no site may embed or read one
             is_opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
             return method in _SAFE and is_opened
         return method in _SAFE or origin is not None
@@ -127,7 +127,7 @@ class Guard:
         return origin.startswith("http://") and self.is_own_host(origin.removeprefix("http://"))
 
     def has_access(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request carries the cookie, if one is needed."""
+        """Whether a request carries the cookie; True if none is needed."""
         if self.access_token is None:
             return True
         try:
@@ -142,7 +142,7 @@ class Guard:
 
 
 class GuardedApp:
-    """The app behind a guard."""
+    """An app that answers only the requests that its guard allows."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app, self._guard = app, guard
@@ -176,11 +176,11 @@ class GuardedApp:
         given = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token", "")
         if scope["method"] == "GET" and same(given, self._guard.access_token or ""):
             return self._welcome()
-        return PlainTextResponse("Open the address that `pairmill explore` printed: it has the token.\n", 401)
+        return PlainTextResponse("Open the address that `pairmill explore` printed: it contains the token.\n", 401)
 
     def _welcome(self) -> Response:
-        """Set the cookie, then open the first page from here: a strict cookie is not sent after a redirect that a
-        link elsewhere began."""
+        """A page that sets the cookie and then opens the first page. A redirect would not do: if a link on another site
+        led here, browsers would not send a strict cookie after it."""
         page = '<!doctype html><html lang="en"><title>pairmill</title><meta http-equiv="refresh" content="0;url=/">'
         response = HTMLResponse(f'{page}<p><a href="/">Open the dataset</a>')
         token = self._guard.access_token or ""
@@ -189,18 +189,18 @@ class GuardedApp:
 
 
 def same(given: str, expected: str) -> bool:
-    """Compare two tokens in constant time. An empty one never fits."""
+    """Compare two tokens in constant time. An empty token never matches."""
     return bool(expected) and hmac.compare_digest(given.encode(), expected.encode())
 
 
 @functools.cache
 def _own_names() -> tuple[str, str]:
-    """The names of this machine. Asked once, because the second may be a slow question to a name server."""
+    """The names of this machine. Cached, because the second one can need a slow request to a name server."""
     return socket.gethostname().lower(), socket.getfqdn().lower()
 
 
 def _is_unspecified(host: str) -> bool:
-    """Whether a server that is bound to this address answers on all of the machine's addresses."""
+    """Whether a server bound to this address answers on all addresses of the machine."""
     return _is_literal(host) and ipaddress.ip_address(host.strip("[]")).is_unspecified
 
 

@@ -1,4 +1,4 @@
-"""The rows that a query starts from, before any filter: one per uid, or those of a subset."""
+"""Finds the rows that a query starts from, before any filter: one per uid, or those of a subset."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,11 +7,11 @@ from pairmill.pipeline.dataset.subset import NOT_DROPPED, SubsetError, read_shar
 from pairmill.pipeline.reader.snapshot import Snapshot
 
 Mask = npt.NDArray[np.bool_]
-"""For each row of a snapshot, whether it is in; shape (rows,)."""
+"""For each row of a snapshot, whether it is included [rows]."""
 
 
 def first_of_each(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], among: Mask) -> Mask:
-    """For each row of `among`, whether no earlier one has the same 128-bit key; all arrays have the shape (rows,)."""
+    """A mask of the rows of `among` that are the first with their 128-bit key. All arrays have the shape [rows]."""
     rows = np.flatnonzero(among)
     order = np.lexsort((low[rows], high[rows]))  # stable: rows with equal keys stay in order
     ordered = rows[order]
@@ -23,8 +23,8 @@ def first_of_each(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], amo
 
 
 def of_subset(snapshot: Snapshot, name: str) -> Mask:
-    """The rows of a subset. Shards that the snapshot leaves out are skipped. Raises SubsetError if a shard has been
-    rebuilt since the subset was made."""
+    """The rows of a subset. Skips shards that are not in the snapshot. Raises SubsetError if a shard has been rebuilt
+    since the subset was made."""
     store, found = snapshot.store, np.zeros(snapshot.chunk.num_rows, np.bool_)
     spans = {shard.shard: (shard, span) for shard, span in snapshot.chunk.spans()}
     for selection in read_shards(store, read_subset(store, name)):
@@ -33,7 +33,7 @@ def of_subset(snapshot: Snapshot, name: str) -> Mask:
         shard, span = spans[selection.shard]
         if shard.pairs_blake2b != selection.pairs_blake2b:
             raise SubsetError(
-                f"shard {shard.shard:09d} was rebuilt since {name!r} was made; "
+                f"shard {shard.shard:09d} was rebuilt after {name!r} was made; "
                 f"select again: pairmill select {store.root} --refresh {name}"
             )
         found[span] = selection.drop_step == NOT_DROPPED

@@ -1,4 +1,4 @@
-"""Describes each column: what kind of filter it gets, with its range, histogram or choices."""
+"""Describes the filter of each column: its kind, and its range, histogram or choices."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from pairmill.schemas.pairs import is_embedding
 Kind = Literal["number", "choice", "text", "time"]
 
 MAX_CHOICES = 24
-"""A text column with more distinct values is searched instead."""
+"""A text column with more distinct values gets a text search instead."""
 BINS = 40
 _MAX_CHOICE_CHARS = 80
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of a column, and how many rows have it."""
+    """One value of a column, and the number of rows with it."""
 
     value: str
     rows: int
@@ -37,27 +37,27 @@ class Column:
     is_boolean: bool = False
     nulls: int = 0
     low: float = 0.0
-    """The lowest finite value of a number."""
+    """The lowest finite value of a numeric column."""
     high: float = 0.0
     histogram: Sequence[int] = ()
-    """Rows in each of BINS equal bins from `low` to `high`."""
+    """Number of rows in each of BINS equal bins from `low` to `high`."""
     choices: Sequence[Choice] = ()
 
     @property
     def is_useful(self) -> bool:
-        """Whether a filter on it could keep some rows and drop others."""
+        """Whether a filter on this column could keep some rows and drop others."""
         if self.kind == "number":
             return self.high > self.low or (bool(self.histogram) and self.nulls > 0)
         return self.kind != "choice" or len(self.choices) + (self.nulls > 0) > 1
 
     @property
     def has_values(self) -> bool:
-        """Whether it has a value in some row, as far as known."""
+        """Whether the column has a value in some row. True if that is not known yet."""
         return bool(self.histogram or self.choices) or self.kind in ("text", "time")
 
     @property
     def step(self) -> float:
-        """The step of its slider: about a two-hundredth of the range, and a round number."""
+        """The step of the column's slider: a power of ten, at most a fiftieth of the range. At least 1 for integers."""
         width = self.high - self.low
         if self.is_integer:
             return max(1.0, float(10 ** math.floor(math.log10(max(width, 1) / 50))))
@@ -75,12 +75,12 @@ class Column:
 
     @property
     def decimals(self) -> int:
-        """Digits after the point that a value is shown with."""
+        """Number of digits shown after the decimal point."""
         return 0 if self.is_integer else max(0, -math.floor(math.log10(self.step)))
 
 
 def kind_of(field: pa.Field, sample: pa.ChunkedArray) -> Kind | None:
-    """The kind of filter of a column, from its type and some of its values; None if it gets none (lists, bytes)."""
+    """The kind of filter for a column, from its type and some of its values; None for no filter (lists, bytes)."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if is_embedding(field):
         return None
@@ -96,7 +96,7 @@ def kind_of(field: pa.Field, sample: pa.ChunkedArray) -> Kind | None:
 
 
 def _is_categorical(sample: pa.ChunkedArray) -> bool:
-    """Whether a text column has few values: it repeats itself, and its values are short."""
+    """Whether a text column has few distinct values, which repeat and are short."""
     values = sample.drop_null()
     if not len(values):
         return False
@@ -106,7 +106,7 @@ def _is_categorical(sample: pa.ChunkedArray) -> bool:
 
 
 def describe(name: str, kind: Kind, column: pa.ChunkedArray) -> Column:
-    """The filter of a column, from all of its values."""
+    """The filter for a column, from all its values."""
     if kind == "number":
         return _number(name, column)
     if kind == "choice":
@@ -115,7 +115,7 @@ def describe(name: str, kind: Kind, column: pa.ChunkedArray) -> Column:
 
 
 def unread(name: str, kind: Kind) -> Column:
-    """The filter of a text column that has not been read yet."""
+    """The filter for a text column that has not been read yet."""
     return Column(name, kind)
 
 

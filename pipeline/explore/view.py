@@ -1,8 +1,8 @@
-"""The dataset as the pages see it: its columns, which rows a query selects, and in which order.
+"""Provides the dataset to the pages: its columns, the rows that a query selects, and their order.
 
-A count equals what `select` would write: `select` starts from the rows that are kept (or from all pairs), leaves one
-row per uid, and then evaluates the expression, in which NULL counts as false. `View.mask` does the same with columns in
-memory, and `Expression` itself does the evaluation.
+A count equals the number of rows that `select` would write: `select` starts from the kept rows (or from all pairs),
+keeps one row per uid, and then evaluates the expression, in which NULL counts as false. `View.mask` does the same with
+columns in memory, and uses the same `Expression` for the evaluation.
 """
 
 import os
@@ -39,14 +39,14 @@ Rows = npt.NDArray[np.int64]
 _SAMPLE_ROWS = 4_096
 _BLOCK_ROWS = 65_536
 _FIRST_ROWS = 6_000
-"""The pages up to this row need no sort of all rows."""
+"""Pages up to this row do not need to sort all rows."""
 
 
 class View:
     """The pairs of a snapshot. Thread-safe."""
 
     def __init__(self, sampled: Sampled, cache: ColumnCache, on_step: OnStep = ignore_step) -> None:
-        """Reads the columns that the first page needs, unless they are in the cache."""
+        """Reads the columns that the first page needs unless they are in the cache."""
         self.sampled = sampled
         self.snapshot: Snapshot = sampled.snapshot
         self.cache = cache
@@ -59,7 +59,7 @@ class View:
         self.cache.table([*narrow, *CARD_COLUMNS], on_step)
 
     def _column_kinds(self) -> dict[str, Kind]:
-        """The columns that get a filter, from the types and from the values of one shard."""
+        """The kind of filter for each column that gets one, from the types and from the values of one shard."""
         schema, largest = self.snapshot.schema, max(self.snapshot.chunk.shards, key=lambda shard: shard.num_rows)
         texts = [field.name for field in schema if _is_text(field.type)]
         sample = self.snapshot.read(largest, texts).slice(0, _SAMPLE_ROWS)
@@ -70,7 +70,7 @@ class View:
 
     @cached_property
     def columns(self) -> Mapping[str, Column]:
-        """The filter of each column, in the order of the schema."""
+        """The filter for each column, in the order of the schema."""
         narrow = [name for name, kind in self._kinds.items() if kind != "text"]
         table = self.cache.table(narrow)
         described = self._pool.map(lambda name: describe(name, self._kinds[name], table[name]), narrow)
@@ -79,22 +79,22 @@ class View:
 
     @property
     def scores(self) -> list[str]:
-        """The columns of similarities, those with values only."""
+        """The similarity columns that have values."""
         return [name for name, each in self.columns.items() if name.startswith("similarity") and each.has_values]
 
     @property
     def added_scores(self) -> frozenset[str]:
-        """The columns of scores that were added."""
+        """The columns of added scores."""
         return frozenset(column for each in self.snapshot.added.scores for column in each.columns)
 
     @property
     def aliases(self) -> list[str]:
-        """The models that have embeddings of pictures."""
+        """The aliases of the models with picture embeddings."""
         names = self.snapshot.schema.names
         return [name.removeprefix("image_embedding_") for name in names if name.startswith("image_embedding_")]
 
     def warm_up(self, ended: threading.Event) -> None:
-        """Read the text columns, so that the first filter on them is fast too, until `ended` is set."""
+        """Read the text columns until `ended` is set, so that the first filter on them is fast too."""
         for name, kind in self._kinds.items():
             if kind == "text" and not ended.is_set():
                 self.cache.table([name])
@@ -104,19 +104,19 @@ class View:
         self._pool.shutdown()
 
     def clauses(self, query: Query) -> list[str]:
-        """The expressions of a query that all must be true. Raises QueryError."""
+        """The expressions of a query, which must all be true. Raises QueryError."""
         return clauses(query, self.columns)
 
     def expression(self, query: Query) -> str:
-        """The one expression of a query, empty if all rows are in. Raises QueryError, and ExpressionError if one of
-        several clauses is no expression by itself, such as `a) or (b`, which would mean something else among others."""
+        """A query as one expression; empty if it selects all rows. Raises QueryError, and ExpressionError if one of
+        several clauses is not an expression by itself: joined with others, `a) or (b` would change their meaning."""
         parts = self.clauses(query)
         for part in parts if len(parts) > 1 else ():
             Expression(part).check(self.snapshot.schema, "boolean")
         return expression(parts)
 
     def count(self, query: Query) -> int:
-        """How many rows the query selects. Raises QueryError, ExpressionError and SubsetError."""
+        """The number of rows that the query selects. Raises QueryError, ExpressionError and SubsetError."""
         return int(np.count_nonzero(self.mask(query)))
 
     def mask(self, query: Query) -> Mask:
@@ -125,12 +125,13 @@ class View:
         mask = self.start(query.rows, query.subset)
         if parts:
             Expression(self.expression(query)).check(self.snapshot.schema, "boolean")
-        for part in parts:  # the rows for which `a and b` is true are those for which both are
+        for part in parts:  # `a and b` is true for exactly the rows for which both are true
             mask = mask & self._clause(part)
         return mask
 
     def start(self, rows: RowsOf, subset: str | None) -> Mask:
-        """The rows before any filter: one per uid, of the kept rows or of all pairs; or those of a subset."""
+        """The rows before any filter: those of the subset or, without one, one per uid of the kept rows or all pairs.
+        Raises SubsetError."""
         if subset is not None:
             return self.memory.remember(
                 ("subset", subset, self._attempt(subset)), lambda: of_subset(self.snapshot, subset)
@@ -143,7 +144,7 @@ class View:
         return read_subset(self.snapshot.store, subset).attempt
 
     def _unique(self, rows: RowsOf) -> pa.Array:
-        """The first row of each uid, as `dedup: by uid` keeps it."""
+        """The first row of each uid, like those that `dedup: {by: uid}` keeps."""
         table = self.cache.table(["uid", "status"])
         high, low = key_halves(table["uid"], "uid")
         among = np.ones(self.num_rows, np.bool_)
@@ -160,13 +161,13 @@ class View:
         return self.memory.remember(("clause", text), evaluate)
 
     def _evaluated(self, each: Expression, table: pa.Table) -> Mask:
-        """The rows for which an expression is true, on all cores."""
+        """The rows for which an expression is true, evaluated on all cores."""
         parts = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
         return np.concatenate(list(self._pool.map(lambda part: to_mask(each.evaluate(part)), parts)))
 
     def order(self, query: Query, limit: int | None = None) -> Rows:
-        """The first `limit` rows of a query in its order, or all. Rows without a value come last; the order of the
-        dataset breaks ties."""
+        """The first `limit` rows of a query in its order; None: all rows. Rows without a value come last; ties are in
+        dataset order."""
         column = self.sort_column(query)
         size = self.num_rows if limit is None or limit > _FIRST_ROWS else _FIRST_ROWS
         key = ("order", size, query.rows, query.subset, query.subset and self._attempt(query.subset),
@@ -174,7 +175,7 @@ class View:
         return self.memory.remember(key, lambda: self._sorted(query, column, size))[:limit]
 
     def random(self, mask: Mask, limit: int) -> Rows:
-        """Some rows of a mask, always the same ones: those with the lowest uids."""
+        """At most `limit` rows of a mask, always the same ones: those with the lowest uids."""
         rows = np.flatnonzero(mask)
         return rows[first_sorted(self.lookup.uid_halves()[rows], limit)][:limit]
 
@@ -186,7 +187,7 @@ class View:
         if not name:
             return None
         if name not in self.columns or self.columns[name].kind != "number":
-            raise QueryError(f"sort: {name!r} is not a column of numbers")
+            raise QueryError(f"sort: {name!r} is not a numeric column")
         return name
 
     def _sorted(self, query: Query, column: str | None, size: int) -> Rows:
@@ -199,7 +200,7 @@ class View:
         return rows[first_sorted(keys, size)]
 
     def _keys(self, column: str | None) -> npt.NDArray[Any]:
-        """What rows are sorted by: the numbers of a column, NaN for null, or the first half of every uid."""
+        """The sort keys of all rows: the numbers of a column, NaN for null, or the first half of every uid."""
         if column is None:
             return self.lookup.uid_halves()
         values = self.cache.table([column])[column]

@@ -17,7 +17,7 @@ from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
 
 _DATACOMP_NAMES = {"vit-b-32": "clip_b32", "vit-l-14": "clip_l14"}
-"""open_clip's name of an architecture that DataComp's scripts know (`--arch b32`, `--arch l14`) -> DataComp's name."""
+"""open_clip's name for an architecture that DataComp's scripts know (`--arch b32`, `--arch l14`) -> DataComp's name."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,25 @@ class ClipRetrieval:
     """Aliases of all models of the dataset, whose embeddings are left out of the metadata."""
     has_captions: bool
     image_path: Literal["file", "key", "uid"] = "uid"
-    """What `image_path` in the metadata contains: the picture's file, its sample's key in a tar, or its uid."""
+    """The content of `image_path` in the metadata: the picture's file, its sample's key in a tar, or its uid."""
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """The model's embeddings, and all metadata."""
+        """The columns with the model's embeddings, and all metadata."""
         left_out = {*STORED.names, CHECKSUM.name, *embedding_columns(self.models)}
         metadata = [name for name in schema.names if name not in left_out]
         path = [self._path_column] if self.image_path == "file" and "image_path" not in schema.names else []
         return [*metadata, *path, *(array.column for array in self._arrays())]
 
     def names(self, stem: str) -> list[str]:
-        """The metadata, and one array per kind of embedding."""
+        """Names of the metadata file, and of one array per kind of embedding."""
         return [
             f"metadata/metadata_{stem}.parquet",
             *(f"{each.name}/{each.name}_{stem}.npy" for each in self._arrays()),
         ]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The metadata, and the arrays with the same rows."""
+        """The writers of the metadata, and of the arrays with the same rows."""
         metadata = self._metadata(part.rows.drop_columns([array.column for array in self._arrays()]))
         arrays = [_npy(array.read(part.rows)) for array in self._arrays()]
         return dict(zip(self.names(part.stem), [_parquet(metadata), *arrays], strict=True))
@@ -77,8 +77,8 @@ class ClipRetrieval:
 
 @dataclass(frozen=True)
 class DataComp:
-    """Writes `metadata/00000.parquet` and `metadata/00000.npz`, named as in DataComp's pools, and at the end
-    `subset.npy`.
+    """Writes `metadata/00000.parquet` and `metadata/00000.npz`, named as in DataComp's pools. An export also writes
+    `subset.npy` at the end.
 
     https://github.com/mlfoundations/datacomp, "Filtering". The similarities of a model called `clip_b32` are in
     `clip_b32_similarity_score`, and its embeddings in the arrays `b32_img` and `b32_txt`.
@@ -93,18 +93,18 @@ class DataComp:
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """DataComp's own columns, the weight, and those of the models."""
+        """DataComp's own columns, the weight, and the models' columns."""
         similarities = [score_column_names(alias).similarity for alias in self.models]
         own = ["uid", "url", "caption", "original_width", "original_height", "sha256"]
         own += [WEIGHT] if self.has_weights else []
         return [*own, *similarities, *(array.column for array in self._arrays())]
 
     def names(self, stem: str) -> list[str]:
-        """The metadata, and one archive of arrays."""
+        """Names of the metadata file, and of one archive of arrays."""
         return [f"metadata/{stem}.parquet", f"metadata/{stem}.npz"]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The metadata, and the arrays with the same rows."""
+        """The writers of the metadata, and of the arrays with the same rows."""
         arrays = {array.name: array.read(part.rows) for array in self._arrays()}
         metadata = part.rows.drop_columns([array.column for array in self._arrays()])
         index = metadata.schema.get_field_index("caption")
@@ -137,9 +137,9 @@ def array_prefix(name: str) -> str:
 def datacomp_names(models: Sequence[ModelConfig]) -> list[str]:
     """Names of the models in DataComp's files, in order.
 
-    Its scripts know two architectures by fixed names, whatever their aliases are: `clip_b32` is a ViT-B/32, `clip_l14`
-    a ViT-L/14. If several models have the same architecture, OpenAI's weights get the name, because DataComp's own
-    scores come from them. Other models keep their aliases.
+    DataComp's scripts know two architectures by fixed names, whatever their aliases are: `clip_b32` is a ViT-B/32 and
+    `clip_l14` a ViT-L/14. If several models have the same architecture, OpenAI's weights get the name, because
+    DataComp's own scores come from them. All other models keep their aliases.
     """
     names = {model.alias: model.alias for model in models}
     for model in sorted(models, key=lambda model: model.pretrained != "openai"):
@@ -156,7 +156,7 @@ class EmbeddingArray:
     column: str
     name: str
     null_with: str
-    """A narrow column that is null in the same rows."""
+    """A column of small values that is null in the same rows."""
 
     def read(self, rows: pa.Table) -> npt.NDArray[np.float16]:
         """The embeddings, float16 of shape (rows, dim). Raises FormatError for a null, which an array cannot
@@ -171,7 +171,7 @@ class EmbeddingArray:
 
 
 def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
-    """The arrays of one model; without captions, only the array of the pictures."""
+    """The arrays of one model; without captions, only the array for the pictures."""
     columns = score_column_names(alias)
     arrays = [EmbeddingArray(columns.image_embedding, image_name, columns.similarity if has_captions else "sha256")]
     if has_captions:

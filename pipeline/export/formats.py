@@ -1,4 +1,4 @@
-"""Defines the export formats of pictures: which columns each reads, and which files it writes for a part of the rows.
+"""Defines the export formats with pictures: the columns that each reads, and the files that it writes for a part.
 
 Pictures are written as bytes that look the same in every reader (image/plain.py).
 """
@@ -43,7 +43,7 @@ class Part:
     picture_ranges: Sequence[tuple[int, int]]
     """(offset, length) in that file for each row."""
     keys: Sequence[str] | None = None
-    """A name for each row, if rows are repeated. None: the uid is one."""
+    """A unique name for each row, if rows are repeated. None: the uid is unique."""
 
     def pictures(self) -> Iterator[bytes]:
         """The pictures in row order."""
@@ -68,7 +68,7 @@ class Format(Protocol):
         """Names of a part's files, relative to the output."""
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The same names, each with the function that writes the file. Raises FormatError."""
+        """Each of a part's file names, with the function that writes the file. Raises FormatError."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class WebDataset:
         return [*MEMBER_COLUMNS, "caption_clean", *scores, *self.carried]
 
     def names(self, stem: str) -> list[str]:
-        """One tar."""
+        """Name of the tar."""
         return [f"{stem}.tar"]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The tar. A missing caption is an error, because trainers would learn from an empty text."""
+        """The writer of the tar. A missing caption is an error, because trainers would learn from empty text."""
         if self.has_captions and (missing := part.rows["caption_clean"].null_count):
             rows = counted(missing, "selected row")
             raise FormatError(f"{rows} without a caption: add `where: caption_clean is not None`")
@@ -118,16 +118,16 @@ class ParquetFiles:
     needs_pictures: bool = True
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """All but embeddings and tar offsets."""
+        """All columns except embeddings and tar offsets."""
         left_out = {*STORED.names, CHECKSUM.name, *embedding_columns(self.models)}
         return [name for name in schema.names if name not in left_out]
 
     def names(self, stem: str) -> list[str]:
-        """One Parquet file."""
+        """Name of the Parquet file."""
         return [f"{stem}.parquet"]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The Parquet file."""
+        """The writer of the Parquet file."""
         return dict.fromkeys(self.names(part.stem), lambda file: self._write(part, file))
 
     def _write(self, part: Part, file: IO[bytes]) -> None:
@@ -154,7 +154,7 @@ def check_scores(rows: pa.Table) -> None:
         bad = pc.sum(pc.invert(pc.is_finite(numbers))).as_py() or 0
         if bad:
             raise FormatError(
-                f"{field.name} holds NaN or infinity ({bad:,} numbers in one part): select without these rows, by "
+                f"{field.name} contains NaN or infinity ({bad:,} numbers in one part): select without these rows, with "
                 f"`where: {re.sub('^(image|text)_embedding', 'similarity', field.name)} >= -1`"
             )
 
@@ -166,7 +166,7 @@ def embedding_columns(models: Sequence[str]) -> set[str]:
 
 
 def _row_groups(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """[start, end) of each row group, from the lengths of the pictures in bytes."""
+    """[start, end) of each row group. `lengths`: sizes of the pictures in bytes."""
     start = num_bytes = 0
     for row, length in enumerate(lengths):
         if row > start and (row - start == _ROW_GROUP_ROWS or num_bytes + length > _ROW_GROUP_BYTES):

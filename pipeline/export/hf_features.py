@@ -1,4 +1,4 @@
-"""Converts column types to those of Hugging Face `datasets`: JSON in a Parquet file's metadata, YAML in a README."""
+"""Converts column types to features of Hugging Face `datasets`: JSON in a Parquet file's metadata, YAML in a README."""
 
 from typing import Any, TypeAlias
 
@@ -9,7 +9,7 @@ from pairmill.pipeline.dataset.webdataset_tar import has_map
 Feature: TypeAlias = "dict[str, str | Feature]"
 
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
-"""Arrow's name of a type -> its name in `datasets`, where they differ."""
+"""Arrow's name for a type -> its name in `datasets`, where they differ."""
 
 
 def features(rows: pa.Schema) -> Feature:
@@ -21,7 +21,7 @@ def features(rows: pa.Schema) -> Feature:
 def expressible(rows: pa.Table) -> pa.Table:
     """The same values in types that `datasets` can express.
 
-    Dictionaries are decoded, maps are lists of key and value, UUIDs are bytes, and JSON is text.
+    Dictionaries are decoded, maps become lists of key and value, UUIDs become bytes, and JSON becomes text.
     """
     for index, field in enumerate(rows.schema):
         if (kind := _expressible(field.type)) != field.type:
@@ -30,7 +30,7 @@ def expressible(rows: pa.Table) -> pa.Table:
 
 
 def yaml_features(rows: pa.Schema) -> list[dict[str, Any]]:
-    """The features of JSON objects with these columns, as in the `dataset_info` of a README."""
+    """The features of JSON objects with these columns, in the form of `dataset_info` in a README."""
     return [{"name": field.name, **_yaml_feature(field.type)} for field in rows]
 
 
@@ -75,7 +75,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _without_tuples(value: Any, kind: pa.DataType) -> Any:
-    """Python values for Arrow, with a map's tuples as dicts."""
+    """The value with the tuples of maps as dicts, as Arrow needs them for a list of structs."""
     if isinstance(value, tuple):
         return {field.name: _without_tuples(item, field.type) for field, item in zip(kind, value, strict=True)}
     if isinstance(value, list):
@@ -87,7 +87,7 @@ def _without_tuples(value: Any, kind: pa.DataType) -> Any:
 
 
 def _yaml_feature(kind: pa.DataType) -> dict[str, Any]:
-    """The type of a value once it has been through JSON (`to_json` in webdataset_tar.py)."""
+    """The type of a value after conversion to JSON (`to_json` in webdataset_tar.py)."""
     if pa.types.is_dictionary(kind):
         return _yaml_feature(kind.value_type)
     if has_map(kind):

@@ -21,7 +21,7 @@ class MixtureSources:
     names: tuple[str, ...]
     sources: tuple[ExportSource, ...]
     schema: pa.Schema
-    """Columns that all of them have, and DATASET."""
+    """Columns that all datasets have, and DATASET."""
 
     def open(self, seed: int | None, copies: bool) -> RowReader:
         """A reader, which must be closed. `copies`: repeat rows as often as the first epoch shows them."""
@@ -29,7 +29,7 @@ class MixtureSources:
 
 
 class MixtureReader:
-    """Reads slices of an export's order; the `source` of a group is the number of its dataset."""
+    """Reads slices of an export's order. The `source` of a group is the number of its dataset."""
 
     def __init__(self, mixture: MixtureSources, seed: int | None, copies: bool) -> None:
         self._mixture = mixture
@@ -42,7 +42,7 @@ class MixtureReader:
             reader.close()
 
     def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> SubsetRows:
-        """The rows of a part, with these columns and those that `write_pictures` needs. With a seed, rows of all
+        """The rows of a part, with these columns and those that `write_pictures` needs. With a seed, the rows of all
         datasets are shuffled together."""
         fields = [self._mixture.schema.field(name) for name in dict.fromkeys((*columns, *sorted(PICTURE_COLUMNS)))]
         if CHECKSUM.name not in {field.name for field in fields}:
@@ -78,6 +78,7 @@ class MixtureReader:
         return pa.nulls(table.num_rows, field.type)  # an older dataset without checksums
 
     def _shuffled(self, rows: SubsetRows, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """(rows,): indices in another order than those that each dataset has its own rows in."""
+        """(rows,): indices that shuffle the rows of all datasets together. The hashes are mixed once more, so the order
+        is independent of that in each dataset."""
         hashes, copy = mix(uid_hashes(rows.table["uid"], SHUFFLE, seed)), rows.origins["copy"].to_numpy()
         return np.argsort(mix(hashes ^ copy.astype(np.uint64)), kind="stable")

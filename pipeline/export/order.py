@@ -1,7 +1,7 @@
 """Defines the order of an export: random groups of shards, with all rows of each group shuffled.
 
-Any part of that order needs only the few shards of one or two groups, so it can be written by itself, on any machine,
-and written again.
+Any part of this order usually needs only the shards of one or two groups, so it can be written on its own, on any
+machine, and written again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from pairmill.pipeline.select.keys import mix
 
 GROUP_SHARDS = 32
-"""Neighboring rows come from this many shards; the trainer's own shuffle buffer takes care of the rest."""
+"""Number of shards in a group. The trainer's own shuffle buffer can mix the rows further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class SubsetShard:
     num_rows: int
     """Number of selected rows."""
     path: str
-    """The file of the subset that lists its selected rows."""
+    """The subset's file that lists the selected rows of this shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class ShardGroup:
     start: int
     """Position of the group's first row in the order."""
     source: int = 0
-    """Number of its dataset in a mixture."""
+    """Number of the group's dataset in a mixture."""
 
     @property
     def num_rows(self) -> int:
@@ -60,8 +60,8 @@ class GroupSlice:
 
 
 def group_shards(shards: Sequence[SubsetShard], seed: int | None, start: int = 0, source: int = 0) -> list[ShardGroup]:
-    """Divide all shards into groups, the first of which begins at `start`. Without a seed, each shard is its own group,
-    in dataset order."""
+    """Divide all shards into groups, starting at position `start`. Without a seed, each shard is its own group, in
+    dataset order."""
     size = 1 if seed is None else GROUP_SHARDS
     if seed is not None:
         numbers = np.array([shard.shard for shard in shards], np.uint64)
@@ -74,25 +74,26 @@ def group_shards(shards: Sequence[SubsetShard], seed: int | None, start: int = 0
 
 
 def cut_into_parts(groups: Sequence[ShardGroup], rows_per_part: int) -> Iterator[list[GroupSlice]]:
-    """The slices that make up each part. All parts have `rows_per_part` rows, except that the last may have fewer."""
+    """The slices that make up each part. All parts have `rows_per_part` rows, but the last one may have fewer."""
     total = groups[-1].end if groups else 0
     yield from _cut(groups, [*range(0, total, rows_per_part), total] if total else [])
 
 
 def cut_mixture(sources: Sequence[Sequence[ShardGroup]], rows_per_part: int) -> Iterator[list[GroupSlice]]:
-    """The slices that make up each part of a mixture: of each dataset its share, within one row. Parts have equally
-    many rows, within one row per dataset, and at most `rows_per_part`, if there are not more datasets than that."""
+    """The slices that make up each part of a mixture. Each part has each dataset's share of rows, within one row. So
+    the sizes of the parts differ by at most one row per dataset; none exceeds `rows_per_part`, unless there are more
+    datasets than that."""
     totals = [groups[-1].end if groups else 0 for groups in sources]
     num_parts = -(-sum(totals) // max(1, rows_per_part - len(sources) + 1))
     cuts = [[total * part // num_parts for part in range(num_parts + 1)] for total in totals]
     parts = [_cut(groups, of_source) for groups, of_source in zip(sources, cuts, strict=True)]
     for slices in zip(*parts, strict=True):
-        if any(slices):  # if they have fewer rows than there are datasets, some parts have none
+        if any(slices):  # with fewer rows per part than datasets, some parts are empty
             yield [each for of_source in slices for each in of_source]
 
 
 def _cut(groups: Sequence[ShardGroup], cuts: Sequence[int]) -> Iterator[list[GroupSlice]]:
-    """The slices between each two of these ascending positions."""
+    """The slices between each pair of consecutive positions; `cuts` ascend."""
     index = 0
     for start, end in pairwise(cuts):
         while groups[index].end <= start < end:

@@ -34,7 +34,7 @@ _CONVERTED_AHEAD = 256
 """Number of pictures converted at a time; some grow to several times their size."""
 
 PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
-"""Columns needed to find the pictures."""
+"""The columns needed to find the pictures."""
 
 
 class MissingDataError(PairmillError, ValueError):
@@ -53,7 +53,7 @@ class ExportSource:
     added: AddedColumns
     """The added models and scores."""
     subsets: Store | None = None
-    """Where the files of the subset are; None: in the dataset."""
+    """The folder with the files of the subset; None: the dataset."""
 
     def open(self, seed: int | None, copies: bool) -> "RowReader":
         """A reader, which must be closed. `copies`: repeat rows as often as the first epoch shows them."""
@@ -74,7 +74,7 @@ class RowReader(Protocol):
 
 
 class RowSource(Protocol):
-    """What an export is made from. Picklable."""
+    """The source of an export's rows. Picklable."""
 
     def open(self, seed: int | None, copies: bool) -> RowReader:
         """A reader, which must be closed. `copies`: repeat rows as often as the first epoch shows them."""
@@ -86,8 +86,8 @@ class SubsetRows:
 
     table: pa.Table
     origins: pa.Table
-    """Shard, generation, row in the pairs file, the number of this copy of the row, and how many copies there are; a
-    separate table, since the user's columns may have any names."""
+    """Shard, generation, row in the pairs file, number of this copy of the row, and number of copies. A separate table,
+    because the user's columns may have any names."""
 
     @property
     def num_rows(self) -> int:
@@ -99,7 +99,7 @@ class SubsetRows:
         return SubsetRows(take_rows(self.table, indices), self.origins.take(pa.array(indices)))
 
     def keys(self) -> list[str]:
-        """A name for each row: the uid; of several copies `UID-0`, `UID-1`, .., as from DataComp's resharder."""
+        """A unique name for each row: the uid or, for copies, `UID-0`, `UID-1`, ..., as in DataComp's resharder."""
         columns = (self.table["uid"], self.origins["copy"], self.origins["copies"])
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
         return [uid if copies == 1 else f"{uid}-{copy}" for uid, copy, copies in rows]
@@ -133,7 +133,7 @@ class SubsetReader:
         return SubsetRows.concatenated([self._read_slice(each, frozenset(columns)) for each in slices])
 
     def write_pictures(self, rows: SubsetRows, file: IO[bytes]) -> list[tuple[int, int]]:
-        """Write the picture of each row to a file, as bytes in which every reader sees the pixels that were scored.
+        """Write the picture of each row to a file, as bytes that every reader decodes to the pixels that were scored.
 
         Returns (offset, length) per row. Raises MissingDataError.
         """
@@ -143,7 +143,7 @@ class SubsetReader:
             indices = np.flatnonzero(shards == shard)
             of_shard = rows.origins["row"].to_numpy()[indices]
             _, first, copy_of = np.unique(of_shard, return_index=True, return_inverse=True)
-            written: list[tuple[int, int]] = []  # of each row once, in the order of the tar
+            written: list[tuple[int, int]] = []  # once per row, in the order of the tar
             for picture in self._pictures(shard, rows.take(indices[first])):
                 written.append((file.tell(), len(picture)))
                 file.write(picture)
@@ -158,19 +158,21 @@ class SubsetReader:
         try:
             found = self._reader.pictures(planned, manifest, rows)
         except FileNotFoundError as error:
-            raise MissingDataError(f"shard {shard:09d}: its pictures are gone: {error}") from error
+            raise MissingDataError(f"shard {shard:09d}: its pictures are missing: {error}") from error
         columns = [rows[name].to_pylist() for name in ("row_id", "image_tar", "image_length")]
         for start in range(0, rows.num_rows, _CONVERTED_AHEAD):
             part = slice(start, start + _CONVERTED_AHEAD)
             yield from self._converters.map(self._plain, *(column[part] for column in columns), found[part])
 
     def _plain(self, row_id: str, name: str | None, length: int | None, picture: bytes | None) -> bytes:
-        """A row's picture as bytes that look the same in every reader. `name` and `length`: as recorded when scored.
+        """A row's picture as bytes that look the same in every reader. `name`, `length`: its tar and size when scored.
 
         Raises MissingDataError.
         """
         if name is None:
-            raise MissingDataError(f"{row_id} has no picture: it was not stored (images.store); select without it")
+            raise MissingDataError(
+                f"{row_id} has no picture: it was not stored (images.store); select without this row"
+            )
         if picture is None or (length is not None and len(picture) != length):
             raise MissingDataError(
                 f"{name}: the picture of row {row_id} is missing, truncated or changed since it was scored; "
@@ -182,7 +184,8 @@ class SubsetReader:
             raise MissingDataError(f"{name}: the picture of row {row_id} cannot be decoded: {error}") from error
 
     def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> SubsetRows:
-        """The group's uids alone determine the order. Other columns are read only from shards in the slice."""
+        """The rows of a slice, in order. Only the group's uids are read to determine the order; other columns are read
+        only from shards in the slice."""
         in_slice = self._shuffled_rows(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
         needed, parts = columns | PICTURE_COLUMNS | frozenset(self._reader.checksum), []
@@ -190,7 +193,7 @@ class SubsetReader:
             rows = np.sort(in_slice[(in_slice >= start) & (in_slice < end)]) - start
             if len(rows):
                 parts.append(self._read(shard, needed).take(rows))
-        position = np.empty(len(in_slice), np.int64)  # in the concatenated tables, which are sorted by row of the group
+        position = np.empty(len(in_slice), np.int64)  # in the concatenated tables, in order of the group's rows
         position[np.argsort(in_slice)] = np.arange(len(in_slice))
         return SubsetRows.concatenated(parts).take(position)
 
@@ -229,7 +232,7 @@ class SubsetReader:
         try:
             chunk = describe(self._source.store, [(shard.shard, shard.generation)], self._source.added.names)
         except FileNotFoundError as error:
-            raise MissingDataError(f"shard {shard.shard:09d} is gone since the subset was made: {error}") from error
+            raise MissingDataError(f"shard {shard.shard:09d} is missing since the subset was made: {error}") from error
         if chunk.shards[0].pairs_blake2b != shard.pairs_blake2b:
-            raise MissingDataError(f"shard {shard.shard:09d} was rebuilt since the subset was made; select again")
+            raise MissingDataError(f"shard {shard.shard:09d} was rebuilt after the subset was made; select again")
         return chunk

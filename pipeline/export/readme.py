@@ -1,7 +1,7 @@
-"""Writes the `README.md` of an export, which tells Hugging Face `datasets` which files are data, and their types.
+"""Writes the `README.md` of an export, which tells Hugging Face `datasets` which files contain data, and their types.
 
-https://huggingface.co/docs/datasets/repository_structure . Exports of Parquet have no README: `datasets` finds
-their files without one, and Arrow, pandas and Polars would mistake a README in the folder for data.
+https://huggingface.co/docs/datasets/repository_structure . Parquet exports have no README: `datasets` finds their files
+without one, and Arrow, pandas and Polars would mistake a README in the folder for data.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.export.hf_features import yaml_features
 
 DATA_FILES = {"webdataset": "*.tar", "parquet": "*.parquet"}
-"""The files that `datasets` reads, by format. For the other formats it reads the metadata."""
+"""The files that `datasets` reads, by format. For all other formats, it reads the metadata."""
 
 
 def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str], caption: str = "original") -> str:
-    """The text. `sample`: the columns in a tar's .json; `endings`: the extensions of the pictures in the tars;
-    `caption`: as in the job."""
+    """The text of the README. `sample`: the columns in a tar's .json; `endings`: the file extensions of the pictures in
+    the tars; `caption`: as in the job."""
     config = {"config_name": "default", "data_files": DATA_FILES.get(form, "metadata/*.parquet")}
     header: dict[str, object] = {"configs": [config]}
     if sample is not None:

@@ -1,4 +1,4 @@
-"""How an export writes the weights of a subset: as copies of rows, or as a column."""
+"""Decides how an export writes the weights of a subset: as copies of rows, or as a column."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,27 +16,28 @@ from pairmill.schemas.subset import Subset
 
 @dataclass(frozen=True)
 class Repetition:
-    """What becomes of the weights."""
+    """The way in which the weights are written."""
 
     mode: Literal["copies", "weight"] | None
-    """None: the subset has none."""
+    """None: the subset has no weights."""
     form: ExportFormat
 
     @classmethod
     def of(cls, job: ExportJob, subset: Subset) -> "Repetition":
-        """As the job says; by default, formats whose samples trainers shuffle get copies."""
+        """The mode that the job sets. By default, WebDataset and DataComp get copies, and other formats a column."""
         if subset.weight_sum is None:
             return cls(None, job.format)
         return cls(job.repeat or ("copies" if job.format in ("webdataset", "datacomp") else "weight"), job.format)
 
     @property
     def copies_rows(self) -> bool:
-        """Whether the files have a row as often as the first epoch shows it."""
+        """Whether the files contain each row as often as the first epoch shows it."""
         return self.mode == "copies" and not self.copies_uids
 
     @property
     def copies_uids(self) -> bool:
-        """Whether `subset.npy` has a uid so often. The other files are a pool, which has each row once."""
+        """Whether `subset.npy` contains each uid as often as the first epoch shows its row. The other files are a pool,
+        which contains each row once."""
         return self.mode == "copies" and self.form == "datacomp"
 
     @property
@@ -45,8 +46,8 @@ class Repetition:
         return self.mode == "weight" or self.copies_uids
 
     def shard_rows(self, store: Store, subset: Subset) -> dict[int, int] | None:
-        """Shard -> number of its rows, copies included. None: as many as are selected. Shards without a row are
-        absent."""
+        """Shard -> number of its rows, including copies; shards without rows are absent. None: as many as are
+        selected."""
         if not self.copies_rows:
             return None
         found: dict[int, int] = {}
@@ -58,5 +59,5 @@ class Repetition:
 
 
 def first_epoch(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """How often the first epoch shows each of the rows that `read_rows` gives."""
+    """How often the first epoch shows each row of a table from `read_rows`."""
     return times(rows[WEIGHT].to_numpy(), draws_of(rows["uid"]), 0)

@@ -13,7 +13,7 @@ from pairmill.schemas.subset import Subset
 
 
 def write_uids(output: Store, dataset: Store, subset: Subset, copies: bool) -> int:
-    """Write `subset.npy`. Returns how many uids it has."""
+    """Write `subset.npy`. Returns the number of uids in it."""
     data, uids = io.BytesIO(), sorted_uids(dataset, subset, copies)
     np.save(data, uids)
     output.replace("subset.npy", data.getvalue())
@@ -22,7 +22,7 @@ def write_uids(output: Store, dataset: Store, subset: Subset, copies: bool) -> i
 
 def sorted_uids(store: Store, subset: Subset, copies: bool = False) -> npt.NDArray[np.void]:
     """The uids as a sorted array of two uint64 each, shape (rows,), for DataComp's `resharder.py`. 16 bytes per row.
-    `copies`: a uid is there as often as the first epoch shows its row.
+    `copies`: repeat each uid as often as the first epoch shows its row.
 
     https://github.com/mlfoundations/datacomp: `np.array([(int(uid[:16], 16), int(uid[16:32], 16))], np.dtype("u8,u8"))`
     """

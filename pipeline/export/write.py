@@ -1,4 +1,4 @@
-"""Writes one part of an export: data files first, then its manifest, create-only."""
+"""Writes one part of an export: first the data files, then their record, which is create-only."""
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -32,11 +32,11 @@ class PartWriter:
     digits: int
     """Width of a part's number in file names."""
     records: str
-    """Folder of the records, in the output."""
+    """Folder of the records in the output."""
     choice: CaptionChoice | None = None
-    """Which captions are written; None: the original ones."""
+    """The captions to write; None: the original ones."""
     copies: bool = False
-    """Whether rows are repeated as their weights say."""
+    """Whether rows are repeated according to their weights."""
 
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
         """Write the files of a part, then their record. Raises FormatError and MissingDataError."""
@@ -72,7 +72,7 @@ class PartWriter:
             write(file)
             digest, num_bytes = file_checksum(file)
             if not self.output.create_from(name, file) and self.output.checksum(name)[0] != digest:
-                self.output.delete(name)  # left by a run that died before it wrote the manifest
+                self.output.delete(name)  # left by a run that died before it wrote the record
                 self.output.create_from(name, file)
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
@@ -83,7 +83,7 @@ def write_part(writer: PartWriter, number: int, slices: Sequence[GroupSlice]) ->
 
 
 def release_output(writer: PartWriter, record: ExportRecord) -> None:
-    """If no part is finished, restore the output to its state before this export, so that any other may use it.
+    """If no part is finished, restore the output to its state before this export, so that another export can use it.
 
     Does not touch a folder that another export has marked as its own.
     """

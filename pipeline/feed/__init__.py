@@ -1,4 +1,4 @@
 """Provides `PairDataset`, a PyTorch dataset over finished shards, which yields each pair once per epoch.
 
-Input: an output folder and a subset. Output: batches.
+Input: an output folder or a mixture, and optionally a subset. Output: rows or batches.
 """

@@ -1,4 +1,4 @@
-"""Prepares Arrow tables for a trainer: reads one table ahead, cuts tables into batches, and converts them to
+"""Prepares Arrow tables for a trainer: reads one table ahead, cuts tables into batches, and converts columns to
 tensors."""
 
 from collections import deque
@@ -15,7 +15,7 @@ from pairmill.pipeline.feed.config import FeedError
 
 
 def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables. While one is in use, a thread reads the next."""
+    """The same tables. While one is in use, a thread reads the next one."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed-ahead") as reader:
         pending = reader.submit(next, tables, None)
         while (table := pending.result()) is not None:
@@ -65,7 +65,7 @@ def _vectors(array: pa.FixedSizeListArray) -> torch.Tensor:
 
 
 def item(values: Any, row: int) -> Any:
-    """One row of a column; numbers as Python numbers."""
+    """The value of one row in a column; numbers become Python numbers."""
     value = values[row]
     return value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
 
@@ -78,8 +78,8 @@ def stack(values: Any) -> Any:
 
 
 def texts_of(column: str, values: Sequence[str | None]) -> list[str]:
-    """The captions for a tokenizer. Raises FeedError if one is null or blank because, as in an export, a trainer must
-    not silently learn from empty text."""
+    """The captions for a tokenizer. Raises FeedError if one is null or blank, because a trainer must not silently learn
+    from empty text (exports refuse it too)."""
     texts = [text for text in values if text is not None and text.strip()]
     if missing := len(values) - len(texts):
         raise FeedError(

@@ -9,7 +9,7 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 IMAGE = "image"
-"""The column name for the picture itself, which the files do not have as a column."""
+"""The column name for the picture itself, which is not a column in the files."""
 
 
 class FeedError(PairmillError, ValueError):
@@ -42,31 +42,31 @@ class FeedConfig:
     dataset: str | os.PathLike[str]
     """Output folder of a build or embed, or a mixture; local or s3://."""
     subset: str | None = None
-    """Name of a subset. None: all kept rows, or those of the mixture."""
+    """Name of a subset. None: all kept rows, or the rows of the mixture."""
     columns: Sequence[str] = (IMAGE, "caption_clean")
-    """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no picture is read."""
+    """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no pictures are read."""
     shuffle: bool = True
     seed: int = 0
     mix_shards: int = 4
-    """Number of consecutive shards whose rows are shuffled together. Their columns and those of the next ones are in
-    memory, but not their pictures; of a mixture, so many shards of each dataset."""
+    """Number of consecutive shards whose rows are shuffled together; in a mixture, this many of each dataset. Their
+    columns and those of the next shards are in memory, but not their pictures."""
     batch_size: int | None = None
     """Rows per batch. None: one row per item."""
     drop_last: bool = False
-    """With `batch_size`: leave out the last batch of the rank if it is short."""
+    """With `batch_size`: leave out the rank's last batch if it is short."""
     even: bool = False
-    """Give every rank the same number of rows; the remainder is left out of the epoch."""
+    """Give every rank the same number of rows; leave the remainder out of the epoch."""
     allow_uneven: bool = False
     """Allow ranks of torch.distributed to have different numbers of batches, for evaluation or with torch's Join."""
     tensor_transforms: bool = True
     """If `transform` is torchvision's, resize, crop and flip 8-bit tensors instead of PIL images, which is four times
     as fast. 1 or 2% of the values differ, nearly always by one of 255 levels."""
     threads: int = 4
-    """Threads per worker that read and decode pictures ahead."""
+    """Number of threads per worker that read and decode pictures ahead."""
     rank: int = 0
     world_size: int = 1
     s3: S3Config = FROM_ENVIRONMENT
-    """Access to the dataset's bucket, if the environment does not configure it."""
+    """Access to the dataset's bucket if the environment does not configure it."""
     caption: str = "original"
-    """What `caption` and `caption_clean` give: `original`, the name of a score with captions that a model wrote, or
-    `best`: the one of the higher similarity."""
+    """The captions in `caption` and `caption_clean`: `original`; the name of a score with captions written by a model;
+    or `best`, the caption with the highest similarity."""

@@ -1,4 +1,4 @@
-"""The rows of a PairDataset in the order of an epoch, from one dataset."""
+"""Reads the rows of a PairDataset from one dataset, in the order of an epoch."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ class FeedRows(Protocol):
 
     @property
     def max_pixels(self) -> int:
-        """Maximum pixels of a picture, as in the job."""
+        """Maximum number of pixels of a picture, as in the job."""
 
     @property
     def fingerprint(self) -> str:
@@ -46,21 +46,21 @@ class FeedRows(Protocol):
 
     @property
     def num_selected(self) -> int:
-        """Different rows."""
+        """Number of selected rows, without repetitions."""
 
     @property
     def has_weights(self) -> bool:
-        """Whether rows repeat, so that epochs have different numbers of rows."""
+        """Whether rows can repeat, so epochs have different numbers of rows."""
 
     @property
     def choices(self) -> Sequence[CaptionChoice]:
-        """Which captions are given; empty: the original ones."""
+        """The choices of captions; empty: the original captions."""
 
     def missing(self, column: str) -> str | None:
-        """Why there is no such column, if there is something to say."""
+        """The reason why a column is missing, if a specific one is known."""
 
     def order(self, epoch: int) -> Shares:
-        """Which positions of an epoch each consumer gets."""
+        """The order of an epoch, which gives each consumer its positions."""
 
     def tables(self, epoch: int, positions: range) -> Iterator[pa.Table]:
         """The rows at these positions of the epoch, in order, in tables of any length."""
@@ -77,11 +77,11 @@ class DatasetRows:
     config: FeedConfig
     choice: CaptionChoice | None
     _orders: dict[int, EpochOrder] = field(default_factory=dict, compare=False)
-    """The order of the last epoch that was asked for."""
+    """The order of the most recently requested epoch."""
 
     @classmethod
     def open(cls, store: Store, config: FeedConfig) -> "DatasetRows":
-        """Raises SubsetError for an outdated subset, and CaptionChoiceError."""
+        """Open a dataset. Raises SubsetError for an outdated subset, and CaptionChoiceError."""
         return cls.of(FeedShards.open(store, config.subset), config)
 
     @classmethod
@@ -101,12 +101,12 @@ class DatasetRows:
 
     @property
     def image_columns(self) -> Sequence[str]:
-        """Arguments of `FeedShards.picture`."""
+        """The columns whose values are the arguments of `FeedShards.picture`."""
         return [*STORED.names, *([self.shards.check] if self.shards.check else [])]
 
     @property
     def max_pixels(self) -> int:
-        """As in the job."""
+        """Maximum number of pixels of a picture, as in the job."""
         return self.shards.max_pixels
 
     @property
@@ -116,7 +116,7 @@ class DatasetRows:
 
     @property
     def num_selected(self) -> int:
-        """Different rows."""
+        """Number of selected rows, without repetitions."""
         return int(self.shards.counts.sum())
 
     @property
@@ -126,15 +126,15 @@ class DatasetRows:
 
     @property
     def choices(self) -> Sequence[CaptionChoice]:
-        """The choice, unless it is the original captions."""
+        """The choice of captions; empty: the original captions."""
         return [self.choice] if self.choice else []
 
     def missing(self, column: str) -> str | None:
-        """Why a column cannot be read, if some shards have it."""
+        """The reason why a column cannot be read, if only some shards have it."""
         return self.shards.added.missing(column)
 
     def order(self, epoch: int) -> EpochOrder:
-        """The order of an epoch. Only with weights do epochs have different numbers of rows."""
+        """The order of an epoch. Epochs have different numbers of rows only if there are weights."""
         config, key = self.config, epoch if self.has_weights else 0
         if key not in self._orders:
             self._orders.clear()
@@ -143,16 +143,16 @@ class DatasetRows:
         return self._orders[key]
 
     def tables(self, epoch: int, positions: range) -> Iterator[pa.Table]:
-        """One table per window of shards."""
+        """The rows at these positions of the epoch, in one table per window of shards."""
         return self.ordered_tables(self.order(epoch), epoch, positions)
 
     def ordered_tables(self, order: EpochOrder, epoch: int, positions: range) -> Iterator[pa.Table]:
-        """`tables` in a given order of the epoch."""
+        """Like `tables`, for a given order of the epoch."""
         for window in order.windows(epoch, positions):
             yield self._read_window(order, epoch, window)
 
     def picture(self, *values: object) -> bytes:
-        """See FeedShards."""
+        """The stored picture of the row with these values of `image_columns`: see `FeedShards.picture`."""
         tar, offset, length, *check = values
         return self.shards.picture(tar, offset, length, *check)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Decides the order of the rows in an epoch, and which rows each consumer gets."""
+"""Determines the order of the rows in an epoch, and which rows each consumer gets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Batches:
-    """How rows are cut into batches; single rows are batches of one."""
+    """Cuts rows into batches; single rows are batches of one."""
 
     size: int = 1
     drop_last: bool = False
     """Leave out the last batch if it is short."""
 
     def count(self, rows: int) -> int:
-        """Number of batches for this many rows."""
+        """Number of batches in this many rows."""
         return rows // self.size if self.drop_last else -(-rows // self.size)
 
 
@@ -38,15 +38,16 @@ class Batches:
 class Shares:
     """The positions of the rows of an epoch, divided among consumers.
 
-    A consumer is one worker of one rank. Each gets a contiguous range of the epoch's order, all of equal length, so no
-    row is repeated or missing, and a checkpoint needs only the number of rows that a consumer has received.
+    A consumer is one worker of one rank. Each consumer gets a contiguous range of the epoch's order, so no row is
+    repeated or missing, and a checkpoint needs only the number of rows that a consumer has received. Without batches,
+    the lengths of the ranges differ by at most one row.
     """
 
     even: bool
 
     @property
     def num_rows(self) -> int:
-        """Rows of the epoch."""
+        """Number of rows in the epoch."""
         raise NotImplementedError
 
     def share(self, consumer: int, consumers: int) -> range:
@@ -57,7 +58,7 @@ class Shares:
         return range(consumer * self.num_rows // consumers, (consumer + 1) * self.num_rows // consumers)
 
     def worker_share(self, rank: range, worker: int, workers: int, batches: "Batches") -> range:
-        """Positions of one worker of a rank, in whole batches, so that only the rank's last batch may be short."""
+        """Positions of one worker of a rank, in whole batches, so only the rank's last batch can be short."""
         first, last = (number * batches.count(len(rank)) // workers for number in (worker, worker + 1))
         return rank[first * batches.size : last * batches.size]
 
@@ -74,12 +75,12 @@ class EpochOrder(Shares):
 
     @property
     def num_rows(self) -> int:
-        """Selected rows."""
+        """Number of rows in the epoch."""
         return int(self.counts.sum())
 
     def windows(self, epoch: int, share: range) -> Iterator[Window]:
         """The windows that contain rows of the share, in order."""
-        shards = np.flatnonzero(self.counts)  # so that shards newer than a subset do not change its order
+        shards = np.flatnonzero(self.counts)  # skips shards newer than a subset: they must not change its order
         if self.shuffle:
             shards = self._generator(epoch, _SHARD_ORDER).permutation(shards)
         start = 0

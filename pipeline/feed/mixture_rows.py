@@ -1,8 +1,9 @@
-"""The rows of a PairDataset from a mixture: those of several datasets, interleaved.
+"""Reads the rows of a PairDataset from a mixture: the rows of several datasets, interleaved.
 
-Each dataset has its own order of an epoch. A block of the mixture's order takes the next rows of each of them, as many
-as its share of the block, and shuffles them. So the shares of the epoch hold in every block, within one row, and a
-batch holds all datasets. Where a block begins in each dataset's order is a formula, so any consumer can begin anywhere.
+Each dataset has its own order of an epoch. A block of the mixture's order takes the next rows of each dataset, as many
+as the dataset's share of the block, and shuffles them together. So every block has the same shares as the epoch, within
+one row, and batches mix all datasets. A formula gives the start of a block in each dataset's order, so a consumer can
+start anywhere.
 """
 
 from collections import deque
@@ -31,7 +32,7 @@ from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.schemas.pairs import CHECKSUM, STORED
 
 BLOCK_ROWS = 4_096
-"""About as many rows are shuffled across datasets."""
+"""About this many rows are shuffled together across datasets."""
 
 _SHA256 = "sha256"
 _IMAGE_FIELDS = (*STORED, CHECKSUM, pa.field(_SHA256, pa.string()))
@@ -42,11 +43,11 @@ class MixtureOrder(Shares):
     """The order of an epoch of a mixture."""
 
     orders: tuple[EpochOrder, ...]
-    """Of each dataset."""
+    """The order of each dataset."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of all datasets."""
+        """Number of rows of all datasets."""
         return sum(order.num_rows for order in self.orders)
 
     @property
@@ -55,17 +56,17 @@ class MixtureOrder(Shares):
         return max(1, self.num_rows // BLOCK_ROWS)
 
     def cuts(self, block: int) -> list[int]:
-        """How many rows of each dataset are in the blocks before this one."""
+        """Number of rows of each dataset in the blocks before this one."""
         return [order.num_rows * block // self.num_blocks for order in self.orders]
 
     def blocks(self, positions: range) -> range:
-        """The blocks that have rows at these positions."""
+        """The blocks with rows at these positions."""
         if not positions:
             return range(0)
         return range(self._block_of(positions.start), self._block_of(positions.stop - 1) + 1)
 
     def shuffled(self, epoch: int, block: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """The order of the rows of a block, those of the first dataset first; shape (rows,)."""
+        """A permutation of the rows of a block, in which the datasets follow one another; shape (rows,)."""
         return np.random.default_rng([self.orders[0].seed % (1 << 63), epoch, block, 1]).permutation(rows)
 
     def _block_of(self, position: int) -> int:
@@ -90,14 +91,15 @@ class MixtureRows:
 
     @classmethod
     def open(cls, store: Store, config: FeedConfig) -> "MixtureRows":
-        """Raises SubsetError if a dataset has changed since, CaptionChoiceError, and FeedError for a subset."""
+        """Open a mixture. Raises SubsetError if a dataset has changed since it was mixed, CaptionChoiceError, and
+        FeedError for a subset."""
         if config.subset is not None:
             raise FeedError(f"{store.root} is a mixture, which has no subsets: leave out subset={config.subset!r}")
         record, sources, named = read_mixture(store), [], []
         for number, source in enumerate(record.sources):
             shards = FeedShards.of_mixture(store, record, number, config.s3)
             columns = [name for name in config.columns if name != DATASET]
-            seed = config.seed + 1_000_003 * number  # so that no dataset is in step with another
+            seed = config.seed + 1_000_003 * number  # each dataset has its own random order
             sources.append(DatasetRows.of(shards, replace(config, columns=columns, seed=seed)))
             first = shards.aliases[0] if shards.aliases else None
             named.append(NamedColumns(source.name, shards.schema, meanings(shards.chunk, shards.added, first)))
@@ -110,22 +112,22 @@ class MixtureRows:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether every dataset has."""
+        """Whether each picture of every dataset can be read with a single range read."""
         return all(source.has_pictures for source in self.sources)
 
     @property
     def image_columns(self) -> Sequence[str]:
-        """The dataset, where its picture is, and two checksums, one of which the dataset checks."""
+        """The dataset, the location of the picture, and two checksums; each dataset checks at most one of them."""
         return [DATASET, *(field.name for field in _IMAGE_FIELDS)]
 
     @property
     def max_pixels(self) -> int:
-        """The most of all datasets."""
+        """The highest maximum number of pixels of all datasets."""
         return max(source.max_pixels for source in self.sources)
 
     @property
     def num_selected(self) -> int:
-        """Different rows."""
+        """Number of selected rows, without repetitions."""
         return sum(source.num_selected for source in self.sources)
 
     @property
@@ -135,19 +137,20 @@ class MixtureRows:
 
     @property
     def choices(self) -> Sequence[CaptionChoice]:
-        """One for each dataset, unless it is the original captions."""
+        """The choices of captions, one per dataset; empty: the original captions."""
         return [choice for source in self.sources for choice in source.choices]
 
     def missing(self, column: str) -> str | None:
-        """Why only some of the datasets have a column."""
+        """The reason why a column cannot be read, if only some datasets have it."""
         return self.common.left_out.get(column)
 
     def order(self, epoch: int) -> MixtureOrder:
-        """Of the whole mixture."""
+        """The order of an epoch of the whole mixture."""
         return MixtureOrder(self.config.even, tuple(source.order(epoch) for source in self.sources))
 
     def tables(self, epoch: int, positions: range) -> Iterator[pa.Table]:
-        """One table per block. Without `shuffle`, one dataset after the other."""
+        """The rows at these positions of the epoch, in one table per block. Without `shuffle`, one dataset follows
+        another."""
         order = self.order(epoch)
         if not self.config.shuffle:
             yield from self._in_sequence(order, epoch, positions)
@@ -165,7 +168,7 @@ class MixtureRows:
             yield take_rows(rows, order.shuffled(epoch, block, rows.num_rows)[start:end])
 
     def picture(self, *values: object) -> bytes:
-        """The stored picture, from the dataset that has it."""
+        """The stored picture of the row with these values of `image_columns`, from the row's dataset."""
         name, *where, crc, sha256 = values
         source = self.sources[self.names.index(str(name))]
         check = {CHECKSUM.name: crc, _SHA256: sha256}.get(source.shards.check or "")
@@ -199,7 +202,7 @@ class MixtureRows:
 
 
 class _Stream:
-    """The rows of one dataset, in order, taken a few at a time, while the next window is read."""
+    """The rows of one dataset, in order, a few at a time. Reads the next window meanwhile."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = read_ahead(tables)
@@ -210,7 +213,7 @@ class _Stream:
         while rows:
             table = self._waiting.popleft() if self._waiting else next(self._tables, None)
             if table is None:
-                raise FeedError(f"{rows:,} rows of a dataset are missing; check it with pairmill verify, and mix again")
+                raise FeedError(f"{rows:,} rows of a dataset are missing; check it with pairmill verify and mix again")
             if table.num_rows > rows:
                 self._waiting.appendleft(table.slice(rows))
                 table = table.slice(0, rows)

@@ -28,11 +28,11 @@ from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
 _OTHER_ROWS = (
-    "; after a retry, a purge or another selection, the rows are not the same: begin an epoch, with set_epoch and "
+    "; after a retry, a purge or another selection, the rows are not the same: start a new epoch with set_epoch, and "
     "without the checkpoint"
 )
 _UNBATCHED_ROWS = 256
-"""Number of rows that are read and decoded together if each item is a single row."""
+"""Number of rows read and decoded together if each item is a single row."""
 Sample: TypeAlias = dict[str, Any]
 """One row, or with `batch_size` one batch: column -> value."""
 
@@ -49,12 +49,12 @@ class PairDataset(IterableDataset[Sample]):
 
     With `batch_size`, numbers and embeddings are tensors (rows, ...), everything else lists. Null is NaN in numbers and
     embeddings (a batch of integers with a null becomes float, or a list if some exceed 2^53), otherwise None. `image`
-    is the stored bytes; `transform` turns each picture, as a PIL image, into something else (see
-    `FeedConfig.tensor_transforms`). Captions are strings;
-    `tokenizer`, such as open_clip's, turns a list of them into a tensor (rows, length), and none may be missing.
+    is the stored bytes, or the result of `transform` for the picture as a PIL image (see
+    `FeedConfig.tensor_transforms`). Captions are strings; `tokenizer`, such as open_clip's, turns a list of them into a
+    tensor (rows, length), and then none may be missing.
 
     A new loop continues where the last one stopped. In loader workers, which read ahead, it starts from the first pair.
-    `set_epoch` starts over, also in persistent workers. `len()` is the number of items of this rank per epoch. Raises
+    `set_epoch` starts over, also in persistent workers. `len()` is the number of this rank's items per epoch. Raises
     FeedError, SubsetError, CaptionChoiceError, UnfinishedPurgeError, and DamagedFileError for files that have changed.
     """
 
@@ -69,7 +69,7 @@ class PairDataset(IterableDataset[Sample]):
         if min(config.mix_shards, config.threads, 1 if config.batch_size is None else config.batch_size) < 1:
             raise FeedError("batch_size, mix_shards and threads must be 1 or more")
         if config.drop_last and config.batch_size is None:
-            raise FeedError("drop_last needs a batch_size; with single rows, give it to the loader")
+            raise FeedError("drop_last needs a batch_size; for single rows, set drop_last in the loader")
         self.config = config
         self.epoch = 0
         self._transform = transform
@@ -81,7 +81,7 @@ class PairDataset(IterableDataset[Sample]):
         self._is_resumed = False
         self._is_old_checkpoint = False
         self._requested, self._times_seen = SharedEpoch(), 0
-        """The epoch that `set_epoch` asked for, and how many such calls this copy of the dataset has followed."""
+        """The epoch requested by `set_epoch`, and the number of its calls that this copy of the dataset has seen."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         store = Store(os.fspath(config.dataset), config.s3)
         store.check_access()
@@ -93,20 +93,20 @@ class PairDataset(IterableDataset[Sample]):
         if replaced := sorted(embeddings & {*config.columns}):
             raise FeedError(f"{replaced[0]} belongs to the original captions, not to caption={config.caption!r}")
         if IMAGE in config.columns and not self._rows.has_pictures:
-            raise FeedError(f"{config.dataset} has no stored pictures that can be read with one range read each")
+            raise FeedError(f"{config.dataset} has no stored pictures that can each be read with one range read")
 
         self._check_ranks()
 
     @property
     def num_rows(self) -> int:
-        """Rows of this rank per epoch, including those that `drop_last` leaves out."""
+        """Number of this rank's rows per epoch, including those that `drop_last` leaves out."""
         return len(self._order.share(self.config.rank, self.config.world_size))
 
     def __len__(self) -> int:
         return self._batches.count(self.num_rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next loop start an epoch, which has its own order. Call it in the trainer's process."""
+        """Make the next loop start this epoch, which has its own order. Call it in the trainer's process."""
         self._requested.set(epoch)
         self._follow_set_epoch()
         self._check_ranks()
@@ -136,11 +136,11 @@ class PairDataset(IterableDataset[Sample]):
         current = self.state_dict()
         if (state["consumer"], state["consumers"]) != self._consumer():
             raise FeedError(
-                f"the checkpoint belongs to consumer {state['consumer']} of {state['consumers']}, "
-                f"not to {current['consumer']} of {current['consumers']}: use as many ranks and workers as before"
+                f"the checkpoint belongs to consumer {state['consumer']} of {state['consumers']}, not to "
+                f"{current['consumer']} of {current['consumers']}: use the same number of ranks and workers as before"
             )
         free = {"epoch", "rows_done"}
-        if current["consumers"] == self.config.world_size:  # one worker per rank, so batches do not affect the shares
+        if current["consumers"] == self.config.world_size:  # with one worker per rank, batches do not affect the shares
             free |= {"batch_size", "drop_last"}
         for name, value in current.items():
             if name not in free and state.get(name, value) != value:
@@ -148,7 +148,7 @@ class PairDataset(IterableDataset[Sample]):
                 if name in ("choice", "rows"):
                     label, why = "subset" if name == "choice" else name, _OTHER_ROWS
                 raise FeedError(
-                    f"the checkpoint belongs to another run: {label} was {state[name]!r}, is {value!r}{why}"
+                    f"the checkpoint belongs to another run: {label} was {state[name]!r}, now it is {value!r}{why}"
                 )
         self.epoch, self._rows_done = state["epoch"], state["rows_done"]
         self._counted_for, self._is_resumed = self._consumer(), True
@@ -164,7 +164,7 @@ class PairDataset(IterableDataset[Sample]):
             for table, pictures in self._with_pictures(pool, tables):
                 yield from self._samples(self._columns(table, pictures), table.num_rows)
         self._is_old_checkpoint = False
-        # A loader may save a checkpoint when only some of its workers are at the end: these must not start over.
+        # A loader may save a checkpoint when only some of its workers have finished: these must not start over.
         self._rows_done = 0 if get_worker_info() is None else len(self._share())
 
     def _follow_set_epoch(self) -> None:
@@ -176,15 +176,16 @@ class PairDataset(IterableDataset[Sample]):
 
     @property
     def _order(self) -> Shares:
-        """Of the current epoch."""
+        """The order of the current epoch."""
         return self._rows.order(self.epoch)
 
     def _check_ranks(self) -> None:
         check_ranks(self.config, self._batches, self._order.num_rows, self._rows.has_weights)
 
     def _count_for_this_consumer(self) -> None:
-        """A worker reads ahead of its loader, from a copy of the loader's dataset, which may already have been read
-        from. So it starts at its own first row, unless its loader gave it a checkpoint."""
+        """Make `_rows_done` count this consumer's rows. A worker reads ahead of its loader, from a copy of the loader's
+        dataset, part of which may have been read already. So it starts at its own first row, unless its loader gave it
+        a checkpoint."""
         if self._counted_for == self._consumer():
             if get_worker_info() is not None and not self._is_resumed:
                 self._rows_done = 0
@@ -192,8 +193,8 @@ class PairDataset(IterableDataset[Sample]):
             return
         if self._is_resumed:
             raise FeedError(
-                "a checkpoint was loaded outside of the loader's workers; with workers use torchdata's "
-                "StatefulDataLoader, and its own state_dict"
+                "a checkpoint was loaded outside the loader's workers; with workers, use torchdata's "
+                "StatefulDataLoader and its own state_dict"
             )
         self._rows_done, self._counted_for = 0, self._consumer()
 
@@ -212,7 +213,7 @@ class PairDataset(IterableDataset[Sample]):
         return self._rows.tables(self.epoch, self._share()[self._rows_done :])
 
     def _share(self) -> range:
-        """Positions of this consumer in the order."""
+        """This consumer's positions in the order."""
         consumer, config = self._consumer(), self.config
         if self._is_old_checkpoint or (config.batch_size is None and not config.even):
             return self._order.share(*consumer)
@@ -222,7 +223,7 @@ class PairDataset(IterableDataset[Sample]):
     def _with_pictures(
         self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]
     ) -> Iterator[tuple[pa.Table, list[Future[Any]]]]:
-        """Each table with its pictures, while those of the next table are read and decoded."""
+        """Each table with its pictures, while the pictures of the next table are read and decoded."""
         waiting: deque[tuple[pa.Table, list[Future[Any]]]] = deque()
         for table in tables:
             columns = [table[name].to_pylist() for name in self._rows.image_columns if IMAGE in self.config.columns]
@@ -232,7 +233,7 @@ class PairDataset(IterableDataset[Sample]):
         yield from waiting
 
     def _picture(self, *values: object) -> Any:
-        """From the values of `image_columns`."""
+        """The picture, transformed if there is a transform. `values`: those of `image_columns` in one row."""
         if values[self._rows.image_columns.index(STORED.names[0])] is None:
             raise FeedError(
                 "a selected row has no stored picture (images.store): select without such rows, or leave out "
@@ -266,5 +267,5 @@ class PairDataset(IterableDataset[Sample]):
 
 @lru_cache
 def _processor(max_pixels: int) -> ImageProcessor:
-    """One per process: it is not copied to workers."""
+    """The image processor of this process; it is not copied to workers."""
     return ImageProcessor(ImagesConfig(max_pixels=max_pixels))

@@ -1,20 +1,21 @@
-"""Checks that no rank of torch.distributed waits for the others forever."""
+"""Checks that no rank of torch.distributed would wait for the others forever."""
 
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.epoch_order import Batches
 
 
 def check_ranks(config: FeedConfig, batches: Batches, num_rows: int, has_weights: bool) -> None:
-    """Under torch.distributed, ranks with fewer batches would leave the others waiting forever. Raises FeedError.
+    """Raise FeedError if ranks of torch.distributed would get different numbers of batches: those with more batches
+    would wait forever for the others.
 
-    num_rows: rows of the epoch; has_weights: whether other epochs have other numbers of rows.
+    `num_rows`: rows in the epoch. `has_weights`: whether epochs have different numbers of rows.
     """
     if config.even or config.allow_uneven or config.world_size == 1 or not is_distributed():
         return
     if has_weights:
         raise FeedError(
-            "epochs of a weighted subset have different numbers of rows, so in some of them, ranks would have "
-            "different numbers of batches, and wait for each other forever: set even=True"
+            "epochs of a weighted subset have different numbers of rows, so in some epochs, ranks would have different "
+            "numbers of batches and wait for each other forever: set even=True"
         )
     least, most = num_rows // config.world_size, -(-num_rows // config.world_size)
     if (fewest := batches.count(least)) != (highest := batches.count(most)):

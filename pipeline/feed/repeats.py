@@ -1,4 +1,4 @@
-"""How often each row of a weighted subset is shown in an epoch."""
+"""Computes how often each row of a weighted subset is shown in an epoch."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from pairmill.pipeline.select.weights import Draws, Weights, draws_of, times
 from pairmill.schemas.subset import Subset
 
 _BLOCK_ROWS = 4_000_000
-"""Rows that are counted at a time."""
+"""Number of rows counted at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +22,11 @@ class Repeats:
     """In dataset order, like `draws`."""
     draws: Draws
     starts: npt.NDArray[np.int64]
-    """Where the rows of each shard begin, and the end; shape (shards + 1,)."""
+    """The start of each shard's rows, and the end of the last; shape (shards + 1,)."""
 
     @classmethod
     def of(cls, store: Store, record: Subset, counts: npt.NDArray[np.int64]) -> "Repeats | None":
-        """None for a subset without weights. counts: selected rows of each shard."""
+        """The weights of a subset; None if it has none. `counts`: number of selected rows of each shard."""
         if record.weight_sum is None:
             return None
         weights, draws = [np.zeros(0, np.float32)], [np.zeros(0, np.uint32)]
@@ -41,7 +41,7 @@ class Repeats:
         return times(self.weights[rows], self.draws[rows], epoch)
 
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Rows of each shard in an epoch, repeated ones as often as they are shown; shape (shards,)."""
+        """Number of rows shown from each shard in an epoch, including repetitions; shape (shards,)."""
         found, first = np.zeros(len(self.starts) - 1, np.int64), 0
         while first < len(found):
             end = max(first + 1, int(np.searchsorted(self.starts, self.starts[first] + _BLOCK_ROWS, "right")) - 1)

@@ -39,16 +39,16 @@ from pairmill.schemas.s3 import S3Config
 _READERS = 16
 
 PackedBits = npt.NDArray[np.uint8]
-"""One bit per row of a shard, as np.packbits packs them."""
+"""One bit per row of a shard, packed by np.packbits."""
 
 
 @dataclass(frozen=True)
 class FeedShards:
-    """All finished shards, in order. Takes one bit of memory per row, and a few hundred bytes per shard."""
+    """All finished shards, in order. Takes one bit of memory per row and a few hundred bytes per shard."""
 
     chunk: Chunk
     selected: tuple[PackedBits, ...]
-    """For each shard, which rows are selected."""
+    """For each shard, a bit for each row: whether it is selected."""
     counts: npt.NDArray[np.int64]
     """(shards,): number of selected rows."""
     schema: pa.Schema
@@ -59,9 +59,9 @@ class FeedShards:
     check: str | None
     """The column with a checksum of each picture; None if there is none."""
     max_pixels: int
-    """Maximum pixels of a picture, as in the job."""
+    """Maximum number of pixels of a picture, as in the job."""
     aliases: tuple[str, ...]
-    """All models of the dataset."""
+    """Aliases of all models of the dataset."""
     fingerprint: str
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
     repeats: Repeats | None = None
@@ -73,7 +73,7 @@ class FeedShards:
         and UnfinishedPurgeError."""
         plan, done = load_plan(store), readable_shards(store)
         added = added_columns(store, done)
-        if subset is not None and added.incomplete:  # perhaps only in shards that are newer than the subset
+        if subset is not None and added.incomplete:  # perhaps only in shards newer than the subset
             numbers = shard_numbers(store, read_subset(store, subset))
             done = {shard: generation for shard, generation in done.items() if shard in numbers}
             added = added_columns(store, done)
@@ -87,7 +87,7 @@ class FeedShards:
 
     @classmethod
     def of_mixture(cls, mixture: Store, record: Mixture, number: int, s3: S3Config) -> "FeedShards":
-        """The shards of one dataset of a mixture. Raises SubsetError if one has been rebuilt since."""
+        """The shards of one dataset of a mixture. Raises SubsetError if one has been rebuilt since it was mixed."""
         source = record.sources[number]
         store = Store(source.dataset, s3)
         store.check_access()
@@ -111,16 +111,16 @@ class FeedShards:
         return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, aliases, fingerprint)
 
     def counts_in(self, epoch: int) -> npt.NDArray[np.int64]:
-        """(shards,): number of rows that are shown in an epoch, repeated ones as often as they are."""
+        """(shards,): number of rows shown in an epoch, including repetitions."""
         return self.counts if self.repeats is None else self.repeats.counts(epoch)
 
     def choice(self, caption: str) -> CaptionChoice | None:
-        """Which captions to give; None: the original ones. Raises CaptionChoiceError."""
+        """The choice of captions; None: the original captions. Raises CaptionChoiceError."""
         return caption_choice(self.chunk.store, self.added, caption, self.aliases)
 
     def read(self, index: int, columns: frozenset[str], epoch: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-        """(all rows of a shard, indices of those that are shown in an epoch, ascending and as often as they are shown).
-        Raises DamagedFileError, and FeedError if the shard has been rebuilt since."""
+        """(all rows of a shard, ascending indices of the rows shown in an epoch, each as often as it is shown). Raises
+        DamagedFileError, and FeedError if the shard has been rebuilt meanwhile."""
         shard = self.chunk.shards[index]
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
         if self.repeats is not None:
@@ -132,13 +132,14 @@ class FeedShards:
             raise _gone(error, self.chunk.store.path(shard.pairs)) from error
 
     def picture(self, tar: str, offset: int, length: int, check: int | str | None = None) -> bytes:
-        """The stored picture. `tar` is a name from its row, `check` its value in the column of that name.
+        """The stored picture of a row. `tar`, `offset` and `length`: its location; `check`: the checksum in the row's
+        column `self.check`.
 
-        Raises DamagedFileError, and OSError, also for a file that does not belong to the dataset.
+        Raises DamagedFileError and OSError, which also means that the file does not belong to the dataset.
         """
         store = self.chunk.store
         if (path := picture_file(tar, store.root, store.files)) is None:
-            raise OSError(f"{tar}: neither a tar of {store.root} nor one that it was made from")
+            raise OSError(f"{tar} is neither a tar of {store.root} nor a tar that it was made from")
         try:
             picture = store.files.read_range(path, offset, length)
         except FileNotFoundError as error:
@@ -158,7 +159,8 @@ def _gone(error: FileNotFoundError, path: str) -> FeedError:
 
 
 def _check_column(plan: Plan) -> str | None:
-    """CHECKSUM, or in older datasets of a corpus, the digest of the original bytes, which takes longer."""
+    """The column with the checksums: CHECKSUM or, in older datasets of a corpus, the SHA-256 of the original bytes,
+    which takes longer to compute. None if there are no checksums."""
     if plan.mapping.has_checksums:
         return str(CHECKSUM.name)
     return "sha256" if plan.job.source.is_corpus else None

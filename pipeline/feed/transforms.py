@@ -22,11 +22,11 @@ _INTERPOLATIONS = frozenset({transforms.InterpolationMode.BILINEAR, transforms.I
 
 
 def on_tensors(transform: Callable[..., Any]) -> Transform | None:
-    """The transform for pixels; None if it requires a PIL image.
+    """The same transform for pixels; None if it requires a PIL image.
 
-    It must be a `Compose` of steps that resize, crop and flip, then `ToTensor`, then anything, as in what
-    `open_clip.image_transform` returns. Random steps draw the same numbers. torch's vector code rounds almost as Pillow
-    does: for 153 photographs, 98 to 99% of the values are equal, and all but 40 in a million of the others differ by
+    It must be a `Compose` of steps that resize, crop and flip, then `ToTensor`, then any steps, such as those that
+    `open_clip.image_transform` returns. Random steps draw the same numbers. torch's vector code rounds almost like
+    Pillow: for 153 photographs, 98 to 99% of the values are equal, and all but 40 in a million of the others differ by
     one of 255 levels.
     """
     if not isinstance(transform, transforms.Compose) or type(transform) is not transforms.Compose:
@@ -47,7 +47,7 @@ class _Steps:
         self._on_floats = on_floats
 
     def __call__(self, pixels: Pixels) -> Any:
-        if not pixels.flags.writeable:  # torch would warn, because the memory is Pillow's own
+        if not pixels.flags.writeable:  # torch would warn, because Pillow owns the memory
             pixels = pixels.copy()
         picture = torch.from_numpy(pixels).permute(2, 0, 1)  # uint8 [3, height, width]
         for step in self._on_pixels:
@@ -59,8 +59,8 @@ class _Steps:
 
 
 def _makes_rgb(step: Any) -> bool:
-    """Whether it is open_clip's step that converts PIL images to RGB (a function in older versions). Our pixels are RGB
-    already."""
+    """Whether a step is open_clip's conversion of PIL images to RGB (a function in older versions). Our pixels are
+    already RGB."""
     kind = step if hasattr(step, "__name__") else type(step)
     is_open_clips = str(kind.__module__).startswith("open_clip.")
     return is_open_clips and (
@@ -70,7 +70,7 @@ def _makes_rgb(step: Any) -> bool:
 
 
 def _is_to_tensor(step: Any) -> bool:
-    """Whether it is ToTensor itself or open_clip's variant, which leaves tensors as they are. Other subclasses may do
+    """Whether a step is ToTensor itself or open_clip's variant, which leaves tensors unchanged. Other subclasses can do
     anything."""
     kind = type(step)
     is_open_clips = kind.__name__ == "MaybeToTensor" and kind.__module__.startswith("open_clip.")
@@ -78,7 +78,7 @@ def _is_to_tensor(step: Any) -> bool:
 
 
 def _on_tensor(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """The same step for uint8 [3, height, width]; None if there is none."""
+    """The same step for tensors, uint8 [3, height, width]; None if there is none."""
     if type(step) in _SAME_ON_TENSORS or (type(step) is transforms.RandomCrop and not _pads(step)):
         return step  # type: ignore[no-any-return]
     if type(step) not in (transforms.Resize, transforms.RandomResizedCrop):
@@ -90,8 +90,8 @@ def _on_tensor(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
 
 
 def _pads(step: transforms.RandomCrop) -> bool:
-    """Whether it may pad. torchvision supports fewer fill values for tensors than for PIL images, and limits reflection
-    more."""
+    """Whether a step may pad. For tensors, torchvision supports fewer fill values than for PIL images and limits
+    reflection more."""
     return bool(step.padding is not None or step.pad_if_needed)
 
 

@@ -91,7 +91,7 @@ class AddressGuard:
         self._allowed: list[Network] = [ipaddress.ip_network(network) for network in allow_networks]
 
     def refusal(self, host: str) -> str | None:
-        """Why we must not connect to an IP address (text, optionally with a scope id); None if we may."""
+        """The reason not to connect to an IP address (text, optionally with a scope id); None if it is allowed."""
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
@@ -112,7 +112,7 @@ class AddressGuard:
 
 
 def _parse_table(table: str) -> list[tuple[Network, bool]]:
-    """(block, whether it is globally reachable), the smallest blocks first."""
+    """(block, whether it is globally reachable), smallest blocks first."""
     rows = [line.split() for line in table.strip().splitlines()]
     blocks = [(ipaddress.ip_network(row[0]), row[1] == "+") for row in rows]
     return sorted(blocks, key=lambda block: -block[0].prefixlen)
@@ -150,7 +150,7 @@ def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:
 
 
 def is_ipv4(host: str) -> bool:
-    """Whether it is four decimal numbers without leading zeros, the only form that all programs parse the same way."""
+    """Whether a host is four decimal numbers without leading zeros, the only form that all programs parse alike."""
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
@@ -159,7 +159,7 @@ def is_ipv4(host: str) -> bool:
 
 
 def is_legacy_ipv4(host: str) -> bool:
-    """Whether it is IPv4 in any other form: `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`.
+    """Whether a host is an IPv4 address in any other form: `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`.
 
     C libraries and browsers parse these as addresses (inet_aton(3)); no honest URL list contains them.
     """

@@ -39,12 +39,13 @@ class _Host:
 class CircuitBreaker:
     """Counts timeouts in a row per host. A complete response resets the count: a body, a redirect, an error page.
 
-    Anything else (a broken response, a lost connection) changes nothing; otherwise a host that mixes those with
-    silence would block its requests for hours. While a host has timeouts, its concurrent requests are limited to the
-    chances it has left.
+    Anything else (a broken response, a lost connection) changes nothing; otherwise a host that mixes such failures
+    with timeouts would block its requests for hours. Once a host has timed out, its concurrent requests are limited to
+    the number of timeouts left before the circuit opens.
 
-    `max_timeouts`: this many in a row open the circuit. `min_wait_s`: a request that had less time does not count,
-    because other hosts took most of the URL's time; nor does one during which this machine stalled.
+    `max_timeouts`: this many in a row open the circuit. `min_wait_s`: a canceled request that had less time than this
+    does not count, because other hosts took most of the URL's time. A request during which this machine stalled does
+    not count either.
     """
 
     def __init__(self, max_timeouts: int, min_wait_s: float, stalled_since: Callable[[float], bool]) -> None:
@@ -55,7 +56,7 @@ class CircuitBreaker:
 
     @asynccontextmanager
     async def track(self, name: str, deadline: Deadline) -> AsyncIterator[None]:
-        """Wraps one request. Raises FetchError (timeout) immediately if the host's circuit is open."""
+        """Wrap one request. Raises FetchError (timeout) immediately if the host's circuit is open."""
         host = self._hosts.setdefault(name, _Host())
         host.users += 1
         try:
@@ -107,7 +108,7 @@ class CircuitBreaker:
         host.open_until = time.monotonic() + _OPEN_S
 
     def _forget(self, name: str, host: _Host) -> None:
-        """Keep only hosts that are in use or have had timeouts, and not too many of the latter."""
+        """Drop the host if it is idle and has no timeouts. Of too many hosts, drop the oldest one if it is idle."""
         if not host.users and not host.timeouts:
             self._hosts.pop(name, None)
             return

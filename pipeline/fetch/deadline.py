@@ -7,9 +7,9 @@ from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 
 
 class Deadline:
-    """Like `asyncio.timeout`, except between `pause()` and `resume()`. For one event loop, not thread-safe.
+    """Like `asyncio.timeout`, but its clock stops from `pause()` to `resume()`. For one event loop, not thread-safe.
 
-    `stalls`: time during which the loop stalled does not count either.
+    `stalls`: the loop's monitor; time during which the loop was stalled does not count either.
     """
 
     def __init__(self, timeout_s: float, stalls: StallMonitor | None = None) -> None:
@@ -34,7 +34,7 @@ class Deadline:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the deadline, provided that the clock is not paused again."""
+        """Seconds until the deadline if the clock is not paused again."""
         if self._resumed_at is None:
             return self._remaining_s
         return self._remaining_s - (self._loop.time() - self._resumed_at) + self._stalled_s() - self._stalled_before_s

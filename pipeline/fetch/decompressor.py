@@ -13,7 +13,7 @@ _PIECE_BYTES = 64 << 10
 
 
 class Decompressor:
-    """A stream with one coding. Its own output is bounded, even if later decompressors shrink it again."""
+    """Decompresses a stream with one coding. Bounds its own output, even if a later decompressor shrinks it again."""
 
     CODINGS: ClassVar = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -36,7 +36,7 @@ class Decompressor:
 
     @property
     def ended(self) -> bool:
-        """True at the end of a member. As in curl and browsers, its checksum may be missing, but not wrong."""
+        """True at the end of a member. As in curl and browsers, its checksum may be missing but not wrong."""
         if self._stream.eof or self._wbits == _BARE:
             return self._stream.eof
         trailer = self._adler.to_bytes(4, "big")  # RFC 1950; for gzip, RFC 1952 section 2.3.1
@@ -45,7 +45,7 @@ class Decompressor:
         return any(_completes(self._stream, trailer[start:]) for start in range(len(trailer)))
 
     def decompress(self, data: bytes) -> Iterator[bytes]:
-        """Pieces of at most 64 KiB. Raises FetchError (protocol_error, body_too_large)."""
+        """The decompressed data, in pieces of at most 64 KiB. Raises FetchError (protocol_error, body_too_large)."""
         while not self._only_garbage:
             if self._stream.eof:
                 data, self._behind = self._behind + data, b""

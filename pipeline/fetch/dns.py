@@ -15,7 +15,7 @@ _TTL_S = 60.0
 _NO_SUCH_NAME_TTL_S = 60.0  # RFC 2308 section 5 allows up to three hours
 _NO_ANSWER_TTL_S = 15.0  # name servers that do not answer may soon be back (RFC 9520 section 3.2: 1 s to 5 min)
 _MAX_NAMES = 20_000
-_MAX_CONCURRENT_LOOKUPS = 128  # each sends two packets, and small resolvers drop more than these
+_MAX_CONCURRENT_LOOKUPS = 128  # each sends two packets, and small resolvers drop packets beyond that
 
 
 class AddressRefused(OSError):
@@ -27,7 +27,7 @@ class NoSuchHost(OSError):
 
 
 class DnsCache:
-    """Caches `look_up(name) -> addresses`, which raises OSError for a failure."""
+    """Caches the results of `look_up(name) -> addresses`, which raises OSError on failure."""
 
     def __init__(self, look_up: Callable[[str], Awaitable[Sequence[str]]], guard: AddressGuard) -> None:
         self._look_up = look_up

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_BUFFERED_BYTES = 256 << 20
 """No new request starts while this many bytes are arriving or waiting for a decoding thread. Requests already in flight
-may still add to that: up to twice as much, plus one body and a chunk."""
+can raise the total to twice this many bytes, plus one body and one chunk."""
 
 HANG_CHECK_S = 10.0
 
@@ -55,7 +55,7 @@ class Downloader:
         isolate_decoder: bool = False,
         on_hang: Callable[[], None] | None = None,
     ) -> None:
-        """`isolate_decoder`: decode in a child process. `on_hang`: called when a decoder hangs."""
+        """`isolate_decoder`: decode in a child process. `on_hang`: called if a decoder hangs."""
         self._job = job
         self._sha256_column = sha256_column
         self._on_hang = on_hang
@@ -122,12 +122,12 @@ class _Engine:
         return self._fetcher.in_flight
 
     def run(self, expected_sha256: Mapping[str, frozenset[str]], progress: ShardProgress) -> dict[str, FetchOutcome]:
-        """Download URLs, each with the SHA-256 digests to expect (empty: any bytes). Blocks the calling thread."""
+        """Download URLs, each with its expected SHA-256 digests (empty: any bytes will do). Blocks the caller."""
         progress.expect(len(expected_sha256))
         shard = asyncio.run_coroutine_threadsafe(self._download_all(expected_sha256, progress), self._loop)
         try:
             return shard.result()
-        except BaseException:  # Ctrl-C in this thread must end the requests in the other
+        except BaseException:  # Ctrl-C in this thread must end the requests in the loop's thread
             shard.cancel()
             raise
 
@@ -138,14 +138,14 @@ class _Engine:
 
     def _serve(self, started: "Future[None]") -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._until_stopped(started))  # leaving cancels the shards that are running
+            runner.run(self._until_stopped(started))  # leaving the block cancels the running shards
 
     async def _until_stopped(self, started: "Future[None]") -> None:
         try:
             async with Fetcher(self._config, self._budget, self._redirect_rule) as self._fetcher:
                 started.set_result(None)
                 if self._on_hang is not None and isinstance(self._processor, ImageProcessor):
-                    # the task is kept, or it could be garbage-collected
+                    # without this reference, the task could be garbage-collected
                     self._watching = asyncio.create_task(self._watch_decoders(self._processor, self._on_hang))
                 await self._stop.wait()
                 await _cancel_others()
@@ -155,7 +155,8 @@ class _Engine:
             started.set_exception(error)
 
     async def _watch_decoders(self, processor: ImageProcessor, on_hang: Callable[[], None]) -> None:
-        """Call `on_hang` if a thread hangs in C code. Only exiting stops it; its shards are retried in isolation."""
+        """Call `on_hang` if a decoding thread hangs in C code. Only exiting the process stops such a thread; its shards
+        are then retried in isolation."""
         while True:
             await asyncio.sleep(HANG_CHECK_S)
             since = processor.oldest_start  # the decoders stalled too if the loop did
@@ -185,7 +186,7 @@ class _Engine:
         return outcomes
 
     async def _download_safely(self, url: str, expected_sha256: frozenset[str]) -> FetchOutcome:
-        """An unexpected error loses only its own row, unless this machine is at fault."""
+        """Download one URL. An unexpected error loses only the rows of this URL, unless this machine is at fault."""
         try:
             return await self._download(url, expected_sha256)
         except Exception as error:
@@ -206,7 +207,7 @@ class _Engine:
             self._budget.release(len(fetched.body))
 
     def _decode(self, fetched: FetchOutcome, body: bytes, expected_sha256: frozenset[str]) -> FetchOutcome:
-        """On a decoding thread: checksums, then the picture, unless every row expects different bytes."""
+        """Compute the checksums, then decode the picture unless every row expects other bytes. For decoding threads."""
         outcome = fetched.with_digests_of(body, self._md5)
         if expected_sha256 and outcome.sha256 not in expected_sha256:
             return outcome.refused(Status.CONTENT_CHANGED)
@@ -214,7 +215,7 @@ class _Engine:
 
 
 async def _cancel_others() -> None:
-    """Cancel every other task of this loop and wait for it, while the session is still open."""
+    """Cancel all other tasks of this loop and wait for them, while the Fetcher is still open."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

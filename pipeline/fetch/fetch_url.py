@@ -15,8 +15,8 @@ Whatever a server does, `Fetcher.fetch(url)` returns a `FetchOutcome` with one S
     host known not to answer                             timeout
     closed or reset before the headers arrived           connection_lost     yes
     not HTTP, or headers beyond the limits               protocol_error
-    no target, a loop, too many, not http(s)             bad_redirect
-    4xx / 429 / 5xx / any other but 2xx                  http_4xx / http_429 / http_5xx / http_other   429, 5xx
+    redirect: no target, a loop, too many, not http(s)   bad_redirect
+    4xx / 429 / 5xx / anything else but 2xx              http_4xx / http_429 / http_5xx / http_other   429, 5xx
     robots.txt, if the job respects it / X-Robots-Tag    robots_disallowed / opted_out
     no bytes / too many / fewer than announced           empty_body / body_too_large / body_truncated  truncated
     SVG, HEIC, ... / HTML, JSON, ...                     image_unsupported / not_an_image
@@ -55,11 +55,11 @@ from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
 _CONTENT_TYPE_CHARS = 100
-_MIN_TIMEOUTS = 4  # how many a host may have, even if only one or two requests may use it at a time
+_MIN_TIMEOUTS = 4  # timeouts in a row that open a host's circuit, even if it allows only one or two requests at a time
 _ROBOTS_REDIRECTS = 5
 
 _MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.BODY_TRUNCATED})
-"""Failures that a stall of this machine may have caused, if servers gave up on us. See Deadline for timeouts."""
+"""Failures that a stall of this machine may have caused, because servers gave up on us. See Deadline for timeouts."""
 
 _MAX_STALLS = 10
 
@@ -99,7 +99,7 @@ class _Download:
 class Fetcher:
     """Downloads pictures within limits of time, size, addresses and request rates. One per event loop; `async with`.
 
-    `budget` counts bodies as they arrive, and delays new requests while it is full. `redirect_rule` applies the URL
+    `budget` counts bodies as they arrive and delays new requests while it is full. `redirect_rule` applies the URL
     rules to the targets of redirects.
     """
 
@@ -144,7 +144,7 @@ class Fetcher:
         return self._limiter.running
 
     async def fetch(self, url: str) -> FetchOutcome:
-        """Download one picture; the outcome has its body. Never raises because of a server, only LocalFault.
+        """Download one picture; the outcome includes its body. Raises only LocalFault, never because of a server.
 
         The body's bytes stay reserved in the budget until the caller releases them. A URL that fails while this machine
         stalls is tried again with its full time.
@@ -178,7 +178,7 @@ class Fetcher:
         return download.outcome(status, detail, body, timeout_s)
 
     async def _fetch_with_retries(self, url: str, download: _Download) -> bytes:
-        """Make attempts until one succeeds or fails for good, or time runs out."""
+        """The body. Makes attempts until one succeeds or fails for good, or time runs out."""
         first_url = request_url(url)
         while True:
             download.attempts += 1
@@ -191,7 +191,7 @@ class Fetcher:
             await asyncio.sleep(delay_s)
 
     async def _fetch_with_redirects(self, url: HttpUrl, download: _Download) -> bytes:
-        """One attempt: the URL, and the URLs that it redirects to."""
+        """The body, in one attempt: request the URL, then the URLs that it redirects to."""
         download.forget_response()
         await download.reservation.resize(0)  # the previous attempt's bytes
         seen = {url}
@@ -228,9 +228,9 @@ class Fetcher:
             yield
 
     async def _request(self, url: HttpUrl, download: _Download) -> bytes | HttpUrl:
-        """One request: the body, or the URL that it redirects to.
+        """The result of one request: the body, or the URL that it redirects to.
 
-        Leaving early closes the connection, so that no further byte is read.
+        Leaving early closes the connection, so no more bytes are read.
         """
         async with self._client.get(url) as response:
             head = response.head
@@ -254,7 +254,7 @@ class Fetcher:
         if announced > self._config.max_bytes:
             raise FetchError(Status.BODY_TOO_LARGE, f"{announced} bytes announced")
         head = response.head
-        codings = [*head.elements("content-encoding"), *head.elements("transfer-encoding")]  # in order of use
+        codings = [*head.elements("content-encoding"), *head.elements("transfer-encoding")]  # in the order applied
         body = ResponseBody(self._config.max_bytes, head.get("content-type"), codings)
         async for chunk in response.chunks():
             await reservation.resize(body.max_bytes_after(chunk))
@@ -266,7 +266,7 @@ class Fetcher:
         return await self._stalls.repeat_if_stalled(lambda: self._get_robots_txt(url), FetchError)
 
     async def _get_robots_txt(self, url: HttpUrl) -> tuple[int, bytes]:
-        """(HTTP status, first bytes) of a robots.txt, after up to five redirects (RFC 9309 section 2.3.1.2)."""
+        """(HTTP status, first bytes) of a robots.txt. Follows up to five redirects (RFC 9309 section 2.3.1.2)."""
         try:
             async with Deadline(self._config.timeout_s, self._stalls):
                 for _ in range(_ROBOTS_REDIRECTS + 1):

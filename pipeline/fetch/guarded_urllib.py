@@ -1,7 +1,7 @@
 """Wraps urllib with our limits, for img2dataset: only allowed addresses, bounded bodies, the job's user agent.
 
-When a download fails, img2dataset keeps only the exception's text. So the exceptions that leave this opener have a
-random ticket as their text, and `failures` maps it to the real outcome: no text from a server is ever interpreted.
+When a download fails, img2dataset keeps only the exception's text. So the text of each exception that leaves this
+opener is a random ticket, which `failures` maps to the real outcome: no text from a server is ever interpreted.
 """
 
 import http.client
@@ -34,7 +34,7 @@ _CHUNK_BYTES = 1 << 16
 
 _Bound = Callable[[http.client.HTTPResponse], http.client.HTTPResponse]
 
-# The first match counts, so narrow types come before wide ones.
+# The first match counts, so subclasses come before their base classes.
 _STATUS_OF: tuple[tuple[type[BaseException], Status], ...] = (
     (AddressRefused, Status.ADDRESS_REFUSED),
     (NoSuchHost, Status.DNS_ERROR),
@@ -52,18 +52,18 @@ _STATUS_OF: tuple[tuple[type[BaseException], Status], ...] = (
 
 
 class _Ticket(Exception):
-    """Its text is a key of `GuardedOpener.failures`."""
+    """An exception whose text is a key of `GuardedOpener.failures`."""
 
 
 class GuardedOpener(urllib.request.OpenerDirector):
-    """http and https, redirects between them, and nothing else: no files, no FTP, no proxies from the environment."""
+    """Opens http and https URLs and follows their redirects. No files, no FTP, no proxies from the environment."""
 
     def __init__(self, config: FetchConfig, rules: SourceRules) -> None:
         super().__init__()
         self._config = config
         self._token = optout.agent_token(config.user_agent)
         self.failures: dict[str, FetchOutcome | LocalFault] = {}
-        """Outcomes by the text of the exception that `open` or the response's `read` raised."""
+        """Outcomes, keyed by the text of the exception that `open` or the response's `read` raised."""
         connect = partial(_connect, guard=AddressGuard(config.allow_networks), timeout_s=config.connect_timeout_s)
         for handler in (
             _HttpHandler(connect, config.user_agent, self._bound),
@@ -76,7 +76,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             self.add_handler(handler)
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = socket._GLOBAL_DEFAULT_TIMEOUT) -> Any:  # type: ignore[attr-defined]
-        """Like OpenerDirector.open, but raises tickets. Called again for each redirect, within the first call."""
+        """Like OpenerDirector.open, but raises tickets. Called again, from inside the first call, for each redirect."""
         try:
             fullurl.full_url = str(request_url(fullurl.full_url))  # `fullurl` is a Request
             response = super().open(fullurl, data, timeout)
@@ -107,7 +107,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         ends_at: float,
         amount: int | None = None,
     ) -> bytes:
-        """The whole body, whatever amount is requested."""
+        """The whole body, whatever `amount` is."""
         chunks, size = [], 0
         try:
             while chunk := read(_CHUNK_BYTES):
@@ -181,7 +181,7 @@ class _HttpsHandler(_GuardedHandler):
 def _connect(
     address: tuple[str, int], timeout: Any = None, source_address: Any = None, *, guard: AddressGuard, timeout_s: float
 ) -> socket.socket:
-    """Like socket.create_connection, but only to allowed addresses: connects to the very address that was checked."""
+    """Like socket.create_connection, but only for allowed addresses: connects to the exact address that was checked."""
     error: Exception = NoSuchHost(f"{address[0]} has no address")
     for *_, (host, port, *_) in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
         if (refusal := guard.refusal(str(host))) is not None:
@@ -195,7 +195,7 @@ def _connect(
 
 
 def _failure(error: Exception, cause: Any) -> FetchOutcome:
-    """The outcome of one failed URL. `cause`: the reason of a URLError."""
+    """The outcome of one failed URL. `cause`: the error itself or, for a URLError, its reason."""
     code = error.code if isinstance(error, urllib.error.HTTPError) else None
     detail = error.detail if isinstance(error, FetchError) else str(error) or type(error).__name__
     return FetchOutcome(
@@ -215,7 +215,8 @@ def _status(error: Exception, cause: Any) -> Status:
 
 
 def _http_status(code: int) -> Status:
-    """urllib raises HTTPError for a 3xx that it does not follow: a loop, too many, or not http(s)."""
+    """The Status for the code of an HTTPError. urllib raises it for redirects too, if it does not follow them: a loop,
+    too many redirects, or a target that is not http(s)."""
     if code == 429:
         return Status.HTTP_429
     if 300 <= code < 400:

@@ -25,7 +25,7 @@ class HostLimiter:
         self._per_host = per_host
         self._total = asyncio.Semaphore(total)
         self.running = 0
-        """Number of requests that have acquired a slot."""
+        """Number of requests that hold a slot."""
         self._interval_s = interval_s
         self._hosts: dict[str, _Host] = {}
 

@@ -4,7 +4,7 @@
         response.head.status, response.head.get("location")
         async for chunk in response.chunks(): ...
 
-Whatever a server does wrong raises a FetchError; if this machine lacks resources, that raises a LocalFault. See
+Any fault of a server raises FetchError; a lack of resources on this machine raises LocalFault. See
 docs/decisions/011-http-client.md for why we have our own client.
 """
 
@@ -33,10 +33,10 @@ from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 15.0  # some servers close earlier, others later: nginx after 75 by default, Apache after 5
 _PER_IDLE = 4
-"""For each group of this many concurrent requests, one connection may be idle: with TLS, it has a buffer of 256 kB."""
+"""Number of concurrent requests per idle connection to keep: with TLS, each connection has a buffer of 256 kB."""
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
-_MAX_ADDRESSES = 4  # per name: attempts overlap, and an untrusted name may have thousands that do not answer
-_OTHER_FILES = 256  # name look-ups, Python's own, Ray's
+_MAX_ADDRESSES = 4  # per name: attempts overlap, and an untrusted name may have thousands of dead addresses
+_OTHER_FILES = 256  # files of name look-ups, Python and Ray
 
 
 class Response:
@@ -60,7 +60,7 @@ class Response:
             chunk = await self._connection.read_into(self.parser)
 
     async def read_prefix(self, max_bytes: int) -> bytes:
-        """The first bytes of the body; does not read the rest."""
+        """The first `max_bytes` of the body; does not read the rest."""
         prefix = b""
         async for chunk in self.chunks():
             prefix += chunk
@@ -87,15 +87,15 @@ class HttpClient:
 
     @asynccontextmanager
     async def get(self, url: HttpUrl) -> AsyncIterator[Response]:
-        """Send a request and wait for the final response's head. Raises FetchError, or LocalFault.
+        """Send a request and wait for the head of the final response. Raises FetchError and LocalFault.
 
-        Leaving before the body is complete closes the connection, so that no further byte is read.
+        Leaving before the body is complete closes the connection, so no more bytes are read.
         """
         connection, response = await self._request(url)
         try:
             yield response
         finally:
-            if response.parser.reusable and connection.is_open:  # whatever arrives from now on closes it
+            if response.parser.reusable and connection.is_open:  # any bytes that arrive from now on close it
                 self._idle.keep(url.origin, connection)
             else:
                 connection.abort()
@@ -111,7 +111,7 @@ class HttpClient:
                 return kept, await _exchange(kept, request)
             except FetchError:
                 # The server may have closed it by now, or sent something after its last response (RFC 9112 section
-                # 9.3.1). Only a new connection can give the response to this request.
+                # 9.3.1). Only a new connection can return the response to this request.
                 pass
         connection = await self._connect(url)
         return connection, await _exchange(connection, request)
@@ -150,7 +150,7 @@ class HttpClient:
 
 
 def _to_try(addresses: Sequence[str]) -> list[str]:
-    """The first few addresses, in order, from both families if there are both."""
+    """The first few addresses, in order, from both families if both are present."""
     distinct = list(dict.fromkeys(addresses))
     ipv6 = [address for address in distinct if ":" in address]
     ipv4 = [address for address in distinct if ":" not in address]
@@ -160,7 +160,7 @@ def _to_try(addresses: Sequence[str]) -> list[str]:
 
 
 class _IdleConnections:
-    """Keeps at most `limit` connections without a request, each for at most `_KEEP_ALIVE_S`, preferring recent ones."""
+    """Keeps at most `limit` idle connections, each for at most `_KEEP_ALIVE_S`, and prefers recent ones."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -169,7 +169,7 @@ class _IdleConnections:
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     def keep(self, origin: str, connection: HttpConnection) -> None:
-        """Keep a connection. If there are too many, the oldest is closed."""
+        """Keep a connection. Closes the oldest one if there are too many."""
         if len(self._since) >= self._limit:
             self._remove(next(iter(self._since))).abort()
         connection.idle()
@@ -180,7 +180,7 @@ class _IdleConnections:
             self._sweep_timer = loop.call_later(_KEEP_ALIVE_S, self._sweep, loop)
 
     def take(self, origin: str) -> HttpConnection | None:
-        """Take the most recent connection that is still open, if any."""
+        """Take the most recent connection that is still open; None if there is none."""
         while kept := self._by_origin.get(origin):
             connection = self._remove(kept[-1])
             if connection.is_quiet:
@@ -189,7 +189,7 @@ class _IdleConnections:
         return None
 
     def close(self) -> None:
-        """Close all."""
+        """Close all connections."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None
@@ -216,7 +216,7 @@ class _IdleConnections:
 
 
 async def _exchange(connection: HttpConnection, request: bytes) -> Response:
-    """Send a request and read the head of its final response. The connection is closed if that fails."""
+    """Send a request and read the head of its final response. Closes the connection on failure."""
     parser, first = ResponseParser(), b""
     try:
         connection.send(request)
@@ -240,14 +240,14 @@ def _connect_error(error: OSError) -> FetchError:
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """A TLS context that verifies certificates against the machine's authorities."""
+    """A TLS context that verifies certificates against this machine's certificate authorities."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
-    """A socket for this address: the last check before every connection. Raises AddressRefused."""
+    """A new socket for this address, after the last check before a connection. Raises AddressRefused."""
     family, kind, protocol, _, address = info
     if (refusal := guard.refusal(str(address[0]))) is not None:
         raise AddressRefused(refusal)
@@ -257,12 +257,12 @@ def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType
 def raise_file_limit(concurrency: int) -> None:
     """Let this process open enough files for this many concurrent requests. Raises LocalFault if that is not allowed.
 
-    If the machine allows it, this includes requests that connect to several addresses at once.
+    If the machine allows it, leaves room for requests that connect to several addresses at once.
     """
     required = concurrency + concurrency // _PER_IDLE + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:
-        raise LocalFault(f"at most {hard} open files are allowed here; fetch.concurrency needs {required}: lower it")
+        raise LocalFault(f"only {hard} open files are allowed here, but fetch.concurrency needs {required}: lower it")
     wanted = (1 + _MAX_ADDRESSES) * concurrency + _OTHER_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)

@@ -29,8 +29,8 @@ class HttpConnection(asyncio.Protocol):
 
     @classmethod
     async def over(cls, sock: socket.socket, tls: ssl.SSLContext | None, name: str) -> "HttpConnection":
-        """A connection over a connected socket. With TLS, the certificate must be for `name`. Raises OSError
-        (ssl.SSLError)."""
+        """A connection over a connected socket. With TLS, the certificate must be for `name`. Raises OSError, such as
+        ssl.SSLError."""
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(cls, sock=sock, ssl=tls, server_hostname=name if tls else None)
         return protocol
@@ -50,13 +50,13 @@ class HttpConnection(asyncio.Protocol):
         return sock is None or not _is_readable(sock.fileno())
 
     def send(self, request: bytes) -> None:
-        """Send a request. Failures show when its response is read."""
+        """Send a request. Failures surface when its response is read."""
         self._is_idle = False
         if self._transport is not None:
             self._transport.write(request)
 
     async def read_into(self, parser: ResponseParser) -> bytes:
-        """Wait for bytes and parse them. Returns the part of the body that they contain. Raises FetchError or
+        """Wait for bytes and parse them. Returns the part of the body that they contain. Raises FetchError and
         LocalFault."""
         while not self._received:
             if self._error is not None:
@@ -126,5 +126,5 @@ def _read_error(error: Exception, within_body: bool) -> FetchError:
 
 
 def describe_os_error(error: Exception) -> str:
-    """The message of the operating system or the TLS library."""
+    """The message from the operating system or the TLS library."""
     return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -13,13 +13,13 @@ from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.schemas.status import Status
 
 MAX_HEAD_BYTES = 256 << 10
-"""Total bytes of a response's lines: interim responses, fields, chunk extensions and trailers. As in Chrome."""
+"""Limit for all lines of a response: interim responses, fields, chunk extensions and trailers. As in Chrome."""
 
 MAX_LINE_BYTES = 64 << 10
 MAX_FIELDS = 1_000
 MAX_INTERIM_RESPONSES = 100
 MAX_SMALL_CHUNKS, SMALL_CHUNK_BYTES = 2_048, 64
-"""Chunks allowed beyond one per 64 bytes: a body in chunks of one byte takes seconds of CPU."""
+"""Number of chunks allowed beyond one per 64 bytes: a body in one-byte chunks takes seconds of CPU time."""
 
 _BLANK_LINES = 2  # before the status line; Chrome skips four bytes there
 _STATUS_LINE = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
@@ -31,7 +31,7 @@ _WITHOUT_BODY = frozenset({101, 204, 304})  # RFC 9112 section 6.3
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The status line and the fields of a final response."""
+    """The status line and the header fields of a final response."""
 
     version: tuple[int, int]
     status: int
@@ -39,15 +39,15 @@ class ResponseHead:
     """Names in lower case. Bytes of values that are not UTF-8 are surrogates (PEP 383)."""
 
     def get(self, name: str) -> str | None:
-        """The first field of that name; curl follows the first Location, too."""
+        """The value of the first field with this name; curl follows the first Location, too."""
         return next((value for key, value in self.fields if key == name), None)
 
     def get_all(self, name: str) -> list[str]:
-        """The fields of that name."""
+        """The values of all fields with this name."""
         return [value for key, value in self.fields if key == name]
 
     def elements(self, name: str) -> list[str]:
-        """The elements of comma-separated lists, in lower case (RFC 9110 section 5.6.1)."""
+        """The elements of this field's comma-separated lists, in lower case (RFC 9110 section 5.6.1)."""
         elements = (element.strip().lower() for value in self.get_all(name) for element in value.split(","))
         return [element for element in elements if element]
 
@@ -55,7 +55,7 @@ class ResponseHead:
 class ResponseParser:
     """Parses one response. `feed` returns the newly arrived part of the body.
 
-    A violation of the protocol does not hide the bytes before it: they are returned, and `raise_failure` raises it.
+    `feed` still returns the bytes before a violation of the protocol; `raise_failure` then raises the error.
     """
 
     def __init__(self) -> None:
@@ -63,13 +63,13 @@ class ResponseParser:
         """None until the fields of the final response are complete."""
         self.complete = False
         self.has_surplus = False
-        """Whether there are bytes after the end of the response."""
+        """Whether bytes followed the end of the response."""
         self.content_length: int | None = None
-        """The announced length; None if there is none, or if it must be ignored."""
+        """The announced length; None if there is none or it must be ignored."""
         self._failure: FetchError | None = None
         self._step: Callable[[list[bytes]], bool] = self._read_head_line
         self._buffer = bytearray()
-        self._searched = 0  # bytes of the buffer that have no line feed
+        self._searched = 0  # bytes of the buffer that are known to contain no line feed
         self._lines: list[bytes] = []
         self._line_bytes = self._num_interim = self._num_trailers = self._excess_chunks = 0
         self._remaining = 0  # bytes of the body or the chunk
@@ -84,7 +84,7 @@ class ResponseParser:
         return self.head.version >= (1, 1) and not closes and not ambiguous
 
     def feed(self, data: bytes) -> bytes:
-        """Parse the next bytes of the connection, and return the part of the body that they contain."""
+        """Parse the next bytes of the connection. Returns the part of the body that they contain."""
         if self._step == self._read_content and not self._buffer and len(data) < self._remaining:
             self._remaining -= len(data)  # the common case, without a copy
             return data
@@ -238,7 +238,7 @@ def _parse_head(lines: list[bytes]) -> ResponseHead:
             raise _violation("NUL in a header field")
         text = line.decode("utf-8", "surrogateescape")
         name, colon, value = text.partition(":")
-        if text[0] in " \t":  # a folded line continues the one before: RFC 9112 section 5.2
+        if text[0] in " \t":  # a folded line continues the previous one: RFC 9112 section 5.2
             if fields:
                 fields[-1] = fields[-1][0], f"{fields[-1][1]} {text.strip()}"
         elif colon:
@@ -247,7 +247,7 @@ def _parse_head(lines: list[bytes]) -> ResponseHead:
 
 
 def _content_length(head: ResponseHead) -> int | None:
-    """The Content-Length, or None. Raises FetchError if there are several different ones: RFC 9112 section 6.3."""
+    """The Content-Length, or None. Raises FetchError if several of them differ: RFC 9112 section 6.3."""
     values = head.get_all("content-length")
     if not values:
         return None

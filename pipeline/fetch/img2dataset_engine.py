@@ -1,8 +1,8 @@
 """Runs the second download engine: img2dataset's own Downloader and Resizer (1.47), in our pipeline.
 
-It exists to compare the two engines on the same rows, rules and outputs. Requests keep our limits: `guarded_urllib`
+It exists to compare the two engines on the same rows, rules and outputs. Requests obey our limits: `guarded_urllib`
 connects only to allowed addresses, bounds bodies, and sends the job's user agent. The pictures are as img2dataset
-makes them: without applying orientation or color profiles, and with 16-bit values clipped.
+makes them: orientation and color profiles are not applied, and 16-bit values are clipped.
 """
 
 import io
@@ -55,12 +55,12 @@ class _SampleMetadata(TypedDict):
 
 
 class Img2datasetDownloader:
-    """Like `download.Downloader`, but one shard at a time: img2dataset's Resizer redirects the process's stderr."""
+    """Like `downloader.Downloader`, but one shard at a time: img2dataset's Resizer redirects the process's stderr."""
 
     def __init__(self, job: BuildJob, sha256_column: str | None = None) -> None:
         self._sha256_column = sha256_column
         self._scores = job.picture_scores
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it looks for updates on the network
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise albumentations checks for updates online
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # imghdr: deprecated, and a separate package since Python 3.13
             from img2dataset.downloader import Downloader
@@ -109,7 +109,7 @@ class Img2datasetDownloader:
         return with_outcomes(table, outcomes, self._sha256_column, self._scores)
 
     def close(self) -> None:
-        """Remove the files that img2dataset writes beside its shards, and restore urllib's own opener."""
+        """Remove the files that img2dataset writes next to its shards, and restore urllib's own opener."""
         urllib.request.install_opener(None)
         self._folder.cleanup()
 
@@ -125,12 +125,12 @@ class Img2datasetDownloader:
             if isinstance(failure, LocalFault):
                 raise failure
         found = self._collector.outcomes
-        missing = FetchOutcome(Status.ROW_ERROR, "img2dataset gave no result")
+        missing = FetchOutcome(Status.ROW_ERROR, "img2dataset returned no result")
         return {url: _if_expected(found.get(url, missing), digests) for url, digests in expected_sha256.items()}
 
 
 class _Collector:
-    """img2dataset's sample writer, in memory. For each picture in turn, `resize` and then `write` is called."""
+    """A sample writer in memory. img2dataset calls `resize` and then `write` for each picture in turn."""
 
     def __init__(
         self, resizer: Callable[..., Any], opener: GuardedOpener, md5: bool, measures: Sequence[Measure]
@@ -165,12 +165,12 @@ class _Collector:
         failure = self._opener.failures.get(ticket)
         if isinstance(failure, FetchOutcome):
             return failure
-        # urllib refused the URL before it asked the opener.
+        # urllib refused the URL before it called the opener.
         return FetchOutcome(Status.PROTOCOL_ERROR, clean_text(ticket), fetch_attempts=1, fetched_at=datetime.now(UTC))
 
 
 def _succeeded() -> FetchOutcome:
-    """The outcome of a successful download. img2dataset reports nothing about it except the time."""
+    """The outcome of a successful download, of which img2dataset reports no details."""
     return FetchOutcome(Status.OK, http_status=200, fetch_attempts=1, fetch_s=0.0, fetched_at=datetime.now(UTC))
 
 

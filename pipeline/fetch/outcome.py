@@ -1,4 +1,4 @@
-"""Defines what a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
+"""Defines FetchOutcome, what a URL becomes from the request to the row in `pairs/` or `rejects/`.
 
 Inside `fetch`, a FetchError ends a download; outside, there are only outcomes. `outcome_columns.py` writes them into
 the shard's table.
@@ -26,7 +26,7 @@ class FetchError(Exception):
 class FetchOutcome:
     """One URL's Status, what is known about the response, and the stored image if there is one.
 
-    None: unknown, or not applicable. Fields and properties are named after the columns of
+    None means unknown or not applicable. Fields and properties are named after the columns of
     `pairmill.schemas.pairs.FETCHED`.
     """
 
@@ -65,7 +65,7 @@ class FetchOutcome:
         return None if self.image is None else self.image.original_height
 
     def with_digests_of(self, body: bytes, md5: bool) -> "FetchOutcome":
-        """The outcome with the size and digests of the body instead of the body, so that its memory can be freed.
+        """The outcome with the size and digests of the body instead of the body itself, whose memory can be freed.
 
         `md5`: also compute the MD5.
         """
@@ -78,7 +78,7 @@ class FetchOutcome:
         )
 
     def with_image(self, image: ProcessedImage) -> "FetchOutcome":
-        """The outcome once its body is processed, with the Status of the image."""
+        """The outcome with its processed image, and the Status and detail of the image."""
         return replace(self, status=image.status, detail=image.detail, image=image)
 
     def refused(self, status: Status, detail: str | None = None) -> "FetchOutcome":

@@ -26,8 +26,8 @@ def with_outcomes(
     """The in-flight table with the outcomes of its `ok` rows; all other rows, and their order, stay as they are.
 
     `outcomes`: by URL. `sha256_column`: see `rows_to_fetch`. Sets `status`, `status_detail`, the columns of FETCHED and
-    PICTURE, and `image` (large_binary). They are null where an outcome lacks them; `image` and PICTURE are also
-    null where the row is refused. Appends the columns of `scores`, which are null there too.
+    PICTURE, and `image` (large_binary). They are null where an outcome lacks them; `image`, the columns of PICTURE, and
+    the appended columns of `scores` are also null where the row is refused.
     """
     statuses = table["status"].to_pylist()
     details = table["status_detail"].to_pylist()
@@ -52,7 +52,7 @@ def with_outcomes(
 
 
 def _for_row(outcome: FetchOutcome, expected_sha256: str | None) -> FetchOutcome:
-    """The URL's outcome for one row: rows of the same URL may expect different bytes."""
+    """The URL's outcome for one row: rows with the same URL may expect different bytes."""
     if expected_sha256 is None or outcome.sha256 in (None, expected_sha256):
         return outcome
     return outcome.refused(Status.CONTENT_CHANGED, f"expected sha256 {expected_sha256[:64]}")

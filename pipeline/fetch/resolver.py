@@ -11,12 +11,12 @@ from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.schemas.job.fetch import FetchConfig
 
 _TRIES = 3  # regardless of the job's retries: UDP loses packets, especially if many are sent at once
-_TIMEOUT_S = 5.0  # for all tries of one look-up: the default (5 s, twice, per server) would take half a URL's time
+_TIMEOUT_S = 5.0  # for all tries of one look-up: the default (5 s, twice per server) would take half a URL's time
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
 
 
 class GuardedResolver:
-    """Caches look-ups, and returns only allowed addresses."""
+    """Caches look-ups and returns only allowed addresses."""
 
     def __init__(self, guard: AddressGuard, config: FetchConfig, stalls: StallMonitor) -> None:
         self._stalls = stalls
@@ -30,7 +30,7 @@ class GuardedResolver:
         return await self._cache.resolve(name)
 
     async def close(self) -> None:
-        """Cancel the look-ups that are running, and close their sockets."""
+        """Cancel the running look-ups and close their sockets."""
         await self._cache.close()
         await self._dns.close()
 
@@ -46,7 +46,7 @@ class GuardedResolver:
         except UnicodeError as error:
             raise NoSuchHost(f"{name} is not a host name") from error
         except aiodns.error.DNSError as error:
-            # c-ares reports "no server answers" if it could not open a socket: opening one raises the real cause.
+            # c-ares reports "no server answers" if it could not open a socket: opening one here raises the real error.
             socket.socket().close()
             kind = NoSuchHost if error.args[0] in _NO_SUCH_NAME else OSError
             raise kind(f"{name}: {error.args[-1]}") from error

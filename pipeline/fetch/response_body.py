@@ -1,4 +1,4 @@
-"""Collects a response body as it arrives: counts, decompresses, and refuses it as soon as it cannot be a picture."""
+"""Collects and decompresses a response body as it arrives; refuses it once it is too long or cannot be a picture."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pairmill.schemas.status import Status
 _BLOCK_BYTES = 64 << 10
 
 _MAX_CODINGS = 5
-"""As in curl (CVE-2023-23916): 36 kB of nested gzip took 1,500 decompressors, each with its own byte limit."""
+"""As in curl (CVE-2023-23916): 36 kB of nested gzip needed 1,500 decompressors, each with its own byte limit."""
 
 
 class ResponseBody:
@@ -43,7 +43,7 @@ class ResponseBody:
         return self._size + len(self._pending)
 
     def max_bytes_after(self, chunk: bytes) -> int:
-        """Upper bound of `num_bytes` after this chunk: compressed bytes may become any number up to the limit."""
+        """Upper bound of `num_bytes` after this chunk: compressed bytes may expand to any number up to the limit."""
         return self._max_bytes if self._codings or self._layers else self.num_bytes + len(chunk)
 
     def add(self, chunk: bytes) -> None:
@@ -77,14 +77,15 @@ class ResponseBody:
         return self._checked and not self._layers and not self._pending
 
     def _block_bytes(self) -> int:
-        """Bytes up to the next of the positions 32, 1,024 and every 64 KiB; at most one byte above the limit."""
+        """Bytes up to the end of the block: position 32, 1,024, or a multiple of 64 KiB; at most one byte above the
+        limit."""
         ends = sniff.FORMAT_HEAD_BYTES, sniff.TEXT_HEAD_BYTES, (self._wire_bytes // _BLOCK_BYTES + 1) * _BLOCK_BYTES
         end = next(end for end in ends if end > self._wire_bytes)
         return min(end, self._max_bytes + 1) - self._wire_bytes
 
     def _add_block(self, block: bytes) -> None:
         self._wire_bytes += len(block)
-        if self._wire_bytes > self._max_bytes:  # compressed bytes are bounded even if they expand to nothing
+        if self._wire_bytes > self._max_bytes:  # compressed bytes are limited even if they expand to nothing
             raise self._too_large()
         self._pass_through(block, 0)
 
@@ -102,7 +103,7 @@ class ResponseBody:
             raise self._too_large()
 
     def _check(self, at_end: bool) -> None:
-        """Check the first bytes, once there are enough of them."""
+        """Check that the first bytes are those of a picture, once enough of them have arrived."""
         head = b"".join(self._chunks)[: sniff.TEXT_HEAD_BYTES] if len(self._chunks) > 1 else self._chunks[0]
         found = sniff.image_format(head)
         if found is None and (layer := self._layer_for(head)) is not None:
@@ -119,7 +120,7 @@ class ResponseBody:
             raise self._refusal(found, head)
 
     def _layer_for(self, head: bytes) -> Decompressor | None:
-        """A decompressor for the coding that was applied last, if the bytes look like it."""
+        """A decompressor for the coding that was applied last, if the bytes look like that coding."""
         while self._codings:
             layer = Decompressor.for_coding(self._codings.pop(), head, self._max_bytes)
             if layer is not None:

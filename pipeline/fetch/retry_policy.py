@@ -31,7 +31,7 @@ def require_success(code: int, retry_after: str | None) -> None:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header (RFC 9110 section 10.2.3) asks us to wait; None if it makes no sense."""
+    """Seconds that a Retry-After header (RFC 9110 section 10.2.3) asks us to wait; None if it cannot be parsed."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit() and len(text) < 9:
         return float(text)
@@ -44,7 +44,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def retry_delay_s(failure: FetchError, attempts: int, retries: int) -> float | None:
-    """Seconds to wait after this many attempts; None if there should be no more."""
+    """Seconds to wait after this many attempts; None if there should be no further attempt."""
     if attempts > retries or not failure.status.worth_retry:
         return None
     if failure.status is Status.DNS_ERROR:

@@ -16,10 +16,10 @@ from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.status import Status
 
 MAX_BYTES = 500 * 1024
-"""The rest of a file is not read; RFC 9309 section 2.5 requires at least this."""
+"""The rest of a file is not read; RFC 9309 section 2.5 requires parsing at least this much."""
 
 _MAX_LINES = 10_000
-"""Matching a URL takes time for each rule, so a file with more lines counts as refusing everything."""
+"""Matching a URL takes time for each rule, so a file with more lines counts as disallowing everything."""
 
 _TTL_S = 86_400.0  # RFC 9309 section 2.4: no longer than a day
 _FAILURE_TTL_S = 300.0
@@ -31,7 +31,7 @@ Fetch = Callable[[HttpUrl], Awaitable[tuple[int, bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class _RobotsTxt:
-    """The file of one origin: rules, nothing (everything is allowed), or a failure that forbids everything."""
+    """The file of one origin: rules, or a failure that disallows everything. With neither, everything is allowed."""
 
     rules: Protego | None = None
     failure: tuple[Status, str] | None = None
@@ -39,7 +39,7 @@ class _RobotsTxt:
 
 
 class RobotsTxtCache:
-    """Caches the robots.txt of each origin. `token`: the product name by which files address us."""
+    """Caches the robots.txt of each origin. `token`: the product name by which these files address us."""
 
     def __init__(self, fetch: Fetch, token: str) -> None:
         self._fetch = fetch
@@ -60,7 +60,7 @@ class RobotsTxtCache:
             raise FetchError(Status.ROBOTS_DISALLOWED, f"robots.txt of {url.authority}")
 
     async def close(self) -> None:
-        """Cancel the requests that are running."""
+        """Cancel the running requests."""
         await self._files.close()
 
     async def _load(self, origin: str) -> _RobotsTxt:
@@ -70,7 +70,7 @@ class RobotsTxtCache:
             return _RobotsTxt(failure=(failure.status, f"robots.txt: {failure.detail or failure.status}"))
         if status >= 500 or status == 429:  # section 2.3.1.4: unreachable, so complete disallow
             return _RobotsTxt(failure=(Status.HTTP_429 if status == 429 else Status.HTTP_5XX, f"robots.txt: {status}"))
-        if not 200 <= status < 300:  # section 2.3.1.3: unavailable, so everything is allowed
+        if not 200 <= status < 300:  # section 2.3.1.3: unavailable, so complete allow
             return _RobotsTxt()
         text = body[:MAX_BYTES].decode("utf-8", "replace")
         if len(text.splitlines()) > _MAX_LINES:

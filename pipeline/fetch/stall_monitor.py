@@ -15,7 +15,7 @@ _STALL_S = 1.0
 
 
 class StallMonitor:
-    """Measures stalls with a timer on the running event loop. Its methods notice a stall even before the timer."""
+    """Measures stalls with a timer on the running event loop. Its methods notice a stall even before the timer does."""
 
     def __init__(self) -> None:
         self._last_beat = self._last_stall_end = time.monotonic()
@@ -35,12 +35,12 @@ class StallMonitor:
 
     @property
     def last_stall_end(self) -> float:
-        """End of the last stall on the clock of time.monotonic(); the time of creation if there was none."""
+        """End of the last stall, on the clock of time.monotonic(); the monitor's creation if there was none."""
         self._notice()
         return self._last_stall_end
 
     async def repeat_if_stalled(self, attempt: Callable[[], Awaitable[T]], failures: type[Exception]) -> T:
-        """The result of `attempt()`, which is repeated as long as it fails while the loop stalls."""
+        """The result of `attempt()`. A failed attempt is repeated if the loop stalled during it."""
         while True:
             started = time.monotonic()
             try:

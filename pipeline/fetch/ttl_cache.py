@@ -1,4 +1,4 @@
-"""Caches answers that take a request to get: the addresses of a name, the robots.txt of a host."""
+"""Caches answers that cost a request: the addresses of a name, the robots.txt of a host."""
 
 import asyncio
 from collections import OrderedDict
@@ -9,9 +9,9 @@ V = TypeVar("V")
 
 
 class TtlCache(Generic[V]):
-    """Caches the results of `load(key)`, which must not raise: failures are values too, with a lifetime of their own.
+    """Caches the results of `load(key)`, which must not raise: failures are values too, with their own lifetime.
 
-    `ttl_s`: seconds for which a value is valid. When the total `size` exceeds `max_size`, the oldest are dropped.
+    `ttl_s`: seconds for which a value is valid. If the total `size` exceeds `max_size`, the oldest values are dropped.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TtlCache(Generic[V]):
         return await asyncio.shield(task)  # a caller that gives up must not cancel the load for the others
 
     async def close(self) -> None:
-        """Cancel the loads that are running."""
+        """Cancel the running loads."""
         tasks = list(self._loading.values())
         for task in tasks:
             task.cancel()

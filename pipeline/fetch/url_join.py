@@ -36,8 +36,8 @@ def rows_to_fetch(table: pa.Table, sha256_column: str | None) -> Iterator[RowToF
 
 
 def urls_to_fetch(table: pa.Table, sha256_column: str | None) -> dict[str, frozenset[str]]:
-    """The distinct URLs of the `ok` rows, each with the SHA-256 digests that its rows expect; empty: any bytes will
-    do."""
+    """The distinct URLs of the `ok` rows, each with the SHA-256 digests that its rows expect (empty: any bytes will
+    do)."""
     expected: dict[str, set[str]] = {}
     unconditional = set[str]()  # one row without an expectation accepts any bytes
     for row in rows_to_fetch(table, sha256_column):
@@ -52,7 +52,7 @@ def urls_to_fetch(table: pa.Table, sha256_column: str | None) -> dict[str, froze
 
 
 def interleave_hosts(urls: Iterable[str]) -> list[str]:
-    """The URLs, taking hosts in turn, so that no host gets all its requests in a burst."""
+    """The URLs, one from each host in turn, so no host gets all its requests in a burst."""
     by_host: dict[str, list[str]] = {}
     for url in urls:
         by_host.setdefault(parse_url(url).host, []).append(url)

@@ -7,7 +7,7 @@ from pairmill.schemas.status import Status
 
 
 def request_url(url: str) -> HttpUrl:
-    """A row's URL as it is requested.
+    """A row's URL, in the form in which it is requested.
 
     Raises FetchError with url_invalid, url_scheme or address_refused.
     """
@@ -15,7 +15,7 @@ def request_url(url: str) -> HttpUrl:
 
 
 def redirect_target(url: HttpUrl, location: str | None) -> HttpUrl:
-    """Where a response from `url` redirects to (RFC 9110 section 10.2.2). `location`: as `resolve_url` accepts it.
+    """The URL that a response from `url` redirects to (RFC 9110 section 10.2.2). `location`: as for `resolve_url`.
 
     Raises FetchError with bad_redirect or address_refused.
     """
@@ -31,7 +31,7 @@ def _requestable(url: ParsedUrl, invalid: Status, other_scheme: Status) -> HttpU
         raise FetchError(other_scheme, f"only http and https are fetched, not {url.text}")
     host = url.parsed.host
     if is_legacy_ipv4(host):
-        raise FetchError(Status.ADDRESS_REFUSED, f"{host} is IPv4 in disguise")
+        raise FetchError(Status.ADDRESS_REFUSED, f"{host} is an IPv4 address in a nonstandard form")
     if host.replace(".", "").isdigit() and not is_ipv4(host):
         raise FetchError(invalid, f"{host} is neither a name nor an address")
     return url.parsed

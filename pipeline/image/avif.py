@@ -14,8 +14,8 @@ _SEARCHED_BYTES = 64
 
 
 def coded_pixels(body: bytes) -> int:
-    """Pixels of all AV1 items (the picture or its tiles, its alpha), and of a sequence's first frame; 0 if there are
-    none. Never raises."""
+    """The total pixels of all AV1 items (the picture or its tiles, and its alpha) and of a sequence's first frame; 0 if
+    none is found. Never raises."""
     total = 0
     try:
         for number, offset in enumerate(_frame_offsets(body, 0, len(body))):
@@ -43,7 +43,7 @@ def _boxes(body: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _frame_offsets(body: bytes, start: int, end: int) -> Iterator[int]:
-    """Where the data of items and the chunks of tracks begin."""
+    """The offsets at which the data of items and the chunks of tracks begin."""
     idat = 0
     for kind, content, stop in _boxes(body, start, end):
         if kind == b"meta":
@@ -58,7 +58,7 @@ def _frame_offsets(body: bytes, start: int, end: int) -> Iterator[int]:
 
 
 def _item_offsets(body: bytes, at: int, idat: int) -> Iterator[int]:
-    """The first extent of each item (ISO/IEC 14496-12, 8.11.3)."""
+    """The offset of the first extent of each item (ISO/IEC 14496-12, 8.11.3)."""
     version, sizes = body[at], struct.unpack_from(">H", body, at + 4)[0]
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_size = sizes & 15 if version in (1, 2) else 0
@@ -85,7 +85,8 @@ def _integer(body: bytes, at: int, size: int) -> tuple[int, int]:
 
 
 def _sequence_pixels(data: bytes) -> int:
-    """Pixels of the largest frame, from the sequence header that starts these open bitstream units; 0 without one."""
+    """The pixels of the largest frame, from the sequence header at the start of these open bitstream units; 0 if it is
+    missing."""
     at = 0
     while at < len(data):
         kind, has_extension, has_size = data[at] >> 3 & 15, data[at] & 4, data[at] & 2
@@ -133,7 +134,7 @@ def _skip_operating_points(bits: _Bits) -> None:
     delay_bits = 0
     if bits.read(1):  # timing
         bits.read(64)
-        if bits.read(1):  # equal intervals, whose length is coded with leading zeros
+        if bits.read(1):  # equal intervals; their length is coded with leading zeros
             zeros = 0
             while not bits.read(1):
                 zeros += 1

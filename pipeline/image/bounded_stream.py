@@ -3,17 +3,18 @@
 from io import BytesIO
 
 MAX_READS = 1_000_000
-"""Maximum reads before the first pixel. Pillow needs two to five per segment; each takes 0.3 µs and up to 100 bytes."""
+"""Maximum number of reads before the first pixel. Pillow needs two to five per segment; each takes 0.3 µs and up to
+100 bytes."""
 
 
 class TooManyReads(Exception):
-    """The header has more parts than any real picture's."""
+    """The header has more parts than that of any real picture."""
 
 
 class BoundedStream(BytesIO):
     """Raises TooManyReads after `MAX_READS` reads, until `unbound` is called.
 
-    A JPEG of 20 MB can have five million segments, and a GIF four million comments, which took 660 MB.
+    A JPEG of 20 MB can have five million segments, and a GIF four million comments, which took 660 MB of memory.
     """
 
     _reads_left: int | None = MAX_READS
@@ -27,5 +28,5 @@ class BoundedStream(BytesIO):
         return super().read(size)
 
     def unbound(self) -> None:
-        """Lift the limit once the header has been read: the cost of the pixels is known."""
+        """Lift the limit once the header has been read: by then, the cost of the pixels is known."""
         self._reads_left = None

@@ -1,7 +1,7 @@
-"""Converts pictures with ICC profiles to sRGB. Otherwise pictures from cameras and print shops would have wrong colors.
+"""Converts pictures with ICC profiles to sRGB. Otherwise, those from cameras and print shops would have wrong colors.
 
-Nearly all embedded profiles are sRGB under some name. Each profile is tested once for whether it changes anything,
-and the answer is cached, so those pictures cost nothing.
+Nearly all embedded profiles are sRGB under some name. Each profile is tested once to see whether it changes
+anything, and the answer is cached, so those pictures cost nothing.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _SAME_LEVELS = 2
 """A profile that shifts no color by more than this (out of 255) counts as sRGB."""
 
 _FAST_LEVELS = 1
-"""A faster way of converting is used if it is within this many levels of Little CMS."""
+"""The faster conversion is used if its results are within this many levels of Little CMS's."""
 
 _BAND_PIXELS = 1 << 20
 
@@ -29,7 +29,7 @@ Pixels = npt.NDArray[np.uint8]
 _LEVELS: Pixels = np.arange(256, dtype=np.uint8)[None]
 _STEPS = np.linspace(0, 255, 18).astype(np.uint8)
 _GRID: Pixels = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), -1).reshape(18, -1, 3)
-"""Colors of all kinds: [18, 324, 3]."""
+"""Colors from the whole RGB cube: [18, 324, 3]."""
 
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -41,8 +41,8 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
 
 
 def pixels_to_srgb(pixels: Pixels, profile: bytes | None) -> Pixels:
-    """uint8 [height, width, 3] in sRGB; the same array if nothing changes. The profile must be for these pixels: a
-    grayscale profile applies to the one channel that all three repeat."""
+    """uint8 [height, width, 3] in sRGB; the same array if nothing changes. The profile must match these pixels: a
+    grayscale profile applies to the single channel that all three repeat."""
     if not profile:
         return pixels
     convert = _conversion(profile) if len(profile) <= _MAX_PROFILE_BYTES else None
@@ -60,7 +60,7 @@ def pixels_to_srgb(pixels: Pixels, profile: bytes | None) -> Pixels:
 
 
 def changes_nothing(profile: bytes | None) -> bool:
-    """Whether pixels stay the same with this profile, because it is missing, broken or sRGB under some name."""
+    """Whether this profile leaves pixels unchanged, because it is missing, broken, or sRGB under some name."""
     if not profile or len(profile) > _MAX_PROFILE_BYTES:
         return True
     return _conversion(profile) is None
@@ -86,7 +86,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
             ImageCms.createProfile("sRGB"),
             mode,
             "RGB",
-            flags=ImageCms.Flags.NOCACHE,  # Little CMS's cache of one pixel is not thread-safe
+            flags=ImageCms.Flags.NOCACHE,  # Little CMS's one-pixel cache is not thread-safe
         )
     except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: the unconverted values are the best guess
         return None

@@ -19,8 +19,8 @@ _PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
-    """uint8 [height, width, 3] -> an encoded file. Because it gets only pixels, no EXIF, XMP, GPS or ICC can slip
-    through.
+    """uint8 [height, width, 3] -> an encoded file. Because it receives only pixels, no EXIF, XMP, GPS or ICC can
+    slip through.
 
     Raises ImageError if the format does not support that size.
     """
@@ -37,7 +37,7 @@ def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
 
 
 def original_without_metadata(body: bytes, header: ImageHeader, config: ImagesConfig) -> bytes | None:
-    """An unchanged PNG or WebP without metadata; None if it has to be encoded again. For JPEG, see passthrough.py."""
+    """A PNG or WebP without metadata, not encoded again; None if it has to be. For JPEG, see passthrough.py."""
     if config.reencode == "always" or header.format == "JPEG" or header.format != _PILLOW_NAMES[config.format]:
         return None
     return strip_metadata(body, header.format)

@@ -1,4 +1,5 @@
-"""Estimates, from a picture's header, the memory and CPU time to decode it. A picture that costs too much is a bomb.
+"""Estimates from its header how much memory and CPU time decoding a picture takes. A picture that costs too much is a
+decompression bomb.
 
 The numbers were measured per decoder with 20-megapixel pictures: noise, flat color and drawings (docs/decisions/010).
 """
@@ -15,10 +16,10 @@ from pairmill.pipeline.image.png import MAX_CHUNKS, PngFile
 from pairmill.pipeline.image.tiff import TiffFile
 
 BYTES_PER_PIXEL = 8
-"""Bytes of memory allowed per picture, for each pixel of `images.max_pixels`."""
+"""Bytes of memory allowed per picture for each pixel of `images.max_pixels`."""
 
 MIN_MEMORY_BYTES = 256 << 20
-"""Minimum memory allowed per picture, even if the job allows only small ones."""
+"""Minimum memory allowed per picture, even if the job allows only small pictures."""
 
 MAX_CPU_S = 5.0
 
@@ -29,14 +30,14 @@ _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;1
 """Bytes per pixel in Pillow, by mode; 4 for all others."""
 
 _LIBRARY_BYTES = {"WEBP": 20, "AVIF": 20}
-"""Total bytes per pixel of libraries with their own copies beside Pillow's: libwebp has two canvases and a frame,
-libavif the planes and the interleaved picture."""
+"""Total bytes per pixel for libraries that keep copies of their own besides Pillow's: libwebp keeps two canvases and a
+frame, libavif the planes and the interleaved picture."""
 
 _ROW_BYTES = 64
 """Pillow keeps a pointer and at least four bytes per row."""
 
 _COLUMN_BYTES = 32
-"""Decoders keep two rows or more, with up to 8 bytes per pixel."""
+"""Decoders keep at least two rows, with up to 8 bytes per pixel."""
 
 _NS_PER_PIXEL = {"JPEG": 20, "PNG": 10, "GIF": 15, "BMP": 15, "TIFF": 40, "WEBP": 45, "AVIF": 110}
 _NS_PER_ROW = 2_000
@@ -115,7 +116,7 @@ def picture_cost(body: bytes, format: str, opened: Image.Image, png: PngFile | N
 
 
 def machine_has(cost: Cost) -> bool:
-    """Whether this process can still get the memory that a picture may take. If it can, a MemoryError in a decoder was
+    """Whether this process can still allocate the memory that a picture can take. If so, a MemoryError in a decoder was
     the picture's fault: Pillow also raises one for invalid sizes."""
     try:
         np.empty(int(cost.memory_bytes), np.uint8)

@@ -1,7 +1,8 @@
-"""THE place where bytes become pixels: refuses bombs by their header, then decodes to 8-bit RGB, rotated as shown.
+"""THE place where bytes become pixels: refuses decompression bombs by their headers, then decodes to 8-bit RGB, rotated
+for display.
 
-Only one parser sees the bytes: the one for their magic number. JPEGs, nine pictures in ten, are decoded by simplejpeg
-(libjpeg-turbo), at a half, a quarter or an eighth of their size if that leaves enough pixels. Pillow decodes the files
+Only one parser sees the bytes: the one that matches their magic number. simplejpeg (libjpeg-turbo) decodes JPEGs, nine
+pictures in ten, at a half, a quarter or an eighth of their size if that leaves enough pixels. Pillow decodes the JPEGs
 that simplejpeg refuses, and all other formats.
 """
 
@@ -36,17 +37,17 @@ from pairmill.pipeline.image.unsupported import unsupported_kind
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
-"""A JPEG decoded at reduced scale keeps this many pixels per target pixel on each side; area averaging does the rest.
-With 3, pictures of 3,000 px to be shrunk to 512 would just miss being decoded at half size, and take 1.3 times as long.
-Compared with full decoding of 444 web photographs shrunk to 64 px, 2 gives a median PSNR of 38 dB (32 at the 5th
-percentile), and 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
+"""A JPEG decoded at reduced scale keeps at least this many pixels per target pixel on each side; area averaging does
+the rest. With 3, pictures shrunk from 3,000 px to 512 would just miss being decoded at half size and take 1.3 times as
+long. Compared with full decoding of 444 web photographs shrunk to 64 px, 2 gives a median PSNR of 38 dB (32 at the
+5th percentile), and 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
 
 _SPACES = {"CM": "CMYK", **dict.fromkeys(("1", "L", "LA", "La", "F", "I", "I;"), "GRAY")}
 """ICC's name for the color space of a Pillow mode, by the mode's first two letters."""
 
 
 class ImageError(Exception):
-    """A picture is refused with this Status."""
+    """Raised to refuse a picture with a Status."""
 
     def __init__(self, status: Status, detail: str | None) -> None:
         super().__init__(status.value, detail)
@@ -83,7 +84,7 @@ class ImageHeader:
 def open_image(
     body: bytes, max_pixels: int, reserve: Callable[[float], None] = lambda num_bytes: None
 ) -> tuple[ImageHeader, Image.Image]:
-    """Read the header and refuse decompression bombs; allocates no pixels. The caller closes the image.
+    """Read the header and refuse decompression bombs, without allocating pixels. The caller closes the image.
 
     `reserve` is called with the number of bytes that opening and decoding take, before they are allocated. Raises
     ImageError with image_unsupported, image_bomb or image_corrupt.
@@ -112,7 +113,7 @@ def open_image(
 
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
-    """Open a picture; if that fails, try again without metadata, since broken metadata must not lose the picture."""
+    """Open a picture; if that fails, try again without metadata: broken metadata is no reason to lose the picture."""
     if found == "GIF":  # always: after an empty extension, Pillow mistakes whatever follows for another one
         body = without_metadata(body, found) or body
     try:
@@ -136,7 +137,7 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
         raise ImageError(Status.IMAGE_UNSUPPORTED, str(error)) from error
     except MemoryError as error:
         raise _out_of_memory(allowed) from error
-    except Exception as error:  # parsers of hostile bytes raise anything: struct.error, IndexError, ...
+    except Exception as error:  # parsers can raise anything for hostile bytes: struct.error, IndexError, ...
         if (kind := unsupported_kind(body, found)) is not None:
             raise ImageError(Status.IMAGE_UNSUPPORTED, kind) from error
         detail = f"unreadable {found} header" if isinstance(error, OSError) else describe(error)
@@ -144,8 +145,8 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
 
 
 def _out_of_memory(cost: Cost) -> Exception:
-    """The error to raise after a MemoryError: one that rejects the picture if it is the cause, otherwise one that fails
-    the shard.
+    """The error to raise after a MemoryError: one that rejects the picture if the picture is the cause, otherwise one
+    that fails the shard.
     """
     if machine_has(cost):
         return ImageError(Status.IMAGE_BOMB, "takes more memory than its header announces")
@@ -190,7 +191,7 @@ def _set_key(header: ImageHeader, opened: Image.Image, png: PngFile) -> None:
 
 
 def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target: Target | None) -> Pixels:
-    """Bytes -> uint8 [height, width, 3], RGB, with the EXIF orientation applied. A JPEG may be decoded at reduced scale
+    """Bytes -> uint8 [height, width, 3], RGB, with the EXIF orientation applied. A JPEG can be decoded at reduced scale
     if `target` is smaller.
 
     Frees Pillow's copy of the pixels. Raises ImageError.
@@ -216,7 +217,7 @@ def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
 
 
 def _chroma(format: str, opened: Image.Image, is_turned: bool) -> str:
-    """The chroma subsampling to store: that of the source, once it is upright. 4:2:0 stays 4:2:0."""
+    """The chroma subsampling to store: the source's, once the picture is upright. 4:2:0 stays 4:2:0."""
     if format == "WEBP":
         return "420"  # lossy WebP has no other
     if not isinstance(opened, JpegImagePlugin.JpegImageFile) or opened.mode == "CMYK":
@@ -232,15 +233,15 @@ def _chroma(format: str, opened: Image.Image, is_turned: bool) -> str:
 
 
 def chroma_of(across: float, down: float) -> str:
-    """The usual subsampling that keeps at least the resolution of a chroma that is this many times coarser than the
-    brightness, in each direction. Sampling factors need not be usual: 1x2, 1x2, 1x2 is 4:4:4 too."""
+    """The standard subsampling that keeps at least the resolution of chroma that is this many times coarser than the
+    brightness in each direction. Unusual sampling factors can mean the same: 1x2, 1x2, 1x2 is 4:4:4 too."""
     if down >= 2:
         return "420" if across >= 2 else "440"
     return "411" if across >= 4 else "422" if across >= 2 else "444"
 
 
 def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pixels | None:
-    """The fast path; None if Pillow has to decode."""
+    """The fast path: uint8 [height, width, 3], RGB; None if Pillow has to decode the file."""
     min_width = min_height = 0  # full size
     if target is not None:
         min_width, min_height = math.ceil(_OVERSAMPLING * target.width), math.ceil(_OVERSAMPLING * target.height)
@@ -260,7 +261,8 @@ def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pix
 
 
 def _halve(pixels: Pixels, min_width: int, min_height: int) -> Pixels:
-    """Halve while more than enough pixels remain: averaging by exactly 2 is ten times as fast as by other factors."""
+    """Halve the picture while more than enough pixels remain: averaging by exactly 2 is ten times as fast as by
+    other factors."""
     height, width = pixels.shape[:2]
     while min_width and width >= min_width * 4 / 3 and height >= min_height * 4 / 3:
         if width % 2 or height % 2:
@@ -294,17 +296,17 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
 
 
 def _clear_around(pixels: Pixels, frame: tuple[int, int, int, int]) -> None:
-    """Make the area that a GIF's frame (left, top, right, bottom) does not cover white, in place. GIF89a asks for the
-    background color there, but browsers show the page. Pillow does so only if the frame is transparent (Pillow#5548).
-    """
+    """Make the area that a GIF's frame (left, top, right, bottom) does not cover white, in place. GIF89a specifies the
+    background color there, but browsers show the page. Pillow does so only if the frame is transparent
+    (Pillow#5548)."""
     left, top, right, bottom = frame
     pixels[:top] = pixels[bottom:] = 255
     pixels[:, :left] = pixels[:, right:] = 255
 
 
 def _low_bytes(body: bytes) -> Pixels:
-    """The low bytes of an RGB PNG with 16 bits per channel. Pillow keeps only the high ones, so it is made to read the
-    bytes in the opposite order."""
+    """The low bytes of an RGB PNG with 16 bits per channel. Pillow keeps only the high bytes, so this makes it read
+    the bytes in the opposite order."""
     with Image.open(BytesIO(read_png(body).pixels), formats=["PNG"]) as opened:
         opened.tile = [tile._replace(args="RGB;16L") for tile in opened.tile]
         opened.load()

@@ -1,4 +1,4 @@
-"""Decodes in a child process, for shards that killed their worker, so that only the row of the fatal picture is
+"""Decodes pictures in a child process, for shards that killed their worker: only the row of the fatal picture is
 lost."""
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ _processor: ImageProcessor | None = None
 
 
 class IsolatedProcessor:
-    """Like ImageProcessor, but several times slower: one picture at a time, in a process that may die."""
+    """Like ImageProcessor, but several times slower: one picture at a time, in a process that can die."""
 
     def __init__(
         self, config: ImagesConfig, measures: Sequence[Measure] = (), timeout_s: float = DECODE_TIMEOUT_S
     ) -> None:
-        """`measures`: what `process` measures of each picture."""
+        """`measures`: what `process` measures in each picture."""
         self._child = Child(_start, config, measures)
         self._timeout_s = timeout_s
 

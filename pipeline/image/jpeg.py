@@ -7,8 +7,8 @@ _BASELINE = frozenset({0xC0, 0xC1})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _STANDALONE = frozenset({*range(0x01, 0xC0), *range(0xD0, 0xD9)})
-"""TEM, RSTn, SOI, and those that are reserved: libjpeg skips them as two bytes where it expects a restart marker, so a
-length behind them could hide scans."""
+"""TEM, RSTn, SOI, and the reserved markers. Where libjpeg expects a restart marker, it skips them as two bytes, so
+skipping a length after them could hide scans."""
 _EOI, _SOS = 0xD9, 0xDA
 
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
@@ -29,10 +29,11 @@ _NS_ARITHMETIC = 60  # per pixel, on top of what Huffman codes take
 
 
 def count_scans(body: bytes) -> tuple[int, int | None]:
-    """(scans, frame type: the number of its SOF marker) of the first picture alone: in a phone's motion photo, a video
-    follows it, and a camera's thumbnail is inside a segment. Above `MAX_SCANS`, the exact number does not matter.
+    """(number of scans, number of the frame's SOF marker) for the first picture only: in a phone's motion photo, a
+    video follows the picture, and a camera's thumbnail is inside a segment. Above `MAX_SCANS`, the exact number of
+    scans does not matter.
 
-    If the first scan of a baseline picture has all components, libjpeg reads no other scan, so the rest is not
+    If the first scan of a baseline picture has all components, libjpeg reads no further scan, so the rest is not
     searched.
     """
     scans, frame, components, offset, since_scan = 0, None, b"", 2, 0

@@ -1,8 +1,8 @@
 """Reads the quality that a JPEG was written with from its quantization tables.
 
 libjpeg scales the tables of ITU-T T.81, annex K.1, by a percentage that depends on the quality (jcparam.c:
-jpeg_quality_scaling, jpeg_add_quant_table), so the table for the brightness tells it exactly. Encoders with tables of
-their own, such as Photoshop's, get the quality whose table is nearest.
+jpeg_quality_scaling, jpeg_add_quant_table), so the table for the brightness reveals it exactly. For encoders with
+their own tables, such as Photoshop's, the result is the quality with the nearest table.
 """
 
 import struct
@@ -17,7 +17,7 @@ Table = npt.NDArray[np.float64]
 _DQT, _SOS = 0xDB, 0xDA
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _MAX_SEGMENTS = 1_000
-"""Before the first scan. Real pictures have about ten."""
+"""Maximum number of segments read before the first scan. Real pictures have about ten."""
 
 _BRIGHTNESS = np.array(
     [
@@ -35,9 +35,9 @@ _BRIGHTNESS = np.array(
 
 
 def jpeg_quality(body: bytes) -> int | None:
-    """The quality of a JPEG, 1 to 100, after libjpeg; None for other files, and for those without a table.
+    """The quality of a JPEG on libjpeg's scale, 1 to 100; None for other files, and for JPEGs without a table.
 
-    Exact for libjpeg's own tables, otherwise that of the nearest table.
+    Exact for libjpeg's own tables, otherwise the quality with the nearest table.
     """
     table = _brightness_table(body)
     if table is None:
@@ -56,7 +56,7 @@ def _tables() -> Table:
 
 
 def _brightness_table(body: bytes) -> Table | None:
-    """The table of the first component that is in force at the first scan."""
+    """The first component's table that is in force at the first scan."""
     if not body.startswith(b"\xff\xd8\xff"):
         return None
     tables: dict[int, Table] = {}
@@ -75,7 +75,7 @@ def _brightness_table(body: bytes) -> Table | None:
             elif marker in _FRAMES:
                 number = segment[8]
             offset += 2 + length
-    except (struct.error, IndexError):  # the decoder says what is wrong with it
+    except (struct.error, IndexError):  # the decoder reports what is wrong with the file
         return None
     return None if number is None else tables.get(number)
 

@@ -1,4 +1,4 @@
-"""Drops the tables of a JPEG that no scan uses, since they can hold anything: a comment, a position, a thumbnail.
+"""Drops the tables that no scan of a JPEG uses, since they can contain anything: a comment, a location, a thumbnail.
 
 Source: ITU-T T.81, B.2.4 (tables), B.2.3 (scan header), G.1 (which tables progressive scans use).
 """
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 _DQT, _DHT, _SOS, _SOF2 = 0xDB, 0xC4, 0xDA, 0xC2
 _HEADER_BYTES = 4  # marker and length
-_HUFFMAN = 32  # keeps their numbers, of up to 31, apart from those of quantization tables
+_HUFFMAN = 32  # keeps the numbers of Huffman tables, up to 31, apart from those of quantization tables
 
 _Key = tuple[int, int]
-"""Marker, and where the table goes: its number; for Huffman tables, 16 more if it is for AC coefficients."""
+"""(marker, number of the table); the number of a Huffman table for AC coefficients has 16 added."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class _Usage:
 
     def _use(self, marker: int, number: int) -> None:
         if (table := self.current.get((marker, number))) is None:
-            raise ValueError("a scan without its tables, which not all decoders read")
+            raise ValueError("a scan without its tables, which some decoders cannot read")
         table.is_used = True
 
 
@@ -105,7 +105,7 @@ def _uses_all(parts: Sequence[tuple[int, bytes]], frames: frozenset[int]) -> boo
 
 
 def _numbers(marker: int, segment: bytes) -> Iterator[int]:
-    """The numbers of a segment's tables, in the file's own coding; those of Huffman tables with _HUFFMAN added."""
+    """The numbers of a segment's tables, as coded in the file; those of Huffman tables have _HUFFMAN added."""
     at = _HEADER_BYTES
     while at < len(segment):
         if marker == _DQT:
@@ -133,7 +133,7 @@ def _tables(marker: int, segment: bytes) -> Iterator[tuple[_Key, _Table]]:
 
 
 def _used(segment: bytes, tables: list[_Table]) -> bytes:
-    """A segment with its used tables; empty without any."""
+    """The segment with only its used tables; empty if none is used."""
     if all(table.is_used for table in tables):
         return segment if tables else b""
     data = b"".join(table.data for table in tables if table.is_used)

@@ -22,14 +22,14 @@ _PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}  # of each type of `para`
 
 @dataclass(frozen=True)
 class MatrixConversion:
-    """Three steps for which OpenCV has vector code."""
+    """A conversion in three steps for which OpenCV has vector code."""
 
     to_linear: npt.NDArray[np.uint16]
-    """[1, 256, 1 or 3]: light for each level."""
+    """[1, 256, 1 or 3]: linear light for each level."""
     matrix: npt.NDArray[np.float32]
-    """[3, 3]: the profile's light to sRGB's."""
+    """[3, 3]: from the profile's linear light to that of sRGB."""
     to_levels: Pixels
-    """[1, 65536]: sRGB's level for each light."""
+    """[1, 65536]: sRGB level for each value of linear light."""
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """uint8 [height, width, 3] -> the same shape, in sRGB."""
@@ -38,9 +38,9 @@ class MatrixConversion:
 
 
 def matrix_conversion(profile: bytes, srgb: bytes) -> MatrixConversion | None:
-    """How to convert from `profile` to `srgb`; None if one of the two is not a valid matrix profile.
+    """The conversion from `profile` to `srgb`; None if either is not a valid matrix profile.
 
-    The result has to be compared with Little CMS before it is used: a profile may contain more than a matrix.
+    Compare its results with Little CMS's before using it: a profile can contain more than a matrix.
     """
     try:
         with np.errstate(all="ignore"):
@@ -58,7 +58,7 @@ def _conversion(source: Mapping[bytes, bytes], srgb: Mapping[bytes, bytes]) -> M
     fine = np.linspace(0, 1, _FULL + 1)
     inverse = np.interp(fine, _curve(srgb[b"rTRC"], fine), fine)  # [65536]
     if not (np.isfinite(matrix).all() and np.isfinite(curves).all() and np.isfinite(inverse).all()):
-        raise ValueError("no finite numbers")
+        raise ValueError("a number is not finite")
     to_linear = np.round(np.stack(curves, -1).clip(0, 1) * _FULL).astype(np.uint16)
     to_levels = np.round(inverse.clip(0, 1) * 255).astype(np.uint8)
     return MatrixConversion(to_linear[None], matrix.astype(np.float32), to_levels[None])
@@ -73,13 +73,13 @@ def _tags(profile: bytes) -> dict[bytes, bytes]:
 
 
 def _matrix(tags: Mapping[bytes, bytes]) -> Floats:
-    """[XYZ, RGB]: the color of each channel's full light."""
+    """[XYZ, RGB]: the color of each channel at full intensity."""
     columns = [struct.unpack_from(">3i", tags[channel + b"XYZ"], 8) for channel in _CHANNELS]
     return np.array(columns, np.float64).T / 65_536
 
 
 def _curve(tag: bytes, levels: Floats) -> Floats:
-    """The light, 0 to 1, of each of these levels, 0 to 1."""
+    """The linear light of each level; both range from 0 to 1."""
     if tag[:4] == b"curv":
         (count,) = struct.unpack_from(">I", tag, 8)
         points = np.frombuffer(tag, ">u2", count, 12)
@@ -89,7 +89,7 @@ def _curve(tag: bytes, levels: Floats) -> Floats:
             return np.asarray(levels ** (points[0] / 256), np.float64)
         return np.asarray(np.interp(levels, np.linspace(0, 1, count), points / _FULL), np.float64)
     if tag[:4] != b"para":
-        raise ValueError("no curve")
+        raise ValueError("not a curve")
     (kind,) = struct.unpack_from(">H", tag, 8)
     given = struct.unpack_from(f">{_PARAMETERS[kind]}i", tag, 12)
     g, a, b, c, d, e, f = [number / 65_536 for number in given] + [0.0] * (7 - len(given))

@@ -1,4 +1,4 @@
-"""Turns measures of pictures into the columns of scores."""
+"""Turns the measures of pictures into columns of scores."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from pairmill.schemas.job.pictures import PictureScore
 
 
 def measure_columns(name: str, settings: PictureScore, measured: Sequence[Measured | None]) -> dict[str, pa.Array]:
-    """The columns of one score. `measured`: of each row; None: all of its columns are null."""
+    """The columns of one score. `measured`: the measures of each row; None makes all of the row's columns null."""
     schema = settings.columns(name)
     return {
         column: pa.array([None if each is None else each[suffix] for each in measured], schema.field(column).type)
@@ -20,7 +20,8 @@ def measure_columns(name: str, settings: PictureScore, measured: Sequence[Measur
 def append_measures(
     table: pa.Table, scores: Mapping[str, PictureScore], measured: Sequence[Measured | None]
 ) -> pa.Table:
-    """Append the columns of these scores, by name. `measured`: of each row; None: its columns are null."""
+    """Append the columns of these scores (name -> settings). `measured`: the measures of each row; None makes all of
+    the row's columns null."""
     for name, settings in scores.items():
         for column, values in measure_columns(name, settings, measured).items():
             table = table.append_column(column, values)

@@ -1,8 +1,8 @@
-"""Measures a picture by its pixels: sharpness, exposure, colorfulness, borders, and the hash PDQ.
+"""Measures a picture: its sharpness, exposure, colorfulness, borders, PDQ hash, and JPEG quality.
 
-All measures but PDQ are taken at one working size, so that those of large and small pictures compare: with the box
-filter, the sharpness of nine in ten photographs stored at 256 to 640 px stays within 15 % (with OpenCV's INTER_AREA, it
-halves). Smaller pictures are never enlarged.
+All measures of pixels except PDQ are taken at one working size, so that large and small pictures are comparable: with
+the box filter, the sharpness of nine in ten photographs stored at 256 to 640 px stays within 15% (with OpenCV's
+INTER_AREA, it halves). Smaller pictures are never enlarged.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,29 +20,30 @@ from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.job.pictures import Measure
 
 VERSION = 1
-"""Of the measures: increased when the value of a picture changes."""
+"""Version of the measures: increased when a picture's values change."""
 
 WORKING_SIDE = 256
 """Longer side of the working size, in pixels."""
 
 _DARK, _BRIGHT = 4, 251
-"""Brightness, 0 to 255, up to and from which a pixel counts as clipped: JPEG moves black and white by a few levels."""
+"""The brightness, out of 255, up to which a pixel counts as clipped to black, and from which on it counts as clipped to
+white: JPEG moves black and white by a few levels."""
 
 Luma = npt.NDArray[np.uint8]
 """uint8 [height, width]: brightness."""
 
 _BAR_TOLERANCE = 16
 """How much the pixels of a bar may differ, out of 255 levels. JPEGs blur the edge of a bar over a block: for
-photographs with bars above and below, stored at quality 75 and 90, the border was short by less than 0.02 in 19 of 20
-cases; with 8, by up to 0.14. From 24 on, more photographs without bars seem to have some."""
+photographs with bars above and below, stored at quality 75 and 90, the measured border was too small by less than 0.02
+in 19 of 20 cases; with a tolerance of 8, by up to 0.14. From 24 on, bars are found in more photographs without any."""
 
 Measured = Mapping[str, float | int | str | None]
-"""Name of a column without the score's name -> its value for one picture."""
+"""Column name without the score's name -> the value for one picture."""
 
 
 def measure(pixels: Pixels | None, body: bytes, measures: Collection[Measure]) -> Measured:
-    """Measure one picture. `pixels`: uint8 [height, width, 3], the whole picture; None is enough for the JPEG quality.
-    `body`: the file whose JPEG quality is wanted."""
+    """Measure one picture. `pixels`: uint8 [height, width, 3], the whole picture; None if only the JPEG quality
+    is measured. `body`: the file, for the JPEG quality."""
     found: dict[str, float | int | str | None] = {}
     if pixels is not None and not {"sharpness", "exposure"}.isdisjoint(measures):
         luma = working_luma(pixels)
@@ -77,8 +78,8 @@ def working_luma(pixels: Pixels) -> Luma:
 
 
 def working_pixels(pixels: Pixels) -> Pixels:
-    """uint8 [height, width, 3] at the working size: [rows, columns, 3]. Faster than a box filter; colors and borders do
-    not depend on it."""
+    """uint8 [height, width, 3] at the working size: [rows, columns, 3]. This is faster than a box filter, which colors
+    and borders do not need."""
     height, width = pixels.shape[:2]
     size = working_size(width, height)
     return pixels if size == (width, height) else resize(pixels, Target(*size), ImagesConfig())
@@ -99,8 +100,9 @@ def exposure(luma: Luma) -> tuple[float, float, float]:
 
 
 def colorfulness(pixels: Pixels) -> float:
-    """The metric of uint8 [height, width, 3]: 0 for gray; 15 is slightly, 45 averagely, 82 highly, 109 extremely
-    colorful. Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", SPIE 5007 (2003), M3."""
+    """The colorfulness of uint8 [height, width, 3]: 0 for gray; 15 is slightly, 45 averagely, 82 highly, and 109
+    extremely colorful. Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", SPIE 5007 (2003),
+    M3."""
     red, green, blue = (each.astype(np.float32) for each in cv2.split(pixels))
     opponents = cv2.merge([red - green, (red + green) / 2 - blue])
     mean, deviation = cv2.meanStdDev(opponents)
@@ -108,19 +110,19 @@ def colorfulness(pixels: Pixels) -> float:
 
 
 def border(pixels: Pixels) -> float:
-    """Share of the area of uint8 [height, width, 3] that is bars at its edges: letterbox, pillarbox, or a frame. 1 for
-    a picture of one color.
+    """The share of the area of uint8 [height, width, 3] that bars at its edges cover (letterbox, pillarbox, or a
+    frame); 1 for a picture of one color.
 
-    A bar is of one color, within a tolerance. A sky or a studio's background that is as even as that counts as one too.
+    A bar has one color, within a tolerance. A sky or a studio background that is just as even counts as a bar too.
     """
     inside = pixels
-    for axis in (0, 1, 0, 1):  # rows, then columns; twice, since a frame's sides may run past its top and bottom
+    for axis in (0, 1, 0, 1):  # rows, then columns; twice, since a frame's sides can run past its top and bottom
         inside = _without_bars(inside, axis)
     return 1 - inside.size / pixels.size
 
 
 def _without_bars(pixels: Pixels, axis: int) -> Pixels:
-    """The rows (axis 0) or columns (axis 1) between the bars, which begin at the first and the last of them."""
+    """The rows (axis 0) or columns (axis 1) between the bars at both ends."""
     if not pixels.size:
         return pixels
     if axis == 0:  # OpenCV is fast within rows, NumPy across them
@@ -133,7 +135,7 @@ def _without_bars(pixels: Pixels, axis: int) -> Pixels:
 
 
 def _bar(highest: npt.NDArray[Any], lowest: npt.NDArray[Any]) -> int:
-    """How many lines from the first on are of one color together. `highest`, `lowest`: of each line, uint8 [lines,
-    3]."""
+    """The number of lines at the start that together have one color. `highest`, `lowest`: the extremes of each line,
+    uint8 [lines, 3]."""
     spread = np.maximum.accumulate(highest).astype(np.int16) - np.minimum.accumulate(lowest)
     return int(np.argmin(np.append((spread <= _BAR_TOLERANCE).all(axis=1), False)))

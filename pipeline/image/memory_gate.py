@@ -13,13 +13,13 @@ class MemoryGate:
     """
 
     FREE_BYTES = 8 << 20
-    """Pictures that need no more than this do not wait."""
+    """Pictures that need at most this much do not wait."""
 
     def __init__(self, total_bytes: float) -> None:
         self._total = self._left = total_bytes
         self._changed = threading.Condition()
-        self._queue: list[int] = []  # threads
-        self._working_since: dict[int, float] = {}  # thread -> time.monotonic(); not while it waits
+        self._queue: list[int] = []  # thread ids
+        self._working_since: dict[int, float] = {}  # thread id -> time.monotonic(); absent while it waits
 
     @property
     def oldest_start(self) -> float | None:
@@ -31,8 +31,8 @@ class MemoryGate:
 
     @contextmanager
     def entry(self) -> Iterator[Callable[[float], None]]:
-        """A function that waits until a number of bytes are free, and reserves them until the end of the block. Call it
-        at most once: a caller that already has some and waits for more could wait forever."""
+        """Yield a function that waits until a number of bytes are free and reserves them until the end of the block.
+        Call it at most once: a caller that already has memory and waits for more could wait forever."""
         held = 0.0
         thread = threading.get_ident()
 

@@ -15,12 +15,12 @@ _TRANSVERSE = 7
 
 
 def read_exif_orientation(opened: Image.Image) -> int:
-    """EXIF or XMP orientation, 1 to 8; 1 if the metadata is broken, which must not lose the picture."""
+    """The EXIF or XMP orientation, 1 to 8; 1 if the metadata is broken, which is no reason to lose the picture."""
     try:
         # Pillow's method for PNG decodes the pixels to read the chunks after them; png.py has already read those
         exif = Image.Image.getexif(opened) if isinstance(opened, PngImagePlugin.PngImageFile) else opened.getexif()
         value = exif.get(ExifTags.Base.Orientation, NORMAL_ORIENTATION)
-    except Exception:  # parsers raise anything on hostile bytes
+    except Exception:  # parsers can raise anything for hostile bytes
         return NORMAL_ORIENTATION
     return value if isinstance(value, int) and 1 <= value <= 8 else NORMAL_ORIENTATION
 

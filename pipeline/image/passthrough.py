@@ -1,18 +1,18 @@
 """THE place where a picture keeps its own compressed pixels instead of being encoded again (docs/decisions/012).
 
-That loses no quality, and saves encoding and most of decoding. If the size, orientation and colors do not change,
+This loses no quality, and saves encoding and most of decoding. If the size, orientation and colors do not change,
 these JPEGs pass:
 
     frame         baseline, extended with 8 bits, progressive   no: 12 bits, lossless, hierarchical, arithmetic coding
-    components    one (gray), or three as Y, Cb, Cr             no: RGB, CMYK, and what only a guess would call YCbCr
-    sampling      4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1             no: others, which some decoders do not know
+    components    one (gray), or three as Y, Cb, Cr             no: RGB, CMYK, and colors that can only be guessed
+    sampling      4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1             no: others, which some decoders do not support
     restarts      any
     profile       none, or one that changes nothing             no: others; pixels are stored in sRGB
-    bytes         at most four per pixel, and 8 KiB             no: more, such as thousands of tables
-    other parts   scans, and the tables that they use, are kept; other tables, EXIF, XMP, ICC, comments, thumbnails
-                  and all after the picture are not
+    bytes         at most four per pixel, plus 8 KiB            no: more, such as thousands of tables
+    other parts   scans and the tables that they use are kept; other tables, EXIF, XMP, ICC, comments, thumbnails
+                  and everything after the picture are dropped
 
-All entropy-coded bytes of the result are decoded once, so it is as sound as a picture that was encoded again.
+All entropy-coded bytes of the result are decoded once, so it is as sound as a newly encoded picture.
 """
 
 import struct
@@ -34,7 +34,7 @@ _KEPT = _FRAMES | {_SOI, _EOI, _SOS, _DHT, _DQT, _DRI}
 _PLAIN = frozenset({_DHT, _DQT, _DRI, _COM})
 
 _SAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1"}
-"""Sampling factors of Y, horizontal and vertical, where those of Cb and Cr are 1."""
+"""Sampling factors of Y, (horizontal, vertical), for Cb and Cr with factors of 1."""
 
 _BYTES_PER_PIXEL, _TABLES_BYTES = 4, 8_192
 """Noise at quality 100 and 4:4:4 takes about three bytes per pixel."""
@@ -56,12 +56,12 @@ class PassedPicture:
     phash: str
     one_color: bool
     pixels: Pixels | None = None
-    """All pixels, if they were asked for."""
+    """All pixels, if they were requested."""
 
 
 def plain_jpeg_size(body: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels of a JPEG whose header says nothing else: baseline, with one scan, and without EXIF,
-    profiles and anything else that could change how it looks. None for all others, which need a full parser."""
+    """(width, height) in pixels of a plain JPEG: baseline, with one scan, and without EXIF, profiles or anything else
+    that could change how it looks. None for all others, which need a full parser."""
     if not body.startswith(b"\xff\xd8\xff"):
         return None
     size, components, offset = None, b"", 2
@@ -84,10 +84,10 @@ def plain_jpeg_size(body: bytes) -> tuple[int, int] | None:
 
 
 def pass_jpeg(body: bytes, width: int, height: int, with_pixels: bool = False) -> PassedPicture | None:
-    """A JPEG with its own compressed pixels and nothing else; None if it has to be encoded again.
+    """The JPEG with its own compressed pixels and nothing else; None if it has to be encoded again.
 
-    `width` and `height`: as in its header, in pixels. `with_pixels`: decode it at full size, which takes half as long
-    again.
+    `width` and `height`: as in its header, in pixels. `with_pixels`: decode it at full size, which takes 1.5 times as
+    long.
     """
     try:
         image = _own_pixels(body, width, height)
@@ -133,7 +133,7 @@ def _passes(frame: bytes, has_jfif: bool, transform: int | None) -> bool:
 
 
 def _verify(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
-    """Decode everything, but no more of it than needed. Raises ValueError if the decoder warns."""
+    """Decode all entropy-coded bytes, at the smallest scale that is enough. Raises ValueError if the decoder warns."""
     side = block_side(width, height)
     columns, rows = -(-width // side), -(-height // side)
     means = simplejpeg.decode_jpeg(jpeg, "GRAY", min_width=columns, min_height=rows, min_factor=8.0)[..., 0]
@@ -145,7 +145,7 @@ def _verify(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
 
 
 def _verify_whole(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
-    """Like `_verify`, at full size. The hash may differ in at most two bits. Raises ValueError if the decoder warns."""
+    """Like `_verify`, at full size. The hash can differ in up to two bits. Raises ValueError if the decoder warns."""
     pixels: Pixels = simplejpeg.decode_jpeg(jpeg, "RGB")
     if pixels.shape[:2] != (height, width):
         return None

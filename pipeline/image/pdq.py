@@ -1,12 +1,12 @@
-"""PDQ, a 256-bit perceptual hash that public lists of hashes use, and its quality.
+"""PDQ, a 256-bit perceptual hash that public hash lists use, and its quality.
 
 Written from the published description: "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm",
 Facebook 2019. Reduce the brightness to 64 x 64 with two box filters (Jarosz 2001), apply a two-dimensional DCT-II, and
-for each of the 16 x 16 lowest frequencies but the constant ones, store whether it is above their median.
+for each of the 16 x 16 lowest frequencies except the constant ones, store whether it is above their median.
 
-Two hashes of the same picture by different programs differ in few bits if its quality is at least 80: against pdqhash
-0.2.8, in at most 10 for nearly all of 1,250 variants of photographs, and in 18 for one. Those of different pictures
-differ in about 128. Up to 31 bits count as a match, and hashes of a quality below 50 are not comparable.
+Two programs' hashes of the same picture differ in few bits if its quality is at least 80: of 1,250 variants of
+photographs, nearly all differed from pdqhash 0.2.8 in at most 10 bits, and one in 18. Hashes of different pictures
+differ in about 128 bits. Up to 31 bits count as a match, and hashes with a quality below 50 are not comparable.
 """
 
 from typing import NamedTuple
@@ -23,38 +23,39 @@ MIN_QUALITY = 50
 
 _SIDE, _LOW = 64, 16
 _MIN_SIDE = 5
-"""Smaller pictures have no hash worth the name: all bits are 0."""
+"""Smaller pictures have no meaningful hash: all bits are 0."""
 _LARGE_SIDE = 2048
-"""Sides from here on are first reduced by a whole factor, which the description allows and which is faster."""
+"""Sides of at least this many pixels are first reduced by a whole factor, which is faster. The description
+allows this."""
 
 # Rows 1 to 16 of the orthonormal DCT-II.
 _FREQUENCIES, _SAMPLES = np.arange(1, _LOW + 1)[:, None], np.arange(_SIDE)[None, :]
 _DCT: npt.NDArray[np.float64] = np.sqrt(2 / _SIDE) * np.cos(np.pi * _FREQUENCIES * (2 * _SAMPLES + 1) / (2 * _SIDE))
 
-# Without rounding, the bits of flat pictures would be floating-point noise, and differ between machines.
+# Without rounding, the bits of flat pictures would be floating-point noise and differ between machines.
 _DECIMALS = 3
 
 Floats = npt.NDArray[np.float32]
 
 
 class Pdq(NamedTuple):
-    """What `pdq` finds."""
+    """The result of `pdq`."""
 
     digits: str
     """64 hex digits; the last bit is the lowest frequency."""
     quality: int
-    """0 to 100: how much there is to see. Near 0 for plain pictures."""
+    """0 to 100: how much detail the picture has. Near 0 for plain pictures."""
 
 
 def pdq(luma: npt.NDArray[np.uint8]) -> Pdq:
-    """The hash of a brightness, uint8 [height, width]: 0.299 R + 0.587 G + 0.114 B."""
+    """The hash of a picture, from its brightness (0.299 R + 0.587 G + 0.114 B): uint8 [height, width]."""
     height, width = luma.shape
     if min(height, width) < _MIN_SIDE:
         return Pdq("0" * (BITS // 4), 0)
     small = _reduced(luma)  # float32 [64, 64]
     by_row = np.einsum("ij,jk->ik", _DCT, small.astype(np.float64))  # [16, 64]; without BLAS, as in phash.py
     low = np.round(np.einsum("ij,kj->ik", by_row, _DCT), _DECIMALS)  # [16, 16]
-    bits = low > np.partition(low, BITS // 2 - 1, axis=None)[BITS // 2 - 1]  # the lower of the two in the middle
+    bits = low > np.partition(low, BITS // 2 - 1, axis=None)[BITS // 2 - 1]  # the lower of the two middle values
     digits = np.packbits(bits.ravel()[::-1]).tobytes().hex()
     return Pdq(digits, _quality(small))
 
@@ -71,7 +72,7 @@ def _reduced(luma: npt.NDArray[np.uint8]) -> Floats:
     counts = _counts(height, window[1])[:, None] * _counts(width, window[0])
     filtered = luma
     for _ in range(2):
-        anchor = ((window[0] - 1) // 2, (window[1] - 1) // 2)  # windows of an even width reach one further to the right
+        anchor = ((window[0] - 1) // 2, (window[1] - 1) // 2)  # an even window reaches one pixel further to the right
         sums = cv2.boxFilter(
             filtered, cv2.CV_32F, window, anchor=anchor, normalize=False, borderType=cv2.BORDER_CONSTANT
         )
@@ -81,7 +82,7 @@ def _reduced(luma: npt.NDArray[np.uint8]) -> Floats:
 
 
 def _counts(length: int, window: int) -> Floats:
-    """For each of `length` pixels, how many pixels its window has within the picture."""
+    """For each of `length` pixels, the number of its window's pixels that are inside the picture."""
     at = np.arange(length)
     first = at - (window - 1) // 2
     counts: Floats = (np.minimum(first + window, length) - np.maximum(first, 0)).astype(np.float32)
@@ -89,6 +90,7 @@ def _counts(length: int, window: int) -> Floats:
 
 
 def _quality(small: Floats) -> int:
-    """Sum of the steps between neighbors, each cut to whole percent of the range, over 90."""
+    """The sum of the steps between neighbors, each truncated to whole percent of the range, divided by 90; at most
+    100."""
     steps = sum(int(np.abs(np.trunc(np.diff(small, axis=axis) * np.float32(100 / 255))).sum()) for axis in (0, 1))
     return min(100, steps // 90)

@@ -1,8 +1,8 @@
 """Makes pictures look the same in every reader: without EXIF rotation, alpha or color profile, in RGB or gray with 8
 bits per channel.
 
-Readers of exports differ in what they make of a file: most ignore the orientation, drop the alpha channel instead of
-compositing it, clip 16 bits, and know no color profiles. So an exported picture must not depend on any of that.
+Readers of exports interpret files differently: most ignore the orientation, drop the alpha channel instead of
+compositing it, clip 16 bits, and do not support color profiles. So an exported picture must not depend on any of these.
 """
 
 import struct
@@ -31,14 +31,14 @@ _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"PLTE", b"pHYs", b"sRGB",
 _GRAY, _RGB, _PALETTE = 0, 2, 3
 _GRAPHICS_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 6]  # zlib's own default
 _PHOTO_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-"""For photographs, in which few bytes repeat: for 32 with profiles, this takes 14 ms and 499 kB each, and _GRAPHICS_PNG
-43 ms and 492 kB."""
+"""For photographs, in which few bytes repeat: for each of 32 with profiles, this takes 14 ms and 499 kB, and
+_GRAPHICS_PNG 43 ms and 492 kB."""
 
 
 def plain_picture(body: bytes, processor: ImageProcessor) -> bytes:
-    """The same bytes if every reader sees the same pixels as `processor`, else a PNG of those pixels.
+    """The same bytes if every reader sees the same pixels as `processor`; otherwise, a PNG of those pixels.
 
-    For nearly all files, the header is enough to tell. The others are decoded twice. Raises ImageError.
+    For nearly all files, the header is enough to decide. The others are decoded twice. Raises ImageError.
     """
     found = sniff.image_format(body[: sniff.FORMAT_HEAD_BYTES])
     if found in TRAINER_FORMATS and _has_plain_header(body, found):
@@ -75,7 +75,7 @@ def _is_plain_jpeg(body: bytes) -> bool:
 
 
 def _has_effect(profile: object, mode: str) -> bool:
-    """Whether the pixels that were scored differ because of this profile. One for another color space is ignored."""
+    """Whether this profile changes the pixels that were scored. A profile for another color space is ignored."""
     if not isinstance(profile, bytes) or color_space(profile) != _SPACES[mode]:
         return False
     return not changes_nothing(profile)
@@ -89,7 +89,7 @@ def _is_plain_png(body: bytes) -> bool:
 
 
 def _png_chunks(body: bytes) -> Iterator[bytes]:
-    """The type of each chunk up to IEND, or up to the first whose checksum is wrong."""
+    """The type of each chunk up to IEND, or up to the first chunk with a wrong checksum."""
     offset, kind = 8, b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", body, offset)
@@ -101,7 +101,7 @@ def _png_chunks(body: bytes) -> Iterator[bytes]:
 
 
 def _is_plain_webp(body: bytes) -> bool:
-    """One chunk of pixels without alpha, and nothing else (RFC 9649, "simple" file formats)."""
+    """Whether the file has one chunk of pixels without alpha, and nothing else (RFC 9649, "simple" file formats)."""
     size, kind, length = struct.unpack_from("<I4x4sI", body, 4)
     if size != 12 + length + length % 2 or len(body) < 8 + size:
         return False
@@ -127,5 +127,5 @@ def _shows(body: bytes, pixels: npt.NDArray[np.uint8]) -> bool:
 
 
 def _orientation(opened: Image.Image) -> object:
-    """EXIF or XMP orientation. Raises anything if the metadata is broken, as it does in readers."""
+    """The EXIF or XMP orientation. For broken metadata, raises any exception, as it does in readers."""
     return opened.getexif().get(ExifTags.Base.Orientation, NORMAL_ORIENTATION)

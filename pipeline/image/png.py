@@ -1,6 +1,6 @@
-"""Reads a PNG's metadata, so that Pillow gets a file that contains only pixels.
+"""Separates a PNG's metadata from its pixels, so that Pillow gets only the pixels.
 
-Pillow rejects a whole picture because of one ancillary chunk that is too large or broken, or has a wrong checksum;
+Pillow rejects a whole picture because of one ancillary chunk that is too large, broken, or has a wrong checksum;
 browsers (libpng) drop the chunk. Source: PNG specification, third edition (https://www.w3.org/TR/png-3/), sections 5
 and 11.
 """
@@ -24,8 +24,8 @@ _MAX_METADATA_BYTES = 2 << 20
 _GRAY, _RGB, _PALETTE = 0, 2, 3  # color types
 
 Info = dict[str, bytes | str | int | tuple[int, ...]]
-"""Metadata under Pillow's names. Only the first chunk of each kind counts, and it is empty if it is broken, because a
-file can have 100,000 that each unpack to megabytes."""
+"""Metadata under Pillow's names. Only the first chunk of each kind counts, even if it is broken (then its value is
+empty): a file can have 100,000 chunks that each unpack to megabytes."""
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ def _pixel_parts(body: bytes, png: PngFile) -> Iterator[memoryview | bytes]:
                 return  # truncated: do not invent an end
         elif kind == b"PLTE" and is_before_pixels and not palette_colors:
             palette_colors = (end - start) // 3
-            if png.color_type == _PALETTE:  # otherwise a hint for displays with few colors
+            if png.color_type == _PALETTE:  # otherwise, a hint for displays with few colors
                 yield view[start - 8 : end + 4]
         elif kind[0] & 0x20 and _is_intact(view, start, end):
             if kind == b"tRNS" and is_before_pixels and png.key is None:
@@ -87,7 +87,7 @@ def _pixel_parts(body: bytes, png: PngFile) -> Iterator[memoryview | bytes]:
 
 
 def _chunks(body: bytes, png: PngFile) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of data, end of data) of each chunk after IHDR. The last one may end beyond the file."""
+    """(type, start of data, end of data) of each chunk after IHDR. The last chunk can end beyond the file."""
     offset = _IHDR_END
     while offset + 8 <= len(body) and png.num_chunks <= MAX_CHUNKS:
         length = int.from_bytes(body[offset : offset + 4], "big")
@@ -104,7 +104,8 @@ def _is_intact(view: memoryview, start: int, end: int) -> bool:
 
 
 def _key_color(data: bytes, png: PngFile) -> tuple[int, ...] | None:
-    """tRNS of grayscale and RGB: 16 bits per value, of which only as many as the bit depth count (section 11.3.1.1)."""
+    """The color in the tRNS chunk of a grayscale or RGB picture: 16 bits per value, but only the lowest ones, as many
+    as the bit depth, count (section 11.3.1.1)."""
     channels = {_GRAY: 1, _RGB: 3}.get(png.color_type)
     if channels is None or len(data) != 2 * channels:
         return None

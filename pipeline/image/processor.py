@@ -1,11 +1,11 @@
 """Turns the bytes of one picture into the bytes to store.
 
     bytes -> format by magic number -> size from the header, bombs refused      decode.py
-          -> a JPEG that needs no change is checked, and keeps its own pixels   passthrough.py
+          -> a JPEG that needs no change is checked and keeps its own pixels    passthrough.py
           -> RGB 8-bit, upright                                                 decode.py, rgb.py, orientation.py
           -> resized -> sRGB                                                    resize.py, color.py
-          -> the stored picture, and its perceptual hash                        compress.py, strip.py, phash.py
-          -> its measures, if they are asked for                                measures.py
+          -> the stored picture and its perceptual hash                         compress.py, strip.py, phash.py
+          -> its measures, if requested                                         measures.py
 
 All heavy calls release the GIL, so threads scale.
 """
@@ -35,8 +35,8 @@ from pairmill.schemas.status import Status
 
 @dataclass(frozen=True, slots=True)
 class ProcessedImage:
-    """Result of processing one picture: OK with the stored picture, or an image_* status. Sizes are in pixels, with the
-    EXIF orientation applied."""
+    """The result of processing one picture: OK with the stored picture, or an image_* status. Sizes are in pixels, with
+    the EXIF orientation applied."""
 
     status: Status
     detail: str | None = None
@@ -50,7 +50,7 @@ class ProcessedImage:
     phash: str | None = None
     one_color: bool | None = None
     measured: Measured | None = None
-    """The measures of the stored picture that the processor was asked for, but the JPEG quality is the original's."""
+    """The requested measures of the stored picture, except that the JPEG quality is the original's."""
 
 
 class ImageProcessor:
@@ -61,7 +61,7 @@ class ImageProcessor:
     """
 
     def __init__(self, config: ImagesConfig, measures: Sequence[Measure] = ()) -> None:
-        """`measures`: what `process` measures of each picture."""
+        """`measures`: what `process` measures in each picture."""
         self._config = config
         self._measures = measures
         self._gate = MemoryGate(budget(config.max_pixels).memory_bytes)
@@ -75,7 +75,7 @@ class ImageProcessor:
         return self._gate.oldest_start
 
     def process(self, body: bytes) -> ProcessedImage:
-        """Original bytes -> the stored picture, or the Status that says why not. Never raises because of the bytes."""
+        """Original bytes -> the stored picture, or the Status that says why there is none. Bad bytes never raise."""
         header: ImageHeader | None = None
         try:
             with self._gate.entry() as reserve:
@@ -100,8 +100,7 @@ class ImageProcessor:
             return _refused_image(error, header)
 
     def header(self, body: bytes) -> tuple[str, tuple[int, int]]:
-        """(format, (width, height) with the EXIF orientation applied), from the header, without decoding. Raises
-        ImageError."""
+        """(format, (width, height) with the EXIF orientation applied), from the header alone. Raises ImageError."""
         with self._gate.entry() as reserve:
             header, opened = open_image(body, self._config.max_pixels, reserve)
             opened.close()
@@ -118,8 +117,8 @@ class ImageProcessor:
             return pixels_to_srgb(pixels, profile)
 
     def _pass_plain(self, body: bytes) -> ProcessedImage | None:
-        """A small, plain JPEG that keeps its own compressed pixels, without opening it with Pillow, which would take a
-        quarter of the time. None if it needs a closer look."""
+        """Process a small, plain JPEG that keeps its own compressed pixels, without opening it with Pillow, which would
+        take a quarter of the time. None if it needs a closer look."""
         if not self._passes_jpegs or (size := plain_jpeg_size(body)) is None or 0 in size:
             return None
         is_small = decoding_cost("JPEG", "RGB", size).memory_bytes <= MemoryGate.FREE_BYTES
@@ -133,7 +132,7 @@ class ImageProcessor:
         return self._config.reencode == "auto" and self._config.format == "jpg"
 
     def _pass(self, body: bytes, header: ImageHeader) -> PassedPicture | None:
-        """An unchanged JPEG with its own compressed pixels, if it is to be stored as JPEG."""
+        """An unchanged JPEG with its own compressed pixels; None if it has to be encoded again."""
         if header.format != "JPEG" or not self._passes_jpegs:
             return None
         return pass_jpeg(body, header.width, header.height, with_pixels=self._needs_pixels)
@@ -147,11 +146,11 @@ class ImageProcessor:
         return replace(found, measured=self._measure(picture.pixels, body)) if self._measures else found
 
     def _measure(self, pixels: Pixels | None, body: bytes) -> Measured | None:
-        """The measures of a picture; `pixels` may be None if none of them needs them."""
+        """The measures of a picture; `pixels` can be None if no measure needs them."""
         return measure(pixels, body, self._measures) if self._measures else None
 
     def _plan(self, header: ImageHeader) -> Target | None:
-        """How to resize. Refuses a long, thin picture that enlarging its short side would turn into a bomb."""
+        """How to resize. Refuses a long, thin picture that would become a bomb when its short side is enlarged."""
         target = plan_resize(*header.displayed_size, self._config)
         if target is not None and target.width * target.height > self._config.max_pixels:
             raise ImageError(Status.IMAGE_BOMB, f"would be {target.width} x {target.height} pixels once resized")

@@ -1,7 +1,7 @@
-"""THE place where a picture is resized, to the same sizes and with the same modes as img2dataset's `Resizer`.
+"""THE place where pictures are resized, to the same sizes and with the same modes as in img2dataset's `Resizer`.
 
 Source: img2dataset/resizer.py 1.47 (MIT), which calls albumentations' SmallestMaxSize, LongestMaxSize, CenterCrop and
-PadIfNeeded. The arithmetic is the same, so both give pictures of the same size.
+PadIfNeeded. The arithmetic is the same, so both produce pictures of the same size.
 """
 
 import math
@@ -23,11 +23,12 @@ _LINEAR_ALONE = 4 / 3
 """Down to three quarters of the size, bilinear samples cover every pixel, as averaging does."""
 
 _LINEAR_AT_MOST = 1.5
-"""Pixels per sample in the bilinear step before the averaging steps. At 2, photographs lost up to 2.5 dB against
-INTER_AREA; at 1.6, 1.5 dB for a total factor of 3.2; at 1.5, less than 1.2 dB, which a test checks."""
+"""Maximum pixels per sample in the bilinear step before the averaging steps. At 2, photographs lost up to 2.5 dB
+compared with INTER_AREA; at 1.6, 1.5 dB for a total factor of 3.2; at 1.5, less than 1.2 dB, which a test checks."""
 
 _IN_STEPS_UP_TO = 16_000_000
-"""In pixels. The result of the first step may be larger than the picture; above this size, it takes too much memory."""
+"""Pictures with more pixels than this are shrunk in one step: the result of a first step can be larger than the picture
+and would take too much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Target:
 
 
 def plan_resize(width: int, height: int, config: ImagesConfig) -> Target | None:
-    """How to resize a picture of this size (in pixels, with the orientation applied); None: leave it as it is."""
+    """How to resize a picture of this size (in pixels, with the orientation applied); None to leave it as it is."""
     mode = config.resize_mode
     if mode == "no":
         return None
@@ -53,9 +54,9 @@ def plan_resize(width: int, height: int, config: ImagesConfig) -> Target | None:
 
 
 def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixels:
-    """uint8 [height, width, 3] -> [target height, target width, 3], or [side, side, 3]. None: the same array.
+    """uint8 [height, width, 3] -> [target height, target width, 3], or [side, side, 3]; the same array for None.
 
-    Shrinks by averaging, enlarges with Lanczos."""
+    Shrinks by averaging and enlarges with Lanczos."""
     if target is None:
         return pixels
     height, width = pixels.shape[:2]
@@ -69,8 +70,8 @@ def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixel
 
 
 def _shrink(pixels: Pixels, to_width: int, to_height: int) -> Pixels:
-    """Average over areas, in steps for which OpenCV has vector code: INTER_LINEAR to the target times a power of two,
-    then exact halving. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
+    """Average over areas, in steps for which OpenCV has vector code: INTER_LINEAR to the target size times a power of
+    two, then exact halving. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
     See docs/decisions/005."""
     height, width = pixels.shape[:2]
     ratio = max(width / to_width, height / to_height)

@@ -1,7 +1,7 @@
 """Converts any Pillow picture to RGB with 8 bits per channel, as it looks on a white page.
 
-Works in bands of rows, so that only the picture and the result are in memory: 100 megapixels with alpha would
-otherwise take four copies.
+Works in bands of rows, so that only the picture and the result are in memory: otherwise, 100 megapixels with alpha
+would need four copies.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class UnsupportedMode(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the header says about the values of a grayscale picture beyond Pillow's mode."""
+    """What the header of a grayscale picture says about its values, beyond Pillow's mode."""
 
     bits: int = 16
     """White is 2 ** bits - 1. Used for grayscale with more than 8 bits."""
@@ -35,7 +35,7 @@ class Samples:
     is_inverted: bool = False
     """Zero is white."""
     key: int | None = None
-    """The transparent value, only at 16 bits; Pillow handles it at up to 8."""
+    """The transparent value, only for 16 bits; Pillow handles it for up to 8."""
 
     def table(self) -> npt.NDArray[np.uint8]:
         """The brightness of every value of up to 16 bits: uint8 [2 ** bits]."""
@@ -53,12 +53,12 @@ class Samples:
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether any pixel may be transparent."""
+    """Whether pixels can be transparent."""
     return image.mode in _ALPHA_MODES or (image.mode in _PLAIN_MODES and "transparency" in image.info)
 
 
 def to_rgb(image: Image.Image, samples: Samples, profile: bytes | None) -> npt.NDArray[np.uint8]:
-    """A loaded picture as uint8 [height, width, 3]: alpha composited over white, other depths scaled, not clipped.
+    """A loaded picture as uint8 [height, width, 3]: alpha composited over white, other bit depths scaled, not clipped.
 
     `profile` is applied only to CMYK, and to colors with alpha before they are composited. Raises UnsupportedMode.
     """
@@ -106,7 +106,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
 
 
 def _over_white(band: Image.Image, profile: bytes | None) -> Any:
-    if band.mode == "La":  # Pillow converts premultiplied gray to nothing else
+    if band.mode == "La":  # the only mode that Pillow converts premultiplied gray to
         band = band.convert("LA")
     band = band.convert("RGBA")
     if profile and (converted := to_srgb(band.convert("L" if is_for_gray(profile) else "RGB"), profile)):
@@ -118,7 +118,7 @@ def _over_white(band: Image.Image, profile: bytes | None) -> Any:
 def over_white_by_key(pixels: npt.NDArray[np.uint8], low: npt.NDArray[np.uint8], key: tuple[int, ...]) -> None:
     """Make every pixel that has the color `key` at 16 bits per channel white, in place.
 
-    `pixels` and `low` are the high and the low bytes, each uint8 [height, width, 3]."""
+    `pixels` and `low` are the high and low bytes, each uint8 [height, width, 3]."""
     for top in range(0, len(pixels), rows := max(1, _BAND_PIXELS // pixels.shape[1])):
         high, rest = pixels[top : top + rows], low[top : top + rows]
         is_key = np.ones(high.shape[:2], bool)
@@ -132,7 +132,7 @@ def _finite(band: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """The values of black and white in floating-point grayscale. Files do not say, so guess from the extremes:
+    """The values of black and white in floating-point grayscale. Files do not state them, so guess from the extremes:
 
     0 to 1, 0 to 255 and 0 to 65,535 stay as they are; any other range is stretched from its smallest to largest value.
     """

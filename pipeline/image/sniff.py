@@ -1,19 +1,19 @@
-"""Detects the format of a file from its first bytes alone: no parser, no extension, no Content-Type.
+"""Detects the format of a file from its first bytes alone, without a parser, file extension or Content-Type.
 
 It is used twice: a download stops early if its bytes are not a picture, and the decoder passes a file only to the
-parser for its magic number. Signatures: WHATWG MIME Sniffing (https://mimesniff.spec.whatwg.org), section 6.1, and the
-formats' own specifications for those that browsers do not know.
+parser that matches its magic number. Signatures: WHATWG MIME Sniffing (https://mimesniff.spec.whatwg.org), section 6.1,
+and the formats' own specifications for those that browsers do not know.
 """
 
 FORMAT_HEAD_BYTES = 32
 """`image_format` needs no more bytes than this (`ftyp` at offset 4, and a few compatible brands)."""
 
 TEXT_HEAD_BYTES = 1024
-"""`text_kind` searches this many bytes for `<svg` behind an XML prologue, comments and a doctype."""
+"""`text_kind` searches this many bytes for `<svg` after an XML prolog, comments and a doctype."""
 
 DECODED = frozenset({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"})
 """Formats that `decode.py` decodes, by Pillow's names. The other recognized formats are unsupported: rare ones need
-parsers that few people harden (JPEG 2000, ICO), and HEIC needs a patent-encumbered library."""
+parsers that are seldom hardened (JPEG 2000, ICO), and HEIC needs a patent-encumbered library."""
 
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -55,7 +55,7 @@ def image_format(head: bytes) -> str | None:
 
 
 def _heif_format(head: bytes) -> str | None:
-    """AVIF or HEIC by brand (ISO/IEC 23008-12 annex B): the major one, then the compatible ones in `head`."""
+    """AVIF or HEIC, by the major brand and the compatible brands in `head` (ISO/IEC 23008-12, annex B)."""
     end = min(int.from_bytes(head[:4], "big"), FORMAT_HEAD_BYTES)
     brands = [head[8:12], *(head[offset : offset + 4] for offset in range(16, end, 4))]
     if any(brand in _AVIF_BRANDS for brand in brands):
@@ -66,17 +66,17 @@ def _heif_format(head: bytes) -> str | None:
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Whether markup may follow: a `<` after an optional byte order mark and white space."""
+    """Whether the text can be markup: `<` after an optional byte order mark and white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x0c").startswith(b"<")
 
 
 def text_kind(head: bytes) -> str | None:
-    """`svg`, `html` or `xml` for markup, None for anything else."""
+    """`svg`, `html` or `xml` for markup; None for anything else."""
     if not looks_like_text(head):
         return None
     text = head[:TEXT_HEAD_BYTES].lower()
     if b"<html" in text or b"<!doctype html" in text:
-        return "html"  # pages carry inline <svg> too
+        return "html"  # pages contain inline <svg> too
     if b"<svg" in text:
         return "svg"
     return "xml" if b"<?xml" in text else "html"

@@ -1,8 +1,8 @@
-"""Strips metadata (EXIF, GPS positions, thumbnails) from a file, and keeps its compressed pixels as they are.
+"""Strips metadata (EXIF, GPS positions, thumbnails) from a file and keeps its compressed pixels as they are.
 
-For a file that is not as expected, the result is None, and the picture is encoded again. The same is true of a PNG with
-bytes after its pixels, in any chunk. In a WebP, only the decoder knows where the pixels end, so bytes after them in the
-same chunk stay.
+If a file is not as expected, the result is None, and the picture is encoded again. The same applies to a PNG with bytes
+after its pixels, in any chunk. In a WebP, only the decoder knows where the pixels end, so bytes after them in the same
+chunk stay.
 Formats: ITU-T T.81 annex B (JPEG), the PNG specification (third edition), RFC 9649 (WebP).
 """
 
@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Iterator
 
 JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-_ADOBE_BYTES = 12  # length of APP14, which says how colors are coded
+_ADOBE_BYTES = 12  # length of APP14, which specifies how colors are coded
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn
 _SOI, _EOI, _SOS, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
 _MAX_JPEG_SEGMENTS = 10_000
-"""Real pictures have up to a few hundred. Each takes a microsecond, and an empty one only four bytes."""
+"""Real pictures have up to a few hundred. Each takes a microsecond, but an empty one takes only four bytes."""
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
-_FILL = re.compile(rb"\xff+(?=\xff)")  # bytes that may stand in front of a marker
+_FILL = re.compile(rb"\xff+(?=\xff)")  # optional bytes before a marker
 _PNG_PALETTE = 3
 _PNG_CHANNELS = {0: 1, 2: 3, _PNG_PALETTE: 1, 4: 2, 6: 4}
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
@@ -43,9 +43,9 @@ def strip_metadata(body: bytes, format: str) -> bytes | None:
 
 
 def jpeg_parts(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, bytes) of all that decoding a JPEG needs, in order. A scan's entropy-coded bytes follow its header.
+    """(marker, bytes) of each part that decoding a JPEG needs, in order. Entropy-coded bytes follow their scan header.
 
-    Raises ValueError, IndexError or struct.error for a file that is not as expected.
+    Raises ValueError, IndexError or struct.error if the file is not as expected.
     """
     yield _SOI, b"\xff\xd8"
     offset = 2
@@ -76,7 +76,8 @@ def jpeg_parts(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _end_of_scan(body: bytes, offset: int) -> int:
-    """Offset where the entropy-coded bytes end: the first marker that is neither a stuffed zero nor a restart."""
+    """The offset at which the entropy-coded bytes end: at the first marker that is neither a stuffed zero nor a
+    restart."""
     found = _END_OF_SCAN.search(body, offset)
     if found is None:
         raise ValueError("a scan without an end")
@@ -84,7 +85,7 @@ def _end_of_scan(body: bytes, offset: int) -> int:
 
 
 def _png_parts(body: bytes) -> Iterator[bytes]:
-    """The chunks of pixels. Raises ValueError if more than pixels is in them."""
+    """The chunks with pixels. Raises ValueError if they contain anything else."""
     yield body[:8]
     offset = 8
     compressed = list[bytes]()
@@ -104,12 +105,12 @@ def _png_parts(body: bytes) -> Iterator[bytes]:
         if len(chunk) < 12 + length:
             raise ValueError("truncated")
     if not _is_filled_exactly(b"".join(compressed), _png_bytes(*header)):
-        raise ValueError("bytes behind the pixels")
+        raise ValueError("bytes after the pixels")
     yield _PNG_END
 
 
 def _png_bytes(width: int, height: int, bits: int, color_type: int, interlaced: int) -> int:
-    """Bytes of the unpacked rows, each with its filter type (sections 7.2 and 8)."""
+    """The number of bytes in the unpacked rows, each with its filter type (sections 7.2 and 8)."""
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     total = 0
     for left, top, step_x, step_y in passes:
@@ -119,7 +120,7 @@ def _png_bytes(width: int, height: int, bits: int, color_type: int, interlaced: 
 
 
 def _is_filled_exactly(compressed: bytes, num_bytes: int) -> bool:
-    """Whether zlib data ends where it should, and unpacks to this many bytes."""
+    """Whether zlib data ends where it should and unpacks to this many bytes."""
     unpacker = zlib.decompressobj()
     found = 0
     try:
@@ -155,7 +156,8 @@ def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:
-    """(width, height) of the canvas (RFC 9649, sections 2.5 to 2.7), whatever precedes it; None if there is none."""
+    """(width, height) of the canvas (RFC 9649, sections 2.5 to 2.7), regardless of what precedes it; None if it is
+    missing."""
     with contextlib.suppress(struct.error):
         for kind, chunk in webp_chunks(body):
             if kind == b"VP8X" and len(chunk) >= 18:

@@ -1,7 +1,7 @@
 """Reduces a TIFF to the tags that describe pixels; all others are dropped before Pillow and libtiff see them.
 
-In grayscale pictures, Pillow ignores WhiteIsZero (tag 262) above 8 bits, and mistakes signed 8-bit samples (339) for
-unsigned ones. So it gets every grayscale picture as BlackIsZero and unsigned, and `Samples` tells rgb.py the rest.
+In grayscale pictures, Pillow ignores WhiteIsZero (tag 262) above 8 bits and mistakes signed 8-bit samples (339) for
+unsigned ones. So Pillow gets every grayscale picture as BlackIsZero and unsigned, and `Samples` tells rgb.py the rest.
 Source: TIFF 6.0 (Adobe, 1992), sections 3, 8 and 19.
 """
 
@@ -18,7 +18,7 @@ from pairmill.pipeline.image.rgb import Samples, UnsupportedMode
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
 _UNCOMPRESSED, _LZW = 1, 5
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_FAX = frozenset({2, 3, 4, 32771})  # fax compressions, in which paper is zero
+_FAX = frozenset({2, 3, 4, 32771})  # fax compressions, in which zero is white
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _SAMPLE_FORMAT, _EXTRA_SAMPLES = 277, 278, 339, 338
@@ -35,7 +35,7 @@ _PIXEL_TAGS = frozenset(
 
 
 _MAX_ENTRIES = 0xFFFF
-"""Maximum entries of a directory. BigTIFF has no limit of its own, but no real picture has more."""
+"""Maximum number of entries in a directory. BigTIFF itself has no limit, but no real picture has more."""
 
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
@@ -43,7 +43,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
 
     samples: Samples
     buffer_bytes: int
-    """Bytes that decoding takes in addition to the picture: the largest strip or tile."""
+    """Bytes that decoding takes in addition to the picture: the size of the largest strip or tile."""
     num_parts: int
     """Number of strips or tiles."""
 
@@ -69,7 +69,7 @@ def read_tiff(body: bytes) -> TiffFile:
     picture. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
     metadata: dict[str, Any] = {}
     cleaned = bytearray(body)
-    with contextlib.suppress(struct.error):  # truncated: left to Pillow
+    with contextlib.suppress(struct.error):  # truncated: Pillow reports it
         _clean_directory(cleaned, metadata)
     opened = TiffFile(BoundedStream(cleaned))
     opened.info.update(metadata)
@@ -79,7 +79,7 @@ def read_tiff(body: bytes) -> TiffFile:
 def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
     """Rewrite the first directory in place: it can only become shorter, so nothing else moves.
 
-    If a tag has several entries, the first counts, as in libtiff: each may point to the same 20 MB.
+    If a tag has several entries, the first counts, as in libtiff: all of them can point to the same 20 MB.
     """
     order = ">" if body[:2] == b"MM" else "<"
     is_big = body[2] + body[3] == _BIG_TIFF
@@ -106,7 +106,7 @@ def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
 
 
 def _data(body: bytearray, at: int, order: str, is_big: bool, kind: int, values: int) -> bytes:
-    """The bytes of a directory entry with bytes, shorts or longs; empty if it is broken."""
+    """The value of a directory entry of bytes, shorts or longs, as bytes; empty if the entry is broken."""
     size = values * {1: 1, 2: 1, 3: 2, 4: 4, 7: 1}.get(kind, 0)
     inline, start = (8, at + 12) if is_big else (4, at + 8)
     if size > inline:
@@ -138,7 +138,8 @@ def _leave_to_libtiff(tags: Any) -> None:
 
 
 def _widen_palette(tags: Any) -> None:
-    """Colors have 16 bits, but some writers store 8. libtiff assumes the latter of a palette without larger values."""
+    """Scale an 8-bit palette to 16 bits. Colors have 16 bits, but some writers store 8, which libtiff assumes if no
+    value is larger."""
     colors = tags.get(_COLOR_MAP)
     if colors and max(colors) < 256:  # Pillow would show black (Pillow#2157)
         tags[_COLOR_MAP] = tuple(color * 257 for color in colors)
@@ -155,9 +156,9 @@ def _normalize(tags: Any) -> Samples:
     tags[_PHOTOMETRIC] = _BLACK_IS_ZERO
     sample_format = _first(tags, _SAMPLE_FORMAT) or _UNSIGNED
     if sample_format != _FLOAT:
-        tags[_SAMPLE_FORMAT] = _SIGNED if bits == 32 else _UNSIGNED  # at 32 bits, Pillow knows only signed ones
+        tags[_SAMPLE_FORMAT] = _SIGNED if bits == 32 else _UNSIGNED  # at 32 bits, Pillow reads only signed samples
     if bits == 12 or (bits == 32 and compression not in (None, 1)):
-        # 12 bits are packed the same way in both byte orders, but Pillow knows only one. libtiff returns 32-bit samples
+        # 12 bits are packed the same way in both byte orders, but Pillow reads only one. libtiff returns 32-bit samples
         # in the machine's order, which Pillow supports only for 16 bits.
         tags._prefix = TiffImagePlugin.II if bits == 12 or sys.byteorder == "little" else TiffImagePlugin.MM
     return Samples(
@@ -168,7 +169,7 @@ def _normalize(tags: Any) -> Samples:
 
 
 def _parts(tags: Any) -> tuple[int, int]:
-    """(strips or tiles, bytes of the largest one once unpacked)."""
+    """(number of strips or tiles, bytes of the largest one once unpacked)."""
     width, height = _first(tags, _WIDTH) or 0, _first(tags, _HEIGHT) or 0
     pixel_bytes = max(4, -(-(_first(tags, _BITS) or 1) * (_first(tags, _SAMPLES_PER_PIXEL) or 1) // 8))
     offsets = tags.get(_TILE_OFFSETS if _TILE_OFFSETS in tags else _STRIP_OFFSETS) or ()

@@ -1,4 +1,4 @@
-"""Recognizes valid pictures that their decoder does not support, by their headers, after it has refused them."""
+"""Recognizes valid pictures that their decoder does not support, by their headers, after it refused them."""
 
 import struct
 
@@ -13,7 +13,7 @@ _BMP_BITFIELDS = 3
 
 
 def unsupported_kind(body: bytes, format: str) -> str | None:
-    """What is unusual about the picture (Pillow's format names); None if nothing, so it is broken. Never raises."""
+    """What is unusual about the picture (Pillow's format names); None if nothing is, so it is broken. Never raises."""
     try:
         if format == "JPEG":
             return _jpeg(body)
@@ -45,7 +45,7 @@ def _frame(marker: int, header: bytes) -> str | None:
         return "hierarchical JPEG"
     if bits != 8:
         return f"JPEG with {bits} bits"
-    return None if height else "JPEG whose height is behind its pixels"
+    return None if height else "JPEG with its height after its pixels"
 
 
 def _bmp(body: bytes) -> str | None:

@@ -1,9 +1,9 @@
 """Finds hashes within a distance of known ones, exactly, without comparing all pairs.
 
 If two hashes differ in at most d bits and are cut into d + 1 bands, at least one of their bands is equal (the
-pigeonhole principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So there is a
-file of keys for each band, with the hashes rotated so that the band comes first, and a hash is compared with those that
-begin like it: with 1/2^b of the known hashes per band of b bits.
+pigeonhole principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So each band
+has a file of keys: the hashes, rotated to put the band first. A hash is compared only with the hashes that begin with
+the same band: about 1/2^b of the known hashes for each band of b bits.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pairmill.pipeline.known.keys import Keys, Mask
 
 HASH_BITS = 64
 _PAIRS = 1 << 20
-"""Pairs of hashes that are compared at a time: a few arrays of 8 MB."""
+"""Number of pairs of hashes compared at a time: a few arrays of 8 MB."""
 
 
 @dataclass(frozen=True, order=True)
@@ -35,7 +35,7 @@ class Band:
         return (hashes << left) | (hashes >> right)
 
     def near(self, file: KeyFile, hashes: Keys, distance: int) -> Mask:
-        """For each hash [n], whether the file of this band has one within the distance that has the same band."""
+        """For each hash [n], whether this band's file has a hash within the distance and with the same band."""
         rotated, rest = self.first(hashes), np.uint64(HASH_BITS - self.bits)
         found = np.zeros(len(hashes), np.bool_)
         lowest = (rotated >> rest) << rest

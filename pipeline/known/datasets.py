@@ -1,4 +1,4 @@
-"""Reads the values of a finished dataset, or of a subset of it."""
+"""Reads the values of a dataset's finished shards, or of a subset of it."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -29,17 +29,17 @@ _Bits = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """The committed shards of a dataset, and which of its rows count."""
+    """The committed shards of a dataset, and the choice of rows that count."""
 
     known: KnownRows
     chunk: Chunk
 
     @classmethod
     def open(cls, store: Store, known: KnownRows, columns: Sequence[str] | None = None) -> "KnownDataset":
-        """The dataset as it is now. `columns`: those that are needed; None: those of `known`.
+        """Open the dataset in its current state. `columns`: the columns to read; None: the kinds of values in `known`.
 
-        Raises UnfinishedPurgeError, and KnownError if no shard is finished, or if the dataset, or one of its shards,
-        has no such column.
+        Raises UnfinishedPurgeError, and KnownError if no shard is finished, or if the dataset or one of its shards
+        lacks a column.
         """
         shards = sorted(readable_shards(store).items())
         if not shards:
@@ -58,12 +58,12 @@ class KnownDataset:
 
     @property
     def fingerprint(self) -> str:
-        """State of the dataset: a hash over its shards."""
+        """A hash of the dataset's state: its shards and the choice of rows."""
         state = f"{generations_digest([self.chunk])} {self.known.rows} {self.known.subset or ''}"
         return hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
 
     def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
-        """(kind, keys) of its values, shard by shard. Raises KnownError if none of a wanted kind is there."""
+        """(kind, keys) of its values, shard by shard. Raises KnownError if there are no values of a kind in `by`."""
         kinds = self.known.by or DEFAULT_KINDS
         for table in self.tables(frozenset[str]().union(*map(columns_of, kinds))):
             yield from _keys(table, kinds, tally)
@@ -86,7 +86,7 @@ class KnownDataset:
                 yield from readers.map(lambda shard: self._read(shard[0], shard[1], columns), some)
 
     def _shards(self) -> Sequence[tuple[ShardFiles, _Bits | None]]:
-        """Each shard, and the packed bits of its rows in the subset."""
+        """Each shard, with packed bits that mark its rows in the subset; None without a subset."""
         if self.known.subset is None:
             return [(shard, None) for shard in self.chunk.shards]
         return list(zip(self.chunk.shards, selected_rows(self.chunk, self.known.subset), strict=True))

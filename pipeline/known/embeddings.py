@@ -1,8 +1,9 @@
 """Compares rows with the embeddings of another dataset: brute force, in blocks.
 
 Each row is compared with each known row: 2 x rows x known rows x dimensions floating-point operations.
-The cosine is that of the stored float16 vectors, without rounding errors that matter: float32 decides where it is
-clear, and float64 where it is close to the threshold. So the answer depends on no block, order or machine.
+Rounding errors do not affect whether a cosine of the stored float16 vectors reaches the threshold: float32 decides the
+clear cases, and float64 those close to the threshold. So the result does not depend on the blocks, the order or the
+machine.
 """
 
 import json
@@ -46,7 +47,7 @@ class SharedVectors:
     file: DataFile
 
     def near(self, vectors: Halves, threshold: float) -> Mask:
-        """For each vector [rows, dim], whether its cosine with any in the file is at least `threshold`. [rows]."""
+        """For each vector [rows, dim], whether its cosine with any in the file is at least `threshold`: bool [rows]."""
         found = np.zeros(len(vectors), np.bool_)
         known = _open(local_keys(self.store, self.file), self.num_vectors, self.dim)
         for start in range(0, len(vectors), _BLOCK_ROWS):
@@ -58,7 +59,7 @@ class SharedVectors:
 def near_vectors(
     vectors: Halves, known: Halves, threshold: float
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
-    """All pairs whose cosine is at least `threshold`, in parts: (which of `vectors`, which of `known`, cosine)."""
+    """All pairs whose cosine is at least `threshold`, in parts: (indices in `vectors`, indices in `known`, cosines)."""
     margin = _margin(vectors.shape[1])
     for first in range(0, len(vectors), _BLOCK_ROWS):
         mine = vectors[first : first + _BLOCK_ROWS]
@@ -95,7 +96,7 @@ def _near(vectors: Halves, known: Halves, threshold: float) -> Mask:
 
 
 def unit(vectors: Halves) -> Floats:
-    """float16 [..., dim] -> float32 [..., dim] of length 1, which undoes most of the rounding to float16."""
+    """Vectors, float16 [..., dim], as float32 [..., dim] of length 1, which undoes most of the rounding to float16."""
     floats = vectors.astype(np.float32)
     floats /= np.sqrt(np.einsum("...i,...i->...", floats, floats))[..., None]
     return floats
@@ -109,12 +110,12 @@ def exact_cosines(one: Halves, other: Halves) -> npt.NDArray[np.float64]:
 
 
 def read_vectors(column: pa.ChunkedArray) -> tuple[Halves, Mask]:
-    """(float16 [rows, dim], which rows have an embedding [rows]): one that is not null, zero, NaN or infinite."""
+    """(embeddings, float16 [rows, dim]; mask of the usable ones [rows]): not null, not zero, no NaN, no infinity."""
     array = column.combine_chunks()
     is_valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
     values = array.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)
     vectors = np.zeros((len(array), array.type.list_size), np.float16)
-    vectors[is_valid] = values.reshape(-1, array.type.list_size)  # `flatten` leaves out the lists that are null
+    vectors[is_valid] = values.reshape(-1, array.type.list_size)  # `flatten` skips null lists
     usable: Mask = np.logical_and(np.all(np.isfinite(vectors), axis=1), np.any(vectors, axis=1))
     return vectors, usable
 
@@ -126,7 +127,7 @@ def column_of(kind: EmbeddingKind, alias: str) -> str:
 
 
 def models_in(schema: pa.Schema) -> list[str]:
-    """Aliases of the models whose embeddings of pictures a dataset has."""
+    """Aliases of the models whose picture embeddings a dataset has."""
     prefix = score_column_names("").image_embedding
     return [
         field.name.removeprefix(prefix) for field in schema if is_embedding(field) and field.name.startswith(prefix)
@@ -135,9 +136,9 @@ def models_in(schema: pa.Schema) -> list[str]:
 
 @contextmanager
 def shared_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, alias: str) -> Iterator[SharedVectors]:
-    """The known embeddings, as long as the context lasts. `own`: shards with embeddings by the model `alias`.
+    """Share the known embeddings in a file while the context lasts. `own`: shards with embeddings by the model `alias`.
 
-    Raises KnownError if the other dataset has none by the same weights, or too many.
+    Raises KnownError if the other dataset has no embeddings made with the same weights, or too many.
     """
     other = open_vectors(store, own, known, kind, alias)
     column = column_of(kind, known.other_model or alias)
@@ -158,27 +159,28 @@ def shared_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, 
 
 
 def open_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, alias: str) -> KnownDataset:
-    """The other dataset, with the embeddings. Raises KnownError if it has none by the same weights."""
+    """Open the other dataset. Raises KnownError if it has no embeddings made with the same weights, or too many."""
     rows = KnownRows(path=known.path, rows="kept" if known.rows == "kept" else "pairs", subset=known.subset)
     other_alias, theirs = known.other_model or alias, Store(known.path, store.files.s3)
     try:
         other = KnownDataset.open(theirs, rows, [column_of(kind, other_alias)])
     except KnownError as error:
         raise KnownError(
-            f"{error}: name the alias of the same model there with other_model, or add it with embed --add-model"
+            f"{error}: give that dataset's alias of the same model with other_model, or add the model there with "
+            "embed --add-model"
         ) from None
     if (mine := weights_of(own, alias)) is None or mine != weights_of(other.chunk, other_alias):
         raise KnownError(
-            f"{known.path}: its embeddings {other_alias!r} were not made by the weights of {alias!r} here; embed its "
+            f"{known.path}: its embeddings {other_alias!r} were not made with the weights of {alias!r} here; embed its "
             "pictures with that model first"
         )
     if known.subset is None and known.rows != "kept" and other.chunk.num_rows > 2 * MAX_VECTORS:
-        raise _too_many(known)  # before they are read
+        raise _too_many(known)  # before the embeddings are read
     return other
 
 
 def weights_of(chunk: Chunk, alias: str) -> str | None:
-    """SHA-256 of a model's weights, from the file with its columns; None if no file says."""
+    """SHA-256 of a model's weights, from the file with its columns; None if no file records it."""
     shard = chunk.shards[0]
     for name in (shard.pairs, *shard.columns):
         metadata = read_schema(chunk.store, name).metadata or {}
@@ -190,8 +192,8 @@ def weights_of(chunk: Chunk, alias: str) -> str | None:
 
 def _too_many(known: Known) -> KnownError:
     return KnownError(
-        f"{known.path} has more than {MAX_VECTORS:,} embeddings, each of which is compared with each row: choose a "
-        "subset of it, or put both datasets into one and use dedup by embedding"
+        f"{known.path} has more than {MAX_VECTORS:,} embeddings, too many to compare each one with every row: choose a "
+        "subset of it, or combine both datasets into one and use dedup by embedding"
     )
 
 
@@ -201,11 +203,11 @@ def _open(path: str, num_vectors: int, dim: int) -> Halves:
 
 
 def chosen_model(schema: pa.Schema, alias: str | None) -> str:
-    """The alias of a model that the dataset has; None: of its only one. Raises KnownError."""
+    """The alias of a model that the dataset has; for None, the alias of its only model. Raises KnownError."""
     models = models_in(schema)
     if alias is None and len(models) == 1:
         return models[0]
     if alias in models:
         return str(alias)
-    which = "say which with model" if alias is None else f"there is no model {alias!r}"
+    which = "choose one with model" if alias is None else f"there is no model {alias!r}"
     raise KnownError(f"{which}; the dataset has embeddings by: {', '.join(models) or 'none'}")

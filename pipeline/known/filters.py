@@ -1,6 +1,6 @@
 """Turns datasets and lists into files of keys, in bounded memory: 64 MB, plus one batch of values.
 
-Needs disk for 8 bytes per value and as much again per different value.
+Needs 8 bytes of disk per value, and another 8 per distinct value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +28,11 @@ class Collected:
 
 @contextmanager
 def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> Iterator[Collected]:
-    """Read all sources. Scratch files are in `store`, and go with the context. `output`: see `open_source`.
+    """Read all sources. Scratch files are in `store` and are deleted with the context. `output`: see `open_source`.
 
     Raises KnownError for a source that cannot be used.
     """
-    opened = [open_source(known, store.files, output) for known in lists]  # all of them, before hours of reading
+    opened = [open_source(known, store.files, output) for known in lists]  # open all of them before hours of reading
     collectors: dict[FilterId, Collector] = {}
     with ExitStack() as scratch:
         sources = []

@@ -1,8 +1,9 @@
 """Finds which hashes are near any hash of a list, such as a public list of known pictures.
 
 Multi-index hashing (Norouzi, Punjani and Fleet 2012, "Fast search in Hamming space with multi-index hashing"): hashes
-are cut into slots, so that two hashes within the distance differ in at most r bits of one of them. For each slot, the
-list is sorted by the slot's value, and each hash looks up its own value and all those that differ in up to r bits.
+are cut into slots, and two hashes within the distance differ in at most r bits in at least one slot. For each slot, the
+list is sorted by the slot's value, and each hash looks up its own value and all values that differ from it in up to r
+bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,14 +25,14 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 _NIBBLES[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
 
 _PROBED_ROWS = 1 << 12
-"""Hashes that are looked up at a time, so that the candidates of a list of a million fit into memory."""
+"""Number of hashes looked up at a time: their candidates in a list of a million hashes fit into memory."""
 _CANDIDATES = 1 << 22
-"""Candidates that are compared at a time, unless a single hash has more: 130 bytes for each."""
+"""Number of candidates compared at a time, unless a single hash has more: 130 bytes each."""
 
 
 def hash_words(digits: pa.ChunkedArray | pa.Array, words: int) -> Words:
-    """Hex digits, 16 per word and in either case, as uint64 [rows, words]. Raises ValueError for anything else, and for
-    null."""
+    """Hashes in hex digits, 16 per word in either case, as uint64 [rows, words]. Raises ValueError for anything else,
+    and for null."""
     array = digits.combine_chunks() if isinstance(digits, pa.ChunkedArray) else digits
     if array.null_count:
         raise ValueError("a hash is null")
@@ -43,23 +44,23 @@ def hash_words(digits: pa.ChunkedArray | pa.Array, words: int) -> Words:
         return np.zeros((0, words), np.uint64)
     nibbles = _NIBBLES[np.frombuffer(array.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]]
     if (nibbles == 255).any():
-        raise ValueError("a hash has other characters than hex digits")
+        raise ValueError("a hash contains characters that are not hex digits")
     return (nibbles[0::2] << 4 | nibbles[1::2]).view(">u8").astype(np.uint64).reshape(-1, words)
 
 
 @dataclass(frozen=True)
 class HashIndex:
-    """A list of hashes that others are looked up in."""
+    """An index of a list of hashes, which finds those near other hashes."""
 
     words: Words
     distance: int
     slots: int
     tables: Sequence[tuple[U64, npt.NDArray[np.int64]]]
-    """For each slot: the values of the list's hashes, sorted, and which hashes have them."""
+    """For each slot: the slot's values in the list's hashes, sorted, and the indices of these hashes."""
 
     @classmethod
     def of(cls, words: Words, distance: int) -> "HashIndex":
-        """Index a list. `distance`: in bits, the greatest that counts as near."""
+        """Index a list. `distance`: the largest number of differing bits that counts as near."""
         slots = _cheapest_slots(words.shape[1], distance, len(words))
         values = [_slot(words, slots, slot) for slot in range(slots)]
         orders = [np.argsort(each, kind="stable") for each in values]
@@ -67,7 +68,7 @@ class HashIndex:
         return cls(words, distance, slots, tables)
 
     def has_near(self, words: Words) -> npt.NDArray[np.bool_]:
-        """For each hash of uint64 [rows, words], whether any of the list is within the distance: bool [rows]."""
+        """For each hash, uint64 [rows, words], whether any hash of the list is within the distance: bool [rows]."""
         parts = [self._has_near(words[at : at + _PROBED_ROWS]) for at in range(0, len(words), _PROBED_ROWS)]
         return np.concatenate([np.zeros(0, np.bool_), *parts])
 
@@ -80,8 +81,8 @@ class HashIndex:
         return found
 
     def near_pairs(self, words: Words) -> Iterator[tuple[Indices, Indices, Indices]]:
-        """All pairs within the distance, in parts: (which of `words`, which of the list, bits). A pair may come more
-        than once."""
+        """All pairs within the distance, in parts: (indices in `words`, indices in the list, differing bits). A pair
+        can occur more than once."""
         for start in range(0, len(words), _PROBED_ROWS):
             block = words[start : start + _PROBED_ROWS]
             for slot in range(self.slots):
@@ -90,13 +91,13 @@ class HashIndex:
                         yield asking + start, listed, bits
 
     def _flips(self) -> Iterator[np.uint64]:
-        """The differences in a slot that are looked up."""
+        """The bit patterns by which a looked-up value can differ in a slot."""
         return _flips(self.words.shape[1] * 64 // self.slots, self.distance // self.slots)
 
     def _probe(
         self, words: Words, rows: Indices, slot: int, flips: np.uint64
     ) -> Iterator[tuple[Indices, Indices, Indices]]:
-        """The near ones among the hashes that differ from these rows in a slot in exactly these bits."""
+        """The near pairs of these rows and hashes of the list that differ from them by exactly `flips` in this slot."""
         sorted_values, order = self.tables[slot]
         probed = _slot(words[rows], self.slots, slot) ^ flips
         first = np.searchsorted(sorted_values, probed)
@@ -112,7 +113,7 @@ class HashIndex:
 
 
 def _slot(words: Words, slots: int, slot: int) -> U64:
-    """The value of a slot of each hash."""
+    """The value of one slot in each hash."""
     width = words.shape[1] * 64 // slots
     word, shift = divmod(slot * width, 64)
     value = words[:, word] >> np.uint64(shift)
@@ -120,14 +121,14 @@ def _slot(words: Words, slots: int, slot: int) -> U64:
 
 
 def _flips(width: int, radius: int) -> Iterator[np.uint64]:
-    """All values of `width` bits of which at most `radius` are set."""
+    """All values of `width` bits with at most `radius` bits set."""
     for size in range(radius + 1):
         for bits in combinations(range(width), size):
             yield np.uint64(sum(1 << bit for bit in bits))
 
 
 def _cheapest_slots(words: int, distance: int, listed: int) -> int:
-    """The number of slots with the fewest look-ups and candidates for each hash."""
+    """The number of slots with the fewest look-ups and candidates per hash."""
 
     def cost(slots: int) -> float:
         width, radius = words * 64 // slots, distance // slots

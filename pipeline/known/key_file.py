@@ -1,9 +1,9 @@
-"""Reads and writes files of sorted 64-bit keys, and looks many keys up at once.
+"""Reads and writes files of sorted 64-bit keys, and looks up many keys at once.
 
 16 bytes   MAGIC
 uint64     number of keys
-uint64     b, so that there are 2^b buckets: all keys that have the first b bits in common
-uint64[]   the different keys, ascending
+uint64     b: there are 2^b buckets, each with all keys that share the same first b bits
+uint64[]   the distinct keys, ascending
 uint64[]   for each bucket, the number of keys before it; then the number of keys: 2^b + 1 numbers
 
 All numbers are little-endian. Buckets have 8 to 16 keys on average, so a key takes 68 to 72 bits. A lookup reads two
@@ -49,7 +49,7 @@ def write_keys(file: IO[bytes], in_order: Iterable[Keys]) -> int:
 
 
 def bucket_bits(num_keys: int) -> int:
-    """How many of a key's first bits say in which bucket it is."""
+    """The number of leading bits of a key that determine its bucket."""
     return max(0, (num_keys - 1) // MAX_BUCKET_KEYS).bit_length()
 
 
@@ -58,13 +58,13 @@ class KeyFile:
     """An open file, mapped into memory: all processes of a machine share its pages."""
 
     keys: Keys
-    """The different keys, ascending."""
+    """The distinct keys, ascending."""
     starts: Keys
     """For each bucket, the index of its first key; then the number of keys."""
 
     @classmethod
     def open(cls, path: str) -> "KeyFile":
-        """Map a local file. Raises KnownError if it is not a whole file of keys."""
+        """Map a local file. Raises KnownError if it is not a complete file of keys."""
         with open(path, "rb") as file:
             header, num_bytes = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
         if len(header) == HEADER_BYTES and header.startswith(MAGIC):
@@ -72,7 +72,7 @@ class KeyFile:
             if bits == bucket_bits(num_keys) and num_bytes == HEADER_BYTES + 8 * (num_keys + (1 << bits) + 1):
                 starts = _mapped(path, HEADER_BYTES + 8 * num_keys, (1 << bits) + 1)
                 return cls(_mapped(path, HEADER_BYTES, num_keys), starts)
-        raise KnownError(f"{path} is damaged: it is not a whole file of known keys")
+        raise KnownError(f"{path} is damaged: it is not a complete file of known keys")
 
     def __len__(self) -> int:
         """Number of keys."""
@@ -97,6 +97,6 @@ class KeyFile:
 
 
 def _mapped(path: str, offset: int, count: int) -> Keys:
-    if not count:  # nothing cannot be mapped
+    if not count:  # an empty range cannot be mapped
         return np.zeros(0, np.uint64)
     return np.asarray(np.memmap(path, "<u8", "r", offset, (count,)))

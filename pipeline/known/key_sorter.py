@@ -1,4 +1,4 @@
-"""Sorts any number of keys in bounded memory, and removes repeated ones."""
+"""Sorts any number of keys in bounded memory and removes duplicates."""
 
 from collections.abc import Iterator, Sequence
 from typing import IO
@@ -8,9 +8,9 @@ import numpy as np
 from pairmill.pipeline.known.keys import Keys
 
 RUN_KEYS = 1 << 23
-"""Keys that are sorted in memory at a time: 64 MB."""
+"""Number of keys sorted in memory at a time: 64 MB."""
 PARTS = 256
-"""Ranges of keys. One range of all runs is merged in memory: 64 MB for two billion keys, if they are hashes."""
+"""Number of key ranges. One range at a time is merged in memory: 64 MB for two billion keys, if they are hashes."""
 
 
 class KeySorter:
@@ -21,17 +21,17 @@ class KeySorter:
         self._scratch = scratch
         self._waiting: list[Keys] = []
         self._num_waiting = 0
-        self._runs: list[tuple[int, Keys]] = []  # (byte offset of the run, where each of its ranges begins)
+        self._runs: list[tuple[int, Keys]] = []  # (byte offset of the run, start of each of its ranges)
 
     def add(self, keys: Keys) -> None:
-        """Take keys, of shape (any,)."""
+        """Add keys [n]."""
         self._waiting.append(keys)
         self._num_waiting += len(keys)
         if self._num_waiting >= RUN_KEYS:
             self._write_run()
 
     def in_order(self) -> Iterator[Keys]:
-        """The different keys in ascending order, in blocks."""
+        """The distinct keys in ascending order, in blocks."""
         if not self._runs:
             yield self._take_sorted()
             return
@@ -57,7 +57,7 @@ class KeySorter:
 
 
 def _sorted(parts: Sequence[Keys]) -> Keys:
-    """The different keys, ascending. Like `np.unique`, with a third of its memory."""
+    """The distinct keys, ascending. Like `np.unique`, with a third of its memory."""
     keys = np.concatenate([np.zeros(0, np.uint64), *parts])
     keys.sort()
     is_new = np.ones(len(keys), np.bool_)

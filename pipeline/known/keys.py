@@ -1,14 +1,14 @@
 """Turns values into 64-bit keys, which take a fraction of the space of a URL and sort as integers.
 
-uid       the first 64 bits of the SHA-256 of its 32 lower-case digits (uids of users may be consecutive numbers)
-url       the first 64 bits of the SHA-256 of its UTF-8 bytes, without white space around it, otherwise exactly as given
+uid       the first 64 bits of the SHA-256 of its 32 lower-case digits (users' own uids may be consecutive numbers)
+url       the first 64 bits of the SHA-256 of its UTF-8 bytes, exactly as given except for surrounding white space
 sha256    its first 64 bits
 md5       its first 64 bits
 phash     the hash itself
 pdq       the hash itself: four words of 64 bits
 
-Two URLs share a key by chance with a probability of 2^-64: with a billion known URLs, a new one is taken for known with
-a probability of 5e-11.
+Two URLs share a key by chance with a probability of 2^-64: with a billion known URLs, a new one is mistaken for a known
+one with a probability of 5e-11.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ PDQ_QUALITY = "pdq_quality"
 
 
 def columns_of(kind: ValueKind) -> frozenset[str]:
-    """The columns of a dataset that `row_keys` reads, as far as the dataset has them."""
+    """The columns that `row_keys` reads if the dataset has them."""
     return frozenset({kind, PDQ_QUALITY}) if kind == "pdq" else frozenset({kind})
 
 
 def row_keys(kind: ValueKind, rows: pa.Table) -> tuple[Keys, Mask]:
-    """The same as `lookup_keys` for the rows of a dataset. PDQ hashes of low quality are no values."""
+    """Like `lookup_keys`, for the rows of a dataset. PDQ hashes of low quality do not count as values."""
     keys, has_value = lookup_keys(kind, rows[kind])
     if kind == "pdq" and PDQ_QUALITY in rows.column_names:
         has_value &= rows[PDQ_QUALITY].fill_null(0).to_numpy() >= MIN_QUALITY
@@ -45,10 +45,10 @@ def row_keys(kind: ValueKind, rows: pa.Table) -> tuple[Keys, Mask]:
 
 
 def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Keys, Mask]:
-    """(key of each row [rows], or [rows, PDQ_WORDS]; which rows have a value [rows]). Keys of other rows are zero.
+    """(key of each row [rows] or [rows, PDQ_WORDS], mask of the rows with a value [rows]). Keys of other rows are zero.
 
-    `column`: as datasets store it; null and blank URLs are no values. Raises ValueError for anything but hex digits of
-    the right length where they are expected.
+    `column`: as datasets store it; null, empty text and blank URLs do not count as values. Raises ValueError as
+    `keys_of` does.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     array = pc.utf8_trim_whitespace(array) if kind == "url" else array
@@ -63,12 +63,13 @@ def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Ke
 
 
 def keys_of(kind: ValueKind, values: pa.Array) -> Keys:
-    """The keys of values without null, in their canonical form: URLs without white space around them, digests in hex,
-    uids without hyphens and in lower case. Raises ValueError for anything but hex digits of the right length."""
+    """The keys of values without nulls, in canonical form: URLs without surrounding white space, digests in hex, uids
+    without hyphens and in lower case. Raises ValueError for digests and uids of the wrong length, and for digests that
+    are not hex digits."""
     if kind == "url":
         return _sha256_keys(values.cast(pa.large_binary()).to_pylist())
     if not pc.all(pc.equal(pc.binary_length(values), HEX_DIGITS[kind])).as_py() and len(values):
-        raise ValueError(f"a {kind} has {HEX_DIGITS[kind]} hex digits")
+        raise ValueError(f"a {kind} must have {HEX_DIGITS[kind]} hex digits")
     if kind == "pdq":
         return hash_words(values, PDQ_WORDS)
     if kind == "uid":
@@ -77,7 +78,7 @@ def keys_of(kind: ValueKind, values: pa.Array) -> Keys:
 
 
 def digest_keys(digests: pa.Array) -> Keys:
-    """The first 64 bits of digests in hex, all of one length, without null."""
+    """The first 64 bits of digests in hex, all of the same length, without nulls."""
     if not len(digests):
         return np.zeros(0, np.uint64)
     raw = bytes.fromhex("".join(digests.to_pylist()))

@@ -1,4 +1,4 @@
-"""Defines the error of a list or dataset of known rows that cannot be used."""
+"""Defines the error for a list or dataset of known rows that cannot be used."""
 
 from pairmill.schemas.errors import FailureKind, PairmillError
 

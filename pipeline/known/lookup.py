@@ -26,18 +26,18 @@ class Lookup(Protocol):
 
 
 class Collector(Protocol):
-    """Takes values, and writes the file."""
+    """Collects values and writes the file."""
 
     def add(self, keys: Keys) -> None:
-        """Take keys, in any order."""
+        """Add keys, in any order."""
 
     def write(self, file: IO[bytes]) -> int:
-        """Write the file, which must be empty. Returns the number of different values."""
+        """Write the file, which must be empty. Returns the number of distinct values."""
 
 
 @dataclass(frozen=True, order=True)
 class FilterId:
-    """What a file has: values of one kind, that are compared with one distance."""
+    """Identifies a file: values of one kind, compared with one distance."""
 
     kind: ValueKind
     distance: int = 0
@@ -49,11 +49,11 @@ class FilterId:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The kind and distance, for messages."""
         return f"{self.kind} within {self.distance} bits" if self.distance else self.kind
 
     def collector(self, scratch: IO[bytes]) -> Collector:
-        """An empty collector. `scratch`: a temporary file for it."""
+        """An empty collector. `scratch`: a temporary file for its keys."""
         return _Hashes([]) if self.kind == "pdq" else _Keys(self.band, KeySorter(scratch))
 
     def open(self, path: str) -> Lookup:
@@ -76,7 +76,7 @@ class _Keys:
     sorter: KeySorter
 
     def add(self, keys: Keys) -> None:
-        """Rotate and sort them."""
+        """Rotate the keys and pass them to the sorter."""
         self.sorter.add(self.band.first(keys))
 
     def write(self, file: IO[bytes]) -> int:
@@ -91,18 +91,18 @@ class _OpenBand:
     file: KeyFile
 
     def contains(self, keys: Keys) -> Mask:
-        """Whether the file has a hash within the distance that has the same band."""
+        """For each hash, whether the file has one within the distance and with the same band."""
         return self.band.near(self.file, keys, self.distance)
 
 
 @dataclass
 class _Hashes:
-    """PDQ hashes, in memory. The file has their words, sorted."""
+    """Collects PDQ hashes in memory. The file contains their words, sorted."""
 
     parts: list[Keys]
 
     def add(self, keys: Keys) -> None:
-        """Keep them. Raises KnownError if there are too many."""
+        """Add hashes. Raises KnownError if there are too many."""
         self.parts.append(keys)
         if sum(map(len, self.parts)) > 2 * MAX_PDQ_HASHES:
             self._merge()
@@ -127,12 +127,12 @@ class _OpenHashes:
     index: HashIndex
 
     def contains(self, keys: Keys) -> Mask:
-        """Whether the list has a hash within the distance."""
+        """For each hash, whether the list has one within the distance."""
         return self.index.has_near(keys)
 
 
 def _open_hashes(path: str, distance: int) -> _OpenHashes:
     words = np.fromfile(path, "<u8").astype(np.uint64)
     if len(words) % PDQ_WORDS:
-        raise KnownError(f"{path} is damaged: it is not a whole file of hashes")
+        raise KnownError(f"{path} is damaged: it is not a complete file of hashes")
     return _OpenHashes(HashIndex.of(words.reshape(-1, PDQ_WORDS), distance))

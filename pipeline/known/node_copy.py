@@ -1,4 +1,4 @@
-"""Finds a file of keys on this machine: the file itself, or one copy per machine of an object on S3."""
+"""Provides a file of keys on this machine: the file itself or, for an object on S3, one copy per machine."""
 
 from pairmill.pipeline.common.object_cache import ObjectError, cached_object
 from pairmill.pipeline.common.storage import Store
@@ -6,11 +6,11 @@ from pairmill.pipeline.known.known_error import KnownError
 from pairmill.schemas.manifest import DataFile
 
 MAX_CACHE_BYTES = 100_000_000_000
-"""Size of the cache: eleven filters of a billion values. The files that were not used for the longest time go first."""
+"""Size of the cache: eleven filters of a billion values. The least recently used files are deleted first."""
 
 
 def local_keys(store: Store, file: DataFile) -> str:
-    """Path of a local file with these keys. Raises KnownError if it is gone, or cannot be copied."""
+    """Path of a local file with these keys. Raises KnownError if the file is gone or cannot be copied."""
     if not store.remote:
         return store.path(file.path)
     try:

@@ -37,7 +37,7 @@ class OpenFilters:
         return found
 
     def first_known(self, rows: pa.Table, kinds: Sequence[ValueKind]) -> list[ValueKind | None]:
-        """For each row, the first of these kinds by which it is known, if any."""
+        """For each row, the first of these kinds whose value is known; None if there is none."""
         first: list[ValueKind | None] = [None] * rows.num_rows
         for kind in reversed(kinds):
             if self.has(kind):
@@ -48,11 +48,11 @@ class OpenFilters:
 
 @lru_cache(maxsize=4)
 def open_filters(output: str, files: Files) -> OpenFilters:
-    """The filters of an output folder. Raises KnownError if there are none, or if they are damaged."""
+    """Open the filters of an output folder. Raises KnownError if there are none or they are damaged."""
     store = Store(output, files.s3)
     record = read_known(store)
     if record is None:
-        raise KnownError(f"{store.root} has lost its filters of known rows (the folder known/): restore it from a copy")
+        raise KnownError(f"{store.root} has lost its filters of known rows: restore the folder known/ from a copy")
     return OpenFilters([(which := _id(each), which.open(local_keys(store, each.file))) for each in record.filters])
 
 

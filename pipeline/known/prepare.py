@@ -1,4 +1,4 @@
-"""Makes the filters of a build, once: every run into the same output uses those of the first.
+"""Makes the filters of a build once: every run into the same output uses the filters of the first run.
 
 known/known.json           the record, written last and create-only
 known/KIND.ATTEMPT.keys    one file of keys per kind of value
@@ -24,10 +24,10 @@ _NOUNS = {"uid": "uid", "url": "URL", "sha256": "SHA-256", "md5": "MD5", "phash"
 
 
 def prepared(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
-    """The record of the filters that are there, or of new ones.
+    """The record of the existing filters, or of new ones.
 
-    Raises KnownError if a source cannot be used, or if there are filters and a list is another one or has changed
-    since. A dataset may have changed, unless it has another path now: its rows of then count.
+    Raises KnownError if a source cannot be used, or if filters exist and a list was replaced or has changed since they
+    were made. A dataset at the same path may have changed: the rows it had then count.
     """
     if (record := read_known(store)) is None:
         begun = bool(store.list("plan"))  # before the second look, because another run writes its plan last
@@ -42,16 +42,17 @@ def prepared(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
 
 
 def _check_same(store: Store, lists: Sequence[KnownRows], record: KnownRecord) -> None:
-    """Raise KnownError unless the filters were made from these sources. Lists may have moved."""
-    other = "give another output folder, or the settings of then"
+    """Raise KnownError unless the filters were made from these sources. Sources may have moved."""
+    other = "give another output folder, or the original settings"
     if [_without_path(known) for known in lists] != [_without_path(source.known) for source in record.sources]:
         raise KnownError(f"{store.root} was begun with other known rows (see {RECORD}): {other}")
     for known, then in zip(lists, record.sources, strict=True):
         if then.is_dataset and known.path == then.known.path:
-            continue  # it may have grown, or be gone
+            continue  # it may have grown or be gone
         if open_source(known, store.files, store.root).fingerprint != then.fingerprint:
             raise KnownError(
-                f"{known.path} has changed since {store.root} was begun: give another output, or what it was then"
+                f"{known.path} has changed since {store.root} was begun: give another output folder, or restore its "
+                "original content"
             )
 
 
@@ -99,7 +100,7 @@ def _made(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
 
 
 def _remove_strays(store: Store, record: KnownRecord) -> None:
-    """Delete the files of attempts that did not finish, and never will: there can be no second record."""
+    """Delete the files of attempts that did not finish and never will: there can be no second record."""
     named = {RECORD, *(each.file.path for each in record.filters)}
     for name in store.list(FOLDER):
         if f"{FOLDER}/{name}" not in named:

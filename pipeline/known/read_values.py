@@ -1,4 +1,4 @@
-"""Checks values as lists have them, and turns them into keys. Counts what is not a value."""
+"""Checks the values of lists and turns them into keys. Counts lines and rows without a value."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,22 +16,22 @@ _SHA256 = r"^[0-9a-fA-F]{64}$"
 _UUID = r"^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 _FORMS: dict[ValueKind, str] = {kind: f"^[0-9a-fA-F]{{{digits}}}$" for kind, digits in HEX_DIGITS.items()} | {
     "uid": f"^[0-9a-fA-F]{{32}}$|{_UUID}"
-}  # as source/uid.py accepts it
+}  # the same forms as in source/uid.py
 
 
 @dataclass
 class Tally:
-    """What was read from one list or dataset."""
+    """Counts of what was read from one list or dataset."""
 
     values: Counter[ValueKind] = field(default_factory=Counter)
-    """Kind -> values."""
+    """Kind -> number of values."""
     unused: Counter[str] = field(default_factory=Counter)
-    """Reason -> lines or rows without a value."""
+    """Reason -> number of unused lines, rows, files or shards."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where values are in a list, for messages."""
+    """The position of values in a list, for messages."""
 
     path: str
     unit: str
@@ -47,10 +47,10 @@ class Position:
 
 
 def list_keys(kind: ValueKind, texts: pa.Array, position: Position, tally: Tally, must_be_urls: bool) -> Keys:
-    """The keys of a list's values. Null and blank ones are counted, not used. URLs may also be given as their SHA-256.
+    """The keys of a list's values. Null and blank ones are only counted. URLs may also be given as their SHA-256.
 
-    `must_be_urls`: refuse text without `://` among URLs; otherwise it is a URL that nothing will ever equal. Raises
-    KnownError, with the line or row, for what is not a value of this kind.
+    `must_be_urls`: for URLs, refuse text without `://`; otherwise such text counts as a URL that matches nothing.
+    Raises KnownError, naming the line or row, for text that is not a value of this kind.
     """
     texts = pc.utf8_trim_whitespace(texts)
     is_value = pc.not_equal(texts, "").fill_null(False)

@@ -26,7 +26,7 @@ class SharedKeys:
     store: Store
     which: FilterId
     values: int
-    """Number of different values."""
+    """Number of distinct values."""
     file: DataFile
 
     def contains(self, rows: pa.Table) -> Mask:
@@ -39,9 +39,9 @@ class SharedKeys:
 
 @contextmanager
 def shared_keys(store: Store, known: KnownRows) -> Iterator[tuple[KnownSource, list[SharedKeys]]]:
-    """The values of one source, as long as the context lasts. `store`: the dataset whose rows are compared.
+    """Share the values of one source in files while the context lasts. `store`: the dataset whose rows are compared.
 
-    Raises KnownError for a source that cannot be used.
+    Raises KnownError if the source cannot be used.
     """
     with ExitStack() as files, collected(store, [known], None) as found:
         keys = []
@@ -54,7 +54,7 @@ def shared_keys(store: Store, known: KnownRows) -> Iterator[tuple[KnownSource, l
 
 @contextmanager
 def shared_file(store: Store, file: IO[bytes]) -> Iterator[str]:
-    """Name of a `store.new_file()` for workers: the file itself, or on S3 a temporary object."""
+    """The name by which workers read a `store.new_file()`: the file itself or, on S3, a temporary object."""
     if not store.remote:
         yield file.name.removeprefix(f"{store.root}/")
         return

@@ -1,4 +1,4 @@
-"""Opens what a job calls known: a dataset, or one or many lists."""
+"""Opens a source of known rows: a dataset, or one or more lists."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -28,30 +28,30 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies its content."""
+        """A text that changes with the content of the source."""
 
     def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
-        """(kind, keys) of its values, repeated ones included, in batches. Counts them. Raises KnownError."""
+        """(kind, keys) of its values, in batches, including duplicates. Counts them in `tally`. Raises KnownError."""
 
 
 @dataclass(frozen=True)
 class ListFiles:
-    """One or several list files."""
+    """One or more list files."""
 
     known: KnownRows
     files: Files
     paths: Sequence[str]
     others: int
-    """Files at the path that are no lists."""
+    """Number of files at the path that are not lists."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the fingerprints of all files, in any order."""
+        """A hash of the fingerprints of all files, regardless of their order."""
         each = sorted(map(self.files.fingerprint, self.paths))
         return hashlib.blake2b("\n".join(each).encode(), digest_size=16).hexdigest()
 
     def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
-        """Read one file after the other."""
+        """(kind, keys) of the values of all files, one file after another. Raises KnownError."""
         if self.others:
             tally.unused["file of another format"] += self.others
         for path in self.paths:
@@ -65,18 +65,18 @@ class ListFiles:
     def _text_kind(self, path: str) -> ValueKind:
         kinds = self.known.by or ["url"]
         if len(kinds) > 1:
-            raise KnownError(f"{path} is a text file, with one kind of value: name that alone with by")
+            raise KnownError(f"{path} is a text file, which has one kind of value: give only that kind with by")
         return kinds[0]
 
 
 def open_source(known: KnownRows, files: Files, output: str | None) -> Source:
-    """Open a source. `output`: a dataset that is being made, whose own rows must not count as known.
+    """Open a source. `output`: the dataset that is being built; its own rows must not count as known.
 
-    Raises KnownError if there is no such source, or if it is the output itself.
+    Raises KnownError if there is no such source or it is the output itself.
     """
     path = known.path
     if output is not None and (path == output or is_inside(path, output)):
-        raise KnownError(f"{path} is the output itself, whose own rows are never known")
+        raise KnownError(f"{path} is the output itself; its own rows never count as known")
     if is_remote(path) and not path.startswith(S3_SCHEMES):
         raise KnownError(f"{path} cannot be read: give a local path or s3://")
     try:

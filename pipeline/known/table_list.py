@@ -1,4 +1,4 @@
-"""Reads lists in tables: Parquet, CSV and TSV."""
+"""Reads lists that are tables: Parquet, CSV and TSV."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import MAX_LINE_BYTES, Files
-from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.known.keys import Keys
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.read_values import Position, Tally, list_keys
@@ -21,8 +21,8 @@ _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error)  # Arrow 
 
 
 def read_table_list(files: Files, path: str, known: KnownRows, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
-    """(kind, keys) of a table's values, in batches. Raises KnownError if the table has no such column or is damaged,
-    and, with the row, if a value is not of its kind."""
+    """(kind, keys) of a table's values, in batches. Raises KnownError if the table lacks a column or is damaged and,
+    naming the row, if a value is not of the expected kind."""
     first = 1
     try:
         with files.open_decompressed(path) as file:
@@ -50,12 +50,12 @@ def _columns(path: str, names: Sequence[str], known: KnownRows) -> Mapping[Value
         found[kind] = name
     if not found:
         wanted = " or ".join(map(repr, DEFAULT_KINDS))
-        raise KnownError(f"{path} has no column {wanted}: say with by and column what to use; it has: {_shown(names)}")
+        raise KnownError(f"{path} has no column {wanted}: choose one with by and column; it has: {_shown(names)}")
     return found
 
 
 def _find(names: Sequence[str], wanted: str) -> str | None:
-    """The column of this name, or else the only one that has it in other letter case (lists of LAION have `URL`)."""
+    """The column with this name, or else the only one that differs only in case (LAION's lists have `URL`)."""
     if names.count(wanted) == 1:
         return wanted
     similar = [name for name in names if name.lower() == wanted.lower()]
@@ -73,7 +73,7 @@ def _batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.
     if _is_parquet(path):
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
-                batch.validate(full=True)  # such as that all text is UTF-8
+                batch.validate(full=True)  # for example, that all text is UTF-8
                 yield batch
         return
     yield from _csv_batches(path, file, columns)
@@ -86,7 +86,9 @@ def _csv_batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator
     while rows := list(islice(records, _BATCH_ROWS)):
         for number, row in enumerate(rows, first):
             if len(row) != len(names):
-                raise KnownError(f"{path}, row {number:,}: has {len(row):,} fields, but the header has {len(names):,}")
+                raise KnownError(
+                    f"{path}, row {number:,}: has {counted(len(row), 'field')}, but the header has {len(names):,}"
+                )
         values = [pa.array([row[place] for row in rows], pa.string()) for place in places]
         for name, texts in zip(columns, values, strict=True):
             _refuse_lines(path, name, texts, first)
@@ -95,7 +97,7 @@ def _csv_batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator
 
 
 def _csv_records(path: str, file: IO[bytes]) -> Iterator[list[str]]:
-    """The fields of each record. Strict about quotes: one that is missing would make one value of many lines."""
+    """The fields of each record. Strict about quotes: a missing quote would turn many lines into one value."""
     delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
     return filter(None, csv.reader(_lines(path, file), delimiter=delimiter, strict=True))
 
@@ -104,16 +106,16 @@ def _lines(path: str, file: IO[bytes]) -> Iterator[str]:
     number = 1
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES:
-            raise KnownError(f"{path}, line {number:,}: is longer than {MAX_LINE_BYTES:,} bytes")
+            raise KnownError(f"{path}, line {number:,}: the line is longer than {MAX_LINE_BYTES:,} bytes")
         yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         number += 1
 
 
 def _refuse_lines(path: str, name: str, texts: pa.Array, first: int) -> None:
-    """No value has a line feed, unless a quote is missing before and after it."""
+    """Raise KnownError if a value contains a line feed, which can only come from missing quotes."""
     is_bad = pc.match_substring_regex(pc.utf8_trim_whitespace(texts), "[\\r\\n]")
     if is_bad.true_count:
-        raise KnownError(f"{path}, row {first + pc.index(is_bad, True).as_py():,}: a line feed in {name!r}")
+        raise KnownError(f"{path}, row {first + pc.index(is_bad, True).as_py():,}: {name!r} contains a line feed")
 
 
 def _texts(path: str, name: str, batch: pa.RecordBatch) -> pa.Array:

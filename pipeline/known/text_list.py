@@ -1,4 +1,4 @@
-"""Reads text lists: one value per line, in UTF-8. Blank lines and lines that start with # are counted, not used."""
+"""Reads text lists: one value per line, in UTF-8. Blank lines and lines that start with # are only counted."""
 
 from collections.abc import Iterator
 from typing import IO
@@ -16,7 +16,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def read_text_list(files: Files, path: str, kind: ValueKind, tally: Tally) -> Iterator[Keys]:
-    """The keys of a text file's lines, in blocks. Raises KnownError, with the line, if one is no such value."""
+    """The keys of a text file's lines, in blocks. Raises KnownError, naming the line, if one is not of this kind."""
     first = 1
     with files.open_decompressed(path) as file:
         for lines in _blocks(path, file):
@@ -33,7 +33,7 @@ def _blocks(path: str, file: IO[bytes]) -> Iterator[list[bytes]]:
         *lines, rest = (rest + data).split(b"\n")
         for at, line in enumerate((*lines, rest), number):
             if len(line) > MAX_LINE_BYTES:
-                raise KnownError(f"{path}, line {at:,}: is longer than {MAX_LINE_BYTES:,} bytes")
+                raise KnownError(f"{path}, line {at:,}: the line is longer than {MAX_LINE_BYTES:,} bytes")
         number += len(lines)
         if lines:
             yield lines
@@ -49,7 +49,7 @@ def _keys(path: str, first: int, lines: list[bytes], kind: ValueKind, tally: Tal
             comments += 1
     if comments:
         tally.unused["comment"] += comments
-        tally.unused[f"no {kind}"] -= comments  # as which the blanked lines will be counted
+        tally.unused[f"no {kind}"] -= comments  # `list_keys` will count the blanked lines here
     try:
         texts = pa.array(lines, pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:

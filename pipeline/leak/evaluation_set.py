@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.known.embeddings import column_of, read_vectors, weights_of
@@ -25,31 +26,30 @@ from pairmill.schemas.pairs import KEPT_STATUS
 
 MAX_ITEMS = 1_000_000
 Entries = npt.NDArray[np.void]
-"""What rows are compared with, from one kind: `value` (uint64 [words], or float16 [dim]), `item`, the number of the
-evaluation picture, and `way`, the index in WAYS."""
+"""Values of one kind that rows are compared with. Fields: `value` (uint64 [words] or float16 [dim]), `item` (number of
+the evaluation picture) and `way` (index in WAYS)."""
 
 
 def hash_entry(words: int) -> np.dtype[np.void]:
-    """The type of an entry of hashes."""
+    """The dtype of an entry with a hash of this many words."""
     return np.dtype([("value", "<u8", (words,)), ("item", "<i8"), ("way", "i1")])
 
 
 def vector_entry(dim: int) -> np.dtype[np.void]:
-    """The type of an entry of embeddings."""
+    """The dtype of an entry with an embedding."""
     return np.dtype([("value", "<f2", (dim,)), ("item", "<i8"), ("way", "i1")])
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The evaluation pictures, which are numbered in dataset order. Picklable."""
+    """The evaluation pictures, numbered in dataset order. Picklable."""
 
     leak: Leak
     snapshot: Snapshot
 
     @classmethod
     def open(cls, leak: Leak, files: Files) -> "EvaluationSet":
-        """The dataset as it is now. Raises StepError if there is none with finished shards, some are missing, or it is
-        empty."""
+        """Open the dataset in its current state. Raises StepError if it does not exist, is not finished or is empty."""
         try:
             snapshot = Snapshot.of(Store(leak.against, files.s3))
         except UnfinishedPurgeError:
@@ -57,20 +57,22 @@ class EvaluationSet:
         except (DatasetError, ValueError, OSError) as error:
             raise StepError(f"{error}; make a dataset of the evaluation pictures with `pairmill embed`") from None
         if missing := snapshot.unfinished_shards:
-            raise StepError(f"{leak.against} is not finished ({missing:,} shards missing): run its command again")
+            raise StepError(
+                f"{leak.against} is not finished ({counted(missing, 'shard')} missing): rerun the command that makes it"
+            )
         if not snapshot.chunk.num_rows:
             raise StepError(f"{leak.against} has no pictures to compare with")
         if snapshot.chunk.num_rows > MAX_ITEMS:
-            raise StepError(f"{leak.against} has more than {MAX_ITEMS:,} pictures: an evaluation set is smaller")
+            raise StepError(f"{leak.against} has more than {MAX_ITEMS:,} pictures, too many for an evaluation set")
         return cls(leak, snapshot)
 
     def items(self) -> pa.Table:
-        """row_id, uid, url and sha256 of all pictures, in the order of their numbers."""
+        """`row_id`, `uid`, `url` and `sha256` of all pictures, in the order of their numbers."""
         columns = ["row_id", "uid", "url", "sha256"]
         return pa.concat_tables([self.read(at, columns) for at in range(len(self.snapshot.chunk.shards))])
 
     def read(self, position: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of the rows of a shard that count."""
+        """Columns of a shard, for the rows that count."""
         shard = self.snapshot.chunk.shards[position]
         table = self.snapshot.read(shard, list(dict.fromkeys([*columns, "status"])))
         if self.leak.rows == "kept":
@@ -78,18 +80,18 @@ class EvaluationSet:
         return table.select(list(columns))
 
     def checked_vectors(self, own: Chunk, alias: str) -> str:
-        """Name of the column with embeddings by the same weights as the dataset's model `alias`. Raises StepError."""
+        """Name of the column with embeddings made with the same weights as the model `alias` here. Raises StepError."""
         other = self.leak.other_model or alias
         name = column_of("embedding", other)
         if name not in self.snapshot.schema.names:
             raise StepError(
-                f"{self.leak.against} has no embeddings by {other!r}: name the alias of the same model there with "
-                "other_model, or add it with embed --add-model"
+                f"{self.leak.against} has no embeddings by {other!r}: give that dataset's alias of the same model with "
+                "other_model, or add the model there with embed --add-model"
             )
         if (mine := weights_of(own, alias)) is None or mine != weights_of(self.snapshot.chunk, other):
             raise StepError(
-                f"{self.leak.against}: its embeddings {other!r} were not made by the weights of {alias!r} here; embed "
-                "its pictures with that model first"
+                f"{self.leak.against}: its embeddings {other!r} were not made with the weights of {alias!r} here; "
+                "embed its pictures with that model first"
             )
         return name
 
@@ -101,13 +103,14 @@ class ShardHashes:
     entries: dict[LeakKind, Entries]
     """Items are numbered within the shard."""
     items: int
+    """Number of pictures."""
     plain: int
-    """Pictures with too little to see."""
+    """Number of pictures too plain to compare by hash."""
 
 
 def shard_hashes(evaluation: EvaluationSet, position: int) -> ShardHashes:
     """Hash all pictures of a shard in all variants. Raises DatasetError for a picture that is missing or has changed,
-    because a set that was compared in part would seem clean."""
+    because a set that was only partly compared would seem clean."""
     hashes = evaluation.leak.hashes
     found: dict[LeakKind, list[Entries]] = {kind: [np.zeros(0, hash_entry(HASH_WORDS[kind]))] for kind in hashes}
     plain = 0
@@ -116,8 +119,8 @@ def shard_hashes(evaluation: EvaluationSet, position: int) -> ShardHashes:
         for item, picture in enumerate(pictures.of(position, rows)):
             if picture is None:
                 raise DatasetError(
-                    f"{evaluation.leak.against} has no picture of row {rows['row_id'][item]}: leave the hashes out of "
-                    "by, or make the evaluation set again with its pictures stored"
+                    f"{evaluation.leak.against} has no picture for row {rows['row_id'][item]}: leave the hashes out of "
+                    "by, or make the evaluation set again and store its pictures"
                 )
             luma = np.asarray(picture.convert("L"), np.uint8)
             if is_plain(luma):
@@ -137,7 +140,7 @@ def _entries(luma: npt.NDArray[np.uint8], kind: LeakKind, leak: Leak, item: int)
 
 
 def sha256_entries(items: pa.Table) -> Entries:
-    """The first 64 bits of the SHA-256 of each picture that has one."""
+    """Entries with the first 64 bits of each picture's SHA-256, for pictures that have one."""
     keys, has_value = row_keys("sha256", items)
     entries = np.zeros(int(has_value.sum()), hash_entry(1))
     entries["value"][:, 0], entries["item"] = keys[has_value], np.flatnonzero(has_value)
@@ -145,7 +148,7 @@ def sha256_entries(items: pa.Table) -> Entries:
 
 
 def vector_entries(evaluation: EvaluationSet, column: str) -> Entries:
-    """The usable embeddings of a column."""
+    """Entries with the usable embeddings in a column."""
     parts, first = [], 0
     for position in range(len(evaluation.snapshot.chunk.shards)):
         table = evaluation.read(position, [column])

@@ -1,8 +1,8 @@
-"""Collects the matches of rows with evaluation pictures in a scan, and adds up those of all shards.
+"""Collects the matches of rows with evaluation pictures in a scan, and merges those of all shards.
 
-For each evaluation picture and way, only the number of rows and the nearest one are kept, so a set of any size gives
-at most 10 matches per picture and chunk. The nearest row is the one with the lowest uid among those at the same
-distance, so the result depends on no shard size or order.
+For each evaluation picture and way, only the number of rows and the nearest row are kept, so there are at most 10
+matches per picture and chunk, whatever the size of the dataset. Among rows at the same distance, the one with the
+lowest uid counts as nearest, so the result does not depend on the size or order of the shards.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from pairmill.pipeline.select.filters import RowIndices
 MATCH = np.dtype(
     [("item", "<i8"), ("way", "i1"), ("rows", "<i8"), ("near", "<f8"), ("uid", "S32"), ("row_index", "<i8")]
 )
-"""An evaluation picture that a way found: in how many rows, and the nearest of them."""
+"""An evaluation picture found in one way: the number of rows that it was found in, and the nearest of them."""
 Matches = npt.NDArray[np.void]
 _MATCHES_AT_ONCE = 1 << 20
-"""Those of one shard that wait to be reduced to one per row: 70 MB."""
+"""Number of a shard's matches that are gathered before they are reduced to one per picture, way and row: 70 MB."""
 
 
 @dataclass(frozen=True)
 class LeakScan:
-    """Looks up all remaining rows: a scan output of (row index of each row found, the first way that found it,
-    MATCHes)."""
+    """Looks up all remaining rows. Its scan output is (row index of each row found, the first way that found it, the
+    matches)."""
 
     entries: SharedEntries
     dtypes: Sequence[np.dtype[Any]] = (np.dtype(np.int64), np.dtype(np.int8), MATCH)
 
     @property
     def columns(self) -> frozenset[str]:
-        """What is compared, and the uid."""
+        """The columns to compare, and `uid`."""
         by = self.entries.by
         return frozenset({"uid", self.entries.column}) | (frozenset() if by == "embedding" else columns_of(by))
 
@@ -61,7 +61,7 @@ class LeakScan:
 
 
 def _nearest_of_each_row(matches: Matches) -> Matches:
-    """One match per item, way and row."""
+    """The nearest match for each item, way and row."""
     if not len(matches):
         return matches
     ordered = matches[np.lexsort((matches["near"], matches["row_index"], matches["way"], matches["item"]))]
@@ -69,7 +69,7 @@ def _nearest_of_each_row(matches: Matches) -> Matches:
 
 
 def merge(matches: Matches) -> Matches:
-    """One match per item and way, in this order: rows add up, and the nearest row stays."""
+    """One match per item and way, sorted by them: the numbers of rows are added up, and the nearest row is kept."""
     if not len(matches):
         return matches
     keys = (matches["row_index"], matches["uid"], matches["near"], matches["way"], matches["item"])
@@ -81,7 +81,7 @@ def merge(matches: Matches) -> Matches:
 
 
 def _starts(ordered: Matches, names: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Which elements are the first with their values."""
+    """A mask of the elements that are the first with their values in these fields."""
     starts = np.ones(len(ordered), np.bool_)
     starts[1:] = np.any([ordered[name][1:] != ordered[name][:-1] for name in names], axis=0)
     return starts

@@ -1,4 +1,4 @@
-"""Ships what rows are compared with to the workers, as temporary files, and compares rows with them."""
+"""Shares entries with the workers in temporary files, and compares rows with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,14 +31,14 @@ class SharedEntries:
     by: LeakKind
     column: str
     limit: float
-    """The greatest distance in bits, or the least cosine."""
+    """The greatest distance in bits, or the lowest cosine, that counts as near."""
     width: int
-    """Words of a hash, or dimensions of an embedding."""
+    """Number of words of a hash, or of dimensions of an embedding."""
     file: DataFile
 
     def pairs(self, rows: pa.Table) -> Iterator[tuple[Indices, Entries, npt.NDArray[np.float64]]]:
-        """All pairs, in parts: (index of a row, the entry that it is near, how near: the distance in bits, or the
-        negative cosine, so that less is nearer). A pair may come more than once."""
+        """All pairs of a row and an entry near it, in parts: (row indices, entries, nearness). The nearness is the
+        distance in bits or the negative cosine: lower is nearer. A pair can occur more than once."""
         path = local_keys(self.store, self.file)
         if self.by == "embedding":
             entries = _read(path, vector_entry(self.width))
@@ -54,7 +54,7 @@ class SharedEntries:
 
 @contextmanager
 def shared_entries(store: Store, by: LeakKind, column: str, limit: float, entries: Entries) -> Iterator[SharedEntries]:
-    """The file, as long as the context lasts. `store`: the dataset whose rows are compared."""
+    """Share entries in a file while the context lasts. `store`: the dataset whose rows are compared."""
     width = entries.dtype["value"].shape[0]
     with store.new_file() as file:
         file.write(entries.tobytes())

@@ -1,4 +1,4 @@
-"""The step `leak`: drops the rows that overlap with an evaluation set, and says which pictures it found."""
+"""Runs the step `leak`: drops the rows that overlap with an evaluation set, and reports the pictures that it found."""
 
 import hashlib
 from bisect import bisect_right
@@ -34,7 +34,7 @@ from pairmill.schemas.leak import DEFAULT_THRESHOLD, MAX_PAIRS, Leak, LeakCounts
 from pairmill.schemas.subset import StepReport
 
 MAX_ENTRIES = 2_000_000
-"""Hashes that a scan looks rows up in: up to 300 bytes each in every process. With more, there are several scans."""
+"""Maximum number of entries in one scan: up to 300 bytes each in every process. With more, there are several scans."""
 
 OVERLAP_SCHEMA = pa.schema(
     [
@@ -59,22 +59,22 @@ class LeakStep:
     model: str = field(default="", init=False)
     """Alias of the model whose embeddings are compared."""
     overlap: pa.Table = field(default_factory=OVERLAP_SCHEMA.empty_table, init=False)
-    """The pictures found, of OVERLAP_SCHEMA."""
+    """The pictures found, with OVERLAP_SCHEMA."""
     found: LeakReport | None = field(default=None, init=False)
 
     @classmethod
     def open(cls, files: Files, leak: Leak) -> "LeakStep":
-        """Check that the evaluation set is there. Raises StepError."""
+        """Open the evaluation set. Raises StepError if it cannot be used."""
         return cls(EvaluationSet.open(leak, files))
 
     @property
     def leak(self) -> Leak:
-        """The settings."""
+        """The settings of the step."""
         return self.evaluation.leak
 
     @property
     def columns(self) -> frozenset[str]:
-        """What is compared; the embeddings only once the model is known."""
+        """The columns to compare; the column with embeddings only once the model is known."""
         names = frozenset[str]().union(*(self._columns_of(kind) for kind in self.leak.by))
         return names - {"pdq_quality"}
 
@@ -85,7 +85,7 @@ class LeakStep:
         return frozenset({column_of(kind, model)} if model else ())
 
     def check(self, schema: pa.Schema) -> None:
-        """The dataset must have the columns. Raises ExpressionError and StepError."""
+        """Check that the dataset has the columns. Raises ExpressionError and StepError."""
         if "embedding" in self.leak.by:
             try:
                 self.model = chosen_model(schema, self.leak.model)
@@ -94,10 +94,10 @@ class LeakStep:
         require_columns(schema, self.columns)
 
     def run(self, selector: Selector, number: int) -> None:
-        """Hash the evaluation pictures, and look the rows up in scans of their own, which end while the files exist.
-        Raises StepError and DatasetError for an evaluation set that cannot be used."""
+        """Hash the evaluation pictures, and look the rows up in separate scans, each of which ends before its file is
+        deleted. Raises StepError and DatasetError if the evaluation set cannot be used."""
         if self.evaluation.snapshot.store.root == selector.chunks[0].store.root:
-            raise StepError(f"{self.leak.against} is the dataset itself: name the evaluation set with against")
+            raise StepError(f"{self.leak.against} is the dataset itself: give the evaluation set with against")
         vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
         items, digests = self.evaluation.items(), list[str]()
         entries, plain = _hashes(self.evaluation, selector.tasks)
@@ -141,7 +141,7 @@ class LeakStep:
         return self.leak.hashes.get(kind, 0)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """What was found, and whether the evaluation set has changed since."""
+        """Add the overlap to the report, with the earlier digest if the evaluation set has changed since."""
         assert self.found is not None
         before = earlier.leak.blake2b if earlier and earlier.leak else None
         found = self.found.model_copy(update={"earlier_blake2b": before if before != self.found.blake2b else None})
@@ -149,7 +149,7 @@ class LeakStep:
 
 
 def _hashes(evaluation: EvaluationSet, tasks: Tasks) -> tuple[dict[LeakKind, Entries], int]:
-    """The hashes of all pictures, made by the workers; and how many pictures were too plain for that."""
+    """(hashes of all pictures, made by the workers; number of pictures that were too plain to hash)."""
     hashes = evaluation.leak.hashes
     if not hashes:
         return {}, 0
@@ -167,7 +167,8 @@ def _hashes(evaluation: EvaluationSet, tasks: Tasks) -> tuple[dict[LeakKind, Ent
 
 
 def _parts(entries: Entries) -> Iterator[Entries]:
-    """Parts of at most MAX_ENTRIES, or one picture, that hold all entries of each of their pictures."""
+    """The entries in parts of at most MAX_ENTRIES, or of a single picture. All entries of a picture are in the same
+    part."""
     start = 0
     while start < len(entries):
         end = min(start + MAX_ENTRIES, len(entries))
@@ -188,7 +189,7 @@ def _row_ways(rows: np.ndarray, ways: np.ndarray) -> np.ndarray:
 
 
 def _counts(first_ways: list[np.ndarray], matches: Matches) -> Iterator[LeakCounts]:
-    """Each way that found anything."""
+    """The counts for each way that found anything."""
     every = np.sort(np.concatenate([np.zeros(0, _ROW_WAY), *first_ways]), order=["row_index", "way"])
     is_first = np.ones(len(every), np.bool_)
     is_first[1:] = every["row_index"][1:] != every["row_index"][:-1]
@@ -200,7 +201,7 @@ def _counts(first_ways: list[np.ndarray], matches: Matches) -> Iterator[LeakCoun
 
 
 def _nearest(selector: Selector, items: pa.Table, matches: Matches) -> Iterator[LeakPair]:
-    """The nearest pairs of each way; each picture is named once, for the first way that found it."""
+    """The nearest pairs for each way. Each picture appears once, for the first way that found it."""
     _, first = np.unique(matches["item"], return_index=True)
     named = matches[first]
     ordered = named[np.lexsort((named["item"], named["near"], named["way"]))]

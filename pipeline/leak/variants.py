@@ -1,7 +1,7 @@
-"""Hashes an evaluation picture as others may have changed it: mirrored, cropped, or both.
+"""Hashes an evaluation picture in the variants in which it may appear elsewhere: mirrored, cropped, or both.
 
-A crop is found if it is near one of a grid of crops. Grids are as fine as the hash needs: between two neighbors, a
-picture moves by 2.5 to 3.3 % of its side.
+A crop is found if it is near one crop of a grid. The grids are as fine as the hashes need: two neighboring crops are
+2.5 to 3.3 % of the picture's side apart.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ VARIANTS: Sequence[Variant] = ("same", "mirrored", "cropped", "mirrored_cropped"
 HASH_WORDS: dict[LeakKind, int] = {"sha256": 1, "phash": 1, "pdq": 4}
 
 _MAX_SIDE = 256
-"""Crops are hashed from a copy of this size in pixels, which changes at most two of 64 bits."""
+"""Crops are hashed from a copy with at most this many pixels per side, which changes at most two of 64 bits."""
 
 Luma = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
@@ -29,13 +29,13 @@ Floats = npt.NDArray[np.float64]
 
 
 def is_plain(luma: Luma) -> bool:
-    """Whether there is too little to see in a picture to tell its crops from those of others."""
+    """Whether a picture is too plain to tell its crops from those of other pictures."""
     return pdq(luma).quality < MIN_QUALITY
 
 
 def variant_hashes(luma: Luma, kind: LeakKind, variants: Sequence[Variant]) -> tuple[Words, npt.NDArray[np.int8]]:
-    """The hashes of a brightness, uint8 [height, width]: (uint64 [hashes, words], the index in VARIANTS of each
-    [hashes]). The first is that of the picture itself, exactly as a build computes it from these pixels."""
+    """The hashes of a picture's brightness, uint8 [height, width]: (uint64 [hashes, words], index in VARIANTS of each
+    hash [hashes]). The first hash is that of the picture itself, exactly as a build computes it from these pixels."""
     hashes = _phashes if kind == "phash" else _pdqs
     found = [(words, VARIANTS.index(variant)) for variant in variants for words in hashes(luma, variant)]
     codes = np.array([code for _, code in found], np.int8)
@@ -52,7 +52,8 @@ def _pdqs(luma: Luma, variant: Variant) -> Iterator[Words]:
 
 
 def _phashes(luma: Luma, variant: Variant) -> Iterator[Words]:
-    """Without a crop, the hash by its definition; those of the crops all at once, because the transform is linear."""
+    """The hashes of one variant. Hashes of crops are computed all at once, which works because the transform is linear;
+    without crops, the hash is computed by its definition."""
     if "cropped" not in variant:
         pixels = np.ascontiguousarray(luma[:, ::-1]) if variant == "mirrored" else luma
         yield np.array([int(phash_of_luma(pixels), 16)], np.uint64)
@@ -63,12 +64,12 @@ def _phashes(luma: Luma, variant: Variant) -> Iterator[Words]:
         columns = _windows(small.shape[1], share, offsets)  # [offsets, 8, width]
         low = np.einsum("yaw,xbw->yxab", by_row, columns, optimize=True).reshape(-1, 8, 8)
         if variant == "mirrored_cropped":
-            low[:, :, 1::2] *= -1  # the odd frequencies are those that a mirror changes
+            low[:, :, 1::2] *= -1  # mirroring changes the sign of the odd frequencies
         yield from _bits(low)
 
 
 def _bits(low: Floats) -> Words:
-    """[hashes, 8, 8] -> [hashes, 1], as phash.py does it."""
+    """The hashes [hashes, 1] of low frequencies [hashes, 8, 8], computed as in phash.py."""
     flat = np.round(low, 3).reshape(len(low), 64)
     ordered = np.sort(flat, axis=1)
     packed = np.packbits(flat > (ordered[:, 31:32] + ordered[:, 32:33]) / 2, axis=1)
@@ -77,8 +78,8 @@ def _bits(low: Floats) -> Words:
 
 @lru_cache(maxsize=1024)
 def _windows(length: int, share: float, offsets: int) -> Floats:
-    """For each of some evenly spread windows of a side of `length` pixels, the transform to 8 frequencies: float64
-    [offsets, 8, length]."""
+    """The transforms to 8 frequencies for evenly spaced windows of a side with `length` pixels: float64 [offsets, 8,
+    length]."""
     size = share * length
     return np.stack([low_frequencies_basis(length, at, size) for at in np.linspace(0, length - size, offsets)])
 

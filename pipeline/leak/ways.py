@@ -1,4 +1,4 @@
-"""Lists the ways in which an overlap is found, in the order in which they count."""
+"""Lists the ways in which an overlap can be found, in order of precedence."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from pairmill.schemas.leak import LeakKind, Variant
 
 
 class Way(NamedTuple):
-    """What was compared, and what had been done to the evaluation picture."""
+    """The kind of value compared, and the variant of the evaluation picture."""
 
     by: LeakKind
     variant: Variant
@@ -20,7 +20,7 @@ WAYS = (
     *(Way(by, variant) for variant in VARIANTS for by in _HASHES),
     Way("embedding", "same"),
 )
-"""A row counts for the first of these that finds it. Files of matches have the index of a way."""
+"""A row counts for the first way that finds it. Entries and matches store the index of a way."""
 
 
 def way_number(by: LeakKind, variant: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""The Jinja environment of all pages. Everything that a template prints is escaped."""
+"""Provides the Jinja environment of all pages. Everything that a template prints is escaped."""
 
 from functools import cache
 
@@ -11,10 +11,11 @@ _DEFAULT_CHARS = 400
 
 @cache
 def environment() -> Environment:
-    """Templates are `NAME.html.j2` in `pipeline/pages/templates`; those of a page include `style.css` from there.
+    """The Jinja environment. Templates are `NAME.html.j2` in `pipeline/pages/templates`; whole pages include
+    `style.css` from there.
 
     Filters: `visible(max_chars)` for untrusted text or None, `count` for numbers (12,345), and `share` for fractions
-    (12.3%). A variable that a template does not get is an error.
+    (12.3%). A missing variable is an error.
     """
     made = Environment(
         loader=PackageLoader("pairmill.pipeline.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

@@ -1,4 +1,4 @@
-"""Sets of SHA-256 digests, as sorted arrays: 32 bytes each, in every process that looks values up."""
+"""Sets of SHA-256 digests as sorted arrays: 32 bytes per digest in every process that looks values up."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class DigestSet:
         """For each digest, whether it is in the set; False for None."""
         if not len(self.entries) or not digests:
             return np.zeros(len(digests), np.bool_)
-        # numpy's `S` ignores trailing zero bytes in comparisons, which is harmless because all have one length
+        # numpy's `S` ignores trailing zero bytes in comparisons, which is harmless because all have the same length
         queries = np.array([digest or b"" for digest in digests], dtype="S32")
         places = np.minimum(np.searchsorted(self.entries, queries), len(self.entries) - 1)
         found: npt.NDArray[np.bool_] = self.entries[places] == queries

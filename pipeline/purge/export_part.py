@@ -1,7 +1,7 @@
-"""Takes withdrawn rows out of one part of an export: its files have the same rows, in the same order.
+"""Removes withdrawn rows from one part of an export. All files of a part have the same rows in the same order.
 
-The rows to remove are recorded first, and the manifest of the part is written last. Whoever finds the record of a purge
-that was killed in between finishes that removal before anything else, so a part is old or new for every reader of it.
+The rows to remove are recorded first, and the manifest of the part is written last. If a purge is killed in between,
+the next one finds its record and finishes that removal before anything else.
 """
 
 import io
@@ -31,12 +31,13 @@ REMEDY = "make the export again in another folder"
 
 
 class DamagedPartError(Exception):
-    """A file of an export is missing, damaged, or not the one that was exported."""
+    """A file of an export is missing, damaged, or not the file that was exported."""
 
 
 @contextmanager
 def reading_export() -> Iterator[None]:
-    """Raise DamagedPartError for what readers raise if a file is missing or damaged. Errors of the machine pass."""
+    """Turn what readers raise for a missing or damaged file into DamagedPartError. The machine's own errors pass
+    unchanged."""
     try:
         yield
     except (DamagedManifestError, FileNotFoundError, tarfile.TarError, zipfile.BadZipFile) as error:
@@ -51,14 +52,14 @@ def reading_export() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class PartFiles:
-    """A part of an export, by the name of its manifest."""
+    """A part of an export, identified by the name of its manifest."""
 
     output: Store
     records: str
-    """Folder of the export's records."""
+    """The folder of the export's records."""
     name: str
     is_interrupted: bool
-    """Whether a killed purge has left the record of a removal."""
+    """Whether a killed purge left the record of a removal."""
 
     @classmethod
     def of(cls, output: Store, records: str) -> list["PartFiles"]:
@@ -69,13 +70,13 @@ class PartFiles:
 
     def purge(self, uids: DigestSet) -> tuple[int, ExportedPart]:
         """Remove withdrawn rows. Returns the number of rows before, and the part as it is now. Raises
-        DamagedPartError."""
+        DamagedPartError if a file cannot be read."""
         with reading_export():
             before = part = read_record(self.output, self._manifest, ExportedPart, REMEDY)
         if self.is_interrupted:
             with reading_export():
                 removal = read_record(self.output, self._removal, PartRemoval, REMEDY)
-            if removal.rows == part.rows:  # otherwise it was killed right after its end
+            if removal.rows == part.rows:  # otherwise the purge was killed right after the removal
                 part = self._remove(part, removal)
             self.output.delete(self._removal)
         self._check_sizes(part)
@@ -103,7 +104,7 @@ class PartFiles:
                 raise DamagedPartError(f"{self.output.path(name)} has {num_bytes:,} bytes, not {file.num_bytes:,}")
 
     def _withdrawn(self, part: ExportedPart, uids: DigestSet) -> list[int]:
-        """The numbers of the rows that are withdrawn, by the file that has uids."""
+        """The numbers of the withdrawn rows, according to the file with the uids."""
         with reading_export():
             (name,) = (name for name in part.files if name.endswith((".tar", ".parquet")))
             found = _uids_of(self.output, name)
@@ -121,7 +122,7 @@ class PartFiles:
         return new
 
     def _without(self, name: str, keep: Mask) -> DataFile:
-        """Rewrite a file without the rows that go, unless a killed purge has."""
+        """Rewrite a file with only the rows to keep, unless a killed purge already did."""
         with reading_export(), self.output.open(name) as source:
             rows = _num_rows(source, name)
         if rows == np.count_nonzero(keep):
@@ -155,7 +156,7 @@ def _num_rows(file: IO[bytes], name: str) -> int:
 
 
 def _copy(source: IO[bytes], target: IO[bytes], name: str, keep: Mask) -> None:
-    """Copy the rows that stay."""
+    """Copy the rows to keep."""
     if name.endswith(".tar"):
         uids = [uid_of_key(key) for key in keys_of(source)]
         source.seek(0)

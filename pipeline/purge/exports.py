@@ -1,4 +1,4 @@
-"""Takes withdrawn rows out of exports: every part is filtered by the uids of its own files."""
+"""Removes withdrawn rows from exports. Each part is filtered by the uids in its own files."""
 
 import io
 import re
@@ -23,18 +23,18 @@ from pairmill.schemas.s3 import S3Config
 
 _PART_FILE = re.compile(r"(?:metadata_|img_emb_|text_emb_)?\d+\.(?:tar|parquet|npy|npz)")
 _NUM_PAIRS = re.compile(rb"(?m)^[\d,]+ pairs?\b")
-"""In the README of an export."""
+"""The number of pairs in the README of an export."""
 
 
 def purge_exports(store: Store, uids: DigestSet, also: Sequence[str]) -> Iterator[ExportPurge]:
-    """Purge every export that the dataset knows of, and those in `also` (paths or URLs). Yields each when its parts
-    are purged, before its record says so."""
+    """Purge every export that the dataset knows of, and those in `also` (paths or URLs). Yields each outcome once the
+    parts are purged, before the export's record is updated."""
     for output in known_exports(store, also):
         yield from _purge_if_there(output, store.files.s3, uids)
 
 
 def known_exports(store: Store, also: Sequence[str]) -> list[str]:
-    """Where the exports are that the dataset knows of, and those in `also`."""
+    """The paths or URLs of the exports that the dataset knows of, and those in `also`."""
     return list(dict.fromkeys([*(note.output for note in noted_exports(store)), *also]))
 
 
@@ -42,16 +42,16 @@ def refuse_no_exports(store: Store, paths: Sequence[str]) -> None:
     """Raise JobError if one of these paths or URLs has no export, not even a damaged one."""
     for path in paths:
         if not any(_records_of(Store(path, store.files.s3))):
-            raise JobError(f"--export {path}: there is no export; give the folder that `pairmill export` wrote")
+            raise JobError(f"--export {path}: no export found; give the folder that `pairmill export` wrote")
 
 
 def _records_of(output: Store) -> tuple[bool, bool]:
-    """Whether a folder has the record of an export, and whether it has parts of one."""
+    """(whether a folder has the record of an export, whether it has parts of one)."""
     return is_export(output), bool(output.list(f"{records_folder(output)}/manifests"))
 
 
 def _purge_if_there(path: str, s3: S3Config, uids: DigestSet) -> Iterator[ExportPurge]:
-    """An export that cannot be reached or read must not keep the rest of a purge from its end."""
+    """Purge an export. One that cannot be reached or read must not keep the purge from finishing."""
     try:
         output = Store(path, s3)
         has_record, has_parts = _records_of(output)
@@ -70,7 +70,7 @@ class _ExportFiles:
         self._output, self._records = output, records_folder(output)
 
     def purge(self, uids: DigestSet) -> Iterator[ExportPurge]:
-        """Purge all that can be read, then say how it went, then describe what is left."""
+        """Purge every part that can be read, then yield the outcome, then update the files that describe the export."""
         _remove_temporary(self._output)
         try:
             with reading_export():
@@ -99,7 +99,7 @@ class _ExportFiles:
             self._describe(record.model_copy(update={"rows": rows}), parts)
 
     def _delete_unfinished(self, named: Collection[str]) -> None:
-        """Delete data files that no part names: an interrupted export has written them."""
+        """Delete data files that no part names. An interrupted export wrote them."""
         for folder in ("", "metadata", "img_emb", "text_emb"):
             for name in self._output.list(folder):
                 path = f"{folder}/{name}".lstrip("/")
@@ -119,7 +119,7 @@ class _ExportFiles:
             self._output.replace("subset.npy", data.getvalue())
 
     def _describe(self, record: ExportRecord, parts: Sequence[ExportedPart]) -> None:
-        """Rewrite the files that describe all parts, the record last."""
+        """Rewrite the files that describe all parts. The record comes last."""
         output = self._output
         if output.exists("sizes.json"):
             output.replace("sizes.json", sizes_table(_sizes(parts)))
@@ -130,7 +130,7 @@ class _ExportFiles:
 
 
 def _purge_parts(files: Sequence[PartFiles], uids: DigestSet) -> tuple[int, list[ExportedPart]]:
-    """The rows of the parts before, and the parts now. Those that cannot be read are left out."""
+    """(number of rows before, the parts as they are now). Parts that cannot be read are left out."""
     before, parts = 0, []
     for each in files:
         with suppress(DamagedPartError):
@@ -145,7 +145,7 @@ def _sizes(parts: Sequence[ExportedPart]) -> Mapping[str, int]:
 
 
 def _remove_temporary(output: Store) -> None:
-    """Delete what killed exports left in `tmp/`, on whatever machine: pictures, uids and URLs of any rows."""
+    """Delete what killed exports left in `tmp/`, on any machine: it can contain pictures, uids and URLs of any rows."""
     for name in output.list("tmp"):
         if not is_in_use(name):
             output.delete(f"tmp/{name}")

@@ -1,4 +1,4 @@
-"""Keeps withdrawn rows out of what is made later: builds that grow, retries, embedding."""
+"""Keeps withdrawn rows out of later work: growing builds, retries and embedding."""
 
 import time
 
@@ -12,11 +12,11 @@ from pairmill.pipeline.purge.matching import Matcher
 from pairmill.schemas.status import Status
 
 _CHECK_S = 10.0
-"""How often a stage looks for new requests; the commit stage does before each shard."""
+"""How often a stage checks for new requests. The commit stage checks before each shard."""
 
 
 class Gate:
-    """Gives the status `withdrawn` to rows that the ledger of an output folder withdraws. Thread-safe."""
+    """Sets the status `withdrawn` for rows that the ledger of an output folder withdraws. Thread-safe."""
 
     def __init__(self, store: Store, check_s: float = _CHECK_S) -> None:
         self._store, self._check_s = store, check_s
@@ -25,8 +25,8 @@ class Gate:
         self._checked_at = -float("inf")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The in-flight table with the status of withdrawn rows. Its other columns stay until the commit stage drops
-        these rows: nothing of them is fetched, encoded or stored."""
+        """The in-flight table with the status of withdrawn rows set. Other columns stay as they are: these rows are not
+        fetched, encoded or stored, and the commit stage drops them."""
         matcher = self._current()
         if matcher is None or not (mask := matcher.mask(table)).any():
             return table
@@ -41,7 +41,7 @@ class Gate:
         return table
 
     def _current(self) -> Matcher | None:
-        """The newest ledger; None if nothing was ever withdrawn."""
+        """A matcher for the newest ledger; None if nothing was ever withdrawn."""
         if time.monotonic() - self._checked_at >= self._check_s:
             files = ledger_files(self._store)
             if files != self._files:

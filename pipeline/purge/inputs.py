@@ -1,7 +1,7 @@
-"""Blanks withdrawn rows in `input/`: converted lists, and indexes of tars and folders.
+"""Blanks withdrawn rows in the files of `input/`: converted lists, and indexes of tars and folders.
 
-A blank row keeps its position, because row numbers in the plan count on it, and says that it was withdrawn. Of a list
-of captions, single ones can go. The user's own files are not touched; the ledger blocks their rows.
+A blank row keeps its position, because the plan refers to rows by number, and is marked as withdrawn. In a list of
+captions, single captions can be blanked. The user's own files are not touched; the ledger blocks their rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,15 +26,15 @@ from pairmill.schemas.status import Status
 
 _FOLDER = "input/"
 _ROWS = 4_096
-"""Rows that are read at a time where no shard is planned."""
+"""Number of rows that are read at a time outside planned shards."""
 
 Blanks = dict[int, set[int] | None]
-"""Row of a file -> indices of the captions to blank; None: the whole row."""
+"""Row of a file -> indices of the captions to blank; None for the whole row."""
 
 
 def delete_unplanned(store: Store, plan: Plan) -> Iterator[str]:
-    """Delete files of `input/` that the plan does not use: an interrupted run converted them. Yields each name before
-    it is deleted."""
+    """Delete files of `input/` that the plan does not use. An interrupted run converted them. Yields each name before
+    deleting the file."""
     used = {*(file.uri for file in plan.inputs), plan.mapping.shared_urls}
     names = [f"{_FOLDER}{name}" for name in store.list(_FOLDER.rstrip("/")) if name.endswith(".parquet")]
     for name in names:
@@ -44,17 +44,17 @@ def delete_unplanned(store: Store, plan: Plan) -> Iterator[str]:
 
 
 def blank_withdrawn(store: Store, plan: Plan) -> None:
-    """`purge_inputs` with what the ledger says now; nothing, if there is no ledger. For builds and retries."""
+    """Run `purge_inputs` with the current ledger, for builds and retries. Does nothing if the ledger is empty."""
     if not (ledger := Ledger.load(store)).is_empty:
         for _ in purge_inputs(store, plan, Matcher(ledger)):
             pass
 
 
 def purge_inputs(store: Store, plan: Plan, matcher: Matcher) -> Iterator[str]:
-    """Blank what is withdrawn in the files of `input/`. Yields the name of each file before it changes.
+    """Blank the withdrawn rows in the files of `input/`. Yields the name of each file before it changes.
 
-    In committed shards, these are the rows that are neither in `pairs/` nor in `rejects/`, so only shards whose
-    manifests count such rows are read. Rows of other shards are compared with the ledger.
+    In committed shards, these are the rows that are neither in `pairs/` nor in `rejects/`, so of these shards, only
+    those whose manifests count withdrawn rows are read. Rows of other shards are compared with the ledger.
     """
     planned = {file.uri: file.num_rows for file in plan.inputs if file.uri.startswith(_FOLDER)}
     if not planned:
@@ -97,22 +97,22 @@ class _InputFile:
         return blanks
 
     def _pieces(self, manifests: Mapping[int, ShardManifest]) -> Iterator[tuple[Shard, ShardManifest | None]]:
-        """The shards, with their manifests if they are committed, then the rows that `source.limit_rows` left
-        unplanned."""
+        """The shards, each with its manifest if it is committed, then the rows that `source.limit_rows` left out of the
+        plan, in pieces."""
         yield from ((shard, manifests.get(shard.shard)) for shard in self.shards)
         start = max((shard.first_row + shard.num_rows for shard in self.shards), default=0)
         for first in range(start, self.num_rows, _ROWS):
             yield Shard(0, self.uri, first, min(_ROWS, self.num_rows - first), ""), None
 
     def _stored(self, row_ids: pa.ChunkedArray, manifest: ShardManifest) -> Mask:
-        """Whether each row is in one of the shard's files."""
+        """Whether each row is in one of the shard's files: bool [rows]."""
         tables = [read_table(self.store, manifest.files[name].path, ["row_id"]) for name in ("pairs", "rejects")]
         stored = pa.concat_arrays([table["row_id"].combine_chunks() for table in tables])
         mask: Mask = pc.is_in(row_ids, value_set=stored).to_numpy()
         return mask
 
     def write(self, blanks: Blanks) -> None:
-        """Write the file without these rows, with the same row groups."""
+        """Write the file with these rows blank, in the same row groups."""
         first = 0
         with self.store.open(self.uri) as source, pq.ParquetFile(source) as parquet, self.store.new_file() as target:
             schema = parquet.schema_arrow
@@ -136,7 +136,7 @@ def _add(blanks: Blanks, row: int, caption: int | None) -> None:
 
 
 def _blanked(table: pa.Table, first: int, blanks: Blanks, caption: str | None) -> pa.Table:
-    """The table of a row group, which begins at the row `first` of the file, without these rows."""
+    """The table of a row group, which begins at row `first` of the file, with these rows blank."""
     here = {row - first: captions for row, captions in blanks.items() if first <= row < first + table.num_rows}
     if not here:
         return table
@@ -165,6 +165,6 @@ def _blanked(table: pa.Table, first: int, blanks: Blanks, caption: str | None) -
 
 
 def _null_where(column: pa.ChunkedArray, mask: np.ndarray) -> pa.ChunkedArray:
-    """The column with null in these rows. Works for all types, such as lists of structs."""
+    """The column with null in these rows. Works for all types, including lists of structs."""
     indices = pa.array(np.arange(len(column)), mask=mask)
     return column.take(indices)

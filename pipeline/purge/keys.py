@@ -1,9 +1,9 @@
-"""THE place where a value of a list gets its canonical form, and the hash under which the ledger knows it.
+"""THE place where a listed value gets its canonical form, and the hash that represents it in the ledger.
 
     uid      32 hex digits in lower case, without hyphens
     url      as it is requested: host in lower case and IDNA, no user name, default port or fragment; dot segments
              resolved, blanks and non-ASCII letters percent-encoded. A URL that cannot be requested stays as it is
-    host     lower case and IDNA, without a trailing dot. It covers all of its subdomains; an IP address, only itself
+    host     lower case and IDNA, without a trailing dot. It covers all of its subdomains; an IP address covers itself
     sha256   64 hex digits in lower case
     pdq      64 hex digits in lower case (256 bits)
 
@@ -24,7 +24,8 @@ _URL_TAIL = re.compile(r"//[^\s\"'<>\\^`{|}\x00-\x20\x7f]+")
 _SCHEMES = [re.compile(r"https?:$", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:$")]
 _SCHEME_CHARS = 33
 _MAX_PUNCTUATION = 8
-"""Characters after a URL in a text. More would be quadratic work for a line of dots."""
+"""Maximum number of punctuation characters that are removed after a URL in a text. Without a limit, a line of dots
+would take quadratic time."""
 _HOST_OF_ANY = re.compile(
     r"[\x00-\x20]*(?:https?:[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})?(?:[^/\\?#]*@)?(\[[0-9a-f:.]+\]|\[?[\w.-]+)",
     re.IGNORECASE,
@@ -61,14 +62,14 @@ def canonical(kind: ListKind, text: str) -> str | None:
 
 
 def canonical_url(url: str) -> str:
-    """The form of a URL in which two spellings of the same request are equal."""
+    """The canonical form of a URL, which is the same for all spellings of one request."""
     parsed = parse_url(url)
     return parsed.text if parsed.parsed is None else str(parsed.parsed)
 
 
 def url_host(url: str) -> str:
-    """The host of a URL, also of one that cannot be fetched: of any scheme or none, or with a port or user name that
-    makes no sense. Empty if there is none."""
+    """The host of a URL, even if the URL cannot be fetched: it can have any scheme or none, or an invalid port or user
+    name. Empty if there is no host."""
     parsed = parse_url(url)
     if parsed.parsed is not None:
         return parsed.host
@@ -77,18 +78,17 @@ def url_host(url: str) -> str:
 
 
 def domains(host: str) -> Iterator[str]:
-    """A host, then each of its parent domains, which an IP address has not."""
+    """A host, then each of its parent domains. An IP address has none."""
     yield from (host,) if host else ()
     while not _ends_in_number(host) and (host := host.partition(".")[2]):
         yield host
 
 
 def urls_in(text: str) -> Iterator[str]:
-    """URLs within a message, of any scheme, or of none (`//host/path`); each also without the punctuation that may
-    follow it."""
+    """The URLs in a message, with any scheme or none (`//host/path`), each also without the punctuation after it."""
     for match in _URL_TAIL.finditer(text):
         before = text[max(0, match.start() - _SCHEME_CHARS) : match.start()]
-        schemes = (scheme.search(before) for scheme in _SCHEMES)  # the first, because letters may precede `http`
+        schemes = (scheme.search(before) for scheme in _SCHEMES)  # http first, because letters can precede it
         found = next((scheme[0] for scheme in schemes if scheme), "") + match[0]
         yield found
         for _ in range(_MAX_PUNCTUATION):
@@ -99,8 +99,8 @@ def urls_in(text: str) -> Iterator[str]:
 
 
 def hosts_in(text: str) -> set[str]:
-    """All words of a text that may be a host, with their parent domains. A name without a dot or colon is a host only
-    within a URL."""
+    """All words of a text that can be a host, with their parent domains. A name without a dot or colon counts as a host
+    only within a URL."""
     words = set(_HOST_WORD.findall(text))
     escaped = {word for word in words if word[0] in "\\%"}
     found = words - escaped
@@ -113,7 +113,8 @@ def hosts_in(text: str) -> set[str]:
 
 
 def _after_escape(word: str) -> Iterator[str]:
-    """The word without the mark, and without what it may begin: `\\n` and `\\u002f` of JSON, `%2F` of a URL."""
+    """The word without its escape character, and also without the escape sequence that it can begin: `\\n` or `\\u002f`
+    in JSON, `%2F` in a URL."""
     yield word[1:]
     if word[0] == "%":
         yield word[3:]
@@ -131,7 +132,7 @@ def _canonical_host(text: str) -> str:
 
 
 def _ends_in_number(host: str) -> bool:
-    """Whether it is an IP address, or not a host at all: https://url.spec.whatwg.org/#ends-in-a-number-checker."""
+    """Whether the host is an IP address or invalid: https://url.spec.whatwg.org/#ends-in-a-number-checker."""
     return host.rpartition(".")[2].isdigit() or ":" in host
 
 

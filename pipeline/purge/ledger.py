@@ -33,12 +33,12 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class Ledger:
-    """All requests together. Plain values, so that it can be sent to workers."""
+    """All requests combined. Only plain values, so that it can be sent to workers."""
 
     asked: Mapping[ListKind, DigestSet]
-    """What was asked for; hashes of `pdq` are the PDQ hashes themselves."""
+    """The hashes of the values that were requested; those of `pdq` are the PDQ hashes themselves."""
     uids: DigestSet
-    """The uids that were asked for, and those of all rows that were withdrawn for whatever reason: the same pair in
+    """The digests of the uids that were requested, and of all rows that were withdrawn for any reason: the same pair in
     another shard must go too, even if its picture could not be fetched there."""
     row_ids: frozenset[str]
     """The positions of the withdrawn rows in the plan."""
@@ -50,8 +50,8 @@ class Ledger:
 
     @classmethod
     def load(cls, store: Store, last: int | None = None) -> "Ledger":
-        """Read the ledger of an output folder, and the parts of a running or interrupted purge. `last`: without the
-        requests after this one."""
+        """Read the ledger of an output folder, and the parts of a running or interrupted purge. `last`: the number of
+        the last request to include."""
         if not (files := ledger_files(store))["request"]:
             return cls({kind: DigestSet.of([]) for kind in LIST_KINDS}, DigestSet.of([]), frozenset())
         numbers = [number for number in files["request"] if last is None or number <= last]
@@ -73,7 +73,7 @@ def _digests_of(requests: Iterable[pa.Table], kind: ListKind) -> Iterator[bytes]
 
 
 def write_request(store: Store, values: Values, reason: str, exports: Sequence[str] = ()) -> int:
-    """Record a request durably. Returns its number. Only hashes are written."""
+    """Record a request durably. Writes only hashes. Returns the request's number."""
     rows = [(kind, key(kind, value)) for kind, listed in values.items() for value in sorted(listed)]
     columns = [[kind for kind, _ in rows], [digest for _, digest in rows]]
     for _ in range(_TRIES):
@@ -96,16 +96,16 @@ def read_request(store: Store, number: int) -> PurgeRequest:
 
 
 def write_part(store: Store, shard: int, generation: int, rows: pa.Table) -> None:
-    """Record the withdrawn rows of a shard (WITHDRAWN_SCHEMA), before they go. Written again, it replaces the file: the
-    ledger only grows, so the rows can only be more."""
+    """Record the withdrawn rows of a shard (WITHDRAWN_SCHEMA) before they are removed. Another call replaces the file,
+    which loses no rows because the ledger only grows."""
     stem = manifest_name(shard, generation).removesuffix(".json")
     store.replace(f"{PARTS}/{stem}.parquet", to_parquet(rows))
 
 
 def merge_parts(store: Store, number: int) -> int:
-    """Put the parts of a request into one file. Returns the number of rows that it withdrew."""
+    """Merge the parts of a request into one file. Returns the number of rows that the request withdrew."""
     parts, name = _part_names(store), rows_name(number)
-    before = [read_table(store, name)] if store.exists(name) else []  # of a purge that was killed here
+    before = [read_table(store, name)] if store.exists(name) else []  # from a purge that was killed here
     merged = _distinct(pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *before, *_tables(store, parts)]))
     store.replace(name, to_parquet(merged))
     for part in parts:
@@ -114,7 +114,7 @@ def merge_parts(store: Store, number: int) -> int:
 
 
 def finish(store: Store, number: int, rows: int) -> None:
-    """Mark a request as done, whose parts are merged. `rows`: what it withdrew."""
+    """Mark a request with merged parts as done. `rows`: the number of rows that it withdrew."""
     done = PurgeDone(number=number, finished_at=now(), rows=rows)
     store.create(done_name(number), done.model_dump_json(indent=1).encode())
 
@@ -138,20 +138,20 @@ def withdrawn_rows(store: Store) -> pa.Table:
 
 
 def num_withdrawn(store: Store) -> int:
-    """Rows that finished purges withdrew."""
+    """The number of rows that finished purges withdrew."""
     numbers = ledger_files(store)["done"]
     return sum(int(json.loads(store.read(done_name(number)))["rows"]) for number in numbers)
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A small table as the content of a Parquet file."""
+    """The content of a Parquet file with a small table."""
     data = BytesIO()
     pq.write_table(table, data, compression="zstd", write_page_checksum=True)
     return data.getvalue()
 
 
 def now() -> str:
-    """The time, as records have it."""
+    """The current time, as records store it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -164,7 +164,7 @@ def _tables(store: Store, names: Iterable[str]) -> Iterator[pa.Table]:
 
 
 def _distinct(rows: pa.Table) -> pa.Table:
-    """One row for each (row_id, uid): a shard that was written twice has its rows in two parts."""
+    """One row for each (row_id, uid): the rows of a shard that was rewritten twice are in two parts."""
     keys = list(zip(rows["row_id"].to_pylist(), rows["uid"].to_pylist(), strict=True))
     last = {key: index for index, key in enumerate(keys)}
     return rows.take(pa.array(sorted(last.values()), pa.int64()))

@@ -1,4 +1,4 @@
-"""Takes withdrawn rows out of what was made from the dataset: labels, search indexes, reports, scores, failures."""
+"""Removes withdrawn rows from what was made from the dataset: labels, search indexes, reports, scores, failures."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ def purge_labels(store: Store, uids: DigestSet) -> Iterator[str]:
 
 
 def purge_indexes(store: Store, generations: Mapping[int, int]) -> Iterator[str]:
-    """Delete the parts of search indexes that cover a shard as it was before. Yields each folder before it loses
-    parts."""
+    """Delete the parts of search indexes that cover an older version of a shard. Yields each folder before deleting
+    parts of it."""
     for folder in store.folders("index"):
         current = _Digests(store, folder.rpartition("-")[0], generations)
         parts = read_parts(store, f"index/{folder}")
@@ -52,7 +52,7 @@ def purge_indexes(store: Store, generations: Mapping[int, int]) -> Iterator[str]
 
 @dataclass(frozen=True)
 class _Digests:
-    """The checksums of the files that a model's embeddings are in now."""
+    """The checksums of the files that contain a model's embeddings now."""
 
     store: Store
     alias: str
@@ -72,26 +72,26 @@ class _Digests:
 
 
 def reports_of(store: Store) -> list[str]:
-    """The reports in the folder."""
+    """The names of the reports in the output folder."""
     names = store.list("")
     return [name for name in names if name == "report.html" or (name.startswith("report-") and name.endswith(".html"))]
 
 
 def delete_reports(store: Store) -> Iterator[str]:
-    """Delete the reports, which show pictures and captions. Yields each name before it is deleted."""
+    """Delete the reports, which show pictures and captions. Yields each name before deleting the file."""
     for name in reports_of(store):
         yield name
         store.delete(name)
 
 
 def delete_failures(store: Store) -> None:
-    """Delete the tracebacks of failed shards, which may quote rows."""
+    """Delete the tracebacks of failed shards, which can quote rows."""
     for name in store.list("failures"):
         store.delete(f"failures/{name}")
 
 
 def delete_scores(store: Store, names: Collection[str]) -> None:
-    """Delete scores: their manifests first, so that none is there without its columns, and the card last."""
+    """Delete scores. Their manifests go first, so that no manifest is left without its columns, and the card last."""
     for name in names:
         for folder in (f"columns/{name}/manifests", f"columns/{name}"):
             files = store.list(folder)

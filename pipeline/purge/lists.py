@@ -1,4 +1,5 @@
-"""Reads lists of what to withdraw: text files with one value per line, or Parquet files with a column of that name."""
+"""Reads lists of values to withdraw: text files with one value per line, or Parquet files with a column named after the
+kind of value."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,12 @@ from pairmill.schemas.purge import LIST_KINDS, ListKind
 _BATCH_ROWS = 65_536
 _MAGIC = b"PAR1"
 _PART_OF_HASH = re.compile(r"(?=.*\d)[0-9a-f-]{8,}")
-"""A hash that was cut, or of another kind."""
+"""A truncated hash, or one of another kind."""
 _URL = re.compile(r"//|:[/\\]")
-"""In a URL, also in one that cannot be requested."""
+"""Found in every URL, even if it cannot be requested."""
 
 Values = Mapping[ListKind, frozenset[str]]
-"""Kind -> values in their canonical form (see `keys.py`)."""
+"""Kind -> values in canonical form (see `keys.py`)."""
 
 _EXPECTED: dict[ListKind, str] = {
     "uid": "32 hex digits or a UUID",
@@ -32,10 +33,10 @@ _EXPECTED: dict[ListKind, str] = {
 
 
 def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
-    """The values of a list, in their canonical form. Raises JobError, with the line, if one is not of its kind.
+    """The values of a list, in canonical form. Raises JobError, with the line, for a value that is not of this kind.
 
-    Text: UTF-8, also `.gz`; empty lines and lines that start with # are skipped. Parquet: the column `kind`, as text;
-    uids may also be 16 bytes. Null is skipped.
+    Text: UTF-8, optionally `.gz`; empty lines and lines that start with # are skipped. Parquet: the column named like
+    `kind`, as text; uids can also be 16 bytes. Null is skipped.
     """
     found = set[str]()
     for where, text in _texts(files, path, (kind,)):
@@ -45,14 +46,14 @@ def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
             raise JobError(f"{path}, {where[1]}: {shown!r} is not {_EXPECTED[kind]}")
         found.add(value)
     if not found:
-        raise JobError(f"{path}: has no values; give {_EXPECTED[kind]} per line")
+        raise JobError(f"{path} has no values; give {_EXPECTED[kind]} per line")
     return frozenset(found)
 
 
 def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
-    """The values of a list whose kinds show: of text, 32 digits or a UUID are a uid, 64 digits a SHA-256 and a PDQ
-    hash, what has `//` or `:/` a URL, and the rest hosts, but not other hex digits; of Parquet, the columns say. Raises
-    JobError."""
+    """The values of a list, by kind. In text, 32 hex digits or a UUID are a uid, 64 hex digits are a SHA-256 and a PDQ
+    hash, a value with `//` or `:/` is a URL, and anything else except other hex digits is a host. In Parquet, the
+    column names are the kinds. Raises JobError."""
     found: dict[ListKind, set[str]] = {kind: set() for kind in LIST_KINDS}
     for (column, place), text in _texts(files, path, LIST_KINDS):
         kinds = _kinds_of(text) if column is None else (column,)
@@ -60,18 +61,18 @@ def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
         if not matches:
             shown = clean_text(text, 60) or ""
             raise JobError(
-                f"{path}, {place}: {shown!r} is no whole uid, URL, host or hash; give Parquet with a "
-                "column `uid`, `url`, `host`, `sha256` or `pdq`, if it is one of these nevertheless"
+                f"{path}, {place}: {shown!r} is not a complete uid, URL, host or hash; if it is meant as one, give a "
+                "Parquet file with a column `uid`, `url`, `host`, `sha256` or `pdq`"
             )
         for kind, value in matches.items():
             found[kind].add(value)
     if not any(found.values()):
-        raise JobError(f"{path}: has no values")
+        raise JobError(f"{path} has no values")
     return {kind: frozenset(values) for kind, values in found.items() if values}
 
 
 def _kinds_of(text: str) -> tuple[ListKind, ...]:
-    """The kinds that a text may be of."""
+    """The kinds that a text can be."""
     if _URL.search(text):
         return ("url",)
     hashes: tuple[ListKind, ...] = ("uid", "sha256", "pdq")
@@ -81,7 +82,7 @@ def _kinds_of(text: str) -> tuple[ListKind, ...]:
 
 
 _Place = tuple[ListKind | None, str]
-"""The column, if there are columns, and the place in words."""
+"""(the column, if there are columns; a description of the place, for messages)."""
 
 
 def _texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tuple[_Place, str]]:
@@ -110,7 +111,7 @@ def _parquet_texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iter
             raise JobError(f"{path} has no column {' or '.join(f'`{kind}`' for kind in kinds)}")
         row = 0
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
-            batch.validate(full=True)  # such as that all text is UTF-8
+            batch.validate(full=True)  # for example, that all text is UTF-8
             for name in names:
                 for offset, value in enumerate(_as_text(batch.column(name))):
                     if value is not None:

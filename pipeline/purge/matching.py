@@ -17,21 +17,21 @@ from pairmill.schemas.purge import ListKind
 Mask = npt.NDArray[np.bool_]
 
 URL_COLUMNS = ("url", "final_url")
-"""A row belongs to a URL or host if it was asked there, or answered from there."""
+"""A row belongs to a URL or host if its picture was requested from there or delivered from there."""
 _ENCODING = ("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)
 class Matcher:
-    """Finds withdrawn rows. Plain values, so that it can be sent to workers."""
+    """Finds withdrawn rows. Contains only plain values, so that it can be sent to workers."""
 
     ledger: Ledger
     by_uid_only: bool = False
-    """Look at nothing but the uids."""
+    """Whether to compare only the uids."""
 
     @property
     def has_urls(self) -> bool:
-        """Whether URLs decide."""
+        """Whether URLs are compared."""
         asked = self.ledger.asked
         return not self.by_uid_only and bool(len(asked["url"]) or len(asked["host"]))
 
@@ -52,7 +52,7 @@ class Matcher:
         return PdqIndex.of(bytes(each).ljust(32, b"\0").hex() for each in self.ledger.asked["pdq"].entries.tolist())
 
     def prepared(self) -> "Matcher":
-        """The same with its index, so that workers need not make one each."""
+        """This matcher with its index built, so that workers do not each have to build one."""
         if PDQ in self.columns:
             _ = self.pdq
         return self
@@ -76,7 +76,7 @@ class Matcher:
         return found
 
     def withdrawn_urls(self, urls: Sequence[str]) -> Mask:
-        """For each URL, whether it is withdrawn, or its host, or a parent domain; [urls]."""
+        """For each URL, whether the URL, its host or a parent domain is withdrawn: bool [urls]."""
         asked, found = self.ledger.asked, np.zeros(len(urls), np.bool_)
         if len(asked["url"]):
             found |= asked["url"].contains([digest("url", canonical_url(url).encode(*_ENCODING)) for url in urls])
@@ -92,7 +92,7 @@ class Matcher:
         return self.ledger.asked["host"].contains([digest("host", name.encode(*_ENCODING)) for name in names])
 
     def _withdrawn_messages(self, details: Sequence[str]) -> Mask:
-        """For each message, whether it mentions such a URL or host."""
+        """For each message, whether it mentions a withdrawn URL or host."""
         found = _any_of([list(urls_in(detail)) for detail in details], self.withdrawn_urls)
         if len(self.ledger.asked["host"]):
             found |= _any_of([sorted(hosts_in(detail)) for detail in details], self._withdrawn_hosts)
@@ -104,7 +104,7 @@ class Matcher:
 
 
 def _any_of(texts: Sequence[Sequence[str]], holds: Callable[[Sequence[str]], Mask]) -> Mask:
-    """For each list of texts, whether a condition holds for one of them."""
+    """For each list of texts, whether a condition holds for at least one of them."""
     hits = holds([text for each in texts for text in each])
     ends = np.cumsum([0, *map(len, texts)])
     totals = np.concatenate([[0], np.cumsum(hits)])
@@ -113,7 +113,7 @@ def _any_of(texts: Sequence[Sequence[str]], holds: Callable[[Sequence[str]], Mas
 
 
 def _where(column: pa.ChunkedArray, holds: Callable[[Sequence[str]], Mask]) -> Mask:
-    """Rows whose text fulfills a condition, which is evaluated once per distinct text."""
+    """Whether the text of each row meets a condition, which is evaluated once per distinct text."""
     texts = column.unique().drop_null()
     matching = texts.filter(pa.array(holds(texts.to_pylist())))
     mask: Mask = pc.is_in(column, value_set=matching).to_numpy()

@@ -1,4 +1,4 @@
-"""What a search for purged rows looks for, and how it finds it in text of any kind."""
+"""The values that a search for purged rows looks for, and how it finds them in text of any kind."""
 
 import html
 import re
@@ -17,12 +17,13 @@ _HEX = r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0
 _HEX_RUN = re.compile(_HEX + r"(?![0-9a-fA-F])")
 _WORD = re.compile(r"[^\s\"'<>^`{|}\x00-\x20\x7f]+")
 _ODD_URL = re.compile(r"(?![^\s\"'<>\\^`{|}]*//[^\s\"'<>\\^`{|}]*$)[^\x00-\x20\x7f]+")
-"""A URL with characters that end a word, or without slashes. With blanks, none can be requested."""
+"""A URL with characters that end a word, or without slashes. Blanks are excluded: a URL with blanks cannot be
+requested."""
 
 
 @dataclass(frozen=True)
 class Needles:
-    """The values of the list, and the digests that the ledger has of the rows that went."""
+    """The listed values, and the ledger's digests of the withdrawn rows."""
 
     values: Values
     row_ids: frozenset[str] = frozenset()
@@ -33,11 +34,11 @@ class Needles:
 
     @cached_property
     def longest(self) -> int:
-        """Characters of the longest value of the list."""
+        """The number of characters in the longest listed value."""
         return max((len(value) for listed in self.values.values() for value in listed), default=0)
 
     def in_text(self, text: str) -> Iterator[str]:
-        """The values of the list that are words of a text, which may be HTML or JSON."""
+        """The listed values that are words of a text, which can be HTML or JSON."""
         digits = {kind: self.values.get(kind, frozenset()) for kind in ("uid", "sha256", "pdq")}
         if any(digits.values()):
             runs = {run.replace("-", "").lower() for run in _HEX_RUN.findall(text)}
@@ -47,11 +48,11 @@ class Needles:
             yield from (f"host {name}" for name in hosts_in(text) & hosts)
         if self._has_urls:
             for word in set(_WORD.findall(text)):
-                if "//" in word or "\\/\\/" in word:  # as JSON may have it
+                if "//" in word or "\\/\\/" in word:  # as JSON can escape it
                     yield from self._in_url(word)
 
     def in_cells(self, cells: Iterable[str]) -> Iterator[str]:
-        """The values of the list that are a whole URL, even if `in_text` does not see where it ends."""
+        """The listed values that match a cell consisting of one URL, even if `in_text` cannot tell where it ends."""
         if self._has_urls:
             urls = self.values.get("url", frozenset())
             for cell in cells:
@@ -61,14 +62,14 @@ class Needles:
                     yield from self._matching(stripped)
 
     def near_pdq(self, rows: pa.Table) -> Iterator[str]:
-        """The hashes of rows that are near one of the list."""
+        """The hashes of rows that are near a listed hash."""
         if self.values.get("pdq"):
             near = rows[PDQ].filter(pa.array(self._pdq.has_near(rows)))
             for value in near.unique().to_pylist():
-                yield f"pdq {value}, within {MATCH_DISTANCE} bits of one of the list"
+                yield f"pdq {value}, within {MATCH_DISTANCE} bits of a listed hash"
 
     def prepared(self) -> "Needles":
-        """The same with its index, so that workers need not make one each."""
+        """These needles with their index built, so that workers do not each have to build one."""
         _ = self._pdq
         return self
 

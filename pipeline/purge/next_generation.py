@@ -1,4 +1,4 @@
-"""Writes the next generation of a shard, without its withdrawn rows. The manifest comes last, create-only."""
+"""Writes the next generation of a shard without its withdrawn rows. The manifest comes last, create-only."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,21 +24,21 @@ from pairmill.schemas.manifest import CustomRuleCount, DataFile, ShardManifest, 
 from pairmill.schemas.status import Status
 
 _WRITERS = 4
-"""Shards that a task rewrites at the same time, each of them in memory."""
+"""Number of shards that a task rewrites at the same time, all of them in memory."""
 
 
 def rewrite_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> int:
-    """`rewrite_shard` for some (shard, generation), a few at a time, because most of the time goes into waiting for the
-    disk. Returns the number of rows that went."""
+    """Run `rewrite_shard` for each (shard, generation), several at a time, because most of the time is spent waiting
+    for the disk. Returns the number of rows that were removed."""
     with ThreadPoolExecutor(_WRITERS) as writers:
         return sum(writers.map(lambda each: rewrite_shard(store, matcher, *each), shards))
 
 
 def rewrite_shard(store: Store, matcher: Matcher, shard: int, generation: int) -> int:
-    """Write the next generation of a shard, with the columns beside it, and record what goes. Returns the number of
-    rows that went; 0 if an interrupted call had already finished.
+    """Write the next generation of a shard and of the columns beside it, and record the rows that are removed. Returns
+    their number; 0 if an earlier call already committed the generation.
 
-    Files of the next generation that an interrupted call left are deleted first, so that their names are free.
+    Deletes files of the next generation that an interrupted call left, so that their names are free.
     """
     if store.exists(f"manifests/{manifest_name(shard, generation + 1)}"):
         return 0
@@ -73,7 +73,7 @@ class _Writer:
             self._store.delete(name)
 
     def write(self, pairs: pa.Table, rejects: pa.Table | None, gone: Mask, rejected: Mask) -> ShardManifest:
-        """Write the data files that change. Returns the manifest, which is not written yet."""
+        """Write the data files that change. Returns the manifest without writing it."""
         files: dict[str, DataFile] = {str(name): file for name, file in self._old.files.items()}
         if gone.any():
             pairs = self._with_pictures(files, pairs.filter(pa.array(~gone)))
@@ -97,7 +97,7 @@ class _Writer:
         return self._old.model_copy(update=changes)
 
     def _custom_rules(self, tables: list[pa.Table]) -> dict[str, CustomRuleCount]:
-        """The counts of custom rules that still have rows, whose `status_detail` starts with the rule's name."""
+        """The counts of custom rules that still have rows. The `status_detail` of a row starts with the rule's name."""
         counts: Counter[str] = Counter()
         for table in tables:
             details = table.filter(pc.equal(table["status"], Status.CUSTOM_RULE.value))["status_detail"].to_pylist()
@@ -106,7 +106,7 @@ class _Writer:
         return {name: CustomRuleCount(step=before[name].step, rows=counts[name]) for name in before if counts[name]}
 
     def _with_pictures(self, files: dict[str, DataFile], pairs: pa.Table) -> pa.Table:
-        """Copy the tar without the samples of other rows. Returns the pairs with their new image references."""
+        """Copy only the samples of these pairs to a new tar. Returns the pairs with their new image references."""
         if (old := files.pop("images", None)) is None:
             return pairs
         is_stored = pairs["image_tar"].is_valid()

@@ -1,6 +1,6 @@
-"""Finds rows whose PDQ hash (256 bits) is near one of a list, by their Hamming distance.
+"""Finds rows whose PDQ hash (256 bits) is near a listed hash, by Hamming distance.
 
-31 bits or less is the usual bound for the same picture: https://github.com/facebook/ThreatExchange, pdq/README.md.
+Up to 31 bits usually count as the same picture: https://github.com/facebook/ThreatExchange, pdq/README.md.
 """
 
 from collections.abc import Iterable
@@ -31,8 +31,8 @@ class PdqIndex:
         return cls(HashIndex.of(hash_words(pa.array(list(digits), pa.string()), PDQ_WORDS), MATCH_DISTANCE))
 
     def has_near(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
-        """Whether the hash of each row is within MATCH_DISTANCE of one that is listed; [rows]. False for null and for
-        anything else that is no hash."""
+        """Whether the hash of each row is within MATCH_DISTANCE of a listed hash: bool [rows]. False for null and for
+        anything else that is not a hash."""
         found = np.zeros(rows.num_rows, np.bool_)
         if not is_text(rows[PDQ].type):
             return found
@@ -43,12 +43,12 @@ class PdqIndex:
 
 
 def comparable(rows: pa.Table) -> pa.Table:
-    """The rows with null for the hashes of pictures that are too plain for one: such a hash says nothing, and all plain
-    pictures have the same."""
+    """The rows with null for the hashes of pictures that are too plain: such a hash is meaningless, and all plain
+    pictures have the same one."""
     if PDQ_COLUMNS - set(rows.column_names):
         return rows
     hashes, quality = rows[PDQ], rows[PDQ_QUALITY]
-    if not is_text(hashes.type) or not pa.types.is_integer(quality.type):  # columns of the user
+    if not is_text(hashes.type) or not pa.types.is_integer(quality.type):  # the user's own columns
         return rows
     is_plain = pc.less(quality, MIN_QUALITY).fill_null(False)
     known = pc.if_else(is_plain, pa.scalar(None, pa.string()), hashes.cast(pa.string()))
@@ -56,6 +56,6 @@ def comparable(rows: pa.Table) -> pa.Table:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values of this type are text, perhaps in a dictionary."""
+    """Whether values of this type are text, with or without a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -1,9 +1,9 @@
-"""Withdraws what the ledger says, everywhere in an output folder.
+"""Withdraws the rows that the ledger lists from all files of an output folder.
 
-Every step looks at the folder as it is, does what is left to do, and notes it before. So a purge that was killed at any
-point ends in the same state when it runs again, and says all that was done. The order matters: new generations come
-before subsets, which need the old ones to find their rows, and old generations are deleted after everything that needs
-them.
+Every step checks the current state of the folder, records what is left to do, and then does it. So a purge that was
+killed at any point ends in the same state when it runs again, and reports everything that was done. The order matters:
+new generations come before subsets, which need the old generations to find their rows, and old generations are deleted
+after everything that needs them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,14 +34,15 @@ from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.purge import Purged
 
 _PER_CALL = 16
-"""Shards that a task rewrites."""
+"""Number of shards that a task rewrites."""
 
 
 def withdraw(
     store: Store, plan: Plan, number: int | None, exports: Sequence[str], tasks: Tasks, steps: Steps
 ) -> Purged:
-    """Withdraw what the ledger says up to the request `number`; None: all that it says, without a record of it.
-    `exports`: paths of exports that the dataset does not know of. Returns what was done, also before an interruption.
+    """Withdraw all rows of the ledger's requests up to `number`; None for all requests, without recording the effects.
+    `exports`: paths of exports that the dataset does not know of. Returns what was done, including before an
+    interruption.
     """
     effects = Effects(store, number)
     _withdraw_from_shards(store, number, tasks, steps, effects)
@@ -56,12 +57,12 @@ def withdraw(
     vectors = withdrawn_rows(store)["vectors"].combine_chunks().flatten().to_pylist()
     scores = scores_with(store, ledger.uids, DigestSet.of(vectors))
     effects.note(scores=effects.purged.scores | scores)
-    delete_scores(store, list(reversed(scores)))  # a score that is made from another one goes before it
+    delete_scores(store, list(reversed(scores)))  # a score goes before those it is made from
     steps.name = "withdrawing from input/ and exports"
     steps.part(0, 1)
     _note_each(effects, "inputs", delete_unplanned(store, plan))
     _note_each(effects, "inputs", purge_inputs(store, plan, matcher))
-    if effects.purged.shards:  # otherwise no row went that a report could show
+    if effects.purged.shards:  # otherwise, no row was removed that a report could show
         _note_each(effects, "reports", delete_reports(store))
     effects.note(failures=effects.purged.failures or len(store.list("failures")))
     delete_failures(store)
@@ -77,19 +78,19 @@ def withdraw(
 
 
 def _note_each(effects: Effects, field: str, names: Iterable[str]) -> None:
-    """Note each name before it changes: that happens when the next one is asked for."""
+    """Note each name before its file changes, which happens when the next name is requested."""
     for name in names:
         effects.add(field, name)
 
 
 def find(store: Store, ledger: Ledger, tasks: Tasks) -> list[Hit]:
-    """The shards that hold rows which the ledger withdraws."""
+    """The shards with rows that the ledger withdraws."""
     return scan(store, Matcher(ledger), committed(store), tasks)
 
 
 def _withdraw_from_shards(store: Store, number: int | None, tasks: Tasks, steps: Steps, effects: Effects) -> None:
-    """Rewrite the shards that hold withdrawn rows. Then again by the uids of these rows, which may be in other shards,
-    where another column did not give them away, such as the SHA-256 of a picture that could not be fetched there."""
+    """Rewrite the shards with withdrawn rows. Then search all shards for the uids of these rows: other shards can have
+    the same pairs without a value that matches, such as the SHA-256 of a picture that could not be fetched there."""
     ledger = Ledger.load(store, number)
     matcher = Matcher(ledger)
     while True:

@@ -1,4 +1,4 @@
-"""Lets one purge at a time work on an output folder, and checks that it may delete there."""
+"""Lets only one purge at a time work on an output folder, and checks that it can delete files there."""
 
 import os
 import socket
@@ -20,11 +20,12 @@ _holding = threading.Lock()
 
 @contextmanager
 def only_purge(store: Store) -> Iterator[None]:
-    """Hold the output folder for this purge. Raises JobError if another one runs, StorageError without the right to
-    delete.
+    """Lock the output folder for this purge. Raises JobError if another purge is running, and StorageError if deleting
+    is not permitted.
 
-    Each process writes a file of its own, then looks for those of others: of two, the later one sees the other. What a
-    killed process of this machine left is deleted. Of another machine, nobody can tell whether it still runs.
+    Each process writes its own file, then looks for those of other processes: of two, at least the later one sees the
+    other. A file that a killed process on this machine left is deleted. For a process on another machine, it is
+    impossible to tell whether it is still running.
     """
     with _holding:
         if store.root in _held:
@@ -49,8 +50,8 @@ def only_purge(store: Store) -> Iterator[None]:
 
 
 def _refuse_if_alive(store: Store, name: str, mine: RunningPurge) -> None:
-    """Raise JobError unless the file is of a process that has ended. If it was killed, the file is deleted: its name is
-    never used again."""
+    """Raise JobError unless the file belongs to a process that has ended. If that process was killed, delete the file;
+    its name is never used again."""
     with suppress(FileNotFoundError):  # it has just ended
         try:
             other = read_record(store, name, RunningPurge, "delete it")
@@ -58,7 +59,7 @@ def _refuse_if_alive(store: Store, name: str, mine: RunningPurge) -> None:
             raise JobError(f"another purge may be running: {error}") from None
         if other.host != mine.host or (other.pid != mine.pid and _is_alive(other.pid)):
             raise JobError(
-                f"{store.root}: another purge is running since {other.started_at}, as process {other.pid} on "
+                f"{store.root}: another purge has been running since {other.started_at}, as process {other.pid} on "
                 f"{other.host}; wait until it ends. If it was killed, delete {store.path(name)}"
             )
         store.delete(name)
@@ -71,7 +72,7 @@ def _check_deletes(store: Store) -> None:
         store.delete(name)
     except PermissionError as error:
         raise StorageError(
-            f"{store.root}: may not delete ({error}); a purge needs the right to delete objects. Nothing was "
+            f"{store.root}: no permission to delete ({error}); a purge needs the right to delete objects. Nothing was "
             f"withdrawn; {store.path(name)} was left behind"
         ) from None
 

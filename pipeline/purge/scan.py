@@ -1,4 +1,4 @@
-"""Finds the shards that hold withdrawn rows, by a few narrow columns of all shards."""
+"""Finds the shards with withdrawn rows, from a few narrow columns of all shards."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +23,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """How many withdrawn rows a shard holds."""
+    """The number of withdrawn rows in a shard."""
 
     shard: int
     generation: int
     pairs: int
-    """How many of its pairs."""
+    """The number of withdrawn pairs."""
     rejects: int
 
 

@@ -1,6 +1,6 @@
-"""Searches one file for purged rows: all values of Parquet, members of tars, vectors, and every byte of the rest.
+"""Searches one file for purged rows: all values in Parquet, members of tars, vectors, and every byte of other files.
 
-Compressed files are unpacked. Memory is bounded by a window of text, a batch of Parquet and a part of an index.
+Compressed files are unpacked. At most one window of text, one batch of Parquet or one part of an index is in memory.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, tarfile.TarError)  #
 _BATCH_ROWS = 4_096
 _MIN_OVERLAP = 1 << 16
 _MAX_DEPTH = 3
-"""How many times a file in a file is unpacked."""
+"""Maximum depth to which files inside files are unpacked."""
 _USTAR = slice(257, 262)
 
 
@@ -49,11 +49,11 @@ class FileReport:
     counts: Counter[str] = field(default_factory=Counter)
     """What was searched: bytes, values, captions, vectors, pictures, members."""
     found: set[str] = field(default_factory=set)
-    """What of the list is there."""
+    """Descriptions of the listed values and withdrawn rows that were found."""
     digests: set[bytes] = field(default_factory=set)
-    """Digests of captions, pictures and vectors of withdrawn rows that are there, perhaps because of another row."""
+    """Digests of captions, pictures and vectors of withdrawn rows that were found; other rows can have them too."""
     unsearched: set[str] = field(default_factory=set)
-    """What of it could not be searched, and why."""
+    """Why the file, or parts of it, could not be searched."""
 
 
 def search_file(store: Store, needles: Needles, name: str) -> FileReport:
@@ -72,7 +72,7 @@ class _FileSearch:
         self._needles, self._report = needles, report
 
     def file(self, file: IO[bytes], name: str, where: str = "", depth: int = 0) -> None:
-        """Search a file, or what a compressed one has in it. `where`: where the file is, if it is in another one."""
+        """Search a file, or the contents of a compressed file. `where`: the place of a file inside another file."""
         head = file.read(HEAD_BYTES)
         file.seek(0)
         if is_packed(head):
@@ -107,12 +107,12 @@ class _FileSearch:
             self._report.unsearched.add(f"{error}{where}")
 
     def _text(self, text: str, where: str = "") -> None:
-        """Look for the values of the list."""
+        """Look for listed values."""
         self._report.counts["bytes"] += len(text)
         self._report.found.update(f"{value}{where}" for value in self._needles.in_text(text))
 
     def _cells(self, cells: Sequence[str], where: str) -> None:
-        """Look for the values of the list and for captions of withdrawn rows in whole texts."""
+        """Look for listed values and captions of withdrawn rows in whole texts."""
         self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(cells))
         self.captions(cells)
 
@@ -127,7 +127,7 @@ class _FileSearch:
         self._report.digests |= {each for each in digests if each in self._needles.vectors}
 
     def picture(self, content: Iterable[bytes], where: str) -> None:
-        """Look for stored pictures of withdrawn rows, and for pictures whose SHA-256 is in the list."""
+        """Look for a stored picture of a withdrawn row, or a picture whose SHA-256 is listed."""
         self._report.counts["pictures"] += 1
         plain, ours = hashlib.sha256(), hashlib.sha256(f"{PICTURE}\0".encode())  # as in `keys.digest`
         for block in content:
@@ -139,7 +139,7 @@ class _FileSearch:
             self._report.found.add(f"a picture with sha256 {plain.hexdigest()}{where}")
 
     def _parquet(self, file: IO[bytes], where: str) -> None:
-        """Every value of every column, the metadata, and which rows they are."""
+        """Search the metadata and every value of every column in a Parquet file, and look for withdrawn rows."""
         with pq.ParquetFile(file) as parquet:
             metadata = {str(key): str(value) for key, value in (parquet.metadata.metadata or {}).items()}
             self._text(json.dumps(metadata), where)
@@ -150,7 +150,7 @@ class _FileSearch:
                     self._column(field_.name, column.combine_chunks(), where)
 
     def _rows(self, table: pa.Table) -> None:
-        """Rows that are withdrawn by their uid or position."""
+        """Look for rows with a withdrawn uid, position or PDQ hash."""
         names = set(table.column_names)
         if "uid" in names and pa.types.is_string(table.schema.field("uid").type):
             for uid in table["uid"].to_pylist():
@@ -195,7 +195,7 @@ class _FileSearch:
             self.picture([value], where)
 
     def _tar(self, file: IO[bytes], where: str) -> None:
-        """Names, texts, JSON and pictures."""
+        """Search the names, texts, JSON and pictures of a tar."""
         for name, offset, length in read_tar(file):
             self._report.counts["members"] += 1
             inner = f" (member {name}){where}"
@@ -210,7 +210,7 @@ class _FileSearch:
                     self._report.unsearched.add(f"is packed{inner}")
 
     def _bytes(self, file: Reads, where: str, is_binary: bool) -> None:
-        """The bytes of any other file; of a text, JSON or HTML, also all that could be a caption or URL in it."""
+        """Search the bytes of any other file; in text, JSON or HTML, also everything that could be a caption or URL."""
         for window in windows(file, max(_MIN_OVERLAP, 4 * self._needles.longest)):
             self._report.counts["bytes"] += window.num_bytes
             self._report.found.update(f"{value}{where}" for value in self._needles.in_text(window.text))
@@ -218,7 +218,7 @@ class _FileSearch:
                 self._cells(_pieces(window), where)
 
     def _tensors(self, file: IO[bytes], where: str) -> None:
-        """Vectors and uids in arrays."""
+        """Search the vectors and uids in a safetensors file."""
         for name, rows in read_tensors(file):
             if rows.dtype == np.float16:
                 self.vectors([digest("vector", row.tobytes()) for row in rows])
@@ -229,18 +229,18 @@ class _FileSearch:
         file.seek(0)
 
     def index(self, store: Store, name: str) -> None:
-        """The vectors of a search index."""
+        """Search the vectors of a search index."""
         digest_, num_bytes = store.checksum(name)
         try:
             index = VectorIndex.read(local_copy(store, DataFile(path=name, num_bytes=num_bytes, blake2b=digest_)))
-        except ValueError:  # `verify` says that it is damaged
+        except ValueError:  # `verify` reports that it is damaged
             return
         for vectors in index.stored():
             self.vectors([digest("vector", row.tobytes()) for row in vectors])
 
 
 def _pieces(window: Window) -> list[str]:
-    """All that could be a caption or URL in a text, JSON or HTML."""
+    """Everything that could be a caption or URL in text, JSON or HTML."""
     text = window.text
     pieces = [text] if window.is_first and window.is_last else []
     pieces += window.inner(text.splitlines())
@@ -249,7 +249,7 @@ def _pieces(window: Window) -> list[str]:
 
 
 def _unescaped(piece: str) -> str:
-    """What lies between two quotes of JSON, as a text."""
+    """The text between two JSON quotes, unescaped."""
     with suppress(ValueError):
         return str(json.loads(f'"{piece}"', strict=False))
     return piece

@@ -1,4 +1,4 @@
-"""`verify --purged`: searches the whole output folder for rows that were withdrawn."""
+"""Searches the whole output folder for rows that were withdrawn, for `verify --purged`."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ MAX_FOUND = 1_000
 
 @dataclass
 class PurgedReport:
-    """What was searched, and what is left of the purged rows."""
+    """What was searched, and what was found of the purged rows."""
 
     files: int = 0
     num_bytes: int = 0
@@ -33,19 +33,19 @@ class PurgedReport:
     vectors: int = 0
     pictures: int = 0
     listed: dict[str, int] = field(default_factory=dict)
-    """Kind -> number of values in the list."""
+    """Kind -> number of listed values."""
     withdrawn: int = 0
     """Rows in the ledger whose captions, pictures and vectors were looked for."""
     shared: int = 0
-    """Captions, pictures and vectors of these rows that rows which were not withdrawn have too."""
+    """Captions, pictures and vectors of these rows that also belong to rows that were not withdrawn."""
     found: list[str] = field(default_factory=list)
-    """`FILE: what`, at most MAX_FOUND."""
+    """`FILE: what`, at most MAX_FOUND entries."""
     unsearched: list[str] = field(default_factory=list)
-    """`FILE: why` of files, or parts of them, that could not be searched."""
+    """`FILE: why` for each file or part of a file that could not be searched."""
 
     @property
     def holds(self) -> bool:
-        """Whether everything was searched, and nothing is left."""
+        """Whether everything was searched and nothing was found."""
         return not self.found and not self.unsearched
 
     def as_dict(self) -> dict[str, object]:
@@ -53,7 +53,7 @@ class PurgedReport:
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """What was searched, for people."""
+        """What was searched, as lines to print."""
         listed = ", ".join(f"{number:,} {kind}" for kind, number in self.listed.items())
         yield (
             f"looked for {listed}, and for the captions, pictures and embeddings of "
@@ -70,10 +70,10 @@ class PurgedReport:
 
 
 def search_folder(store: Store, values: Values, tasks: Tasks) -> PurgedReport:
-    """Search every file of the output folder, whoever wrote it.
+    """Search every file of the output folder, no matter what wrote it.
 
-    Captions, pictures and vectors of withdrawn rows are known by their hashes in the ledger. A caption may belong to
-    other rows too: what the dataset's own rows have is not a finding, anywhere.
+    Captions, pictures and vectors of withdrawn rows are recognized by their hashes in the ledger. They can belong to
+    other rows too: those of rows that are still in the dataset are not reported for any file.
     """
     needles = _needles(store, values)
     report = PurgedReport(listed={kind: len(listed) for kind, listed in values.items()}, withdrawn=len(needles.row_ids))
@@ -113,7 +113,7 @@ def _needles(store: Store, values: Values) -> Needles:
 
 
 def _files_of_rows(store: Store) -> set[str]:
-    """The files that the newest manifests name: their captions and vectors belong to rows of the dataset."""
+    """The files that the newest manifests name: their captions, pictures and vectors belong to rows of the dataset."""
     newest = committed(store)
     found = set[str]()
     for shard, generation in newest.items():
@@ -128,7 +128,7 @@ def _files_of_rows(store: Store) -> set[str]:
 
 
 def _all_files(store: Store) -> Iterator[str]:
-    """Names of all files in the folder, hidden ones included."""
+    """The names of all files in the folder, including hidden ones."""
     root = store.fs._strip_protocol(store.root).rstrip("/")
     for path in sorted(store.fs.find(root)):
         yield path.removeprefix(f"{root}/")

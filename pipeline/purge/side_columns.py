@@ -1,5 +1,5 @@
-"""Reads and rewrites the columns beside a shard's pairs, row by row, and finds scores that hold withdrawn rows in their
-state."""
+"""Reads and rewrites the columns beside a shard's pairs, row by row, and finds scores whose state contains withdrawn
+rows."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -30,21 +30,21 @@ class SideColumns:
 
     store: Store
     records: tuple[tuple[str, ColumnsManifest], ...]
-    """(folder in `columns/`, its record of the shard)."""
+    """(folder in `columns/`, its manifest for the shard)."""
 
     @classmethod
     def of(cls, store: Store, manifest: ShardManifest) -> "SideColumns":
-        """Those that belong to the shard's pairs file. Columns of other generations are not used by anything."""
+        """The columns that belong to the shard's pairs file. Columns of other generations are not used."""
         return cls(store, tuple(_records(store, manifest)))
 
     def read(self, rows: Mask) -> list[pa.Table]:
-        """The columns of some rows of the pairs file, one table per folder."""
+        """The columns for some rows of the pairs file, as one table per folder."""
         if not rows.any():
             return []
         return [read_table(self.store, record.file.path).filter(pa.array(rows)) for _, record in self.records]
 
     def beside(self, pairs: pa.Table, names: Collection[str]) -> pa.Table:
-        """The table of the pairs file, with those of the columns `names` that it lacks and that were added."""
+        """The table of the pairs file, plus the added columns among `names` that it lacks."""
         missing = set(names) - set(pairs.column_names)
         for _, record in self.records if missing else ():
             added = read_table(self.store, record.file.path, missing)
@@ -53,13 +53,13 @@ class SideColumns:
         return pairs
 
     def write(self, new: ShardManifest, pairs: pa.Table, gone: Mask) -> None:
-        """Write the columns of the next generation. `pairs`: the old pairs, `gone`: which of them go.
+        """Write the columns of the next generation. `pairs`: the old pairs; `gone`: which of them are removed.
 
-        If none go, the file stays, and gets a record for the new generation.
+        If none are removed, the file stays and gets a manifest for the new generation.
         """
         for name, record in self.records:
             path = f"columns/{name}/manifests/{manifest_name(new.shard, new.generation)}"
-            self.store.delete(path)  # of an interrupted call, whose pairs file had another checksum
+            self.store.delete(path)  # left by an interrupted call, whose pairs file had another checksum
             if not gone.any():
                 kept = record.model_copy(update={"generation": new.generation})
                 self.store.create(path, kept.model_dump_json(indent=1).encode())
@@ -83,7 +83,7 @@ def _records(store: Store, manifest: ShardManifest) -> Iterator[tuple[str, Colum
 
 
 def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
-    """Rows that go and have a picture, but nothing in the added columns."""
+    """The number of removed rows that have a picture but only nulls in the added columns."""
     lacking = pairs["image_tar"].filter(pa.array(gone)).is_valid()
     for name in columns.column_names:
         if name != "row_id":
@@ -92,12 +92,12 @@ def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
 
 
 def scores_with(store: Store, uids: DigestSet, vectors: DigestSet) -> dict[str, str]:
-    """Name -> settings, as after `score --score`, of the scores that withdrawn rows are in: those whose state holds a
-    row's uid or one of its embeddings, and those that are made from such a score. Each comes after those it is made
-    from.
+    """Name -> settings, as given to `score --score`, of the scores that depend on withdrawn rows: those whose state
+    contains a row's uid or embedding, and those that are made from such a score. Each score comes after those it is
+    made from.
 
-    Such a score was computed in relation to the row, so its values cannot stay as they are, nor be computed again
-    without it. Raises ManifestError.
+    Such a score was computed in relation to the row: its values can neither stay as they are nor be recomputed without
+    the row. Raises ManifestError.
     """
     cards = {each.name: read_score_card(store, each.name) for each in column_sets(store) if each.kind == "score"}
     states = {name: read_state(store, card) for name, card in cards.items()}

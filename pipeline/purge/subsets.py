@@ -1,4 +1,4 @@
-"""Takes withdrawn rows out of subsets. The others stay selected, wherever they are in the new generations."""
+"""Removes withdrawn rows from subsets. The other rows stay selected, at their positions in the new generations."""
 
 import hashlib
 import re
@@ -39,20 +39,20 @@ _WORD = re.compile(r"[^\s\"'`()\[\]{}<>,;:/|=%*@]+")
 
 @dataclass(frozen=True)
 class _Change:
-    """The newest generation of a shard, and which rows of an older pairs file it still has."""
+    """The newest generation of a shard, and the rows of an older pairs file that it still has."""
 
     generation: int
     pairs_blake2b: str
     is_kept: pa.Array | None
-    """For each row of the older file; None if the shard was rebuilt by anything but a purge, whose old generation is
-    gone: the subset is outdated then, and is selected again anyway."""
+    """Whether each row of the older file is kept; None if something other than a purge rewrote the shard, or the older
+    file is gone: then the subset is outdated and has to be selected again anyway."""
 
 
 def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) -> Iterator[str]:
-    """Rewrite the subsets that hold withdrawn rows, or were selected from shards that a purge has rewritten. Yields
+    """Rewrite the subsets that contain withdrawn rows or were selected from shards that a purge has rewritten. Yields
     the name of each before it changes.
 
-    Old generations of these shards must still be there: they say where each row was. `generations`: shard -> newest.
+    The old generations of these shards must still exist: they show where each row was. `generations`: shard -> newest.
     """
     changes = _Changes(store, generations)
     for name in subset_names(store):
@@ -63,13 +63,13 @@ def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) 
 
 
 def naming_withdrawn(store: Store, matcher: Matcher) -> list[str]:
-    """The subsets whose steps, as they were given, name a URL, host, uid or SHA-256 that is withdrawn."""
+    """The subsets whose configured steps name a URL, host, uid or SHA-256 that is withdrawn."""
     texts = {name: "\n".join(_texts(read_subset(store, name))) for name in subset_names(store)}
     return [name for name, text in texts.items() if _mentions_withdrawn(text, matcher)]
 
 
 class _Changes:
-    """Finds what became of the pairs file that a subset was selected from."""
+    """Compares the pairs files that subsets were selected from with the newest ones."""
 
     def __init__(self, store: Store, generations: Mapping[int, int]) -> None:
         self._store = store
@@ -78,7 +78,7 @@ class _Changes:
         self.of = lru_cache(maxsize=64)(self._of)
 
     def _of(self, shard: int, generation: int, pairs_blake2b: str) -> _Change | None:
-        """None if the shard still has this pairs file."""
+        """The change since this pairs file; None if the shard still has it."""
         newest = self._newest.get(shard)
         if newest is None or newest == generation:
             return None
@@ -91,23 +91,23 @@ class _Changes:
                 before = read_table(self._store, old.path, ["row_id"])["row_id"].combine_chunks()
                 now = read_table(self._store, new.path, ["row_id"])["row_id"].combine_chunks()
                 is_kept = pc.is_in(before, value_set=now)
-                is_same = is_kept.true_count == len(now)  # otherwise a retry came between, and rows were added
+                is_same = is_kept.true_count == len(now)  # otherwise, a retry in between added rows
                 return _Change(newest, new.blake2b, is_kept if is_same else None)
         return _Change(newest, new.blake2b, None)
 
 
 @dataclass
 class _Rewritten:
-    """The files of a subset without withdrawn rows, and what they add up to."""
+    """The files of a subset without withdrawn rows, and their totals."""
 
     files: list[tuple[pa.Table, pa.Table]] = field(default_factory=list)
-    """The rows and the shards of each chunk."""
+    """(rows, shards) of each chunk."""
     is_changed: bool = False
-    """Whether rows or shards are others than before."""
+    """Whether the rows or shards differ from before."""
     is_affected: bool = False
-    """Whether it was selected from rows that may be withdrawn now."""
+    """Whether the subset was selected from rows that can be withdrawn now."""
     counts: Counter[int] = field(default_factory=Counter)
-    """Number of a step, or NOT_DROPPED -> rows."""
+    """Number of a step, or NOT_DROPPED -> number of rows."""
     weight_sum: float = 0.0
     state: str = ""
     reports: list[StepReport] = field(default_factory=list)
@@ -115,7 +115,7 @@ class _Rewritten:
 
     @classmethod
     def of(cls, store: Store, subset: Subset, ledger: Ledger, changes: _Changes) -> "_Rewritten":
-        """Read the files of a subset, and leave out what is withdrawn."""
+        """Read the files of a subset without the withdrawn rows."""
         found = cls()
         for files in subset.files:
             found.files.append(found._without(store, files, ledger.uids, changes))
@@ -127,11 +127,12 @@ class _Rewritten:
         return found
 
     def differs_from(self, subset: Subset) -> bool:
-        """Whether the subset must be written again."""
+        """Whether the subset has to be written again."""
         return self.is_changed or self.reports != subset.reports
 
     def attempt(self, before: str) -> str:
-        """A name for these files, which an interrupted purge gives to the same content alone."""
+        """A name for these files, derived from their content and their previous name. A repeated purge gives the same
+        name only to the same content."""
         digest_ = hashlib.blake2b(f"{before} purged {self.state}".encode(), digest_size=16)
         for table in (*(each for pair in self.files for each in pair), *self.overlaps):
             with pa.BufferOutputStream() as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -190,7 +191,7 @@ def _write(store: Store, subset: Subset, found: _Rewritten) -> None:
 
 
 def _moved(record: Mapping[str, object], rows: pa.Table, change: _Change) -> tuple[dict[str, object], pa.Table]:
-    """The record of a shard, and its selected rows, for its new generation."""
+    """(the record of a shard, its selected rows), for its new generation."""
     raw = record["fates"]
     assert isinstance(raw, bytes)
     assert change.is_kept is not None
@@ -217,7 +218,7 @@ def _listed(rows: pa.Table, uids: DigestSet) -> np.ndarray:
 
 
 def _without_withdrawn(overlap: pa.Table, uids: DigestSet) -> pa.Table:
-    """An overlap with an evaluation set without the pictures that name a withdrawn row, or are withdrawn themselves."""
+    """An overlap with an evaluation set, without entries whose row or evaluation picture is withdrawn."""
     named = np.zeros(overlap.num_rows, np.bool_)
     for name in ("uid", "item_uid"):
         named |= uids.contains([digest("uid", uid.encode()) for uid in overlap[name].to_pylist()])
@@ -225,7 +226,7 @@ def _without_withdrawn(overlap: pa.Table, uids: DigestSet) -> pa.Table:
 
 
 def _reports(reports: Sequence[StepReport], found: _Rewritten, matcher: Matcher) -> Iterator[StepReport]:
-    """What each step did with the rows that are left. Groups and entries that are withdrawn are not named any more."""
+    """The report of each step for the remaining rows. Withdrawn groups and entries are no longer named."""
     remaining = found.counts.total()
     for number, report in enumerate(reports):
         rows_in, remaining = remaining, remaining - found.counts[number]
@@ -241,8 +242,9 @@ def _reports(reports: Sequence[StepReport], found: _Rewritten, matcher: Matcher)
 
 
 def _may_be_withdrawn(entry: EntryRows, is_affected: bool, matcher: Matcher) -> bool:
-    """Whether an entry of a step `balance` is a host or URL that is withdrawn, or perhaps another value, such as a
-    caption, that withdrawn rows alone had: no row that stays surely has it unless it had more rows than ever went."""
+    """Whether an entry of a step `balance` is a withdrawn host or URL, or could be another value, such as a caption,
+    that only withdrawn rows had. A remaining row certainly has the value only if the entry had more rows than were
+    ever withdrawn."""
     is_listed = matcher.withdrawn_urls([entry.entry, f"https://{entry.entry}/"]).any()
     return bool(is_listed) or (is_affected and entry.rows <= len(matcher.ledger.row_ids))
 
@@ -274,7 +276,7 @@ def _texts(subset: Subset) -> Iterator[str]:
 
 def _mentions_withdrawn(text: str, matcher: Matcher) -> bool:
     asked, words = matcher.ledger.asked, [word.strip(".") for word in _WORD.findall(text)]
-    urls = [*urls_in(text), *(f"https://{word}/" for word in words if "." in word)]  # the latter for hosts
+    urls = [*urls_in(text), *(f"https://{word}/" for word in words if "." in word)]  # the second kind for hosts
     uids, sha256 = ([each for word in words if (each := canonical(kind, word))] for kind in ("uid", "sha256"))
     return bool(
         matcher.withdrawn_urls(urls).any()

@@ -1,4 +1,4 @@
-"""Finds files that nothing needs: superseded generations, and what interrupted commands left."""
+"""Finds files that nothing needs: superseded generations, and files that interrupted commands left."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pairmill.pipeline.search.part_files import read_parts
 from pairmill.schemas.manifest import manifest_name
 
 ABANDONED_S = 3_600
-"""A file of a shard that is not committed may be about to be: it counts as left behind only when it is this old."""
+"""A file that is not committed yet can still be committed: it counts as left behind only when it is this old."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Unneeded:
 
 
 def unneeded_files(store: Store, min_age_s: float = ABANDONED_S) -> Iterator[Unneeded]:
-    """All such files, in the order in which they are to be deleted. Files that pairmill did not write stay.
+    """All unneeded files, in the order in which to delete them. Files that pairmill did not write are left out.
 
-    `min_age_s`: 0 if certainly nothing else writes to the output folder now. Raises ManifestError.
+    `min_age_s`: use 0 only if nothing else can be writing to the output folder now. Raises ManifestError.
     """
     yield from _of_shards(store, min_age_s)
     for name in store.folders("columns"):
@@ -48,11 +48,11 @@ def unneeded_files(store: Store, min_age_s: float = ABANDONED_S) -> Iterator[Unn
     for name in store.list("failures"):
         shard = name.removesuffix(".txt")
         if shard.isdigit() and int(shard) in done:
-            yield Unneeded(f"failures/{name}", "failure of a shard that is finished now")
+            yield Unneeded(f"failures/{name}", "failure of a shard that is now finished")
 
 
 def delete_all(store: Store, files: Iterator[Unneeded]) -> list[Unneeded]:
-    """Delete files. Returns them."""
+    """Delete files. Returns the deleted files."""
     deleted = []
     for file in list(files):
         store.delete(file.name)
@@ -90,7 +90,7 @@ def _of_columns(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]
     if all(generations == [newest.get(shard)] for shard, generations in manifests.items()) and usual.issuperset(
         file for file in files if DATA_NAME.fullmatch(file)
     ):
-        return  # without reading any of the manifests
+        return  # without reading the manifests
     for shard, generations in manifests.items():
         for generation in generations:
             record = read_columns_manifest(store, name, manifest_name(shard, generation))
@@ -125,7 +125,7 @@ def _of_subset(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
 def _of_index(store: Store, folder: str, min_age_s: float) -> Iterator[Unneeded]:
     try:
         named = {part.file.path for part in read_parts(store, folder).values()}
-    except DamagedManifestError:  # `verify` says what to do
+    except DamagedManifestError:  # `verify` reports it, with the remedy
         return
     for name in store.list(folder):
         path = f"{folder}/{name}"

@@ -1,4 +1,4 @@
-"""Copies a WebDataset tar without some of its samples. Every byte of the others stays, whoever wrote the tar."""
+"""Copies a WebDataset tar without some of its samples. The others stay byte for byte, no matter what wrote the tar."""
 
 import tarfile
 from collections.abc import Collection, Iterator
@@ -20,7 +20,7 @@ def keys_of(file: IO[bytes]) -> Iterator[str]:
 
 
 def uid_of_key(key: str) -> str:
-    """The uid of the row that a sample was made from, with which its key begins."""
+    """The uid of the row that a sample was made from: the beginning of its key."""
     return key[:_UID_CHARS]
 
 

@@ -14,7 +14,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 def read_tensors(file: IO[bytes]) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
-    """(name, some rows) of all matrices of float16 and uint64. Of a damaged file, those that can be found."""
+    """(name, some rows) of all float16 and uint64 matrices, a block at a time. Skips what is damaged."""
     length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER_BYTES:
         return

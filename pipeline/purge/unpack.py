@@ -1,4 +1,4 @@
-"""Unpacks compressed files into temporary ones, so that `verify --purged` can search them."""
+"""Unpacks compressed files into temporary files, so that `verify --purged` can search them."""
 
 import bz2
 import gzip
@@ -16,10 +16,10 @@ from pairmill.pipeline.purge.windows import Reads, blocks
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 MAX_UNPACKED_BYTES = 1 << 32
-"""A file that unpacks to more is not searched: a few kilobytes can unpack to any size."""
+"""A file that unpacks to more bytes is not searched: a few kilobytes can unpack to any size."""
 
 HEAD_BYTES = 512
-"""How much of a file says what it is."""
+"""Number of bytes at the beginning of a file that identify its format."""
 _STREAMS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     rb"\x1f\x8b\x08": lambda file: gzip.GzipFile(fileobj=file),
     rb"BZh[1-9]1AY&SY": bz2.BZ2File,
@@ -38,7 +38,7 @@ DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa
 
 
 class UnsearchableError(PairmillError):
-    """A file cannot be unpacked; the message says why."""
+    """A file cannot be unpacked. The message gives the reason."""
 
     kind = FailureKind.INPUT
 
@@ -49,8 +49,8 @@ def is_packed(head: bytes) -> bool:
 
 
 def unpacked(file: IO[bytes], head: bytes) -> Iterator[tuple[str, IO[bytes]]]:
-    """(member, its content) of an archive, or ("", the content) of a compressed file. Each content is closed when the
-    next one is asked for. Raises UnsearchableError."""
+    """(member, its content) of each member of an archive, or ("", the content) of a compressed file. Each content is
+    closed when the next one is requested. Raises UnsearchableError."""
     left = MAX_UNPACKED_BYTES
     for name, source in _sources(file, head):
         with tempfile.TemporaryFile() as target:
@@ -78,5 +78,5 @@ def _sources(file: IO[bytes], head: bytes) -> Iterator[tuple[str, Reads]]:
             for member in archive.infolist():
                 with archive.open(member) as source:
                     yield member.filename, cast(Reads, source)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # encrypted, or of an unknown method
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # encrypted, or with an unknown method
         raise UnsearchableError(f"is a zip that cannot be read ({error})") from error

@@ -1,4 +1,5 @@
-"""Reads a file of any size in parts of text, so that a search of it needs little memory and misses nothing at cuts."""
+"""Reads a file of any size as overlapping windows of text, so that a search needs little memory and misses nothing at
+the cuts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from typing import IO, Protocol
 
 BLOCK_BYTES = 1 << 22
 _STOPS = [bytes([byte]) for byte in b"\n\r\t \"'<>{}|^`\0"]
-"""Bytes that no URL, host or digits contain. All are ASCII, so they cut no letter of UTF-8."""
+"""Bytes that no URL, host or number contains. All are ASCII, so a cut there splits no UTF-8 character."""
 
 
 class Reads(Protocol):
@@ -32,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a text. All but the first begin with the end of the one before."""
+    """A part of a text. Each window except the first begins with the end of the previous one."""
 
     text: str
     num_bytes: int
@@ -41,7 +42,7 @@ class Window:
     is_last: bool
 
     def inner(self, pieces: list[str]) -> list[str]:
-        """The pieces that a split has left of this window, without those that a cut has shortened."""
+        """Only the pieces that are whole, of `pieces` into which this window was split."""
         return pieces[0 if self.is_first else 1 : len(pieces) if self.is_last else -1]
 
 
@@ -52,8 +53,8 @@ def blocks(file: Reads) -> Iterator[bytes]:
 
 
 def windows(file: Reads, overlap: int) -> Iterator[Window]:
-    """The content as text, in windows that are cut where no word is, so that words of up to `overlap` bytes are whole.
-    Lines and other pieces that are shorter, too, are whole in one of two."""
+    """The content as text, in windows that are cut between words, so that words of up to `overlap` bytes are whole.
+    Lines and other pieces that are shorter than that are whole in at least one window."""
     kept, is_first, size = b"", True, BLOCK_BYTES + overlap
     block = file.read(size)
     while True:
@@ -67,12 +68,12 @@ def windows(file: Reads, overlap: int) -> Iterator[Window]:
 
 
 def _last_stop(data: bytes, overlap: int) -> int:
-    """The place behind the last stop, but not too far from the end."""
+    """The position after the last stop within `overlap` bytes of the end; the end if there is none."""
     found = max(data.rfind(stop, max(0, len(data) - overlap)) for stop in _STOPS)
     return found + 1 if found >= 0 else len(data)
 
 
 def _first_stop(data: bytes, start: int, end: int) -> int:
-    """The first stop from `start` on, or else `start`."""
+    """The position of the first stop from `start` on; `start` if there is none."""
     places = (data.find(stop, start, end) for stop in _STOPS)
     return min((place for place in places if place >= 0), default=start)

@@ -1,5 +1,5 @@
-"""Keeps hashes of everything about a withdrawn row that other files could still have, so that `verify --purged` can
-look for it when the row itself is gone."""
+"""Hashes everything about a withdrawn row that other files could still contain, so that `verify --purged` can look for
+it when the row itself is gone."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,13 +12,13 @@ from pairmill.schemas.pairs import STORED, is_embedding
 from pairmill.schemas.purge import WITHDRAWN_SCHEMA
 
 CAPTION, PICTURE, VECTOR = "caption", "picture", "vector"
-"""The names in these digests (see `keys.py`)."""
+"""The names that go into these digests (see `keys.py`)."""
 _CAPTION_COLUMNS = ("caption", "caption_clean")
 
 
 def witnesses(store: Store, rows: pa.Table, added: Sequence[pa.Table]) -> pa.Table:
-    """The hashes of withdrawn rows (WITHDRAWN_SCHEMA). `rows`: of a pairs or rejects file; `added`: the same rows of
-    the columns beside it."""
+    """The hashes of withdrawn rows (WITHDRAWN_SCHEMA). `rows`: rows of a pairs or rejects file; `added`: the same rows
+    of the columns beside it."""
     captions = [set[bytes]() for _ in range(rows.num_rows)]
     vectors = [set[bytes]() for _ in range(rows.num_rows)]
     for table in (rows, *added):
@@ -39,7 +39,7 @@ def witnesses(store: Store, rows: pa.Table, added: Sequence[pa.Table]) -> pa.Tab
 
 
 def caption_digests(texts: Sequence[str | None]) -> list[bytes | None]:
-    """The digest of each text; None for null and empty ones."""
+    """The digest of each text; None for null and empty texts."""
     return [digest(CAPTION, text.encode("utf-8", "surrogatepass")) if text else None for text in texts]
 
 
@@ -55,12 +55,12 @@ def vector_digests(column: pa.ChunkedArray | pa.Array) -> list[bytes | None]:
 
 
 def picture_digest(picture: bytes) -> bytes:
-    """The digest of stored bytes."""
+    """The digest of a stored picture."""
     return digest(PICTURE, picture)
 
 
 def _pictures(store: Store, rows: pa.Table) -> Iterator[bytes | None]:
-    """The digest of each row's picture, if the dataset itself stores it."""
+    """The digest of each row's picture; None if the dataset itself does not store one."""
     if "image_tar" not in rows.column_names:
         yield from [None] * rows.num_rows
         return

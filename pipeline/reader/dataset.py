@@ -1,4 +1,4 @@
-"""`pairmill.open`: reads the pairs of an output folder as one table, and each row with its picture."""
+"""Reads the pairs of an output folder as one table, and each row with its picture, for `pairmill.open`."""
 
 import difflib
 from collections import Counter
@@ -45,7 +45,7 @@ class Row:
     values: Mapping[str, Any]
     """Column -> Python value; embeddings are float16 arrays (dim,). Null is None."""
     picture: Image.Image | None
-    """RGB, with the EXIF orientation applied. None if no picture is stored, or none was requested."""
+    """RGB, with the EXIF orientation applied; None if no picture is stored or none was requested."""
 
     def __getitem__(self, column: str) -> Any:
         return self.values[column]
@@ -55,8 +55,8 @@ class Dataset:
     """The pairs of a dataset in input order: one row per decoded picture, whether or not the rules kept it (see the
     columns `status` and `kept`). `dataset.subset("clean")` has only the rows of a subset.
 
-    The dataset stays as it was when it was opened: committed shards, each in its newest generation. An unfinished one
-    has the shards that are done. Data is read only when needed. If a retry has replaced shards in the meantime,
+    The dataset stays as it was when it was opened: committed shards, each in its newest generation. An unfinished
+    dataset has the shards that are done. Data is read only when needed. If a retry has replaced shards in the meantime,
     methods that read them raise DatasetError; open the dataset again.
     """
 
@@ -66,7 +66,8 @@ class Dataset:
 
     @classmethod
     def of(cls, store: Store) -> "Dataset":
-        """Open an output folder. Raises PlanError if it is not one, and DatasetError if no shard is finished."""
+        """Open an output folder. Raises PlanError if the folder is not one, and DatasetError if no shard is
+        finished."""
         store.check_access()
         return cls(Snapshot.of(store))
 
@@ -84,7 +85,7 @@ class Dataset:
 
     @property
     def path(self) -> str:
-        """The output folder, absolute or `s3://`."""
+        """The output folder, as an absolute path or `s3://` URL."""
         return self._snapshot.store.root
 
     @property
@@ -94,7 +95,7 @@ class Dataset:
 
     @property
     def subsets(self) -> list[str]:
-        """The names of its subsets."""
+        """The names of the dataset's subsets."""
         return subset_names(self._snapshot.store)
 
     @cached_property
@@ -112,7 +113,8 @@ class Dataset:
     def subset(self, name: str) -> "Dataset":
         """The rows of a subset, with the same methods.
 
-        Raises SubsetError if there is no such subset, and on reading, if the dataset has changed since.
+        Raises SubsetError if there is no such subset. Reading raises it if the dataset has changed since the subset was
+        made.
         """
         if self._subset is not None:
             raise DatasetError(f"this is the subset {self._subset!r}; open {name!r} from the whole dataset")
@@ -125,8 +127,8 @@ class Dataset:
         """The rows as an Arrow table in memory.
 
         Args:
-            columns: Column names, in the desired order; None: all, including embeddings (float16 fixed-size lists).
-            subset: The same as `dataset.subset(name).table(columns)`.
+            columns: Column names, in the desired order; None for all, including embeddings (float16 fixed-size lists).
+            subset: Name of a subset, as in `dataset.subset(name).table(columns)`.
 
         Raises:
             DatasetError: There is no such column.
@@ -141,7 +143,7 @@ class Dataset:
     def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
         """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays.
 
-        Integers with nulls stay Python integers if some exceed 2^53.
+        Integers with nulls become Python integers if some exceed 2^53.
         """
         table = self.table(columns)
         frame = table.to_pandas()
@@ -151,22 +153,22 @@ class Dataset:
         return frame
 
     def to_polars(self, columns: str | Sequence[str] | None = None) -> "polars.DataFrame":
-        """`table(columns)` for polars, which uses Arrow's columns as they are."""
+        """`table(columns)` for polars, which uses Arrow columns directly."""
         import polars
 
         frame = polars.from_arrow(self.table(columns))
-        assert isinstance(frame, polars.DataFrame)  # always, if it is made from a table
+        assert isinstance(frame, polars.DataFrame)  # always true for a table
         return frame
 
     def rows(self, columns: str | Sequence[str] | None = None, pictures: bool = True) -> Iterator[Row]:
         """Iterate over the rows, with one shard in memory at a time.
 
         Args:
-            columns: Names of the columns in each row; None: all.
-            pictures: Whether rows come with their pictures; if False, no picture is read.
+            columns: Names of the columns in each row; None for all.
+            pictures: Whether rows include their pictures. If False, no picture is read.
 
         Raises:
-            DatasetError: There is no such column, or a row's picture is missing, truncated or a different one.
+            DatasetError: There is no such column, or a row's picture is missing, truncated or a different picture.
         """
         names = self._names(columns)
         with closing(Pictures(self._snapshot)) as reader:
@@ -179,10 +181,10 @@ class Dataset:
                     yield Row({name: column[row] for name, column in values.items()}, image)
 
     def picture(self, uid: str) -> Image.Image:
-        """The picture of the row with this uid (32 hex characters, or a UUID), in RGB, with the EXIF orientation
-        applied. Reads the uids up to that row, once.
+        """The picture of the row with this uid (32 hex characters or a UUID), in RGB, with the EXIF orientation
+        applied. The uids up to that row are read once and remembered.
 
-        Raises DatasetError if no row has this uid, or if its picture is not stored, missing, or a different one.
+        Raises DatasetError if no row has this uid, or if its picture is not stored, missing, or a different picture.
         """
         stored = own_uid(uid)
         found = None if stored is None else self._uids.find(stored)
@@ -199,13 +201,13 @@ class Dataset:
         """Show some pairs with their pictures, as a grid in a notebook.
 
         Args:
-            n: How many pairs.
-            by: A numeric column: those with the highest values come first. `uid`: a random sample, always the same one.
-            around: Show the pairs whose value is closest to this one instead, such as a threshold.
-            lowest: Show those with the lowest values instead.
+            n: Number of pairs.
+            by: A numeric column; the pairs with the highest values come first. `uid`: a random sample, always the same.
+            around: Instead, show the pairs with the values closest to this number, such as a threshold.
+            lowest: Instead, show the pairs with the lowest values.
 
         Raises:
-            DatasetError: There is no such column, it has no numbers, or all its values are null.
+            DatasetError: There is no such column, it is not numeric, or all of its values are null.
         """
         if n < 1:
             raise DatasetError(f"n: {n} pairs cannot be shown; give 1 or more")
@@ -237,7 +239,7 @@ class Dataset:
         return Card(thumbnail, value, row["caption_clean"], row["status"], row["kept"], row["uid"])
 
     def _rows_of(self, position: int) -> npt.NDArray[np.int64]:
-        """Which rows of a shard belong to this dataset."""
+        """The rows of a shard that belong to this dataset: int64 [rows]."""
         num_rows = self._snapshot.chunk.shards[position].num_rows
         if self._subset is None:
             return np.arange(num_rows)
@@ -245,13 +247,13 @@ class Dataset:
 
     @cached_property
     def _chosen(self) -> list[npt.NDArray[np.uint8]]:
-        """For a subset: packed bits for each shard, one per row."""
+        """For a subset: packed bits for each shard, one bit per row."""
         assert self._subset is not None
         return selected_rows(self._snapshot.chunk, self._subset)
 
     @cached_property
     def _weights(self) -> list[Weights] | None:
-        """For a subset with weights: those of the rows of each shard."""
+        """For a subset with weights: the weights of the rows of each shard."""
         return None if self._subset is None else selected_weights(self._snapshot.chunk, self._subset)
 
     @cached_property
@@ -259,7 +261,7 @@ class Dataset:
         return UidFinder(len(self._snapshot.chunk.shards), lambda position: self._read(position, ["uid"])["uid"])
 
     def _positions(self) -> list[int]:
-        """Positions of the shards that have rows."""
+        """The positions of the shards with rows in this dataset."""
         if self._subset is None:
             return [position for position, shard in enumerate(self._snapshot.chunk.shards) if shard.num_rows]
         return [position for position, bits in enumerate(self._chosen) if bits.any()]
@@ -275,7 +277,7 @@ class Dataset:
         return read(columns) if self._weights is None else read_weighted(read, columns, self._weights[position])
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The rows, shard by shard."""
+        """The rows as one table per shard."""
         return self._snapshot.map(lambda position: self._read(position, columns), self._positions())
 
     def _names(self, columns: str | Sequence[str] | None) -> list[str]:
@@ -294,7 +296,7 @@ class Dataset:
 
 
 def _python(column: pa.ChunkedArray) -> Sequence[Any]:
-    """The values as Python objects; embeddings as arrays that share Arrow's memory."""
+    """The values as Python objects. Embeddings are arrays that share Arrow's memory."""
     if not pa.types.is_fixed_size_list(column.type):
         return python_values(column)
     return [None if not value.is_valid else value.values.to_numpy() for value in column]

@@ -1,4 +1,4 @@
-"""Reads the stored embeddings of one model: those of the pictures, or those of the captions."""
+"""Reads the stored embeddings of one model, either of the pictures or of the captions."""
 
 import json
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Embeddings:
 
     @classmethod
     def of(cls, snapshot: Snapshot, alias: str | None, kind: EmbeddingKind = "image") -> "Embeddings":
-        """The embeddings of a model; None: the first one. Raises EmbeddingsError if the dataset has none."""
+        """The embeddings of a model; None for the first model. Raises EmbeddingsError if the dataset has none."""
         if kind not in get_args(EmbeddingKind):
             raise EmbeddingsError(f"there are no embeddings of {kind!r}, only of: {', '.join(get_args(EmbeddingKind))}")
         known = [*(model.alias for model in snapshot.plan.job.models), *snapshot.added.models]
@@ -54,34 +54,34 @@ class Embeddings:
 
     @property
     def column(self) -> str:
-        """Name of the column."""
+        """The name of the column."""
         names = score_column_names(self.alias)
         return names.image_embedding if self.kind == "image" else names.text_embedding
 
     @property
     def dim(self) -> int:
-        """Length of the embeddings."""
+        """The length of each embedding."""
         return int(self.snapshot.schema.field(self.column).type.list_size)
 
     @cached_property
     def contract(self) -> ScoreContract:
-        """How the embeddings were computed. Raises EmbeddingsError if their file does not say."""
+        """How the embeddings were computed. Raises EmbeddingsError if their file does not record it."""
         name, _ = self._file(self.snapshot.chunk.shards[0])
         with self.snapshot.errors():
             metadata = read_schema(self.snapshot.store, name).metadata or {}
         for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
             if model["alias"] == self.alias:
                 return ScoreContract(**model)
-        raise EmbeddingsError(f"{self.snapshot.store.path(name)} does not say which model {self.alias!r} is")
+        raise EmbeddingsError(f"{self.snapshot.store.path(name)} does not record which model {self.alias!r} is")
 
     def blake2b(self, shard: ShardFiles) -> str:
-        """Checksum of the shard's file with the embeddings, as in its manifest."""
+        """The checksum of the shard's file with the embeddings, as in its manifest."""
         return self._file(shard)[1]
 
     def read(self, shard: ShardFiles) -> tuple[Halves, npt.NDArray[np.int64]]:
-        """(float16 [embeddings, dim], the row of each in the shard's pairs file [embeddings]).
+        """(the embeddings, float16 [embeddings, dim]; the row of each in the shard's pairs file, int64 [embeddings]).
 
-        Leaves out rows without an embedding: null, or with an element that is NaN or infinite. Raises DatasetError.
+        Leaves out embeddings that are null or contain NaN or infinity. Raises DatasetError.
         """
         column = self.snapshot.read(shard, [self.column])[self.column]
         array: pa.FixedSizeListArray = column.combine_chunks()
@@ -91,7 +91,7 @@ class Embeddings:
         return (vectors, rows) if is_finite.all() else (vectors[is_finite], rows[is_finite])
 
     def vector(self, position: int, row: int) -> Floats | None:
-        """The embedding of one row of the shard at this position, float32 [dim]; None if it has none."""
+        """The embedding of one row of the shard at this position, float32 [dim]; None if the row has none."""
         vectors, rows = self.read(self.snapshot.chunk.shards[position])
         (found,) = np.nonzero(rows == row)
         return vectors[found[0]].astype(np.float32) if len(found) else None

@@ -1,4 +1,4 @@
-"""`dataset.show()`: some pairs with their pictures, as a grid in a notebook."""
+"""Shows some pairs with their pictures as a grid in a notebook, for `dataset.show()`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Card:
 
     thumbnail: Thumbnail
     value: str | None
-    """What the pairs are ordered by; None for a random sample."""
+    """The value that the pairs are ordered by, as text; None for a random sample."""
     caption: str | None
     status: str
     kept: bool
@@ -29,7 +29,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Grid:
-    """Pairs and their pictures. Jupyter shows it as a grid, a terminal as one line."""
+    """Pairs and their pictures. Jupyter displays them as a grid, a terminal as one line."""
 
     title: str
     cards: Sequence[Card]
@@ -44,7 +44,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows come first: the highest values, the lowest ones, or those closest to `around`."""
+    """An order of rows: the highest values first, the lowest values first, or those closest to `around`."""
 
     column: str
     around: float | None = None
@@ -58,13 +58,13 @@ class Order:
         return f"by {self.column}, {'lowest' if self.lowest else 'highest'} first"
 
     def value(self, number: float) -> str | None:
-        """How a card shows its value."""
+        """The value as a card shows it; None for a random sample."""
         if self.column == "uid":
             return None
         return f"{number:,.0f}" if number.is_integer() else f"{number:.3f}"
 
     def keys(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """A key per value; the lowest keys come first."""
+        """The sort key of each value. The lowest keys come first."""
         if self.around is not None:
             return np.abs(values - self.around)
         return values if self.lowest or self.column == "uid" else -values
@@ -73,10 +73,10 @@ class Order:
 def first_rows(
     shards: Iterable[tuple[int, npt.NDArray[np.int64], pa.ChunkedArray]], order: Order, n: int
 ) -> list[tuple[RowRef, float]]:
-    """The first `n` rows in this order, each with its value. Null and NaN are left out; the order of the dataset breaks
-    ties.
+    """The first `n` rows in this order, each with its value. Null and NaN are left out. Ties are in the order of the
+    dataset.
 
-    shards: (position, rows [m] of the shard, their values [m]).
+    `shards`: (position, rows [m] of the shard, their values [m]).
     """
     best: list[tuple[float, RowRef, float]] = []
     for position, rows, column in shards:
@@ -91,7 +91,8 @@ def first_rows(
 
 
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """float64 [rows], NaN for null. Of uids, which are hashes, the first 13 hexadecimal digits."""
+    """The values as float64 [rows], NaN for null. Uids, which are hashes, become the number in their first 13 hex
+    digits."""
     if pa.types.is_string(column.type):
         return np.array([int(uid[:13], 16) for uid in column.to_pylist()], np.float64)
     return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)

@@ -1,4 +1,4 @@
-"""Reads and decodes the pictures of rows, wherever the dataset stores them."""
+"""Reads and decodes the pictures of rows, no matter where the dataset stores them."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ class Pictures:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The columns needed to find a picture and to check it."""
+        """The columns that are needed to find and check a picture."""
         return (*_NEEDED_COLUMNS, *self._reader.checksum)
 
     def close(self) -> None:
@@ -33,9 +33,9 @@ class Pictures:
         self._reader.close()
 
     def of(self, position: int, rows: pa.Table) -> Iterator[Image.Image | None]:
-        """The picture of each row of a shard (with the columns `needed`), or None where the row names none.
+        """The picture of each row of a shard (with the columns `needed`); None for a row without a picture.
 
-        Raises DatasetError if a picture is missing, truncated or a different one.
+        Raises DatasetError if a picture is missing, truncated or a different picture.
         """
         shard = self._snapshot.chunk.shards[position]
         manifest = self._snapshot.manifest((shard.shard, shard.generation))

@@ -1,4 +1,4 @@
-"""Captures the state of an output folder when it was opened: committed shards, each in its newest generation."""
+"""Captures the state of an output folder when it is opened: committed shards, each in its newest generation."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 
 class DatasetError(PairmillError, LookupError):
-    """The dataset has no such column, row, picture or subset, or has changed; the message says what to do."""
+    """The dataset has changed, or has no such column, row, picture or subset. The message says what to do."""
 
     kind = FailureKind.INPUT
 
@@ -43,7 +43,7 @@ class Snapshot:
     store: Store
     plan: Plan
     generations: Sequence[tuple[int, int]]
-    """(shard, generation), in order of shard; at least one."""
+    """(shard, generation) in shard order; at least one."""
     added: AddedColumns
 
     @classmethod
@@ -54,7 +54,7 @@ class Snapshot:
 
     @classmethod
     def for_purge(cls, store: Store) -> "Snapshot":
-        """The same for a purge, which is not finished yet."""
+        """Like `of`, but for a purge that is not finished yet."""
         return cls._of(store, committed(store))
 
     @classmethod
@@ -65,7 +65,7 @@ class Snapshot:
         return cls(store, plan, sorted(generations.items()), added_columns(store, generations))
 
     def of_shards(self, numbers: Collection[int]) -> "Snapshot":
-        """The same for some shards, which may have models and scores that others lack."""
+        """A snapshot of only some of the shards, which can have models and scores that the others lack."""
         generations = [each for each in self.generations if each[0] in numbers]
         if not generations:
             return self  # a subset of other shards, which is outdated
@@ -73,7 +73,7 @@ class Snapshot:
 
     @property
     def unfinished_shards(self) -> int:
-        """How many planned shards are not committed."""
+        """The number of planned shards that are not committed."""
         return self.plan.num_shards - len(self.generations)
 
     @cached_property
@@ -117,7 +117,7 @@ class Snapshot:
         return PairsReader(self.store, self.plan.mapping, self.plan.job)
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-        """The results in order. A few calls run ahead of the one in use, so memory stays small."""
+        """The result for each item, in order. Only a few calls run ahead, so memory use stays small."""
         readers = _REMOTE_READERS if self.store.remote else _LOCAL_READERS
         remaining = iter(items)
         with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
@@ -136,9 +136,11 @@ class Snapshot:
         except PairmillError:
             raise
         except FileNotFoundError as error:
-            name = error.filename or ("a file" if error.errno else error)  # Arrow gives the errno, but no name
+            name = error.filename or ("a file" if error.errno else error)  # Arrow sets the errno, but no name
             raise DatasetError(
                 f"{name} is gone: {self.store.root} has changed since it was opened; try again"
             ) from error
         except (OSError, pa.ArrowInvalid) as error:
-            raise DatasetError(f"{self.store.root} cannot be read ({error}); `pairmill verify` says more") from error
+            raise DatasetError(
+                f"{self.store.root} cannot be read ({error}); run `pairmill verify` for details"
+            ) from error

@@ -1,4 +1,5 @@
-"""Makes small copies of stored pictures. Each is read once: by a range read if it is in a tar of the dataset."""
+"""Makes small copies of stored pictures. Each picture is read once, with a range read if it is in a tar of the
+dataset."""
 
 from base64 import b64encode
 from collections import defaultdict
@@ -25,7 +26,7 @@ class RowRef(NamedTuple):
     position: int
     """Position of its shard in the snapshot."""
     row: int
-    """Row of the shard's pairs file."""
+    """Row in the shard's pairs file."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Thumbnail:
 
     @property
     def data_uri(self) -> str | None:
-        """The picture as a data: URI, None if there is none."""
+        """The picture as a data: URI; None if there is none."""
         return f"data:image/jpeg;base64,{b64encode(self.jpeg).decode()}" if self.jpeg else None
 
 
@@ -59,7 +60,7 @@ class Thumbnails:
         self._reader.close()
 
     def of(self, rows: Iterable[RowRef]) -> Mapping[RowRef, Thumbnail]:
-        """The thumbnail of each row, shard by shard. A picture that cannot be shown fails alone."""
+        """The thumbnail of each row, made shard by shard. A picture that cannot be shown does not affect the others."""
         by_shard: dict[int, list[int]] = defaultdict(list)
         for position, row in sorted(set(rows)):
             by_shard[position].append(row)
@@ -82,7 +83,7 @@ class Thumbnails:
             with self._snapshot.errors():
                 bodies = self._reader.pictures(self._snapshot.planned(shard), manifest, table)
         except DatasetError:
-            yield from ["unreadable: pairmill verify says why"] * len(rows)
+            yield from ["unreadable: pairmill verify shows why"] * len(rows)
             return
         for body, file in zip(bodies, table["image_tar"].to_pylist(), strict=True):
             yield body or ("no picture stored" if file is None else "missing or changed")

@@ -1,4 +1,4 @@
-"""Finds the row with a given uid. Datasets have no index of uids, so they are read shard by shard until the uid is
+"""Finds the row with a given uid. Datasets have no index of uids, so the uids are read shard by shard until this one is
 found."""
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from pairmill.pipeline.select.keys import key_halves
 
 
 class UidFinder:
-    """Remembers the first half of every uid that it has read: 8 bytes per row."""
+    """Finds uids, and remembers the first half of every uid that it has read: 8 bytes per row."""
 
     def __init__(self, num_shards: int, read: Callable[[int], pa.ChunkedArray]) -> None:
-        """`read`: the uids of a shard, by its position."""
+        """`read`: reads the uids of the shard at a position."""
         self._read = read
         self._halves: list[npt.NDArray[np.uint64] | None] = [None] * num_shards
 
     def find(self, uid: str) -> tuple[int, int] | None:
-        """(position of the shard, row in it) of the first row with this uid of 32 hex characters; None if there is
-        none."""
+        """(position of the shard, row in the shard) of the first row with this uid (32 hex characters); None if there
+        is none."""
         half = np.uint64(int(uid[:16], 16))
         for position in range(len(self._halves)):
             for row in np.flatnonzero(self._half(position) == half).tolist():

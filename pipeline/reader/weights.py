@@ -1,4 +1,4 @@
-"""Adds the weights of a subset to what is read of the dataset."""
+"""Adds the weights of a subset to the columns that are read from the dataset."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,13 +8,13 @@ from pairmill.pipeline.dataset.subset import WEIGHT, Weights
 
 
 def with_weight(schema: pa.Schema) -> pa.Schema:
-    """The schema of a subset that has weights. A column of the dataset with this name, which was added later, is
-    hidden."""
+    """The schema of a subset with weights. It hides a column of the dataset with the same name, which was added
+    later."""
     return pa.schema([*(field for field in schema if field.name != WEIGHT), pa.field(WEIGHT, pa.float32())])
 
 
 def read_weighted(read: Callable[[Sequence[str]], pa.Table], columns: Sequence[str], weights: Weights) -> pa.Table:
-    """These columns, of which `read` reads all but the weight."""
+    """These columns. `read` reads all of them except the weight."""
     if WEIGHT not in columns:
         return read(columns)
     table = read([name for name in columns if name != WEIGHT] or ["uid"])

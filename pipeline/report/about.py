@@ -1,4 +1,4 @@
-"""What a dataset is: its source, models and thresholds."""
+"""Describes a dataset: its models and thresholds."""
 
 import ast
 import json
@@ -47,7 +47,7 @@ def _name(name: str | None, pretrained: str | None) -> str:
 
 
 def build_thresholds(rules: RulesConfig, added: Collection[str], scores: Sequence[str]) -> dict[str, float]:
-    """Column -> minimum score that the build kept. `added`: aliases of the models that it did not have."""
+    """Column -> minimum score that the build kept. `added`: aliases of models that were added after the build."""
     if rules.min_similarity is None:
         return {}
     if isinstance(rules.min_similarity, dict):
@@ -57,7 +57,7 @@ def build_thresholds(rules: RulesConfig, added: Collection[str], scores: Sequenc
 
 
 def subset_thresholds(subset: Subset, scores: Sequence[str]) -> dict[str, float]:
-    """Column -> the highest minimum that a step sets: `top` by a column, or `where` with `COLUMN >= NUMBER`."""
+    """Column -> the highest minimum that any step sets: `top` by a column, or `where` with `COLUMN >= NUMBER`."""
     found: dict[str, float] = {}
     for step, report in zip(subset.steps, subset.reports[-len(subset.steps) :] if subset.steps else [], strict=True):
         if step.top and report.threshold is not None:
@@ -75,7 +75,7 @@ def _raise_to(found: dict[str, float], column: str, minimum: float) -> None:
 
 
 def minimums(where: str) -> Iterator[tuple[str, float]]:
-    """(column, minimum) of the comparisons that all rows of a `where` pass: those that only `and` connects."""
+    """(column, minimum) of the comparisons that every row must pass in a `where`: those that only `and` connects."""
     with warnings.catch_warnings(action="ignore"):  # about backslashes in strings, for example
         pending: list[ast.expr] = [ast.parse(where.strip(), mode="eval").body]
     while pending:

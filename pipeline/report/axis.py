@@ -1,4 +1,4 @@
-"""The box of every chart, in SVG user units, and its axes: round values and their labels.
+"""Defines the box of every chart, in SVG user units, and its axes: round values and their labels.
 
 All charts have the same box, WIDTH x HEIGHT, with the plot inside margins.
 """
@@ -17,12 +17,12 @@ PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.float32]
 _MAX_TICKS = 6
 _CHAR_WIDTH = 8
-"""Of a label, at most."""
+"""Maximum width of a character in a label."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled position on an axis."""
+    """A labeled position on an axis."""
 
     at: float
     label: str
@@ -35,11 +35,11 @@ class Axis:
         self.low, self.high = low, high
 
     def x(self, value: float) -> float:
-        """Position of a value."""
+        """The position of a value."""
         return LEFT + PLOT_WIDTH * (value - self.low) / (self.high - self.low)
 
     def ticks(self, whole: bool = False) -> list[Tick]:
-        """A few round values, or round whole numbers."""
+        """A few round values as ticks. `whole`: only whole numbers if the span is short."""
         if whole and self.high - self.low < _MAX_TICKS:
             values = [(float(value), f"{value:,}") for value in range(math.ceil(self.low), math.floor(self.high) + 1)]
         else:
@@ -48,7 +48,7 @@ class Axis:
 
 
 def _that_fit(low: float, high: float) -> list[tuple[float, str]]:
-    """`round_values` whose labels do not touch each other."""
+    """`round_values`, few enough that their labels do not touch each other."""
     for most in range(_MAX_TICKS, 1, -1):
         values = round_values(low, high, most)
         if sum(_CHAR_WIDTH * (len(text) + 1) for _, text in values) <= PLOT_WIDTH:
@@ -64,17 +64,17 @@ def round_step(span: float, most: int) -> float:
 
 
 def round_values(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """(value, label) of at most `most` + 1 multiples of a round step between low and high."""
+    """(value, label) for at most `most` + 1 multiples of a round step between `low` and `high`."""
     step = round_step(high - low, most)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     decimals = -math.floor(math.log10(step) + 1e-9)
-    values = [round(number * step, decimals) for number in range(first, last + 1)]  # 0.7, where 7 * 0.1 is above it
+    values = [round(number * step, decimals) for number in range(first, last + 1)]  # 0.7, whereas 7 * 0.1 is above it
     return [(value, label(value, step)) for value in values]
 
 
 def label(value: float, step: float) -> str:
-    """The value with as many decimals as the step has; thousands have commas. Very large and very small numbers have
-    exponents."""
+    """The value with as many decimals as the step, and with commas between thousands. Very large and very small numbers
+    have exponents."""
     power = math.floor(math.log10(step) + 1e-9)
     largest = max(abs(value), step)
     if largest >= 1e9 or power < -6:
@@ -86,12 +86,12 @@ def label(value: float, step: float) -> str:
 
 
 def four_digits(value: float) -> str:
-    """A score or a threshold in four digits."""
+    """A score or threshold with four digits."""
     return f"{value:.4g}".replace("-", "−")
 
 
 def short_count(count: float) -> str:
-    """`950`, `1.2k`, `35M`."""
+    """A count in short form, such as `950`, `1.2k` or `35M`."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             text = f"{count / size:.1f}"

@@ -1,4 +1,4 @@
-"""What the steps `balance` of a subset did to the most frequent entries."""
+"""Shows what the steps `balance` of a subset did to the most frequent entries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from pairmill.schemas.subset import Subset
 
 @dataclass(frozen=True)
 class EntryRow:
-    """An entry, and what became of its rows."""
+    """An entry and what happened to its rows."""
 
     name: str
     rows: int
     kept: int
     kept_share: float
-    """Its rows after the step, as a share of those of the most frequent entry before."""
+    """Its rows after the step, as a share of the rows that the most frequent entry had before it."""
     dropped_share: float
-    """Its rows that were dropped, as such a share."""
+    """Its dropped rows, as the same kind of share."""
 
 
 @dataclass(frozen=True)
 class BalanceTable:
-    """The head of the entries of one step."""
+    """The most frequent entries of one step."""
 
     title: str
     about: str

@@ -1,4 +1,4 @@
-"""Divides an axis into equal bins that begin at round numbers, for one histogram or for several that share the axis."""
+"""Divides an axis into equal bins that begin at round numbers, for one histogram or for several that share an axis."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _MAX_BARS = 48
 
 
 def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
-    """(low, high) of finite values, without the `cut` share at each end; None if there are none."""
+    """(low, high) of the finite values, without the `cut` share at each end; None if there are no finite values."""
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
         return None
@@ -23,7 +23,7 @@ def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
 
 
 def axis_limits(low: float, high: float, threshold: float | None) -> tuple[float, float]:
-    """Limits that include the threshold. Around a single value, there is room on both sides."""
+    """Limits that include the threshold, with room on both sides of a single value."""
     if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)
     if high > low:
@@ -34,7 +34,7 @@ def axis_limits(low: float, high: float, threshold: float | None) -> tuple[float
 
 @dataclass(frozen=True)
 class Bins:
-    """Bin n, from `first` to `last`, has the values from n * `step` to (n + 1) * `step`."""
+    """Equal bins. Bin n, from `first` to `last`, covers the values from n * `step` to (n + 1) * `step`."""
 
     step: float
     first: int
@@ -42,20 +42,21 @@ class Bins:
     whole: bool
     """Whether the values are whole numbers."""
     includes_rest: bool
-    """Whether values may be beyond the bins; they count in the first and the last one."""
+    """Whether values can be beyond the bins; they are counted in the first and last bins."""
 
     @classmethod
     def of(
         cls, values: Sequence[Numbers], threshold: float | None = None, whole: bool = False, cut: float = 0.0
     ) -> "Bins | None":
-        """The bins of the finite values of all arrays together; None if there are none. `threshold`: a value that the
-        bins include; `cut`: share of the values at each end that may be beyond the bins."""
+        """The bins for the finite values of all arrays combined; None if there are none. `threshold`: a value that the
+        bins must include; `cut`: the share of the values at each end that can be beyond the bins."""
         return cls._between([limits(np.concatenate([np.asarray(each, np.float64) for each in values]), cut)],
                             threshold, whole, cut)  # fmt: skip
 
     @classmethod
     def shared(cls, values: Sequence[Numbers], cut: float = 0.0) -> "Bins | None":
-        """Bins for several charts: at most the `cut` share of each array is beyond them, whatever their sizes."""
+        """The bins for several charts. At most the `cut` share of each array is beyond them at each end, regardless of
+        its size."""
         return cls._between([limits(each, cut) for each in values], None, False, cut)
 
     @classmethod
@@ -74,29 +75,30 @@ class Bins:
 
     @property
     def edges(self) -> npt.NDArray[np.float64]:
-        """Where the bins begin, and the end of the last one; shape (bins + 1,)."""
+        """The start of each bin, and the end of the last one; shape (bins + 1,)."""
         return np.arange(self.first, self.last + 2).astype(np.float64) * self.step
 
     @property
     def labels(self) -> list[str]:
-        """The interval of each bin, or its number if it has only one whole number."""
+        """The interval of each bin, or its value if it covers a single whole number."""
         if self.whole and self.step == 1:
             return [label(edge, self.step) for edge in self.edges[:-1].tolist()]
         return [f"{label(a, self.step)} to {label(b, self.step)}" for a, b in pairwise(self.edges.tolist())]
 
     def count(self, values: Numbers) -> npt.NDArray[np.int64]:
-        """Number of finite values in each bin; shape (bins,)."""
+        """The number of finite values in each bin; shape (bins,)."""
         found = np.clip(self._numbers(values), self.first, self.last).astype(np.int64) - self.first
         return np.bincount(found, minlength=self.last - self.first + 1)
 
     def beyond(self, values: Numbers) -> int:
-        """Number of finite values beyond the bins."""
+        """The number of finite values beyond the bins."""
         numbers = self._numbers(values)
         is_beyond = (numbers < self.first) | (numbers > self.last)
         return int(is_beyond.sum()) if self.includes_rest else 0
 
     def _numbers(self, values: Numbers) -> npt.NDArray[np.float64]:
-        """The number of the bin of each finite value. A value just below an edge, by rounding, is on it."""
+        """The bin number of each finite value. A value that is below an edge only because of rounding counts as on the
+        edge."""
         wide = np.asarray(values, np.float64)
         numbers: npt.NDArray[np.float64] = np.floor(wide[np.isfinite(wide)] / self.step + 1e-6)
         return numbers

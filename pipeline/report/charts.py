@@ -1,4 +1,4 @@
-"""Turns numbers into the geometry of charts, which templates draw as SVG. Nothing here knows HTML."""
+"""Turns numbers into the geometry of charts, which the templates draw as SVG. Nothing here depends on HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
-    """A stacked bar, and its numbers."""
+    """A stacked bar and its counts."""
 
     x: float
     width: float
     label: str
     """The interval, such as `0.25 to 0.26`."""
     counts: Sequence[int]
-    """One per series."""
+    """One count per series."""
     segments: Sequence[Segment]
 
 
@@ -51,7 +51,7 @@ class Marker:
     x: float
     label: str
     at_end: bool
-    """Whether the label ends at the line, because there is no room behind it."""
+    """Whether the label ends at the line, because there is no room after it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BarChart:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A row of a curve's table."""
+    """A point in the table of a curve."""
 
     threshold: str
     share: float
@@ -78,17 +78,17 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """Threshold -> share of the pairs at or above it."""
+    """A curve of the share of pairs at or above each threshold."""
 
     title: str
     path: str
-    """`x,y x,y ...` of the line."""
+    """The points of the line: `x,y x,y ...`."""
     area: str
-    """The same, closed along the axis."""
+    """The points of the area between the line and the axis."""
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     points: Sequence[CurvePoint]
-    """At round thresholds."""
+    """Points at round thresholds."""
     marker: Marker | None
 
 
@@ -105,10 +105,10 @@ def histogram(
     Args:
         title: What the values are.
         values: One array per series.
-        series: Their names.
-        threshold: Where to draw a line.
+        series: The names of the series.
+        threshold: The value at which to draw a line.
         whole: Whether the values are whole numbers, so that no bar is narrower than 1.
-        cut: Share of the values at each end that go into the first and the last bar.
+        cut: The share of the values at each end that are counted in the first and last bars.
     """
     bins = Bins.of(values, threshold, whole, cut)
     return None if bins is None else binned(title, values, series, bins, threshold)
@@ -117,12 +117,12 @@ def histogram(
 def binned(
     title: str, values: Sequence[Numbers], series: Sequence[str], bins: Bins, threshold: float | None = None
 ) -> BarChart:
-    """A histogram in given bins, as of several charts that share an axis. Values beyond the bins are in the first and
-    the last one."""
+    """A histogram with given bins, for example for several charts that share an axis. Values beyond the bins are
+    counted in the first and last bins."""
     counts, edges = np.stack([bins.count(each) for each in values]), bins.edges
     axis = Axis(float(edges[0]), float(edges[-1]))
     outside = sum(bins.beyond(each) for each in values)
-    note = f"The first and the last bar include {counted(outside, 'value')} beyond the axis." if outside else ""
+    note = f"The first and last bars include {counted(outside, 'value')} beyond the axis." if outside else ""
     marker = threshold_marker(axis, threshold)
     return bar_chart(title, series, counts, edges, bins.labels, axis.ticks(bins.whole), marker, note)
 
@@ -157,14 +157,14 @@ def bar_chart(
 
 
 def count_ticks(top: int) -> list[Tick]:
-    """Ticks of a vertical axis of counts from 0 to `top`."""
+    """The ticks of a vertical axis of counts from 0 to `top`."""
     values = [value for value, _ in round_values(0, top, 4)]
     whole = [value for value in values if value == int(value)]
     return [Tick(round(TOP + PLOT_HEIGHT * (1 - value / top), 1), short_count(value)) for value in whole]
 
 
 def threshold_marker(axis: Axis, threshold: float | None, name: str = "threshold") -> Marker | None:
-    """The line of a threshold."""
+    """The marker for a threshold; None without a threshold."""
     if threshold is None:
         return None
     x = axis.x(threshold)
@@ -174,8 +174,9 @@ def threshold_marker(axis: Axis, threshold: float | None, name: str = "threshold
 def what_if(title: str, values: Numbers, total: int, threshold: float | None) -> Curve | None:
     """The share of all pairs whose score is at least each threshold. Pairs without a score are below every threshold.
 
-    `values`: scores of the pairs that were read, NaN for null; `total`: the pairs that these stand for. A threshold is
-    rounded to their type, as in `select`: otherwise a float32 of exactly 0.7 would be below 0.7.
+    `values`: the scores of the pairs that were read, NaN for null; `total`: the number of pairs that they represent. A
+    threshold is rounded to the type of the scores, as in `select`: otherwise, a float32 score of 0.7 would be below a
+    threshold of 0.7.
     """
     ends = limits(values, 0.001)
     if ends is None:

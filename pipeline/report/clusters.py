@@ -1,4 +1,4 @@
-"""Finds rows of the largest groups of duplicates that a subset's dedup steps found."""
+"""Finds rows in the largest groups of duplicates that the dedup steps of a subset found."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,18 +23,19 @@ _BY_UID = Dedup(by="uid")
 
 @dataclass
 class _Group:
-    """A group of duplicates, and the rows of it that were found."""
+    """A group of duplicates, and those of its rows that were found."""
 
     step: int
     dedup: Dedup
     cluster: Cluster
     key: Any
-    """What its rows have in common: the value of the row that stays."""
+    """The value that its rows are compared with: that of the row that was kept."""
     refs: list[Ref] = field(default_factory=list)
 
 
 def largest_clusters(source: Source) -> Iterator[Grid]:
-    """The row that stays, then some of its duplicates in the shards that were read."""
+    """A grid for each of the largest groups: the row that was kept, then some of its duplicates in the shards that were
+    read."""
     groups = list(_groups(source))
     if not groups:
         return
@@ -44,17 +45,17 @@ def largest_clusters(source: Source) -> Iterator[Grid]:
     for group in groups:
         copies = counted(group.cluster.rows - 1, "duplicate")
         title = f"{copies} of {group.cluster.row_id}"
-        about = f"The row that stays, then some that dedup by {group.dedup.by} dropped{_how(group.dedup)}."
+        about = f"The row that was kept, then some that dedup by {group.dedup.by} dropped{_how(group.dedup)}."
         yield Grid(title, about, group.refs[:ROWS_PER_CLUSTER])
 
 
 def _groups(source: Source) -> Iterator[_Group]:
-    """The largest groups of each dedup step, each with the row that stays."""
+    """The largest groups of each dedup step, each with the row that was kept."""
     assert source.subset is not None
     for step, dedup in _dedups(source.subset):
         if not set(source.snapshot.schema.names).issuperset(
             _columns(dedup)
-        ):  # newer shards do not have those of an added model
+        ):  # newer shards lack the columns of an added model
             continue
         for cluster in source.subset.reports[step].largest_clusters[:CLUSTERS_PER_STEP]:
             if found := _row_of(source, cluster, dedup):
@@ -71,7 +72,7 @@ def _dedups(subset: Subset) -> Iterator[tuple[int, Dedup]]:
 
 
 def _row_of(source: Source, cluster: Cluster, dedup: Dedup) -> tuple[Ref, Any] | None:
-    """The row that stays, and its key."""
+    """(the row that was kept, its key); None if the row no longer exists."""
     shard = int(cluster.row_id.partition(":")[0])
     shards = source.snapshot.chunk.shards
     position = next((at for at, each in enumerate(shards) if each.shard == shard), None)
@@ -83,7 +84,7 @@ def _row_of(source: Source, cluster: Cluster, dedup: Dedup) -> tuple[Ref, Any] |
 
 
 def _members(source: Source, position: int, groups: Sequence[_Group]) -> list[list[int]]:
-    """For each group, its rows in a shard that its step dropped."""
+    """For each group, its rows in this shard that its step dropped."""
     assert source.subset is not None
     steps = source.drop_steps[source.subset.name].get(position)
     if steps is None:
@@ -99,13 +100,13 @@ def _members(source: Source, position: int, groups: Sequence[_Group]) -> list[li
 
 
 def _columns(dedup: Dedup) -> list[str]:
-    """What the step compares."""
+    """The columns that the step compares."""
     vectors = _vectors(dedup)
     return [dedup.by] if vectors is None else list(vectors.names)
 
 
 def _vectors(dedup: Dedup) -> Vectors | None:
-    """The embeddings that the step compares, if it does."""
+    """The embeddings that the step compares; None if it compares another column."""
     return None if dedup.model is None else Vectors(cast(Compared, dedup.by), dedup.model)
 
 
@@ -118,13 +119,13 @@ def _threshold(dedup: Dedup) -> float:
 
 
 def _key(row: pa.Table, dedup: Dedup) -> Any:
-    """The value of one row: a scalar, or its vectors as float16 [columns, 1, dim]."""
+    """The value that the step compares for one row: a scalar, or its vectors as float16 [columns, 1, dim]."""
     vectors = _vectors(dedup)
     return row[dedup.by][0].as_py() if vectors is None else vectors.read(row)[0]
 
 
 def _is_duplicate(table: pa.Table, group: _Group) -> Any:
-    """Which rows are duplicates of the row that stays; shape (rows,)."""
+    """Whether each row is a duplicate of the row that was kept; shape (rows,)."""
     if (vectors := _vectors(group.dedup)) is not None:
         found, usable = vectors.read(table)
         near = exact_cosines(found[:, usable], group.key) >= _threshold(group.dedup)

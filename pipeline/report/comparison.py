@@ -21,15 +21,15 @@ from pairmill.pipeline.select.subset_diff import compare
 
 ROWS_PER_SIDE = 12
 _CUT = 0.0005
-"""Share of the values of each side that may be beyond the ends of the axis."""
+"""The share of the values of each side that can be beyond each end of the axis."""
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """What the chart of one side shows."""
+    """The values that the chart of one side shows."""
 
     score: str | None
-    """The column; None: there is no chart."""
+    """The column; None if there is no chart."""
     values: Sequence[Numbers]
     """One array per series."""
     series: Sequence[str]
@@ -41,8 +41,8 @@ class _Scored:
 
 
 def compare_subsets(source: Source, summary: Summary, score: str | None) -> Comparison:
-    """Two subsets of one dataset: exact counts and reasons, histograms of a score, and random rows of each
-    difference."""
+    """Compare two subsets of one dataset: exact counts and reasons, histograms of a score, and random rows that are
+    only in one subset or in both."""
     one, other = source.subset, source.other
     assert one is not None and other is not None
     found = compare(source.snapshot.store, one.name, other.name)
@@ -69,7 +69,7 @@ def _grid(title: str, summary: Summary, group: Group, rows: int) -> Grid:
 
 @dataclass(frozen=True)
 class Summarized:
-    """A dataset whose rows were read."""
+    """A dataset and the summary of its rows."""
 
     source: Source
     summary: Summary
@@ -79,20 +79,20 @@ class Summarized:
     """Names of the chosen pairs and of the others."""
 
     def scored(self) -> _Scored:
-        """What the chart of this half of a comparison shows."""
+        """The values for the chart of this side of a comparison."""
         if self.score is None:
             return _Scored(None, [], self.series)
         values, chosen = self.summary.number(self.score), self.summary.is_chosen()
         return _Scored(self.score, [values[chosen], values[~chosen]], self.series)
 
     def side(self, chart: BarChart | None) -> Side:
-        """This half of a comparison."""
+        """This side of a comparison."""
         name, sampled = self.source.snapshot.store.root, sample_note(self.summary.rows, self.source.totals)
         return Side(name, funnel.of_dataset(self.source.totals), chart, sampled if chart else "")
 
 
 def compare_datasets(one: Summarized, other: Store, max_rows: int) -> Comparison:
-    """Two output folders: their funnels, and histograms of a similarity: the same, if both have it."""
+    """Compare two output folders: their funnels, and histograms of a similarity (the same one if both have it)."""
     theirs = Source.of(Snapshot.of(other), max_rows)
     similarities = [name for name in theirs.scores.shown if name.startswith("similarity")]
     score = one.score if one.score in similarities else next(iter(similarities), None)
@@ -103,8 +103,8 @@ def compare_datasets(one: Summarized, other: Store, max_rows: int) -> Comparison
 
 
 def _charts(one: _Scored, other: _Scored) -> list[BarChart | None]:
-    """The histograms of both sides. If they show the same score, they have the same bins, so that the eye can compare
-    their shapes; the vertical axis of each fits its own counts."""
+    """The histograms of both sides. If they show the same score, they have the same bins, so that their shapes are easy
+    to compare; each vertical axis fits its own counts."""
     if one.score == other.score:
         all_bins = [Bins.shared([each.together for each in (one, other)], _CUT)] * 2
     else:

@@ -1,4 +1,5 @@
-"""The funnel: how many rows each step and each reason took, on the way from row to kept pair or to a subset."""
+"""Computes the funnel: the number of rows lost at each step and for each reason, from row to kept pair or to a
+subset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,15 @@ from pairmill.schemas.subset import Subset
 
 @dataclass(frozen=True)
 class Reason:
-    """Rows that one reason took."""
+    """The rows lost for one reason."""
 
     name: str
-    """The status, and for a custom rule `custom_rule: NAME`."""
+    """The status; for a custom rule, `custom_rule: NAME`."""
     rows: int
     share_left: float
-    """Rows that are left after it, of all rows."""
+    """The rows that are left after it, as a share of all rows."""
     share: float
-    """Rows that it took, of all rows."""
+    """The rows lost, as a share of all rows."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,22 @@ class Stage:
     rows_in: int
     rows_out: int
     total: int
-    """Rows at the top of the funnel."""
+    """The number of rows at the top of the funnel."""
     reasons: Sequence[Reason]
 
     @property
     def lost(self) -> int:
-        """Rows that the step took."""
+        """The number of rows lost at the step."""
         return self.rows_in - self.rows_out
 
     @property
     def share_left(self) -> float:
-        """Rows after the step, of all rows."""
+        """The rows after the step, as a share of all rows."""
         return self.rows_out / max(self.total, 1)
 
     @property
     def share_lost(self) -> float:
-        """Rows that the step took, of all rows."""
+        """The rows lost at the step, as a share of all rows."""
         return self.lost / max(self.total, 1)
 
 
@@ -61,7 +62,7 @@ class Funnel:
 
 
 def of_dataset(totals: Totals) -> Funnel:
-    """From row to kept pair."""
+    """The funnel of a dataset, from row to kept pair."""
     kept, rows, left = totals.statuses.get(Status.OK, 0), totals.rows, totals.rows
     stages: list[Stage] = []
     for step, losses_of_step in groupby(totals.losses(), lambda loss: loss.step):
@@ -74,6 +75,6 @@ def of_dataset(totals: Totals) -> Funnel:
 
 
 def of_subset(subset: Subset) -> Funnel:
-    """From pair to selected row."""
+    """The funnel of a subset, from pair to selected row."""
     stages = [Stage(report.step, report.rows_in, report.rows_out, subset.rows_in, []) for report in subset.reports]
     return Funnel("pairs", subset.rows_in, f"in {subset.name}", subset.rows_out, stages)

@@ -10,7 +10,7 @@ from pairmill.pipeline.report.axis import four_digits
 from pairmill.pipeline.report.summary import Bools, Floats, Group, Ref, Summary
 
 EXTREMES, RANDOM, PER_REASON, PER_STEP = 16, 24, 6, 12
-"""How many rows a grid has at most."""
+"""Maximum number of rows in each kind of grid."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Grid:
 
 
 def by_score(summary: Summary, score: str | None, threshold: float | None, only_chosen: bool) -> Iterator[Grid]:
-    """The best, the worst, those around the threshold, and a random sample of the pairs.
+    """The best pairs, the worst, those around the threshold, and a random sample.
 
-    `only_chosen`: whether the best, the worst and the sample are of the kept pairs only, as for a subset.
+    `only_chosen`: whether the best and the worst are picked only from the chosen pairs, as for a subset.
     """
     if score is not None:
         scores = summary.number(score)
@@ -55,22 +55,22 @@ def _random_about(only_chosen: bool) -> str:
 
 
 class _Picker:
-    """Picks pairs by rank. Ties go to the pair that comes first."""
+    """Picks pairs by rank. Of pairs with equal scores, the first wins."""
 
     def __init__(self, scores: Floats, refs: npt.NDArray[np.int64]) -> None:
         self._scores, self._refs = scores, refs
 
     def pick(self, among: Bools, size: int, highest: bool) -> list[Ref]:
-        """The `size` highest or lowest, that one first."""
+        """The `size` pairs with the highest or lowest scores, most extreme first."""
         rows = np.flatnonzero(among)
         keys = -self._scores[rows] if highest else self._scores[rows]
-        if len(rows) > size:  # ties at the border are all considered, so that the first of them win
+        if len(rows) > size:  # keep all ties at the border, so that the first of them win
             border = np.partition(keys, size - 1)[size - 1]
             rows, keys = rows[keys <= border], keys[keys <= border]
         return self._as_refs(rows[np.argsort(keys, kind="stable")][:size])
 
     def steps(self, among: Bools) -> list[Ref]:
-        """EXTREMES pairs at even steps of rank, the highest first."""
+        """Up to EXTREMES pairs at even steps of rank, the highest first."""
         rows = np.flatnonzero(among)
         ordered = rows[np.argsort(-self._scores[rows], kind="stable")]
         count = min(len(ordered), EXTREMES)

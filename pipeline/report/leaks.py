@@ -1,4 +1,4 @@
-"""Shows evaluation pictures beside the rows that the steps `leak` of a subset found them in."""
+"""Shows evaluation pictures beside the rows in which the steps `leak` of a subset found them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -18,15 +18,15 @@ from pairmill.schemas.leak import Leak, LeakPair, LeakReport
 SIDE = 240
 """Maximum width and height of an evaluation picture, in pixels."""
 PAIRS_PER_WAY = 3
-_GONE = Thumbnail(None, problem="the evaluation set cannot be read any more")
+_GONE = Thumbnail(None, problem="the evaluation set can no longer be read")
 
 
 @dataclass(frozen=True)
 class Twins:
-    """An evaluation picture, and the row that has it."""
+    """An evaluation picture and the row that contains it."""
 
     how: str
-    """How near they are, and by what."""
+    """How near the two are, and by which measure."""
     item: Thumbnail
     item_name: str
     ref: Ref
@@ -34,7 +34,7 @@ class Twins:
 
 @dataclass(frozen=True)
 class LeakGroup:
-    """What one step found."""
+    """The pairs that one step found."""
 
     title: str
     about: str
@@ -42,7 +42,7 @@ class LeakGroup:
 
 
 def leak_groups(source: Source) -> Iterator[LeakGroup]:
-    """One group per step that found anything."""
+    """One group per step `leak`."""
     assert source.subset is not None
     for step, report in zip(source.subset.steps, source.subset.reports[2:], strict=False):
         if step.leak is not None and report.leak is not None:
@@ -56,7 +56,7 @@ def leak_groups(source: Source) -> Iterator[LeakGroup]:
 
 
 def _chosen(snapshot: Snapshot, report: LeakReport) -> Iterator[tuple[LeakPair, Ref]]:
-    """The nearest pairs of each way whose row is still there."""
+    """The nearest pairs for each way of comparing, if their rows still exist."""
     taken = dict[tuple[str, str], int]()
     for pair in report.nearest:
         way = (pair.by, pair.variant)
@@ -66,7 +66,7 @@ def _chosen(snapshot: Snapshot, report: LeakReport) -> Iterator[tuple[LeakPair, 
 
 
 def _place(snapshot: Snapshot, row_id: str) -> RowRef | None:
-    """Where a row is; None if it is not there."""
+    """The place of a row; None if it no longer exists."""
     number = int(row_id.partition(":")[0])
     shards = snapshot.chunk.shards
     position = next((at for at, each in enumerate(shards) if each.shard == number), None)
@@ -77,7 +77,7 @@ def _place(snapshot: Snapshot, row_id: str) -> RowRef | None:
 
 
 def _item_pictures(leak: Leak, pairs: Sequence[LeakPair], store: Store) -> Sequence[Thumbnail]:
-    """The evaluation pictures, or why they cannot be shown: the set may be gone since."""
+    """The evaluation pictures, or the reason why they cannot be shown: the set may no longer exist."""
     try:
         snapshot = Snapshot.of(Store(leak.against, store.files.s3))
         places = [_place(snapshot, pair.item_row_id) for pair in pairs]

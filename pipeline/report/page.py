@@ -1,7 +1,7 @@
-"""The page: everything that it shows, and how it becomes HTML.
+"""Defines what the page shows, and renders it as HTML.
 
-One file that runs no script and loads nothing. The template escapes all text; if anything slipped through, the
-Content-Security-Policy would forbid everything but inline styles and pictures inside the file.
+The page is one file that runs no script and loads nothing. The template escapes all text; if anything slipped through,
+the Content-Security-Policy would still forbid everything except inline styles and pictures inside the file.
 """
 
 import html
@@ -24,15 +24,15 @@ from pairmill.pipeline.report.sections import Counts, HostRow, ScorePanel, TimeL
 
 MAX_VALUE_CHARS, MAX_NAME_CHARS, MAX_CAPTION_CHARS = 1_000, 80, 160
 MAX_TABLES_BYTES = 3_000_000
-"""Of the columns of all rows of a page together, as HTML."""
+"""Maximum size of the columns of all rows on a page, as HTML."""
 MAX_ROW_BYTES, MAX_COLUMNS, _MIN_VALUE_CHARS = 12_000, 100, 60
-"""Of the columns of one row, as HTML; how many it shows; and what a value may have in any case."""
+"""Maximum size of the columns of one row, as HTML; their maximum number; and the length that any value may have."""
 _TABLE_ROW_BYTES = len('<tr><th scope="row"></th><td></td></tr>\n')
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A line of the header."""
+    """A name and a value in the header."""
 
     name: str
     value: str
@@ -55,7 +55,7 @@ class Side:
     funnel: Funnel
     chart: BarChart | None
     sampled: str = ""
-    """Where the chart comes from a sample: `sampled 1,000 of 9,000 rows`."""
+    """`sampled 1,000 of 9,000 rows`; empty if the chart does not come from a sample."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Page:
     facts: Sequence[Fact]
     details: Sequence[Fact]
     notes: Sequence[str]
-    """What is sampled, cut or missing."""
+    """Remarks on what is cut or missing."""
     sampled: str
-    """Where exact counts end: `sampled 1,000 of 9,000 rows`; empty if all rows were read."""
+    """`sampled 1,000 of 9,000 rows`; empty if all rows were read."""
     funnels: Sequence[Funnel]
     series: Sequence[str]
-    """Names of the chosen pairs and of the others."""
+    """The names of the chosen pairs and of the others."""
     score: str | None
     """The score that cards show."""
     scores: Sequence[ScorePanel] = ()
@@ -127,8 +127,8 @@ def render(page: Page) -> str:
 
 
 def _values(row: ShownRow, max_bytes: int) -> Mapping[str, str]:
-    """Column -> text, without columns that are null. Long rows are cut, so that no dataset makes a huge page: in half
-    of `max_bytes`, values may be long; in the other half, they are short."""
+    """Column -> text, without columns that are null. Long rows are cut, so that no dataset makes a huge page: once
+    half of `max_bytes` is used, values are short."""
     found: dict[str, str] = {}
     used, present = 0, {name: value for name, value in row.values.items() if value is not None}
     for name, value in list(present.items())[:MAX_COLUMNS]:
@@ -143,7 +143,7 @@ def _values(row: ShownRow, max_bytes: int) -> Mapping[str, str]:
 
 
 def _cut_html(text: str, room: int) -> str:
-    """The text in at most MAX_VALUE_CHARS characters and about `room` bytes of HTML, but never in less than
+    """The text, cut to MAX_VALUE_CHARS characters and about `room` bytes of HTML, but never to fewer than
     _MIN_VALUE_CHARS characters."""
     short = _cut(text, MAX_VALUE_CHARS)
     if (size := _html_bytes(short)) <= room:
@@ -152,7 +152,7 @@ def _cut_html(text: str, room: int) -> str:
 
 
 def _html_bytes(text: str) -> int:
-    """Bytes of the text in HTML: some of its characters take one byte, some take six."""
+    """The number of bytes of the text in HTML, where a character takes between one and six bytes."""
     return len(html.escape(visible_text(text, len(text))).encode())
 
 

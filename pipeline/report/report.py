@@ -1,4 +1,4 @@
-"""Makes a report: reads a sample of shards, chooses rows, reads their pictures, and renders the page."""
+"""Makes a report: reads a sample of shards, chooses rows, reads their pictures and renders the page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,10 +31,10 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.subset import Subset
 
 MAX_REASONS = 30
-"""How many reasons get pictures and examples."""
+"""Maximum number of grids under one heading."""
 MAX_PAGE_BYTES = 9_900_000
 _ROOM_FOR_REMARKS = 100_000
-"""For what the page says in place of pictures."""
+"""Bytes reserved for the remarks that replace pictures."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Report:
 
     html: str
     rows: int
-    """All rows of the dataset, without withdrawn ones."""
+    """Number of rows in the dataset, without withdrawn ones."""
     rows_read: int
-    """Rows of the shards that were read."""
+    """Number of rows in the shards that were read."""
 
 
 def make_report(
@@ -62,12 +62,12 @@ def make_report(
         store: The output folder.
         subset: Name of a subset to report on.
         other: Another subset, or another output folder, to compare with.
-        max_rows: How many rows to read at most; at least one shard is always read.
-        on_step: Called with the number of shards that were read.
+        max_rows: Maximum number of rows to read; at least one shard is always read.
+        on_step: Called with the number of shards that have been read.
         now: The time to print.
 
     Raises:
-        PlanError: There is no output of a job.
+        PlanError: The folder is not the output of a job.
         SubsetError: There is no such subset, or it is older than the dataset.
         JobError: `other` is a subset, but `subset` is None.
     """
@@ -79,7 +79,7 @@ def make_report(
     one = read_subset(store, subset) if subset else None
     two = read_subset(store, other) if isinstance(other, str) else None
     if two and one is None:
-        raise JobError(f"compare: {other} is a subset; give the subset to compare it with, too (--subset NAME)")
+        raise JobError(f"compare: {other} is a subset; also give the subset to compare it with (--subset NAME)")
     source = Source.of(Snapshot.of(store), max_rows, one, two)
     return _Maker(source, source.summary(on_step), written).report(
         other if isinstance(other, Store) else None, max_rows
@@ -87,7 +87,7 @@ def make_report(
 
 
 def compared_with(store: Store, name: str) -> str | Store:
-    """What `--compare NAME` means: a subset of the dataset if there is one of this name, else another output folder.
+    """What `--compare NAME` means: the subset of the dataset with this name, or else another output folder.
 
     Raises JobError if it is neither.
     """
@@ -98,7 +98,7 @@ def compared_with(store: Store, name: str) -> str | Store:
     other.check_access()
     if not other.list("plan"):
         has = ", ".join(names) or "none"
-        raise JobError(f"compare: {store.root} has no subset {name!r} (it has: {has}), nor is that an output folder")
+        raise JobError(f"compare: {store.root} has no subset {name!r} (it has: {has}), nor is it an output folder")
     return other
 
 
@@ -206,11 +206,11 @@ class _Maker:
     def _notes(self) -> Iterator[str]:
         missing = self._snapshot.plan.num_shards - self._totals.shards
         if missing:
-            yield f"{counted(missing, 'planned shard')} not finished yet: the report shows what is there."
+            yield f"{counted(missing, 'planned shard')} not finished yet: the report shows the finished ones."
         if others := self._source.scores.others:
             yield f"{counted(len(others), 'more column')} of numbers without a chart: {', '.join(others)}."
         if self._summary.names_forgotten:
-            yield "There are very many hosts or languages: rare ones are not all counted."
+            yield "There are too many hosts or languages to count all of the rare ones."
 
     def _grid_groups(self) -> Iterator[GridGroup]:
         chosen = list(grids.by_score(self._summary, self._score, self._threshold, only_chosen=self._subset is not None))
@@ -222,7 +222,7 @@ class _Maker:
             yield GridGroup("Largest groups of duplicates", about_them, found)
         reasons = _with_rows(self._reasons())
         yield GridGroup(
-            "Why rows were lost", "A few rows of each reason, chosen by a hash, with the evidence.", reasons
+            "Why rows were lost", "A few rows for each reason, chosen by a hash, with the evidence.", reasons
         )
 
     @property
@@ -249,7 +249,8 @@ def _with_rows(found: Iterator[Grid] | Sequence[Grid]) -> list[Grid]:
 
 
 def _within_limit(page: Page, rows: Rows) -> str:
-    """The page in at most MAX_PAGE_BYTES. Text is bounded row by row, so there is always room for some pictures."""
+    """The page, in at most MAX_PAGE_BYTES. The text of each row is limited, so there is always room for some
+    pictures."""
     html = _with_rows_shown(page, rows)
     excess = len(html.encode()) - MAX_PAGE_BYTES
     if excess > 0:
@@ -263,7 +264,7 @@ def _with_rows_shown(page: Page, rows: Rows) -> str:
 
 def _picture_notes(rows: Rows) -> Iterator[str]:
     if rows.left_out:
-        yield f"{counted(rows.left_out, 'picture')} left out, so that the page stays below 10 MB."
+        yield f"{counted(rows.left_out, 'picture')} left out to keep the page below 10 MB."
 
 
 def _title(store: Store, subset: Subset | None) -> str:

@@ -1,4 +1,4 @@
-"""Reads the rows that a report shows: all their columns, and a small copy of each picture, once."""
+"""Reads the rows that a report shows: all of their columns, and a small copy of each picture, once per row."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,14 +21,15 @@ from pairmill.schemas.status import Status
 SIDE = 400
 """Maximum width and height of the copies, in pixels."""
 MAX_PICTURE_BYTES = 5_500_000
-"""Of all pictures of a page, as base64. Pictures beyond this are left out, and more if there is very much text."""
+"""Maximum size of all pictures on a page, as base64. Pictures beyond this are left out; if the text is very long, more
+of them are."""
 _FIRST = ("caption", "url", "status", "status_detail", "kept")
-_LEFT_OUT = Thumbnail(None, problem="left out, so that the page stays below 10 MB")
+_LEFT_OUT = Thumbnail(None, problem="left out to keep the page below 10 MB")
 
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One row of the dataset, with everything that the page says about it."""
+    """One row of the dataset, with everything that the page shows about it."""
 
     ref: Ref
     values: Mapping[str, Any]
@@ -36,28 +37,28 @@ class ShownRow:
     thumbnail: Thumbnail | None
     """None for a reject, which has no picture."""
     in_subset: bool | None = None
-    """Whether it is in the subset. None if the page is not about a subset."""
+    """Whether it is in the subset; None if the page is not about a subset, or for a reject."""
 
     @property
     def is_chosen(self) -> bool:
-        """Whether it is in the subset, or without one, whether it is kept."""
+        """Whether it is in the subset or, without a subset, whether it is kept."""
         return bool(self.values.get("kept")) if self.in_subset is None else self.in_subset
 
     @property
     def evidence(self) -> str:
-        """Why it has no picture to show."""
+        """Why there is no picture to show; empty if there is one."""
         if self.thumbnail is not None:
             return self.thumbnail.problem or ""
         return str(self.values.get("status_detail") or self.http or "no details")
 
     @property
     def http(self) -> str:
-        """The HTTP status that it got."""
+        """The HTTP status of its response, as text; empty if there was none."""
         status = self.values.get("http_status")
         return "" if status is None else f"HTTP {status}"
 
     def verdict(self, chosen: str, other: str) -> str:
-        """What became of it, in words: the name of the chosen or the other rows, or the status that rejected it."""
+        """The outcome in words: the name of the chosen rows or of the others, or the status that rejected it."""
         if self.is_chosen:
             return chosen
         status = str(self.values.get("status"))
@@ -65,7 +66,7 @@ class ShownRow:
 
     @property
     def caption(self) -> str:
-        """Its caption, as the rules and the model saw it."""
+        """Its caption, as the rules and models saw it."""
         return str(self.values.get("caption_clean") or self.values.get("caption") or "no caption")
 
     @property
@@ -80,15 +81,15 @@ class Rows:
 
     found: dict[Ref, ShownRow] = field(default_factory=dict)
     left_out: int = 0
-    """Pictures that did not fit."""
+    """Number of pictures that did not fit."""
 
     @property
     def picture_bytes(self) -> int:
-        """Of all pictures, as base64."""
+        """The size of all pictures, as base64."""
         return sum(_picture_bytes(row.thumbnail) for row in self.found.values())
 
     def within(self, room: int) -> "Rows":
-        """The same, but with no more than `room` bytes of pictures. The page's first rows get theirs first."""
+        """The same rows with at most `room` bytes of pictures, which go to the first rows on the page."""
         rows = Rows(left_out=self.left_out)
         for ref, row in self.found.items():
             size = _picture_bytes(row.thumbnail)
@@ -101,7 +102,7 @@ class Rows:
 
 
 def read_rows(snapshot: Snapshot, refs: Iterable[Ref], in_subset: Callable[[Ref], bool | None]) -> Rows:
-    """Read rows, with MAX_PICTURE_BYTES of their pictures."""
+    """Read rows, with at most MAX_PICTURE_BYTES of their pictures."""
     ordered = list(dict.fromkeys(refs))
     pictures = [RowRef(ref.position, ref.row) for ref in ordered if ref.file == "pairs"]
     with closing(Thumbnails(snapshot, SIDE)) as reader:
@@ -143,7 +144,7 @@ def _values(snapshot: Snapshot, file: tuple[str, int], rows: Sequence[int]) -> d
 
 
 def text_of(value: Any) -> str:
-    """A value of any type as text, for people."""
+    """A value of any type, as readable text."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Chooses the shards that a report reads, and sums up what the manifests of all shards say."""
+"""Chooses the shards that a report reads, and adds up the counts in the manifests of all shards."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
 
 MAX_ROWS = 1_000_000
-"""Rows of the shards that `pairmill report` reads."""
+"""Maximum number of rows in the shards that `pairmill report` reads."""
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Totals(StatusCounts):
     """Exact counts of a dataset, from all manifests."""
 
     rows: int = 0
-    """One per caption."""
+    """Number of input rows: one per caption."""
     pairs: int = 0
     kept: int = 0
     shards: int = 0
@@ -28,11 +28,11 @@ class Totals(StatusCounts):
 
     @property
     def stored(self) -> int:
-        """Rows that can be read: all but the withdrawn ones."""
+        """The number of rows that can be read: all except the withdrawn ones."""
         return self.rows - self.statuses[Status.WITHDRAWN]
 
     def add(self, manifest: ShardManifest) -> None:
-        """Add one shard."""
+        """Add the counts of one shard."""
         super().add(manifest)
         self.shards += 1
         self.rows += manifest.rows_in

@@ -33,14 +33,14 @@ class ScorePanel:
 
     name: str
     scored: int
-    """Pairs that have the score, of those that were read."""
+    """Number of pairs with this score, among those that were read."""
     chart: BarChart | None
     curve: Curve | None
 
 
 @dataclass(frozen=True)
 class CountRow:
-    """A value with its number of rows."""
+    """A value and its number of rows."""
 
     name: str
     rows: int
@@ -54,25 +54,25 @@ class Counts:
     title: str
     rows: Sequence[CountRow]
     more: int = 0
-    """Values that are not in the table."""
+    """Number of values that are not in the table."""
 
 
 @dataclass(frozen=True)
 class HostRow:
-    """A host, and what became of its rows."""
+    """A host and what happened to its rows."""
 
     name: str
     rows: int
     chosen: int
     share: float
-    """Of its rows that are kept, or in the subset."""
+    """The share of its rows that are kept or, for a subset, in the subset."""
     main_loss: str
     main_loss_rows: int
 
 
 @dataclass(frozen=True)
 class TimeLine:
-    """Rows per time, by outcome."""
+    """The number of rows over time, by outcome."""
 
     chart: BarChart
     first: str
@@ -95,14 +95,14 @@ def score_panels(
 
 
 def weight_chart(weights: Sequence[Weights]) -> Iterator[BarChart]:
-    """How many rows have which weight, if there are weights."""
+    """A histogram of the rows' weights, if there are any."""
     chart = histogram("Times per epoch (weight)", [np.concatenate([np.zeros(0, np.float32), *weights])], ["rows"])
     if chart is not None:
         yield chart
 
 
 def shape_charts(summary: Summary, series: Sequence[str]) -> list[BarChart]:
-    """Sizes of pictures and lengths of captions."""
+    """Histograms of the sizes of pictures and the lengths of captions."""
     chosen = summary.is_chosen()
     charts = []
     for name, title in ((SIDE, "Longer side of the original picture, in pixels"), (CHARS, "Characters of the caption"),
@@ -113,7 +113,7 @@ def shape_charts(summary: Summary, series: Sequence[str]) -> list[BarChart]:
 
 
 def aspects(summary: Summary) -> Counts | None:
-    """Width to height."""
+    """A table of aspect ratios, width to height; None if no pair has one."""
     values = summary.number(ASPECT)
     values = values[np.isfinite(values)]
     if not values.size:
@@ -125,7 +125,7 @@ def aspects(summary: Summary) -> Counts | None:
 
 
 def counts(title: str, values: Mapping[str, int], ordered: bool = True) -> Counts | None:
-    """The most frequent values."""
+    """A table of the most frequent values, or of the values in their own order; None if there are no rows."""
     total = sum(values.values())
     if not total:
         return None
@@ -146,7 +146,7 @@ def hosts(summary: Summary) -> list[HostRow]:
 
 
 def time_line(summary: Summary) -> TimeLine | None:
-    """The rows over time. None if no row has a time, or all have the same."""
+    """The rows over time; None if no row has a time or all have the same time."""
     times = np.concatenate([np.empty(0, np.int64), *summary.times])
     if not times.size or times.min() == times.max():
         return None
@@ -164,7 +164,7 @@ def time_line(summary: Summary) -> TimeLine | None:
 
 
 def _series(outcomes: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """(names, series of each row): kept, the most frequent losses, and all others."""
+    """(names of the series, series number of each row): kept, the most frequent losses, and all others."""
     statuses = list(Status)
     ok = statuses.index(Status.OK)
     frequent = [code for code, _ in Counter(outcomes[outcomes != ok].tolist()).most_common(MAX_SERIES - 1) if code >= 0]
@@ -181,7 +181,7 @@ def _time_ticks(first: int, last: int) -> list[Tick]:
 
 
 def _time(at: float, span: int) -> str:
-    """A moment, as exact as the span of the axis (µs) calls for."""
+    """A time, as precise as the span of the axis (in µs) requires."""
     form = (
         "%d %b %Y"
         if span > 5 * 86_400e6

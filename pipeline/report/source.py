@@ -1,4 +1,4 @@
-"""Reads the columns of a sample of shards, and summarizes them, without or with a subset."""
+"""Reads the columns of a sample of shards and summarizes them, with or without a subset."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,24 +16,24 @@ from pairmill.pipeline.select.subset_diff import NOT_SEEN
 from pairmill.schemas.subset import Subset
 
 MAX_SCORES = 8
-"""How many columns of scores get charts."""
+"""Maximum number of score columns with charts."""
 _LANGUAGES = ("language", "lang", "caption_language", "source_language", "source_lang")
 _NO_SCORES = ("fetch_s",)
 
 
 @dataclass(frozen=True)
 class ScoreColumns:
-    """The columns of numbers for which a threshold makes sense."""
+    """The numeric columns for which a threshold makes sense."""
 
     shown: Sequence[str]
     """The models' similarities first."""
     others: Sequence[str]
-    """Those beyond MAX_SCORES."""
+    """The columns beyond MAX_SCORES."""
 
 
 @dataclass
 class Source:
-    """A dataset, and which of its shards a report reads."""
+    """A dataset, and the shards of it that a report reads."""
 
     snapshot: Snapshot
     totals: Totals
@@ -45,7 +45,7 @@ class Source:
     drop_steps: dict[str, dict[int, DropStep]] = field(default_factory=dict)
     """Name of a subset -> position of a shard -> DropStep. Shards that are newer than the subset are absent."""
     weights: list[Weights] = field(default_factory=list)
-    """Of the rows of `subset` in the shards to read, if it has weights; parts of shape (rows,)."""
+    """The weights of the rows of `subset` in the shards to read, if it has weights; parts of shape (rows,)."""
 
     @classmethod
     def of(
@@ -71,20 +71,20 @@ class Source:
         return found
 
     def is_chosen(self, ref: Ref) -> bool | None:
-        """Whether a row is in the subset. None without a subset, or for a reject."""
+        """Whether a row is in the subset; None without a subset or for a reject."""
         if self.subset is None or ref.file == "rejects":
             return None
         steps = self.drop_steps[self.subset.name].get(ref.position)
         return steps is not None and bool(steps[ref.row] == NOT_DROPPED)
 
     def in_subset(self, subset: Subset, refs: Sequence[tuple[int, int]]) -> Bools:
-        """Whether each pair is in the subset, shape (pairs,). `refs`: (position of a shard, number of its pairs)."""
+        """Whether each pair is in the subset; shape (pairs,). `refs`: (position of a shard, number of its pairs)."""
         parts = [self._steps_of(subset, position, rows) == NOT_DROPPED for position, rows in refs]
         return np.concatenate([np.empty(0, np.bool_), *parts])
 
     @property
     def scores(self) -> ScoreColumns:
-        """The columns of scores."""
+        """The score columns."""
         schema = self.snapshot.schema
         own = [name for name in schema.names if name.startswith("similarity_")]
         floats = [field.name for field in schema if pa.types.is_floating(field.type) and field.name not in _NO_SCORES]
@@ -94,7 +94,7 @@ class Source:
 
     @property
     def language(self) -> str | None:
-        """The column of languages, if there is one."""
+        """The column with languages; None if there is none."""
         names = {name.lower(): name for name in self.snapshot.schema.names}
         found = (names[name] for name in _LANGUAGES if name in names)
         return next((name for name in found if pa.types.is_string(self.snapshot.schema.field(name).type)), None)
@@ -131,7 +131,7 @@ class Source:
             return read_table(self.snapshot.store, manifest.files["rejects"].path, columns)
 
     def _labels(self, position: int, rows: int) -> tuple[Mapping[Group, Bools], Bools | None]:
-        """(groups of the pairs of a shard, which of them are in the subset)."""
+        """(group -> whether each pair of a shard belongs to it, whether each pair is in the subset)."""
         if self.subset is None:
             return {}, None
         mine = self._steps_of(self.subset, position, rows)
@@ -145,6 +145,7 @@ class Source:
         return labels, chosen
 
     def _steps_of(self, subset: Subset, position: int, rows: int) -> DropStep:
-        """The steps that dropped the pairs of a shard; none of these steps if the subset was made without it."""
+        """The step that dropped each pair of a shard; NOT_SEEN for all pairs if the subset was made without the
+        shard."""
         found = self.drop_steps[subset.name].get(position)
         return np.full(rows, NOT_SEEN, np.int8) if found is None else found

@@ -1,6 +1,6 @@
 """Summarizes the rows of a shard for the report. Summaries of several shards merge into one.
 
-Random rows are those with the lowest uids, because uids are hashes: the choice depends on nothing else.
+Random rows are those with the lowest uids: uids are hashes, so the choice depends on nothing else.
 """
 
 from collections import Counter
@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 from pairmill.schemas.status import Status
 
 ROWS_PER_GROUP = 24
-"""How many random rows of each group are remembered."""
+"""Maximum number of random rows that are kept for each group."""
 MAX_HOSTS = 200_000
-"""Beyond these, the rarest hosts are forgotten. The same goes for languages."""
+"""Maximum number of hosts; beyond it, the rarest are forgotten. The same applies to languages."""
 _MAX_NAME_CHARS = 255
-"""Of a host or a language. No name in DNS is longer (RFC 1035)."""
+"""Maximum length of a host or language. No DNS name is longer (RFC 1035)."""
 _MAX_HOST_END = 320
-"""The characters of a URL in which its host is looked for, so that long URLs cost no time."""
+"""Number of characters at the start of a URL that are searched for its host, so that long URLs cost no time."""
 
 REJECT_COLUMNS = ("uid", "url", "caption_clean", "status", "status_detail", "fetched_at")
 PAIR_COLUMNS = (
@@ -36,10 +36,10 @@ PAIR_COLUMNS = (
     "height",
 )
 SIDE, ASPECT, CHARS, WORDS = "longer side", "aspect", "characters", "words"
-"""Numbers of each pair that are computed, not read."""
+"""Names of the numbers that are computed for each pair."""
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-"""float64 for columns of doubles, so that they compare with a threshold as in `select`; else float32."""
+"""float64 for float64 columns, so that they compare with a threshold as in `select`; otherwise float32."""
 Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int32]
 
@@ -54,7 +54,7 @@ class Ref(NamedTuple):
     position: int
     """Position of its shard in the snapshot."""
     row: int
-    """Row of that file."""
+    """Row in that file."""
 
 
 class Group(NamedTuple):
@@ -62,7 +62,7 @@ class Group(NamedTuple):
 
     kind: Literal["chosen", "reason", "step", "only", "both"]
     name: str = ""
-    """For a reason, the status, and for a custom rule `custom_rule: NAME`; for a step, its number; for `only`, the name
+    """For a reason, the status or, for a custom rule, `custom_rule: NAME`; for a step, its number; for `only`, the name
     of a subset."""
 
 
@@ -77,29 +77,29 @@ class HostCount:
 
 @dataclass
 class Summary:
-    """What the rows of some shards look like."""
+    """A summary of the rows of some shards."""
 
     rows: int = 0
     pairs: int = 0
     numbers: dict[str, list[Floats]] = field(default_factory=dict)
     """Name -> parts of shape (pairs,); NaN is null."""
     chosen: list[Bools] = field(default_factory=list)
-    """Whether a pair is kept, or in the subset; parts of shape (pairs,)."""
+    """Whether each pair is kept or, for a subset, in the subset; parts of shape (pairs,)."""
     refs: list[tuple[int, int]] = field(default_factory=list)
     """(position of the shard, number of its pairs), in the order of the parts."""
     times: list[npt.NDArray[np.int64]] = field(default_factory=list)
     """`fetched_at` in microseconds since 1970, of rows that have one."""
     outcomes: list[Codes] = field(default_factory=list)
-    """For each of `times`, the index of its Status, or -1."""
+    """For each of `times`, the index of the row's Status, or -1."""
     formats: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     hosts: dict[str, HostCount] = field(default_factory=dict)
     names_forgotten: bool = False
     """Whether there were too many hosts or languages to count all of them."""
     groups: dict[Group, list[tuple[str, Ref]]] = field(default_factory=dict)
-    """Random rows of each group, with their uids, lowest first."""
+    """Random rows of each group, with their uids, lowest uid first."""
     group_rows: Counter[Group] = field(default_factory=Counter)
-    """All rows of each group."""
+    """The number of rows in each group."""
 
     def add(self, other: "Summary") -> None:
         """Merge the summary of later shards into this one."""
@@ -136,11 +136,11 @@ class Summary:
             self.names_forgotten = True
 
     def number(self, name: str) -> Floats:
-        """A number of all pairs; shape (pairs,)."""
+        """The values of a number for all pairs; shape (pairs,)."""
         return np.concatenate([np.empty(0, np.float32), *self.numbers.get(name, [])])
 
     def is_chosen(self) -> Bools:
-        """Whether each pair is kept, or in the subset; shape (pairs,)."""
+        """Whether each pair is kept or, for a subset, in the subset; shape (pairs,)."""
         return np.concatenate([np.empty(0, np.bool_), *self.chosen])
 
     def pair_refs(self) -> npt.NDArray[np.int64]:
@@ -165,11 +165,11 @@ def summarize(
         position: Position of the shard in the snapshot.
         pairs: PAIR_COLUMNS, `scores` and `language` of its pairs.
         rejects: REJECT_COLUMNS and `language` of its rejects; None if it has none.
-        scores: Columns of numbers.
-        language: Column of languages.
-        chosen: Which pairs are in the subset, shape (pairs,); None: the kept ones.
-        labels: More groups of pairs: which of them belong to each, shape (pairs,).
-        custom_rules: Names of custom rules; what any other name dropped is in the group `custom_rule`.
+        scores: The score columns.
+        language: The column with languages.
+        chosen: Whether each pair is in the subset, shape (pairs,); None for the kept pairs.
+        labels: More groups of pairs: whether each pair belongs to the group, shape (pairs,).
+        custom_rules: Names of custom rules. Rows that any other name dropped are in the group `custom_rule`.
     """
     kept = np.asarray(pairs["kept"].combine_chunks().to_numpy(zero_copy_only=False), bool)
     found = Summary(pairs.num_rows, pairs.num_rows, refs=[(position, pairs.num_rows)])
@@ -205,7 +205,7 @@ def _add_rows(
             ]
             found.groups[group] = nsmallest(ROWS_PER_GROUP, [*found.groups.get(group, []), *some])
             found.group_rows[group] += number
-    fetched = table.select(["fetched_at", "status"]).filter(table["fetched_at"].is_valid())  # not the long captions
+    fetched = table.select(["fetched_at", "status"]).filter(table["fetched_at"].is_valid())  # without the long captions
     found.times.append(np.asarray(fetched["fetched_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()), np.int64))
     found.outcomes.append(np.asarray(pc.index_in(fetched["status"], value_set=_STATUSES).fill_null(-1), np.int32))
     if language is not None:
@@ -213,7 +213,7 @@ def _add_rows(
 
 
 def _reasons(table: pa.Table, custom_rules: Collection[str]) -> dict[Group, Bools]:
-    """The rows that each reason rejected."""
+    """For each reason, whether it rejected each row."""
     reasons = table["status"].combine_chunks()
     custom = pc.equal(reasons, Status.CUSTOM_RULE.value)
     if pc.any(custom).as_py():
@@ -241,7 +241,7 @@ def _numbers(pairs: pa.Table, scores: Sequence[str]) -> dict[str, Floats]:
 
 
 def _words(captions: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Clean captions have single spaces, between words only."""
+    """The number of words in each caption. Clean captions have single spaces, and only between words."""
     return pc.if_else(pc.equal(captions, ""), 0, pc.add(pc.count_substring(captions, " "), 1))
 
 
@@ -251,7 +251,7 @@ def _floats(column: pa.ChunkedArray) -> Floats:
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """Value, cut at _MAX_NAME_CHARS -> rows; without nulls."""
+    """Value, cut to _MAX_NAME_CHARS -> number of rows; without nulls."""
     counts = pc.value_counts(pc.utf8_slice_codeunits(column.combine_chunks(), 0, _MAX_NAME_CHARS)).to_pylist()
     return {str(each["values"]): each["counts"] for each in counts if each["values"] is not None}
 

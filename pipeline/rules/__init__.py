@@ -1,6 +1,6 @@
-"""Keeps or drops rows: each rule is one small pure function, applied at the step where its columns are known.
+"""Keeps or drops rows. Each rule is one small pure function, applied at the step where its columns are known.
 
-Input: in-flight rows. Output: the same rows, with a Status on those that a rule drops.
+Input: in-flight rows. Output: the same rows, with a Status set on those that a rule drops.
 Imports `source` and the modules below it.
 base.py: defines rules. known.py, caption.py, patterns.py, url.py, image.py, similarity.py: the rules. custom.py: the
 user's own.

@@ -1,6 +1,6 @@
-"""Defines rules, and applies the rules of a step to a shard.
+"""Defines rules and applies the rules of a step to a shard.
 
-A rule is one pure function over Arrow columns, registered with the Status that it gives:
+A rule is one pure function over Arrow columns, registered with the Status of the rows that it drops:
 
     @rule(Status.CAPTION_TOO_SHORT)
     def caption_too_short(rows: pa.Table, rules: SourceRules) -> Verdict:
@@ -45,11 +45,11 @@ class SourceRules(RulesConfig):
     """A job's rules, bound to one source."""
 
     license_column: str | None = None
-    """The column that `license_allow` reads; None: the source has none."""
+    """The column that `license_allow` reads; None if the source has none."""
     s3: S3Config = FROM_ENVIRONMENT
     """Credentials and endpoint for blocklists on S3."""
     output: Uri | None = None
-    """The output folder, which has the filters of `known`. None: no filters."""
+    """The output folder, which contains the filters of `known`; None without filters."""
 
     @classmethod
     def of(cls, job: BuildJob, mapping: ColumnMapping | None = None) -> Self:
@@ -62,12 +62,12 @@ class SourceRules(RulesConfig):
 
     @property
     def files(self) -> Files:
-        """Opens blocklists."""
+        """Access to the blocklists."""
         return Files(self.s3)
 
     @property
     def filters(self) -> OpenFilters | None:
-        """The filters of `known`."""
+        """The filters of `known`; None if there are none."""
         return None if self.output is None else open_filters(self.output, self.files)
 
 
@@ -75,7 +75,7 @@ _REGISTRY: dict[Status, RuleFunction] = {}
 
 
 def rule(status: Status) -> Callable[[RuleFunction], RuleFunction]:
-    """Register a function as the rule that gives `status`; it runs at `status.step`."""
+    """Register a function as the rule that drops rows with `status`; it runs at `status.step`."""
 
     def register(function: RuleFunction) -> RuleFunction:
         if status in _REGISTRY:
@@ -87,7 +87,7 @@ def rule(status: Status) -> Callable[[RuleFunction], RuleFunction]:
 
 
 def rules_at(step: Step) -> list[tuple[Status, RuleFunction]]:
-    """The built-in rules of a step, in the order in which they run: the order of the Status enum."""
+    """The built-in rules of a step, in the order in which they run, which is that of the Status enum."""
     return [(status, _REGISTRY[status]) for status in Status if status.step is step and status in _REGISTRY]
 
 
@@ -95,12 +95,12 @@ def apply_rules(table: pa.Table, step: Step, rules: SourceRules, custom: Sequenc
     """The in-flight table with `status` and `status_detail` set on the rows that a rule of `step` drops.
 
     Each rule in turn checks the rows that are still `ok`, so a row gets at most one status. The number and order of
-    rows, all other columns and the metadata do not change. Custom rules of the step run last. Raises CustomRuleError
-    if one of them fails, rather than silently dropping its rows.
+    rows, all other columns and the metadata do not change. The step's custom rules run last. Raises CustomRuleError if
+    one of them fails, rather than silently dropping rows.
     """
     is_ok = pc.equal(table["status"], Status.OK.value)
     indices = np.flatnonzero(is_ok.to_numpy())
-    # Without the pictures: filtering would copy hundreds of megabytes of them for every rule.
+    # Without the pictures: filtering would copy hundreds of megabytes for every rule.
     rows = table.select([name for name in table.column_names if name != IMAGE_COLUMN.name])
     if len(indices) < table.num_rows:
         rows = rows.filter(is_ok)
@@ -126,7 +126,7 @@ class _StatusColumns:
         self._changed = False
 
     def drop(self, indices: npt.NDArray[np.intp], status: Status, details: pa.Array | None) -> None:
-        """Give `status` to the rows with these indices; `details` has one string for each."""
+        """Set `status` for the rows with these indices; `details` has one string for each of them."""
         mask = np.zeros(len(self._status), dtype=bool)
         mask[indices] = True
         if details is None:
@@ -136,7 +136,7 @@ class _StatusColumns:
         self._changed = True
 
     def applied_to(self, table: pa.Table) -> pa.Table:
-        """`table` with these columns in place of its own."""
+        """`table` with its own columns replaced by these."""
         if not self._changed:
             return table
         for name, column in (("status", self._status), ("status_detail", self._detail)):

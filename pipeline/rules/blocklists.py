@@ -1,4 +1,4 @@
-"""Searches blocklists: text files of digests (or URLs), one per line, kept in memory as sorted arrays.
+"""Searches blocklists: text files of digests or URLs, one per line, kept in memory as sorted arrays.
 
 Ten million SHA-256 digests take 320 MB in each process that reads them. Empty lines and lines that start with # are
 skipped.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pairmill.pipeline.common.files import Files
 
 DigestKind = Literal["md5", "sha256", "url"]
-"""What each line of a file is: an MD5 in hex, a SHA-256 in hex, or a URL or its SHA-256 in hex."""
+"""The content of each line in a file: an MD5 in hex, a SHA-256 in hex, or a URL or its SHA-256 in hex."""
 
 _DIGEST_BYTES: dict[DigestKind, int] = {"md5": 16, "sha256": 32, "url": 32}
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
@@ -25,7 +25,7 @@ _loading = threading.Lock()
 
 
 def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bool_]:
-    """[n]: True for each raw digest that is listed in the file at `path`; False for None."""
+    """Whether each raw digest is listed in the file at `path`, bool [n]; False for None."""
     entries = load_blocklist(kind, path, files)
     queries = np.array([digest or b"" for digest in digests], dtype=entries.dtype)
     indices = np.searchsorted(entries, queries)
@@ -37,16 +37,16 @@ def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str, file
 
 
 def url_digest(url: str) -> bytes:
-    """The SHA-256 of a URL's UTF-8 bytes, exactly as given, which is its form in a blocklist."""
+    """The digest of a URL in a blocklist: the SHA-256 of its UTF-8 bytes, exactly as given."""
     return hashlib.sha256(url.encode()).digest()
 
 
 def load_blocklist(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bytes_]:
-    """The digests in a file (local or fsspec URL, also .gz), sorted; read once per process.
+    """The digests in a file (a local path or fsspec URL, optionally .gz), sorted; read once per process.
 
-    Raises ValueError, with the line, if one is malformed, and OSError if the file cannot be read.
+    Raises ValueError, with the line number, for a malformed line, and OSError if the file cannot be read.
     """
-    with _loading:  # otherwise two threads could read it at the same time, and take twice the memory
+    with _loading:  # otherwise, two threads could read it at the same time and use twice the memory
         return _load(kind, path, files)
 
 

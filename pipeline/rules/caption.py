@@ -1,6 +1,6 @@
 """Defines the caption rules that count characters and words, search for terms, detect languages, or read the license.
 
-Rules see whole captions: `encode/truncate_caption.py` is THE place where captions are truncated, for the models alone.
+Rules see whole captions: `encode/truncate_caption.py` is THE place where captions are truncated, only for the models.
 """
 
 import functools
@@ -26,7 +26,7 @@ UNSPACED_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{
 
 @rule(Status.CAPTION_MISSING)
 def caption_missing(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The caption is null, or has no visible character."""
+    """The caption is null or has no visible character."""
     if not rules.require_caption:
         return None
     return pc.greater(pc.utf8_length(rows["caption_clean"]), 0)
@@ -66,14 +66,15 @@ def caption_too_many_words(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.CAPTION_BLOCKED_TERM)
 def caption_blocked_term(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """Contains one of `caption_blocked_terms` as whole words, ignoring case. Detail: the term as in the caption."""
+    """Contains one of `caption_blocked_terms` as whole words, ignoring case. Detail: the term as the caption spells
+    it."""
     if not rules.caption_blocked_terms:
         return None
     captions = rows["caption_clean"].combine_chunks()
     terms = pa.nulls(len(captions), pa.string())
     for pattern in blocked_term_patterns(tuple(rules.caption_blocked_terms)):
         found = pc.match_substring_regex(captions, pattern).fill_null(False)
-        if found.true_count:  # just matching is several times as fast as capturing
+        if found.true_count:  # matching alone is several times as fast as capturing
             captured = pc.struct_field(pc.extract_regex(captions.filter(found), pattern), "term")
             terms = pc.replace_with_mask(terms, found, captured)
     return pc.is_null(terms), terms
@@ -81,7 +82,8 @@ def caption_blocked_term(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.CAPTION_LANGUAGE)
 def caption_language(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """Not in one of `caption_languages`, or with a score below `caption_min_language_score`. Detail: "de 0.93"."""
+    """Not in one of `caption_languages`, or detected with a score below `caption_min_language_score`. Detail: "de
+    0.93"."""
     if not rules.caption_languages:
         return None
     languages, scores = detect_languages(rows["caption_clean"])
@@ -93,7 +95,7 @@ def caption_language(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.LICENSE_NOT_ALLOWED)
 def license_not_allowed(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """Not in `license_allow`, ignoring case and outer white space, or null. Detail: the license."""
+    """The license is null or not in `license_allow`, ignoring case and outer white space. Detail: the license."""
     if not rules.license_allow:
         return None
     name = rules.license_column
@@ -109,7 +111,7 @@ def _plain_license(value: str) -> str:
 
 
 def _between(counts: pa.ChunkedArray, minimum: int | None, maximum: int | None) -> Verdict:
-    """Keep counts within bounds; the count of a null caption is 0. Detail: the count."""
+    """Keep rows whose count is within bounds; the count of a null caption is 0. Detail: the count."""
     counts = pc.fill_null(counts, 0)
     keep = pc.greater_equal(counts, minimum) if minimum is not None else pc.less_equal(counts, maximum)
     return keep, pc.cast(counts, pa.string())
@@ -121,7 +123,7 @@ def _count_words(rows: pa.Table) -> pa.ChunkedArray:
 
 @functools.lru_cache(maxsize=8)
 def blocked_term_patterns(terms: tuple[str, ...]) -> tuple[str, ...]:
-    """RE2 patterns, each with a group `term`, that find any of the terms as whole words.
+    """RE2 patterns, each with a group `term`, that together find any of the terms as whole words.
 
     Raises ValueError for an empty term.
     """

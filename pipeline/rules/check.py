@@ -17,7 +17,7 @@ from pairmill.pipeline.rules.url import host_set
 
 
 def check_rules(rules: SourceRules, search: Path | None = None) -> None:
-    """Raise ValueError, with one line per field and problem, if the rules cannot run.
+    """Raise ValueError, with one line per problem, if the rules cannot run.
 
     Reads the blocklists, loads the custom rules (`search`: see `load_custom_rule`), and checks languages, hosts and
     terms.

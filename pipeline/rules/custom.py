@@ -1,4 +1,4 @@
-"""Loads custom rules. Each is a function in your own module, named `module:function` in the job file.
+"""Loads custom rules. Each is a function in your own module, referred to as `module:function` in the job file.
 
     import pairmill
     import pyarrow as pa, pyarrow.compute as pc
@@ -8,7 +8,7 @@
         return pc.invert(pc.ends_with(rows["caption_clean"], "?"))
 
 True keeps a row; false and null drop it as `custom_rule`. To add reasons, return a tuple of that array and a string
-array. Without `@at` a rule runs after scoring, when every column exists, including `similarity_ALIAS` and the
+array. Without `@at`, a rule runs after scoring, when every column exists, including `similarity_ALIAS` and the
 embeddings. A rule never sees the picture's bytes.
 """
 
@@ -34,7 +34,7 @@ _STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 
 
 class CustomRuleError(PairmillError):
-    """A custom rule raised an exception, or did not return a verdict. The shard fails with this error."""
+    """A custom rule raised an exception or did not return a verdict. The shard fails with this error."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ class CustomRule:
 
 
 def rule(function: _Function) -> _Function:
-    """Decorator: marks a custom rule that runs after scoring. It is optional and changes nothing."""
+    """Decorator: mark a custom rule that runs after scoring. It is optional and changes nothing."""
     return at(Step.SCORE)(function)
 
 
 def at(step: str) -> Callable[[_Function], _Function]:
-    """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`. Raises JobError for others."""
+    """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`. Raises JobError for other
+    steps."""
     if step not in _STEPS:
         raise JobError(f"a custom rule runs at {', '.join(_STEPS)}, not at {step!r}")
 
@@ -64,17 +65,17 @@ def at(step: str) -> Callable[[_Function], _Function]:
 
 
 def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
-    """Find `module:function`: a file or package in the folder `search`, or else an installed module.
+    """Load `module:function` from a file or package in the folder `search`, or else from an installed module.
 
     The module is registered in `sys.modules` under its own name. `search` does not stay in `sys.path`, so none of its
-    files can shadow our packages. Raises a ValueError that says what is missing.
+    files can shadow our packages. Raises ValueError, which names what is missing.
     """
     module_name, _, function_name = name.partition(":")
     top = module_name.partition(".")[0]
     if not module_name or not function_name:
-        raise ValueError(f"a custom rule is named module:function, not {name!r}")
+        raise ValueError(f"a custom rule is written as module:function, not {name!r}")
     if top == "pairmill":
-        raise ValueError(f"custom rule {name}: the module name {top!r} is pairmill's own; give yours another")
+        raise ValueError(f"custom rule {name}: the module name {top!r} is pairmill's own; rename your module")
     module = _load_module(module_name, name, search)
     function = getattr(module, function_name, None)
     if function is None:
@@ -96,7 +97,7 @@ def _load_module(module_name: str, rule_name: str, search: Path | None) -> Modul
         return importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            where = f"in {search} or among the installed ones" if search else "installed"
+            where = f"in {search} or among the installed modules" if search else "installed"
             raise ValueError(f"custom rule {rule_name}: there is no module {module_name!r} {where}") from error
         raise ValueError(
             f"custom rule {rule_name}: importing {module_name} raised {type(error).__name__}: {error}"
@@ -104,7 +105,7 @@ def _load_module(module_name: str, rule_name: str, search: Path | None) -> Modul
 
 
 def _find_path(top: str, search: Path) -> Path | None:
-    """The file of a module or package, or the folder of a package without `__init__.py`."""
+    """The file of a module or package, or the folder of a package without `__init__.py`; None if there is none."""
     folder = search.absolute()
     for candidate in (folder / top / "__init__.py", folder / f"{top}.py"):
         if candidate.is_file():
@@ -113,7 +114,7 @@ def _find_path(top: str, search: Path) -> Path | None:
 
 
 def _origin(top: str) -> Path | None:
-    """Where an import of this name would find a module: a file or folder, `Path("built-in")`, or None."""
+    """The place where an import of this name would find a module: a file or folder, `Path("built-in")`, or None."""
     spec = importlib.util.find_spec(top) if top != "__main__" else None
     if spec is None:
         return None
@@ -134,7 +135,7 @@ def _register(top: str, path: Path, search: Path) -> None:
     assert spec.loader is not None  # every .py has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[top] = module
-    # While the module loads, it may import files beside it. They come last in the path, so that they shadow nothing.
+    # While the module loads, it can import files beside it. Their folder is last in the path, so they shadow nothing.
     sys.path.append(str(search.absolute()))
     try:
         spec.loader.exec_module(module)

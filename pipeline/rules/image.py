@@ -1,4 +1,4 @@
-"""Defines the image rules, which use the original file and its size. A row is dropped if the rule's column is null."""
+"""Defines the image rules, which check the original file and its size. A null in a rule's column drops the row."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -51,7 +51,8 @@ def image_area(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.IMAGE_BYTES)
 def image_bytes(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The original file has fewer bytes than `image_min_bytes` or more than `image_max_bytes`. Detail: the bytes."""
+    """The original file has fewer bytes than `image_min_bytes` or more than `image_max_bytes`. Detail: the number of
+    bytes."""
     if rules.image_min_bytes is None and rules.image_max_bytes is None:
         return None
     num_bytes = rows["original_bytes"]
@@ -60,7 +61,7 @@ def image_bytes(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.IMAGE_ONE_COLOR)
 def image_one_color(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The whole picture has one color; see the column `one_color`."""
+    """The whole picture has one color, according to the column `one_color`."""
     return pc.invert(rows["one_color"]) if rules.image_drop_one_color else None
 
 

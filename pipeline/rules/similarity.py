@@ -14,8 +14,8 @@ _PREFIX = "similarity_"
 
 @rule(Status.LOW_SIMILARITY)
 def low_similarity(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """A cosine similarity below `min_similarity`, or null. The detail, such as "tiny 0.213", has the
-    first score that is below its threshold.
+    """A cosine similarity is null or below `min_similarity`. Detail: the first score below its threshold, such as "tiny
+    0.213".
 
     A number applies to every `similarity_ALIAS` column, a dict to the aliases that it names. Raises ValueError if
     there is no such column.
@@ -25,7 +25,7 @@ def low_similarity(rows: pa.Table, rules: SourceRules) -> Verdict:
     keep, detail = pa.array([True] * rows.num_rows), pa.nulls(rows.num_rows, pa.string())
     for alias, threshold in _thresholds(rows, rules.min_similarity).items():
         scores = rows[_PREFIX + alias]
-        # Compare as float32, like the scores: otherwise a score of exactly 0.7 would be below 0.7.
+        # Compare as float32, the type of the scores: otherwise, a score of 0.7 would be below a threshold of 0.7.
         passes = pc.greater_equal(scores, pa.scalar(threshold, pa.float32())).fill_null(False)
         rounded = pc.cast(pc.round(scores.cast(pa.float64()), 3), pa.string())
         score_text = pc.binary_join_element_wise(alias, pc.fill_null(rounded, "no score"), " ")
@@ -40,5 +40,5 @@ def _thresholds(rows: pa.Table, min_similarity: float | dict[str, float]) -> dic
     if unknown := sorted(set(thresholds) - set(aliases)):
         raise ValueError(f"rules.min_similarity names {unknown}, but only {aliases} have scores")
     if not thresholds and not isinstance(min_similarity, dict):
-        raise ValueError("rules.min_similarity needs a model: there are no columns with scores")
+        raise ValueError("rules.min_similarity needs a model: there is no column with scores")
     return thresholds

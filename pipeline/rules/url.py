@@ -1,4 +1,4 @@
-"""Defines the URL rules, which keep or drop rows by their URL, before anything is fetched."""
+"""Defines the URL rules, which keep or drop rows by their URL before anything is fetched."""
 
 from functools import lru_cache
 
@@ -12,8 +12,8 @@ from pairmill.schemas.status import Status
 
 
 def refused_redirect(url: ParsedUrl, rules: SourceRules) -> tuple[Status, str] | None:
-    """The Status and detail with which the URL rules refuse the target of a redirect; None if they allow it."""
-    if url.problem:  # rules cannot allow what they cannot parse
+    """(Status, detail) with which the URL rules refuse the target of a redirect; None if they allow it."""
+    if url.problem:  # no rule can allow a URL that cannot be parsed
         return Status.BAD_REDIRECT, url.problem
     if url.scheme not in rules.url_schemes:
         return Status.URL_SCHEME, url.scheme
@@ -28,7 +28,7 @@ def refused_redirect(url: ParsedUrl, rules: SourceRules) -> tuple[Status, str] |
 
 @rule(Status.URL_MISSING)
 def url_missing(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The URL is null, or nothing but white space."""
+    """The URL is null or only white space."""
     return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(rows["url"])), 0)
 
 
@@ -48,7 +48,7 @@ def url_scheme(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.URL_HOST_BLOCKED)
 def url_host_blocked(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The host is in `url_block_hosts`, or a subdomain of one that is. Detail: the entry."""
+    """The host is in `url_block_hosts` or a subdomain of one that is. Detail: the entry."""
     if not rules.url_block_hosts:
         return None
     blocked = host_set(tuple(rules.url_block_hosts))
@@ -86,7 +86,7 @@ def _parse_urls(rows: pa.Table) -> list[ParsedUrl]:
 
 
 def _entry_for(host: str, entries: frozenset[str]) -> str | None:
-    """The entry that is the host itself or a parent domain of it."""
+    """The entry that is the host itself or one of its parent domains; None if there is none."""
     while host and host not in entries:
         host = host.partition(".")[2]
     return host or None

@@ -1,10 +1,10 @@
 """THE place where a URL is parsed, and refused if it cannot be fetched.
 
-The target (path and query) of a request is exactly what the list or the Location header says, byte for byte: decoding a
-`%2F` would invalidate a signed URL. As in curl, dot segments are resolved, the fragment is dropped, and blanks and non-
-ASCII letters are percent-encoded. As in browsers, slashes before the host may be missing or too many. The host is
-parsed by yarl, which applies IDNA (UTS 46). The rules see the same host that the client connects to, whatever user
-names, ports, backslashes or exotic letters the URL contains.
+The target (path and query) of a request is taken from the list or the Location header byte for byte: decoding a `%2F`
+would invalidate a signed URL. The exceptions are those of curl: dot segments are resolved, the fragment is dropped, and
+blanks and non-ASCII letters are percent-encoded. As in browsers, slashes before the host can be missing, or there can
+be too many. The host is parsed by yarl, which applies IDNA (UTS 46). The rules see the same host that the client
+connects to, whatever user names, ports, backslashes or exotic letters the URL contains.
 """
 
 import re
@@ -20,8 +20,8 @@ HTTP_SCHEMES = frozenset({"http", "https"})
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,31}):")  # RFC 3986, section 3.1
 
-# C0, blank and DEL. Clients disagree on them: some cut the URL there, some percent-encode them, some drop them. Other
-# white space is percent-encoded by all clients.
+# C0, blank and DEL. Clients handle these differently: some cut the URL there, some percent-encode them, some drop them.
+# All clients percent-encode other white space.
 _FORBIDDEN_CHARACTERS = re.compile(r"[\x00-\x20\x7f]")
 
 # Also forbidden in a host: C1 and every other kind of white space, which IDNA would map to blanks or drop.
@@ -69,7 +69,7 @@ class HttpUrl:
 
 @dataclass(frozen=True, slots=True)
 class ParsedUrl:
-    """A URL, and the reason if it cannot be fetched."""
+    """A URL and, if it cannot be fetched, the reason."""
 
     text: str
     """As given, without the white space around it."""
@@ -80,23 +80,23 @@ class ParsedUrl:
     problem: str | None = None
     """Why the URL is invalid; None if it is valid, or if its scheme is not http or https."""
     parsed: HttpUrl | None = None
-    """None for invalid URLs and for other schemes."""
+    """The URL to request; None for invalid URLs and other schemes."""
 
 
 def parse_url(url: str) -> ParsedUrl:
     """Parse a URL; never raises. If the scheme is not http or https, only the scheme is parsed."""
     url = url.strip()
-    # A data URI may be megabytes long, which is too much to keep in a cache.
+    # A data URI can be megabytes long, which is too much to keep in a cache.
     return _parse_cached(url) if len(url) <= MAX_URL_BYTES else _parse(url)
 
 
 def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
     """The URL that a reference (a Location header) leads to from `base`: RFC 3986, section 5.2.2. Never raises.
 
-    As in browsers, `http:/x` is a path on the same host if `base` is also http (the rule that section 5.4.2 allows for
-    old references), and otherwise a host without a slash.
+    As in browsers, `http:/x` is a path on the same host if `base` is also http (section 5.4.2 allows this for old
+    references); otherwise, `x` is a host with one slash missing.
 
-    `reference` may have surrogates for bytes that are not UTF-8 (PEP 383). User name, password and fragment are
+    `reference` can contain surrogates for bytes that are not UTF-8 (PEP 383). User name, password and fragment are
     dropped, because no client forwards them to a redirect's target.
     """
     parts = _COMPONENTS.match(reference.strip())
@@ -165,8 +165,7 @@ _parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each rule and 
 
 
 def _authority_and_path(parts: re.Match[str]) -> tuple[str, str]:
-    """The authority and the path of an http URL, given its _COMPONENTS. Any number of slashes may precede the
-    authority.
+    """(authority, path) of an http URL, given its _COMPONENTS. Any number of slashes can precede the authority.
 
     https://url.spec.whatwg.org/#special-authority-ignore-slashes-state
     """
@@ -177,23 +176,24 @@ def _authority_and_path(parts: re.Match[str]) -> tuple[str, str]:
 
 
 def _parse_authority(scheme: str, authority: str) -> URL:
-    """Parse an authority. Raises ValueError for everything that yarl cannot parse."""
+    """Parse an authority. Raises ValueError for anything that yarl cannot parse."""
     try:
         parsed = URL(f"{scheme}://{authority}/")
-        _ = parsed.host, parsed.port  # decodes IDNA, which may fail
+        _ = parsed.host, parsed.port  # decodes IDNA, which can fail
     except IndexError as error:  # yarl 1.25 raises it for http://[x]@, which has no host
         raise ValueError("no host") from error
     return parsed
 
 
 def _encode(text: str, blank: str = "", encoded_blank: str = "") -> str:
-    """Percent-encode everything that is not ASCII, and nothing else: as UTF-8, or as the bytes behind surrogates."""
+    """Percent-encode only what is not ASCII: as UTF-8, or as the bytes behind surrogates. `blank` is replaced by
+    `encoded_blank`."""
     text = text.replace(blank, encoded_blank) if blank else text
     return text if text.isascii() else quote(text.encode("utf-8", "surrogateescape"), safe=_ASCII)
 
 
 def _remove_dot_segments(path: str) -> str:
-    """RFC 3986, section 5.2.4. As in curl, percent-encoded dots stay."""
+    """The path without dot segments (RFC 3986, section 5.2.4). As in curl, percent-encoded dots stay."""
     if "/." not in path:
         return path
     kept: list[str] = []

@@ -1,4 +1,4 @@
-"""Captions of pictures by a CoCa model, and their similarity to the pictures."""
+"""Generates captions of pictures with a CoCa model, and computes their similarity to the pictures."""
 
 import os
 from collections.abc import Sequence
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
     from pairmill.pipeline.encode.coca import CocaModel
 
 _BLOCK_ROWS = 256
-"""Pictures decoded at a time: 40 MB at 224 pixels."""
+"""Pictures to decode at a time: 40 MB at 224 pixels."""
 
 _WEIGHTS, _MAX_PIXELS, _SIMILARITY = "weights_sha256", "max_pixels", "similarity"
-"""Values of the state."""
+"""Keys of the state's values."""
 
 
 @dataclass(frozen=True)
 class CaptionModel(NoFiles):
     """The kind `caption_model`. Columns: NAME, string; with `similarity` also NAME_similarity, float32.
 
-    Null where there is no picture, or the model writes nothing. The similarity is also null where the picture's
-    embedding is.
+    Null where there is no picture or the model generates no text. The similarity is also null where the picture's
+    embedding is null.
     """
 
     name: str
@@ -65,7 +65,7 @@ class CaptionModel(NoFiles):
         return self.score.caption_model
 
     def resolved(self, snapshot: Snapshot) -> ScoreConfig:
-        """Make the paths absolute, and check the model of the similarity."""
+        """Make the paths absolute, and check the model for the similarity."""
         settings = self.settings
         if settings.similarity is not None:
             chosen_model(snapshot, settings.similarity)
@@ -78,18 +78,18 @@ class CaptionModel(NoFiles):
 
     @property
     def needs(self) -> Needs:
-        """The picture, and for the similarity its embedding."""
+        """The picture and, for the similarity, its embedding."""
         alias = self.settings.similarity
         return Needs(frozenset() if alias is None else frozenset({embedding_column(alias, "image")}), pictures=True)
 
     @property
     def schema(self) -> pa.Schema:
-        """The caption, and its similarity if asked for."""
+        """The caption and, if set, its similarity."""
         similarity = [pa.field(similarity_column(self.name), pa.float32())] if self.settings.similarity else []
         return pa.schema([pa.field(self.name, pa.string()), *similarity])
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The checksums of the weights."""
+        """Record the checksums of the weights and the size limit for pictures."""
         coca = _coca(self.settings, run)
         values: dict[str, object] = {
             _WEIGHTS: coca.contract.weights_sha256,
@@ -119,7 +119,7 @@ class _OpenCaptionModel:
     model: "ClipModel | None"
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """A caption for each row, and LEFT_OUT."""
+        """Returns a caption for each row (with its similarity, if set), and LEFT_OUT."""
         pictures = rows[PICTURE]
         starts = range(0, max(len(pictures), 1), _BLOCK_ROWS)
         parts = [self._captions(pictures.slice(start, _BLOCK_ROWS).to_pylist()) for start in starts]
@@ -131,7 +131,7 @@ class _OpenCaptionModel:
         return pa.table(columns)
 
     def _captions(self, pictures: Sequence[bytes | None]) -> tuple[pa.Array, Mask]:
-        """(captions [pictures], whether each picture does not decode [pictures])."""
+        """(captions [pictures], whether each picture fails to decode [pictures])."""
         inputs, rows, left_out = [], [], np.zeros(len(pictures), np.bool_)
         for row, picture in enumerate(pictures):
             if picture is None:
@@ -152,7 +152,10 @@ class _OpenCaptionModel:
 
 
 def _similarities(model: "ClipModel", captions: pa.Array, stored: pa.ChunkedArray) -> pa.Array:
-    """Cosine of each caption's embedding and the stored one of its picture, float32; null if either is missing."""
+    """The cosine between each caption's embedding and the stored embedding of its picture, float32.
+
+    Null if either is missing.
+    """
     from pairmill.pipeline.encode.clip_model import is_unit
 
     vectors, is_valid = read_vectors(stored)  # float16 [rows, dim], [rows]
@@ -180,7 +183,7 @@ def _similarity_model(state: State, run: RunConfig) -> "ClipModel | None":
     from pairmill.pipeline.encode.clip_model import load_model
 
     names = ("name", "pretrained", "alias")
-    # In float32, whatever the dataset's embeddings were computed in, so that every device gives the same
+    # Always float32, whatever dtype the dataset's embeddings were computed in, so that results match on every device
     model = load_model(ModelConfig(**{name: contract[name] for name in names}, dtype="float32"), run)
     _check(contract["alias"], model.contract.weights_sha256, contract[_WEIGHTS])
     return model
@@ -188,4 +191,4 @@ def _similarity_model(state: State, run: RunConfig) -> "ClipModel | None":
 
 def _check(name: str, found: str, expected: object) -> None:
     if found != expected:
-        raise ScoreError(f"the weights of {name} are not the ones that the score was begun with; give it another name")
+        raise ScoreError(f"the weights of {name} have changed since the score was added; add it under another name")

@@ -1,4 +1,4 @@
-"""Scores of captions: their language, length, readability, repetition and more (see `caption/measures.py`)."""
+"""Scores captions by their language, length, readability, repetition and more (see `caption/measures.py`)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from pairmill.schemas.job.scores import CaptionsScore, ScoreConfig
 _COLUMN = "caption_clean"
 _MAX_LIST_BYTES = 16 << 20
 _TERMS, _MODEL = "terms", "model"
-"""Values of the state."""
+"""Keys of the state's values."""
 
 _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "language": {"language": pa.string(), "language_score": pa.float32()},
@@ -44,7 +44,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "toxic": {"toxic": pa.int32()},
     "bits_per_character": {"bits_per_character": pa.float32()},
 }
-"""Measure -> the ends of its columns' names, and their types."""
+"""Measure -> suffixes of its columns' names -> types of the columns."""
 
 _PLAIN: dict[str, Measure] = {
     "language": measures.language,
@@ -59,7 +59,7 @@ _PLAIN: dict[str, Measure] = {
     "relations": measures.relations,
     "boilerplate": measures.boilerplate,
 }
-"""The measures that need no state."""
+"""Measures that need no state."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Captions:
         return [path] if (path := self.settings.toxic_words) else []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The terms, which tokenizer to use, and the counts of a sample's n-grams, as far as they are needed."""
+        """Prepare what the measures need: the toxic terms, the tokenizer's model, and the n-gram counts of a sample."""
         values: dict[str, object] = {}
         if self.settings.toxic_words is not None:
             values[_TERMS] = _read_terms(self.settings.toxic_words, Files(snapshot.store.files.s3))
@@ -130,13 +130,13 @@ class _OpenCaptions:
     measures: tuple[Measure, ...]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The columns of all measures."""
+        """Returns the columns of all measures."""
         captions = measures.Captions(_texts(rows[_COLUMN]))
         return pa.table([array for measure in self.measures for array in measure(captions)], schema=self.schema)
 
 
 def _prepared_measures(settings: CaptionsScore, state: State) -> dict[str, Measure]:
-    """The measures that need a state."""
+    """Measures that need a state."""
     found: dict[str, Measure] = {}
     if "toxic" in settings.measures:
         terms = state.values[_TERMS]
@@ -150,7 +150,7 @@ def _prepared_measures(settings: CaptionsScore, state: State) -> dict[str, Measu
 
 
 def _tokens(model: Any) -> Measure:
-    """(number of tokens, whether the model sees only a part of the caption)."""
+    """A measure: (number of tokens, whether the model sees only part of the caption)."""
     from pairmill.pipeline.encode.count_tokens import token_counter
 
     count = token_counter(None if model is None else ModelConfig(**model))
@@ -164,7 +164,7 @@ def _tokens(model: Any) -> Measure:
 
 
 def _bits_per_character(model: ByteModel) -> Measure:
-    """Cross-entropy of the caption under the model; null for an empty caption."""
+    """A measure: the cross-entropy of the caption under the model; null for an empty caption."""
 
     def bits_per_character(captions: measures.Captions) -> list[pa.Array]:
         characters = captions.num_characters.fill_null(0).to_numpy(zero_copy_only=False)
@@ -181,31 +181,34 @@ def _read_terms(path: str, files: Files) -> list[str]:
             data = file.read(_MAX_LIST_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise ScoreError(f"{path} cannot be read ({reason}); give toxic_words a text file, one term per line") from None
+        raise ScoreError(
+            f"{path} cannot be read ({reason}); set toxic_words to a text file with one term per line"
+        ) from None
     if len(data) > _MAX_LIST_BYTES:
-        raise ScoreError(f"{path}: larger than {_MAX_LIST_BYTES >> 20} MiB, so it is no list of words")
+        raise ScoreError(f"{path}: is larger than {_MAX_LIST_BYTES >> 20} MiB, too large for a list of words")
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ScoreError(f"{path}: not UTF-8 ({error}); save it as UTF-8, with one term per line") from None
+        raise ScoreError(f"{path}: is not UTF-8 ({error}); save it as UTF-8, with one term per line") from None
     terms = {" ".join(line.split()) for line in lines if not line.startswith("#")} - {""}
     if not terms:
         raise ScoreError(f"{path}: has no terms; write one per line")
     try:
         TermList(terms).find(pa.array([""]))
-    except pa.ArrowInvalid as error:  # the terms of scripts without spaces are one regular expression
+    except pa.ArrowInvalid as error:  # terms in scripts without spaces are joined into one regular expression
         raise ScoreError(f"{path}: has too many terms ({error}); use a shorter list") from None
     return sorted(terms)
 
 
 def _sample(snapshot: Snapshot, tasks: Tasks) -> pa.Array:
-    """About `SAMPLE_ROWS` captions, chosen by the hashes of their uids. Raises ScoreError if there are none."""
+    """A sample of about `SAMPLE_ROWS` captions, chosen by uid hashes. Raises ScoreError if there are none."""
     share = byte_model.SAMPLE_ROWS / max(snapshot.chunk.num_rows, 1)
     parts = list(tasks.get(tasks.map(_sample_shard, [(snapshot.chunk, each, share) for each in snapshot.chunk.shards])))
     captions = pa.concat_arrays(parts)
     if not len(captions):
         raise ScoreError(
-            f"{snapshot.store.root} has no caption in its sample, so no model of them; leave out bits_per_character"
+            f"the sample of {snapshot.store.root} contains no captions to build a model from; leave out "
+            "bits_per_character"
         )
     return captions
 

@@ -1,7 +1,7 @@
-"""Embeds classes: the mean of the embeddings of their prompts, for zero-shot classification.
+"""Embeds classes for zero-shot classification, by averaging the embeddings of their prompts.
 
-Radford et al. 2021 (https://arxiv.org/abs/2103.00020), section 3.1.4: normalize each prompt's embedding, average them,
-and normalize again, as open_clip's build_zero_shot_classifier does.
+As in Radford et al. 2021 (https://arxiv.org/abs/2103.00020), section 3.1.4, and open_clip's build_zero_shot_classifier,
+the embeddings of the prompts are normalized, averaged, and normalized again.
 """
 
 import json
@@ -20,7 +20,7 @@ from pairmill.schemas.job.scores import ClassesScore
 MAX_CLASSES, MAX_PROMPTS, MAX_PROMPT_CHARS = 100_000, 1_000, 1_000
 _MAX_FILE_BYTES = 64_000_000
 _PROMPTS_AT_ONCE = 512
-"""Enough for a GPU; a CPU takes seconds for them, so that progress moves."""
+"""Enough to keep a GPU busy. A CPU takes seconds for them, so the reported progress keeps moving."""
 _SHORTEST = 1e-6
 _EXAMPLE = '{"cat": ["a photo of a cat", "a kitten"], "dog": "a photo of a dog"}'
 
@@ -34,7 +34,7 @@ class ClassTable:
     """float32 [classes, dim], L2-normalized."""
     logit_scale: float
     logit_bias: float | None
-    """None: probabilities are a softmax over the classes; otherwise a sigmoid for each class (SigLIP)."""
+    """If None, probabilities are a softmax over the classes; otherwise, a sigmoid for each class (SigLIP)."""
 
 
 Classes = Sequence[tuple[str, Sequence[str]]]
@@ -53,8 +53,10 @@ def read_classes(settings: ClassesScore) -> Classes:
 
 
 def embed_classes(model: ClipModel, classes: Classes, on_part: OnPart = ignore_part) -> ClassTable:
-    """Embed the classes. Raises ScoreError if the prompts of a class cancel out. `on_part` receives how many of the
-    prompts are embedded, and their number."""
+    """Embed the classes. Raises ScoreError if the prompts of a class cancel out.
+
+    `on_part`: called with the number of prompts embedded so far and the total number.
+    """
     found, num_prompts = list[Floats](), sum(len(prompts) for _, prompts in classes)
     done = 0
     for part in _parts(classes):
@@ -72,7 +74,7 @@ def embed_classes(model: ClipModel, classes: Classes, on_part: OnPart = ignore_p
 
 
 def _parts(classes: Classes) -> Iterator[list[Sequence[str]]]:
-    """The prompts of one class after another, in groups of about _PROMPTS_AT_ONCE prompts."""
+    """Divide the classes' prompts into groups of about _PROMPTS_AT_ONCE prompts, without splitting a class."""
     part, size = list[Sequence[str]](), 0
     for _, prompts in classes:
         part.append(prompts)
@@ -92,38 +94,38 @@ def _prompts(settings: ClassesScore, name: str) -> list[str]:
 
 
 def _given_prompts(path: Path) -> Classes:
-    """The prompts of a JSON file that maps each class to a prompt, or to a list of prompts."""
+    """Read the prompts from a JSON file that maps each class to a prompt or to a list of prompts."""
     try:
         pairs = json.loads(_read(path), object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
-        raise ScoreError(f"{path}: not valid JSON: {str(error)[:200]}") from None
+        raise ScoreError(f"{path}: is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise ScoreError(f"{path}: should map each class to its prompts: {_EXAMPLE}")
+        raise ScoreError(f"{path}: must map each class to its prompts, for example {_EXAMPLE}")
     return [(name, [prompts] if isinstance(prompts, str) else prompts) for name, prompts in pairs]
 
 
 def _checked(path: Path, classes: Classes) -> Classes:
-    """The classes, which must be different, not too many, and have prompts of text. Raises ScoreError."""
+    """Check that the classes are distinct, not too many, and have text prompts. Raises ScoreError."""
     if not 2 <= len(classes) <= MAX_CLASSES:
-        raise ScoreError(f"{path}: has {len(classes):,} classes; give 2 to {MAX_CLASSES:,}")
+        raise ScoreError(f"{path}: the number of classes must be 2 to {MAX_CLASSES:,}, but is {len(classes):,}")
     seen: set[str] = set()
     for name, prompts in classes:
         if name in seen:
-            raise ScoreError(f"{path}: the class {name[:100]!r} is there twice")
+            raise ScoreError(f"{path}: the class {name[:100]!r} is listed twice")
         seen.add(name)
         is_text = isinstance(prompts, list) and all(isinstance(each, str) and _is_text(each) for each in prompts)
         if not _is_text(name):
-            raise ScoreError(f"{path}: {name[:100]!r} is no name of a class")
+            raise ScoreError(f"{path}: {name[:100]!r} is not a valid class name")
         if not is_text or not 1 <= len(prompts) <= MAX_PROMPTS or max(map(len, [name, *prompts])) > MAX_PROMPT_CHARS:
             raise ScoreError(
-                f"{path}: the class {name[:100]!r} should have 1 to {MAX_PROMPTS:,} prompts of at most "
-                f"{MAX_PROMPT_CHARS:,} characters: {_EXAMPLE}"
+                f"{path}: the class {name[:100]!r} must have 1 to {MAX_PROMPTS:,} prompts, and names and prompts must "
+                f"have at most {MAX_PROMPT_CHARS:,} characters, for example {_EXAMPLE}"
             )
     return classes
 
 
 def _is_text(text: str) -> bool:
-    """Whether it is not empty, and can be stored: JSON can hold half of a character, a surrogate."""
+    """Whether a text is not blank and can be stored as UTF-8: JSON can contain lone surrogates, which cannot."""
     return bool(text.strip()) and not any("\ud800" <= each <= "\udfff" for each in text)
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of some classes a picture or a caption fits best."""
+"""Zero-shot classification: finds the classes that a picture or a caption fits best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ Integers = npt.NDArray[np.int32]
 class Classes:
     """The kind `classes`. All columns are null where the embedding is null.
 
-    Probabilities are a softmax over the classes with the model's own temperature, or for SigLIP a sigmoid for each
-    class, so they do not sum to 1 (Zhai et al. 2023, https://arxiv.org/abs/2303.15343). Classes are in the order of
-    their cosines, because probabilities round to 1 or 0 long before cosines are equal. Of equal ones, the first wins.
+    Probabilities are a softmax over the classes with the model's own temperature. For SigLIP, they are a sigmoid for
+    each class and do not sum to 1 (Zhai et al. 2023, https://arxiv.org/abs/2303.15343). Classes are sorted by cosine,
+    because probabilities round to 1 or 0 long before cosines are equal. Ties go to the class that comes first.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Classes:
 
     @property
     def needs(self) -> Needs:
-        """One embedding."""
+        """The embedding to classify."""
         return Needs(frozenset({embedding_column(self.settings.model or "", self.settings.of)}))
 
     @property
     def schema(self) -> pa.Schema:
-        """The best class, and how sure it is."""
+        """The best class with its index, probability and margin, and the best `top` classes if there are several."""
         columns = [("", pa.string()), ("_index", pa.int32()), ("_probability", pa.float32()), ("_margin", pa.float32())]
         if self.settings.top > 1:
             columns += [("_top", pa.list_(pa.string())), ("_top_probability", pa.list_(pa.float32()))]
@@ -69,7 +69,7 @@ class Classes:
         return [] if self.settings.names == IMAGENET else [str(Path(self.settings.names))]
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The embeddings of the classes, made here by the model of the stored ones."""
+        """Embed the classes with the model of the stored embeddings, in this process."""
         from pairmill.pipeline.encode.clip_model import model_of
         from pairmill.pipeline.score.class_embeddings import embed_classes, read_classes
 
@@ -97,7 +97,7 @@ class _OpenClasses:
         self._bias = None if bias is None else float(str(bias))
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The columns of each row."""
+        """Returns the best classes of each row."""
         _, best, probability, is_valid = self._best(rows)
         missing = ~is_valid
         columns = [
@@ -112,15 +112,15 @@ class _OpenClasses:
         return pa.Table.from_arrays(columns, schema=self._kind.schema)
 
     def certain(self, rows: pa.Table) -> dict[str, Mask]:
-        """The rows whose classes rounding cannot change: the best one, and the order of all of `top`."""
+        """The rows whose best class, or whose order of the `top` classes, rounding cannot change."""
         cosines, _, _, is_valid = self._best(rows)
         is_clear: Mask = (cosines[:, :-1] - cosines[:, 1:] > ROUNDING) | ~is_valid[:, None]  # [rows, shown - 1]
         name, is_best = self._kind.name, is_clear[:, 0]
         return {name: is_best, f"{name}_index": is_best, f"{name}_top": np.logical_and.reduce(is_clear, axis=1)}
 
     def _best(self, rows: pa.Table) -> tuple[Floats, Integers, Floats, Mask]:
-        """The best classes of each row: (cosines, numbers of the classes, probabilities, each [rows, shown], and
-        whether the row has an embedding [rows])."""
+        """The best classes of each row: (cosines, class indices, probabilities, each [rows, shown]; whether the row has
+        an embedding [rows])."""
         vectors, is_valid = read_vectors(rows[embedding_column(self._settings.model or "", self._settings.of)])
         shown = max(self._settings.top, 2)  # the second-best is needed for the margin
         best = np.zeros((len(vectors), shown), np.int32)
@@ -134,7 +134,7 @@ class _OpenClasses:
         return cosines, best, probability, is_valid
 
     def _probabilities(self, cosines: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
-        """Some of the cosines of each row [block, shown], of all [block, classes] -> their probabilities."""
+        """The probabilities for `cosines` [block, shown], which are some of the cosines in `every` [block, classes]."""
         logits = self._scale * cosines
         if self._bias is None:
             return torch.exp(logits - torch.logsumexp(self._scale * every, dim=1, keepdim=True))
@@ -142,6 +142,6 @@ class _OpenClasses:
 
 
 def _lists(values: pa.Array, length: int, missing: Mask) -> pa.Array:
-    """Lists of `length` values each; null where `missing` [rows] is True."""
+    """Split values into lists of `length` values each; null where `missing` [rows] is True."""
     offsets = np.arange(len(missing) + 1, dtype=np.int32) * length
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(missing))

@@ -1,7 +1,7 @@
-"""Density: how close a picture is to others of its own dataset.
+"""Density: how close a picture is to other pictures of its own dataset.
 
-The dataset's pictures are grouped around centroids by spherical k-means (Dhillon and Modha 2001,
-https://doi.org/10.1023/A:1007612920971) on a sample. SemDeDup and DataComp's image-based filter cluster the same way.
+A sample of the dataset's pictures is clustered by spherical k-means (Dhillon and Modha 2001,
+https://doi.org/10.1023/A:1007612920971). SemDeDup and DataComp's image-based filter cluster the same way.
 """
 
 from dataclasses import dataclass
@@ -29,15 +29,15 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import DensityScore, ScoreConfig
 
 _ITERATIONS = 20
-"""As for DataComp's centroids; further iterations hardly move them."""
+"""As for DataComp's centroids; further iterations hardly move the centroids."""
 
 
 @dataclass(frozen=True)
 class Density(NoFiles):
     """The kind `density`. Columns, null where the embedding is null:
 
-    NAME            mean cosine to the nearest neighbors in the sample; high in crowded regions. The row's own picture,
-                    also in other rows, is no neighbor of it
+    NAME            mean cosine to the nearest neighbors in the sample; high in crowded regions. The row's own picture
+                    does not count as a neighbor, even if it comes from another row
     NAME_cluster    number of the nearest centroid
     NAME_centroid   cosine to that centroid; low for outliers
     """
@@ -62,25 +62,25 @@ class Density(NoFiles):
 
     @property
     def needs(self) -> Needs:
-        """One embedding, and what tells whether the row's picture or caption is itself in the sample."""
+        """The embedding, and the columns that show whether the row's own picture or caption is in the sample."""
         return Needs(frozenset({"uid", "sha256", self._column}), all_rows=True)
 
     @property
     def schema(self) -> pa.Schema:
-        """Two cosines and a number."""
+        """The density, the number of the nearest centroid, and the cosine to it."""
         kinds = (("", pa.float32()), ("_cluster", pa.int32()), ("_centroid", pa.float32()))
         return pa.schema([pa.field(f"{self.name}{suffix}", kind) for suffix, kind in kinds])
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The sample of distinct pictures or captions, their hashes, and the centroids of its clusters."""
+        """Draw a sample of distinct pictures or captions with their hashes, and find the centroids of its clusters."""
         settings = self.settings
         dim = chosen_model(snapshot, settings.model, settings.of).dim
         (drawn,) = Draw((self._column,), settings.sample, distinct=True).rows(snapshot, dim, tasks)
         (vectors,) = drawn.vectors
         if len(vectors) <= settings.neighbors:
             raise ScoreError(
-                f"the sample of {snapshot.store.root} has {len(vectors):,} different {settings.of}s with an embedding; "
-                f"density with {settings.neighbors} neighbors needs more"
+                f"the sample of {snapshot.store.root} has only {len(vectors):,} distinct {settings.of}s with an "
+                f"embedding; density with {settings.neighbors} neighbors needs more"
             )
         centroids = spherical_kmeans(normalized(vectors), min(settings.clusters, len(vectors)))
         return State({"hashes": drawn.hashes, "vectors": vectors, "centroids": centroids.numpy()})
@@ -98,7 +98,7 @@ class _OpenDensity:
         self._members = _Members(state, kind._column)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Two cosines and a number per row."""
+        """Returns the density of each row, the number of its nearest centroid, and the cosine to that centroid."""
         vectors, is_valid = read_vectors(rows[self._kind._column])
         cosines, clusters = self._centers(vectors)  # [rows, 1 or 2]
         density = np.zeros(len(vectors), np.float32)
@@ -121,7 +121,7 @@ class _OpenDensity:
         return {f"{self._kind.name}_cluster": is_clear | ~is_valid}
 
     def _centers(self, vectors: Halves) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """float16 [rows, dim] -> cosines and numbers of the two nearest centroids [rows, 2], or of the only one."""
+        """The cosines and numbers of the two nearest centroids, each [rows, 2] (or [rows, 1] if there is only one)."""
         shape = len(vectors), min(2, len(self._centroids))
         cosines, numbers = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
         with torch.inference_mode():
@@ -131,20 +131,20 @@ class _OpenDensity:
         return cosines, numbers
 
     def _density(self, inputs: torch.Tensor, own: list[list[int]]) -> torch.Tensor:
-        """float32 [block, dim] -> [block]. `own`: the members of the sample that do not count for each row."""
+        """The density of each row [block], from its embedding. `own`: the sample members to ignore for each row."""
         cosines = inputs @ self._sample.T  # [block, sample]
         for row, places in enumerate(own):
             cosines[row, places] = -torch.inf
         nearest = cosines.topk(self._kind.settings.neighbors, dim=1).values
-        return nearest.masked_fill(nearest.isinf(), torch.nan).nanmean(dim=1)  # own is there if the sample is tiny
+        return nearest.masked_fill(nearest.isinf(), torch.nan).nanmean(dim=1)  # a tiny sample leaves ignored members
 
 
 class _Members:
-    """Finds a row's own picture, or caption, among the members of the sample."""
+    """Finds a row's own picture or caption among the members of the sample."""
 
     def __init__(self, state: State, column: str) -> None:
         self._column = column
-        self._is_old = "uids" in state.tensors  # of a state that was written when the sample was one of rows
+        self._is_old = "uids" in state.tensors  # the state is from a version that sampled rows
         vectors = state.tensors["vectors"]
         if self._is_old:
             self._places = {(high, low): place for place, (high, low) in enumerate(state.tensors["uids"].tolist())}
@@ -153,7 +153,7 @@ class _Members:
             self._vectors = {vector.tobytes(): place for place, vector in enumerate(vectors)}
 
     def own(self, rows: pa.Table, vectors: Halves) -> list[list[int]]:
-        """Places of the members that have the picture of each row, or its embedding."""
+        """For each row, the positions of the sample members that have its picture or its embedding."""
         if self._is_old:
             uids = np.stack(key_halves(rows["uid"], "uid"), axis=1).tolist()  # [rows, 2]
             found = [{self._places.get((high, low))} for high, low in uids]
@@ -165,10 +165,10 @@ class _Members:
 
 
 def spherical_kmeans(vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """float32 [n, dim], L2-normalized -> centroids [count, dim], L2-normalized.
+    """Cluster vectors by their cosines. float32 [n, dim], L2-normalized -> centroids [count, dim], L2-normalized.
 
-    Deterministic: starts at the first `count` vectors, which are in the order of a hash. A centroid without vectors
-    stays where it is.
+    Deterministic: starts from the first `count` vectors, which are sorted by a hash. A centroid without vectors stays
+    where it is.
     """
     centroids = vectors[:count].clone()
     size = max(1, min(4_096, MAX_CELLS // count))

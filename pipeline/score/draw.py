@@ -1,4 +1,4 @@
-"""Draws sample rows of a dataset by a hash of their uids or of their pictures, with their embeddings."""
+"""Draws a sample of a dataset's rows with their embeddings, by a hash of their uids, pictures or captions."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,50 +19,50 @@ U64 = npt.NDArray[np.uint64]
 Halves = npt.NDArray[np.float16]
 
 MAX_BYTES = 4 << 30
-"""Of all embeddings that a score draws: every worker holds them, as float32 twice as large."""
+"""Maximum size of all embeddings that a score draws. Every worker keeps them in memory, as float32 twice as large."""
 _REFERENCE = 4
-"""Purpose of the uid hashes that draw rows (see `uid_hashes`)."""
+"""Purpose of the uid hashes by which rows are drawn (see `uid_hashes`)."""
 _ALL = (1 << 64) - 1
 _MOST_GROWTH = 16
-"""The limit grows at most so many times at once, so that a poor estimate does not read a whole large dataset."""
+"""Maximum factor by which the limit grows at once, so that a poor estimate does not draw all of a large dataset."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows in order of their hashes. A uid is there once; if pictures were drawn, a picture."""
+    """Drawn rows, sorted by hash. Each uid occurs once or, if `distinct`, each picture or caption."""
 
     hashes: U64
     uids: U64
     """[rows, 2]: the halves of each uid."""
     vectors: tuple[Halves, ...]
-    """[rows, dim] of each column."""
+    """The embeddings in each column, [rows, dim]."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What is drawn. Plain values, so that it can be sent to workers."""
+    """Describes what to draw. Consists of plain values, so it can be sent to workers."""
 
     columns: tuple[str, ...]
-    """Embeddings; only rows that have all of them are drawn."""
+    """Columns of embeddings. Only rows with all of these embeddings are drawn."""
     count: int
     seeds: Sequence[int] = (0,)
-    """One sample for each."""
+    """A sample is drawn for each seed."""
     distinct: bool = False
-    """Draw pictures, or captions, by `content_hashes` in place of uids: one row of those that share it."""
+    """Draw distinct pictures or captions, by `content_hashes` instead of uids: one row for each."""
 
     @property
     def needed(self) -> frozenset[str]:
-        """The columns that it reads."""
+        """The columns that drawing reads."""
         return frozenset({"uid", *self.columns, *(("sha256",) if self.distinct else ())})
 
     def hashes(self, rows: pa.Table, vectors: Halves, seed: int) -> U64:
-        """What rows are drawn by [rows]. `vectors`: of the first column."""
+        """The hashes by which rows are drawn [rows]. `vectors`: the embeddings in the first column."""
         if self.distinct:
             return mix(content_hashes(rows, self.columns[0], vectors) ^ mix(np.array([seed], np.uint64)))
         return uid_hashes(rows["uid"], _REFERENCE, seed)
 
     def rows(self, snapshot: Snapshot, dim: int, tasks: Tasks) -> list[Drawn]:
-        """For each seed the `count` rows of lowest hash, or all of a smaller dataset. Raises ScoreError."""
+        """For each seed, the `count` rows with the lowest hashes, or all rows if there are fewer. Raises ScoreError."""
         check_size(min(self.count, snapshot.chunk.num_rows) * len(self.columns) * len(self.seeds), dim)
         limit = _limit(self.count, snapshot.chunk.num_rows)
         while True:
@@ -71,12 +71,12 @@ class Draw:
             fewest = min(len(each.hashes) for each in drawn)
             if fewest >= self.count or limit == _ALL:
                 return drawn
-            # Rows without embeddings, or with the same uid as others, left too few
+            # Too few rows are left, because some have no embeddings or share a uid
             limit = min(_ALL, int(limit * min(_MOST_GROWTH, 1.1 * _with_margin(self.count) / max(fewest, 1))))
 
     def _merged(self, parts: Sequence[Drawn]) -> Drawn:
         hashes = np.concatenate([part.hashes for part in parts])
-        _, first = np.unique(hashes, return_index=True)  # in order of the hashes; equal ones only equal uids have
+        _, first = np.unique(hashes, return_index=True)  # sorted by hash; only equal uids have equal hashes
         vectors = [np.concatenate(each) for each in zip(*(part.vectors for part in parts), strict=True)]
         if self.distinct:  # pictures whose bytes differ may have the same embedding
             first = first[_first_of_each(vectors[0][first])]
@@ -86,8 +86,11 @@ class Draw:
 
 
 def content_hashes(rows: pa.Table, column: str, vectors: Halves) -> U64:
-    """64 bits [rows] that are equal where rows have the same picture or caption: a hash of the picture's SHA-256 or,
-    where there is none and for embeddings of captions, of the embedding in `column`, float16 [rows, dim]."""
+    """64-bit hashes [rows] that are equal for rows with the same picture or caption.
+
+    They hash the picture's SHA-256 or, for caption embeddings and rows without a SHA-256, the embedding in `column`.
+    `vectors`: these embeddings, float16 [rows, dim].
+    """
     sha256 = rows["sha256"].to_pylist() if is_of_pictures(column) else [None] * len(vectors)
     keys = (text.encode() if text else row.tobytes() for text, row in zip(sha256, vectors, strict=True))
     return np.frombuffer(b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys), "<u8").astype(
@@ -96,28 +99,28 @@ def content_hashes(rows: pa.Table, column: str, vectors: Halves) -> U64:
 
 
 def _first_of_each(vectors: Halves) -> npt.NDArray[np.int64]:
-    """Indices of the first row of each distinct vector, in order."""
+    """The index of the first row with each distinct vector, ascending."""
     whole = np.ascontiguousarray(vectors).view(np.dtype((np.void, vectors.shape[1] * vectors.itemsize))).ravel()
     return np.sort(np.unique(whole, return_index=True)[1]) if len(vectors) else np.zeros(0, np.int64)
 
 
 def check_size(num_vectors: int, dim: int) -> None:
-    """Raise ScoreError if so many embeddings are too large for the memory of workers."""
+    """Raise ScoreError if this many embeddings are too large for the memory of workers."""
     num_bytes = num_vectors * dim * np.dtype(np.float16).itemsize
     if num_bytes > MAX_BYTES:
         raise ScoreError(
-            f"{num_vectors:,} embeddings of {dim:,} dimensions to compare with take {num_bytes / 1e9:,.1f} GB in every "
-            f"worker, more than the {MAX_BYTES / 1e9:,.1f} GB that are allowed; use fewer"
+            f"comparing with {num_vectors:,} embeddings of {dim:,} dimensions takes {num_bytes / 1e9:,.1f} GB in every "
+            f"worker, more than the allowed {MAX_BYTES / 1e9:,.1f} GB; use fewer"
         )
 
 
 def _with_margin(count: int) -> float:
-    """The expected number of rows that makes fewer than `count` most unlikely: six standard deviations more."""
+    """The expected number of rows at which fewer than `count` are very unlikely: six standard deviations more."""
     return count + 6 * float(np.sqrt(count)) + 10
 
 
 def _limit(count: int, num_rows: int) -> int:
-    """A bound below which at least `count` of `num_rows` uniform hashes lie, almost certainly, and not many more."""
+    """A bound below which almost certainly at least `count` of `num_rows` uniform hashes lie, and not many more."""
     share = _with_margin(count) / max(num_rows, 1)
     return _ALL if share >= 1 else int(share * (1 << 64))
 

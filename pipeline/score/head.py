@@ -1,4 +1,4 @@
-"""Scores by a head: a small network on an embedding, whose weights come from a file (see `head_weights.py`)."""
+"""Scores embeddings with a head: a small network whose weights come from a file (see `head_weights.py`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import HeadScore, ScoreConfig
 
 _SHORTEST = 1e-12
-"""As in torch.nn.functional.normalize."""
+"""Minimum length to divide by, as in torch.nn.functional.normalize."""
 _SMALLEST_DEVIATION = 1e-7
-"""Below it, Keras' Normalization divides by this instead (keras.backend.epsilon())."""
+"""Minimum deviation to divide by, as in Keras' Normalization (keras.backend.epsilon())."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Head(OneNumber):
         return self.score.head
 
     def resolved(self, snapshot: Snapshot) -> ScoreConfig:
-        """Fill in the model, the activation and the output, and check that the head takes this model's embeddings."""
+        """Fill in the model, the activation and the output, and check that the head fits the model's embeddings."""
         settings, embeddings = self.settings, chosen_model(snapshot, self.settings.model, self.settings.of)
         path = absolute(settings.weights)
         head = read_head(Path(path))
@@ -62,7 +62,7 @@ class Head(OneNumber):
 
     @property
     def needs(self) -> Needs:
-        """One embedding."""
+        """The embedding to score."""
         return Needs(frozenset({embedding_column(self.settings.model or "", self.settings.of)}))
 
     @property
@@ -71,7 +71,7 @@ class Head(OneNumber):
         return [self.settings.weights]
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The weights, as float32. Layers without activations between them become one layer."""
+        """Read the weights as float32. Layers without activations between them are merged into one layer."""
         head = read_head(Path(self.settings.weights))
         with np.errstate(over="ignore", invalid="ignore"):
             layers = (affine(head.layers),) if self.settings.activation == "none" else head.layers
@@ -105,7 +105,7 @@ class _OpenHead:
         return "1.weight" not in self.tensors and "mean" not in self.tensors
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One number per row."""
+        """Returns the score of each row."""
         column = rows[embedding_column(self.settings.model or "", self.settings.of)]
         vectors, is_valid = read_vectors(column)  # float16 [rows, dim], [rows]
         scores = np.empty(len(vectors), np.float32)
@@ -115,7 +115,7 @@ class _OpenHead:
         return pa.table({self.name: float_column(scores, is_valid)})
 
     def _score(self, inputs: torch.Tensor) -> torch.Tensor:
-        """float32 [block, dim] -> [block]."""
+        """The scores of a block. float32 [block, dim] -> [block]."""
         if "mean" in self.tensors:
             inputs = (inputs - self.tensors["mean"]) / self.tensors["deviation"]
         if self._is_linear:
@@ -144,23 +144,23 @@ def _activation(path: str, settings: HeadScore, head: HeadFile) -> str:
     if head.activation is None:
         sizes = "-".join(map(str, head.sizes))
         raise ScoreError(
-            f"{path}: has the layers {sizes}, but does not say what is between them; set activation to none, relu or "
-            "sigmoid, and output to none or sigmoid"
+            f"{path}: has layers of sizes {sizes}, but does not name the activation between them; set activation to "
+            "none, relu or sigmoid, and output to none or sigmoid"
         )
     return head.activation
 
 
 def _remedy(snapshot: Snapshot, model: HeadModel | None) -> str:
-    """How to get the embeddings that a head takes."""
+    """Advice on how to get the embeddings that a head takes."""
     if model is None:
-        return "name another model"
+        return "use another model"
     name = str(model)
     command = f"pairmill embed {snapshot.store.root} --add-model {name}"
-    return f"it was trained on {name}: name that model, or add it with `{command}`"
+    return f"it was trained on {name}: use that model, or add it with `{command}`"
 
 
 def _check_model(path: str, model: HeadModel, contract: ScoreContract) -> None:
-    """Raise ScoreError if the embeddings are not those of the model that a head was trained on."""
+    """Raise ScoreError if the embeddings are not from the model that the head was trained on."""
     if model.weights_sha256 is not None:
         fits = model.weights_sha256 == contract.weights_sha256
     else:
@@ -168,6 +168,6 @@ def _check_model(path: str, model: HeadModel, contract: ScoreContract) -> None:
     if not fits:
         found = f"{contract.name}:{contract.pretrained}" if contract.pretrained else contract.name
         raise ScoreError(
-            f"{path}: was trained on embeddings of {model}, but {contract.alias!r} is {found}; name another model, or "
+            f"{path}: was trained on embeddings of {model}, but {contract.alias!r} is {found}; use another model, or "
             "set check_model to false if they are the same weights under another name"
         )

@@ -1,12 +1,12 @@
 """Reads the weights of a head from a file. Never unpickles objects.
 
-Layouts are recognized by the names and shapes of the tensors:
+The layout is recognized by the names and shapes of the tensors:
 
     weight, bias                            one linear layer: LAION's aesthetic predictor V1
-    layers.0.weight, layers.2.weight, ...   several layers in a row: V2 and its successors, and pairmill's probes
+    layers.0.weight, layers.2.weight, ...   several consecutive layers: V2 and its successors, and pairmill's probes
     0.weight, 2.weight, ...                 the same, saved from a torch.nn.Sequential
-    linear_1.weight, linear_2.weight, ...   the same, under names of their own: LAION's NSFW heads, converted from Keras
-    mean, variance; norm.mean, ...          with any of these: the input is standardized first (Keras' Normalization)
+    linear_1.weight, linear_2.weight, ...   the same with other names: LAION's NSFW heads, converted from Keras
+    mean, variance; norm.mean, ...          in addition to any of these: standardize the input (Keras' Normalization)
 
 V1: https://github.com/LAION-AI/aesthetic-predictor. V2: https://github.com/christophschuhmann/improved-aesthetic-
 predictor, whose layers 0, 2, 4, 6, 7 have only dropout between them, and whose variant "reluMSE", with layers 0, 3, 6,
@@ -43,7 +43,8 @@ Shape = tuple[int, ...]
 
 MAX_BYTES = 1 << 30
 MAX_NUMBERS = 1 << 26
-"""Of a head: half a gigabyte as float64, and tens of times as many as the largest public one has."""
+"""Maximum number of values in a head: half a gigabyte as float64, and tens of times the size of the largest public
+head."""
 _LAYER = re.compile(r"(?:[a-z_]+[._])?(\d{1,4})\.(weight|bias)")
 _NORMALIZATION = re.compile(r"(?:[a-z_]+\.)?(mean|variance)")
 _V2_LAYERS, _RELU_MSE_LAYERS = (0, 2, 4, 6, 7), (0, 3, 6, 9, 11)
@@ -55,10 +56,10 @@ class HeadModel:
     """The model whose embeddings a head was trained on."""
 
     names: tuple[str, ...]
-    """open_clip's names of its architecture, or names on the hub."""
+    """Names of its architecture in open_clip, or names on the Hugging Face Hub."""
     pretrained: str | None = None
     weights_sha256: str | None = None
-    """If it is known, only this decides."""
+    """If set, only this checksum is compared."""
 
     def __str__(self) -> str:
         return f"{self.names[0]}:{self.pretrained}" if self.pretrained else self.names[0]
@@ -67,7 +68,7 @@ class HeadModel:
 OPENAI_L14 = HeadModel(("ViT-L-14", "ViT-L-14-quickgelu"), "openai")
 OPENAI_B32 = HeadModel(("ViT-B-32", "ViT-B-32-quickgelu"), "openai")
 
-_PUBLIC = (  # norm of the weights of the affine map that the layers are together, its bias, the model
+_PUBLIC = (  # weight norm of the affine map that the layers compute together, its bias, the model
     (28.44440, 3.529372, OPENAI_L14),  # V1, sa_0_4_vit_l_14_linear.pth
     (27.57177, 3.421471, OPENAI_B32),  # V1, sa_0_4_vit_b_32_linear.pth
     (17.99562, 5.236646, OPENAI_L14),  # V2, sac+logos+ava1-l14-linearMSE.pth
@@ -77,32 +78,32 @@ _RELU_MSE_MODELS: dict[tuple[int, ...], HeadModel] = {
     (512, 1_024, 128, 64, 16, 1): OPENAI_B32,
 }
 _NSFW_MODELS: dict[tuple[int, ...], HeadModel] = {(768, 64, 512, 256, 1): OPENAI_L14, (512, 32, 32, 1): OPENAI_B32}
-"""LAION's NSFW and reluMSE heads are all for OpenAI's models. Width of the input, of each layer -> the model."""
+"""Width of the input and of each layer -> model. LAION's NSFW and reluMSE heads are all for OpenAI's models."""
 
 
 @dataclass(frozen=True)
 class HeadFile:
-    """What a file says about a head. What it does not say is None."""
+    """The head in a file. Properties that the file does not specify are None."""
 
     layers: tuple[tuple[Doubles, Doubles], ...]
     """(weight [out, in], bias [out]) of each layer, in order."""
     mean: Doubles | None = None
     variance: Doubles | None = None
-    """Of the input, both [in], or neither."""
+    """Mean and variance of the input, both [in] or both None."""
     activation: Activation | None = None
     output: Output | None = None
     model: HeadModel | None = None
     of: EmbeddingKind | None = None
-    """Whether it was trained on embeddings of pictures or of captions."""
+    """Whether the head was trained on embeddings of pictures or of captions."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Width of the input, of each hidden layer, and of the output."""
+        """Widths of the input, each hidden layer, and the output."""
         return (self.layers[0][0].shape[1], *(len(bias) for _, bias in self.layers))
 
 
 def read_head(path: Path) -> HeadFile:
-    """The head in a file. Raises ScoreError if it is no head, is damaged, or would have to be unpickled."""
+    """Read the head in a file. Raises ScoreError if the file is not a head, is damaged, or needs unpickling."""
     tensors, about = _read(path)
     known = {match[1]: name for name in tensors if (match := _NORMALIZATION.fullmatch(name))}
     numbers, layers = _layers(path, [name for name in tensors if name not in known.values()])
@@ -118,7 +119,7 @@ def read_head(path: Path) -> HeadFile:
 
 
 def _recognized(head: HeadFile, numbers: tuple[int, ...]) -> HeadFile:
-    """A head whose file says nothing: a public one, known by the numbers of its layers, its shapes and its values."""
+    """Complete a head without metadata: recognize a public head by its layer numbers, shapes and values."""
     if len(head.layers) == 1 or numbers == _V2_LAYERS:
         return replace(head, activation="none", model=_public_model(head.layers))
     if numbers == _RELU_MSE_LAYERS:
@@ -129,7 +130,7 @@ def _recognized(head: HeadFile, numbers: tuple[int, ...]) -> HeadFile:
 
 
 def affine(layers: tuple[tuple[Doubles, Doubles], ...]) -> tuple[Doubles, Doubles]:
-    """(weight [out, in], bias [out]) of the one layer that layers without activations between them are."""
+    """Merge layers without activations between them into one layer: (weight [out, in], bias [out])."""
     weight, bias = layers[0]
     for next_weight, next_bias in layers[1:]:
         weight, bias = next_weight @ weight, next_weight @ bias + next_bias
@@ -143,8 +144,10 @@ def head_metadata(
     of: EmbeddingKind | None = None,
     training: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
-    """The metadata of a safetensors file that makes `read_head` know everything about the head. `training`: for people,
-    JSON values; nothing reads it."""
+    """The metadata of a safetensors file from which `read_head` knows everything about the head.
+
+    `training`: JSON values for people; no code reads them.
+    """
     about = {
         "model": {"names": model.names, "pretrained": model.pretrained, "weights_sha256": model.weights_sha256},
         "activation": activation,
@@ -156,7 +159,7 @@ def head_metadata(
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
-    """(plain tensors, what the file says about itself)."""
+    """(plain tensors, metadata about the head)."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ScoreError(f"{path}: is larger than {MAX_BYTES:,} bytes, too large for a head")
@@ -166,26 +169,26 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
         raise ScoreError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnsafeWeightsError:
         raise ScoreError(
-            f"{path}: holds more than tensors, and pairmill never unpickles objects; save its state_dict() as "
+            f"{path}: contains more than tensors, and pairmill never unpickles objects; save its state_dict() as "
             ".safetensors"
         ) from None
     except DamagedWeightsError as error:
         reason = clean_text(str(error), 200)
         raise ScoreError(f"{path}: not a complete weights file (half-written?): {reason}") from None
-    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):  # a checkpoint of a trainer
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):  # a training checkpoint
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
-        raise ScoreError(f"{path}: is no set of named tensors, such as a head's state_dict()")
+        raise ScoreError(f"{path}: is not a set of named tensors such as a head's state_dict()")
     for name, tensor in tensors.items():
         if problem := problem_with(tensor):
             raise ScoreError(f"{path}: the tensor {str(name)[:100]!r} {problem}")
-    if (numbers := sum(tensor.nelement() for tensor in tensors.values())) > MAX_NUMBERS:  # which may share their bytes
-        raise ScoreError(f"{path}: has {numbers:,} numbers, too many for a head: at most {MAX_NUMBERS:,} are possible")
+    if (numbers := sum(tensor.nelement() for tensor in tensors.values())) > MAX_NUMBERS:  # tensors can share bytes
+        raise ScoreError(f"{path}: has {numbers:,} values, too many for a head: at most {MAX_NUMBERS:,} are allowed")
     return {str(name): tensor.detach() for name, tensor in tensors.items()}, about
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:
-    """What a safetensors file says about the head. Raises DamagedWeightsError."""
+    """Read the metadata about the head from a safetensors file. Raises DamagedWeightsError."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             about: Any = json.loads((file.metadata() or {}).get(_KEY, "{}"))
@@ -195,7 +198,7 @@ def _metadata(path: Path) -> Mapping[str, Any]:
 
 
 def _layers(path: Path, names: Iterable[str]) -> tuple[tuple[int, ...], tuple[tuple[str, str], ...]]:
-    """(number of each layer as in the file, names of its weight and of its bias)."""
+    """(numbers of the layers in the file, for each layer the names of its weight and its bias)."""
     if set(names) == {"weight", "bias"}:
         return (0,), (("weight", "bias"),)
     found: dict[int, dict[str, str]] = {}
@@ -203,24 +206,27 @@ def _layers(path: Path, names: Iterable[str]) -> tuple[tuple[int, ...], tuple[tu
         match = _LAYER.fullmatch(name)
         if match is None:
             raise ScoreError(
-                f"{path}: the tensor {name[:100]!r} is not part of a head: weight and bias, or layers.N.weight and "
-                "layers.N.bias"
+                f"{path}: the tensor {name[:100]!r} is not part of a head, which has weight and bias, or "
+                "layers.N.weight and layers.N.bias"
             )
         parts = found.setdefault(int(match[1]), {})
         if match[2] in parts:
-            raise ScoreError(f"{path}: has two layers {match[1]}; a head is one network")
+            raise ScoreError(f"{path}: has two layers with the number {match[1]}; a head is a single network")
         parts[match[2]] = name
     numbers = tuple(sorted(found))
     for number in numbers:
         if len(found[number]) != 2:
-            raise ScoreError(f"{path}: the layer {number} has no {({'weight', 'bias'} - found[number].keys()).pop()}")
+            raise ScoreError(f"{path}: layer {number} has no {({'weight', 'bias'} - found[number].keys()).pop()}")
     if not numbers:
         raise ScoreError(f"{path}: has no layers")
     return numbers, tuple((found[number]["weight"], found[number]["bias"]) for number in numbers)
 
 
 def _check_shapes(path: Path, shapes: Sequence[tuple[Shape, Shape]], normalization: Sequence[Shape | None]) -> None:
-    """`shapes`: of the weight and the bias of each layer. `normalization`: of the mean and the variance."""
+    """Check that the layers fit together. Raises ScoreError.
+
+    `shapes`: those of the weight and the bias of each layer. `normalization`: those of the mean and the variance.
+    """
     width = shapes[0][0][-1] if shapes[0][0] else 0
     for weight, bias in shapes:
         if len(weight) != 2 or bias != weight[:1] or weight[1] != width or 0 in weight:
@@ -234,7 +240,7 @@ def _check_shapes(path: Path, shapes: Sequence[tuple[Shape, Shape]], normalizati
 
 
 def _as_doubles(path: Path, name: str, tensor: torch.Tensor) -> Doubles:
-    """The numbers of a tensor. Raises ScoreError for NaN, infinity, and what float32 cannot represent."""
+    """The values of a tensor. Raises ScoreError for NaN, infinity, and values that float32 cannot represent."""
     doubles = tensor.double()
     if not bool(torch.isfinite(doubles.float()).all()):
         what = "NaN or infinite values" if not bool(torch.isfinite(doubles).all()) else "values beyond float32"
@@ -244,7 +250,7 @@ def _as_doubles(path: Path, name: str, tensor: torch.Tensor) -> Doubles:
 
 
 def _described(path: Path, head: HeadFile, about: Mapping[str, Any]) -> HeadFile:
-    """A head whose file says everything, such as a probe."""
+    """Complete a head, such as a probe, from the metadata in its file."""
     try:
         model = about["model"]
         names = tuple(str(name)[:200] for name in model["names"])
@@ -255,12 +261,12 @@ def _described(path: Path, head: HeadFile, about: Mapping[str, Any]) -> HeadFile
         if of not in (None, "image", "text"):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise ScoreError(f"{path}: what its metadata say about the head cannot be read") from None
+        raise ScoreError(f"{path}: its metadata about the head is invalid") from None
     return HeadFile(head.layers, head.mean, head.variance, activation, output, known, of)
 
 
 def _public_model(layers: tuple[tuple[Doubles, Doubles], ...]) -> HeadModel | None:
-    """The model of a public head, recognized by its values; None for any other."""
+    """The model of a public head, recognized by its values; None for any other head."""
     weight, bias = affine(layers)
     for norm, public_bias, model in _PUBLIC:
         if abs(np.linalg.norm(weight) - norm) < 1e-4 and abs(bias[0] - public_bias) < 1e-5:

@@ -1,5 +1,4 @@
-"""Scores pictures in a child process, for shards that killed their worker, so that only the row of the fatal picture is
-lost."""
+"""Scores pictures in a child process, for shards that crashed their worker. Only rows with a fatal picture are lost."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ _score: RowScore | None = None
 
 @dataclass
 class IsolatedScore:
-    """A RowScore that is several times slower: one row at a time, in a process that may die. Close it after use."""
+    """A RowScore that scores one row at a time in a child process, several times slower. Close it after use."""
 
     store: Store
     card: ScoreCard
@@ -33,7 +32,7 @@ class IsolatedScore:
         self._child = Child(_start, self.store, self.card.name, self.run)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The columns of the score and LEFT_OUT, with nulls where the child died or hung on a picture."""
+        """Returns the columns of the score and LEFT_OUT, with nulls where the child died or hung on a picture."""
         schema = pa.schema([*kind_of(self.card.name, self.card.score).schema, (LEFT_OUT, pa.bool_())])
         if not rows.num_rows:
             return schema.empty_table()

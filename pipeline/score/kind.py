@@ -23,72 +23,71 @@ PICTURE = "image"
 
 
 class ScoreError(PairmillError, ValueError):
-    """The score cannot be computed as asked; the message says what to do."""
+    """The score cannot be computed as requested; the message says what to do."""
 
     kind = FailureKind.JOB
 
 
 LEFT_OUT = "pairmill left out"
-"""A column that a kind which needs pictures adds to its result: True where there is a picture that cannot be scored. It
-is not stored, but counted in the manifest of the columns."""
+"""A column that kinds that need pictures add to their result: True where there is a picture that cannot be scored. The
+column is not stored; the manifest of the columns counts these rows."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a score reads of each pair."""
+    """The inputs and resources that a score needs."""
 
     columns: frozenset[str]
-    """Columns of the pairs, and of models and other scores that were added."""
+    """Columns of the pairs, added models and other scores."""
     pictures: bool = False
     """Whether the rows also have the column PICTURE."""
     gpu: bool = False
-    """Whether it runs on a GPU if there is one."""
+    """Whether the score runs on a GPU if there is one."""
     all_rows: bool = False
-    """Whether its state is made from rows of the whole dataset, so that those that are missing then stay without part
-    in it."""
+    """Whether the state is computed from rows of the whole dataset. Rows added later do not contribute to it."""
 
 
 RowScore = Callable[[pa.Table], pa.Table]
-"""Rows with the columns that the kind needs -> its columns, with the same rows. Values depend on the row alone, not on
-the other rows in the table. A value is null if the row lacks what the score needs."""
+"""Rows with the columns that the kind needs -> the kind's columns for the same rows. Values depend on the row alone,
+not on other rows in the table. A value is null if the row lacks something that the score needs."""
 
 
 ROUNDING = 1e-5
-"""Cosines of a row that differ by less may be in another order on another machine."""
+"""Cosines of a row that differ by less than this can be in a different order on another machine."""
 
 
 @runtime_checkable
 class HasTies(Protocol):
-    """A RowScore with columns, such as the best class, that rounding can change where two values almost tie."""
+    """A RowScore with columns, such as the best class, that rounding can change when two values almost tie."""
 
     def certain(self, rows: pa.Table) -> dict[str, Mask]:
-        """Column -> the rows whose value is certain [rows]. Columns that are not there always are."""
+        """Column -> whether each row's value is certain [rows]. Columns that are not in the dict are always certain."""
 
 
 class ScoreKind(Protocol):
-    """One kind of score, with its name and settings. Plain values, so that it can be sent to workers."""
+    """A score of one kind, with its name and settings. Consists of plain values, so it can be sent to workers."""
 
     def resolved(self, snapshot: Snapshot) -> ScoreConfig:
-        """The settings with every default filled in from the dataset, and absolute paths, so that they mean the same in
-        every process. Raises ScoreError if the dataset lacks what the score needs."""
+        """The settings with absolute paths and all defaults filled in from the dataset, so that they mean the same in
+        every process. Raises ScoreError if the dataset lacks something that the score needs."""
 
     @property
     def needs(self) -> Needs:
-        """What it reads. Called only with resolved settings, like everything below."""
+        """The inputs and resources of the score. Like all methods below, used only with resolved settings."""
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns that it makes: NAME, or NAME_... each."""
+        """The columns of the score: NAME, or names that start with NAME_."""
 
     @property
     def files(self) -> list[str]:
-        """The user's files that the state is made from. They must not change between runs."""
+        """The user's files from which the state is made. They must not change between runs."""
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """Everything but the row that the values depend on. Raises ScoreError."""
+        """Prepare the state: everything that the values depend on besides the row. Raises ScoreError."""
 
     def open(self, state: State, run: RunConfig) -> RowScore:
-        """Get ready to score rows in this process."""
+        """Create the function that scores rows in this process."""
 
 
 class NoFiles:
@@ -96,7 +95,7 @@ class NoFiles:
 
     @property
     def files(self) -> list[str]:
-        """None."""
+        """No files."""
         return []
 
 
@@ -107,10 +106,10 @@ class OneNumber:
 
     @property
     def schema(self) -> pa.Schema:
-        """One number."""
+        """The column with the score."""
         return pa.schema([pa.field(self.name, pa.float32())])
 
 
 def float_column(values: Floats, is_valid: Mask) -> pa.Array:
-    """float32 [rows] -> an Arrow array, null where `is_valid` [rows] is False or the value is NaN or infinite."""
+    """Convert float32 [rows] to an Arrow array, null where `is_valid` [rows] is False or the value is not finite."""
     return pa.array(values, pa.float32(), mask=~(is_valid & np.isfinite(values)))

@@ -1,4 +1,4 @@
-"""Lists the kinds of scores. Each is imported on first use, because they load torch, and every worker imports this
+"""Lists the kinds of scores. Each kind is imported on first use, because kinds load torch and every worker imports this
 module."""
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _KINDS = {
     "pictures": "Pictures",
     "text": "Text",
 }
-"""Kind, which is also the name of its module -> its class."""
+"""Kind (also the name of its module) -> name of its class."""
 
 
 def kind_of(name: str, score: ScoreConfig) -> ScoreKind:

@@ -1,4 +1,4 @@
-"""Compares pictures with their captions without the text in them, after T-MARS (Maini et al., arXiv 2307.03132)."""
+"""Compares pictures, with the text in them masked, to their captions, as in T-MARS (Maini et al., arXiv 2307.03132)."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pairmill.pipeline.encode.clip_model import ClipModel
 
 _AROUND = 0.02
-"""Width of the surroundings of a box, of the picture's longer side."""
+"""Width of the surroundings of a box, as a share of the picture's longer side."""
 
 _WHITE = 255.0
 
@@ -37,23 +37,27 @@ class MaskedModel:
 
     @classmethod
     def load(cls, values: object, run: RunConfig) -> "MaskedModel":
-        """Load the model of a contract, as `contract_values` wrote it. Raises ModelError if its weights here are other
-        ones, or there are none."""
+        """Load the model of a contract. `values`: from `contract_values`. Raises ModelError if its weights are missing
+        here or differ."""
         return cls(model_of(ScoreContract(**values), run))  # type: ignore[arg-type]
 
     def prepare(self, pixels: Pixels, boxes: list[Box]) -> "npt.NDArray[np.uint8] | None":
-        """The input of the model, with the text painted over: uint8 [3, side, side]; None if there is no text. Raises
-        ImageError for a picture that the model cannot take."""
+        """The model's input with the text painted over, uint8 [3, side, side]; None if there is no text.
+
+        Raises ImageError for a picture that the model cannot process.
+        """
         if not boxes:
             return None
         height, width = pixels.shape[:2]
         if self.model.input.resized_pixels(width, height) > MAX_RESIZED_PIXELS:
-            raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} pixels are too long and narrow for the model")
+            raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} pixels is too long and narrow for the model")
         return self.model.input.prepare(painted_over(pixels, boxes)).numpy()
 
     def similarity(self, rows: pa.Table, inputs: "list[npt.NDArray[np.uint8] | None]") -> pa.Array:
-        """float32 [rows]: cosine of the masked picture and the caption; the stored similarity where `inputs` [rows] is
-        None. Null where the caption has no embedding."""
+        """The cosine between the masked picture and the caption, float32 [rows].
+
+        Where `inputs` [rows] is None, the stored similarity. Null where the caption has no embedding.
+        """
         import torch
 
         names = score_column_names(self.model.alias)
@@ -71,13 +75,15 @@ class MaskedModel:
 
 
 def contract_values(contract: ScoreContract) -> dict[str, object]:
-    """A contract as JSON values."""
+    """Convert a contract to JSON values."""
     return asdict(contract)
 
 
 def painted_over(pixels: Pixels, boxes: list[Box]) -> Pixels:
-    """uint8 [height, width, 3] with each box in the mean color of its surroundings that are not text; of the whole
-    picture's if there are none, and white if all of it is text."""
+    """Paint each box in the mean color of its surroundings, ignoring text; uint8 [height, width, 3].
+
+    If all surroundings are text, the color is the mean of the rest of the picture, or white if everything is text.
+    """
     height, width = pixels.shape[:2]
     is_text = text_mask(boxes, width, height)
     around = max(1, round(_AROUND * max(height, width)))

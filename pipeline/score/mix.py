@@ -1,7 +1,8 @@
-"""A mix of columns: `0.7 * rank(neg_clip) + 0.3 * rank(aesthetic)`.
+"""Mixes columns by a formula such as `0.7 * rank(neg_clip) + 0.3 * rank(aesthetic)`.
 
-The grammar is that of `select`, with two functions that compare a value with those of the whole dataset: `rank(x)`, the
-share of rows with a lower value, and `zscore(x)`, the distance from the mean in standard deviations.
+The grammar is that of `select`, with two additional functions that compare a value with the values of the whole
+dataset: `rank(x)`, the share of rows with a lower value, and `zscore(x)`, the distance from the mean in standard
+deviations.
 """
 
 import ast
@@ -29,14 +30,14 @@ from pairmill.schemas.job.scores import MixScore, ScoreConfig
 
 _FUNCTIONS = ("rank", "zscore")
 _STAND_IN = "pairmill relative value {}"
-"""Column with the values of the n-th call of one of these functions."""
+"""Name of the column with the values of the n-th call of one of these functions."""
 _SKETCHES_AT_ONCE = 32
-"""Sketches of shards that are merged at a time, and in memory."""
+"""Number of shards whose sketches are in memory and merged at a time."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """`rank(similarity)` in a mix."""
+    """A call in a mix, such as `rank(similarity)`."""
 
     function: str
     argument: Expression
@@ -44,20 +45,20 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Outer(Expression):
-    """A whole mix. The values of the calls are columns that stand in for them."""
+    """A whole mix. Columns with the values of the calls stand in for the calls."""
 
     @cached_property
     def nodes(self) -> list[ast.Call]:
-        """The outermost calls of rank and zscore, in the order of the text. Raises ExpressionError."""
+        """The outermost calls of rank and zscore, in text order. Raises ExpressionError."""
         return _relative_calls(self._tree)
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """Names of the columns it uses outside of these calls, and the stand-ins. Raises ExpressionError."""
+        """Names of the columns used outside these calls, and of the stand-ins. Raises ExpressionError."""
         return _columns_outside(self._tree, self.nodes) | {_STAND_IN.format(each) for each in range(len(self.nodes))}
 
     def source(self, node: ast.expr) -> str:
-        """The text of a node."""
+        """The source text of a node."""
         return self._source(node)
 
     def _evaluate(self, node: ast.expr, table: pa.Table) -> Value:
@@ -69,21 +70,21 @@ class _Outer(Expression):
 
 @dataclass(frozen=True)
 class _Parsed:
-    """A mix, taken apart."""
+    """A parsed mix."""
 
     outer: _Outer
     calls: tuple[_Call, ...]
 
     @property
     def columns(self) -> frozenset[str]:
-        """The dataset's columns that it uses."""
+        """Columns of the dataset that the mix uses."""
         stand_ins = {_STAND_IN.format(number) for number in range(len(self.calls))}
         return (self.outer.columns - stand_ins).union(*(call.argument.columns for call in self.calls))
 
 
 @dataclass(frozen=True)
 class Mix(OneNumber, NoFiles):
-    """The kind `mix`. One column: NAME, float32; null where a value that it uses is null."""
+    """The kind `mix`. One column: NAME, float32; null where a value in the formula is null."""
 
     name: str
     score: ScoreConfig
@@ -102,7 +103,7 @@ class Mix(OneNumber, NoFiles):
             raise ScoreError(str(error)) from None
 
     def resolved(self, snapshot: Snapshot) -> ScoreConfig:
-        """Check the expression on zero rows."""
+        """Check the formula by evaluating it on zero rows."""
         parsed = self._parsed
         try:
             for column in sorted(parsed.columns - set(snapshot.schema.names)):
@@ -119,11 +120,11 @@ class Mix(OneNumber, NoFiles):
 
     @property
     def needs(self) -> Needs:
-        """The columns of the expression."""
+        """The columns of the formula."""
         return Needs(self._parsed.columns, all_rows=bool(self._parsed.calls))
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """A sketch of the values of each call's argument."""
+        """Summarize the values of each call's argument in a sketch."""
         parsed = self._parsed
         if not parsed.calls:
             return State()
@@ -133,16 +134,16 @@ class Mix(OneNumber, NoFiles):
         tensors: dict[str, npt.NDArray[np.generic]] = {}
         for number, (call, sketch) in enumerate(zip(parsed.calls, sketches, strict=True)):
             if not sketch.num_values:
-                raise ScoreError(f"{call.argument.text} has no value in any row, so nothing can be ranked by it")
+                raise ScoreError(f"{call.argument.text} has no value in any row, so rows cannot be compared by it")
             if call.function == "zscore" and not (math.isfinite(sketch.mean) and math.isfinite(sketch.squares)):
                 raise ScoreError(
-                    f"{call.argument.text} has values whose squares are infinite; use rank in place of zscore"
+                    f"{call.argument.text} has values whose squares are infinite; use rank instead of zscore"
                 )
             tensors |= {f"{number}.{name}": tensor for name, tensor in sketch.tensors().items()}
         return State(tensors)
 
     def open(self, state: State, run: RunConfig) -> RowScore:
-        """Evaluate the expression with Arrow."""
+        """Prepare to evaluate the formula with Arrow."""
         parsed = self._parsed
         sketches = [ValueSketch.from_tensors(_part(state, number)) for number in range(len(parsed.calls))]
         return _OpenMix(self.name, parsed, sketches)
@@ -155,7 +156,7 @@ class _OpenMix:
     sketches: list[ValueSketch]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One number per row."""
+        """Returns the score of each row."""
         table = rows
         for number, (call, sketch) in enumerate(zip(self.parsed.calls, self.sketches, strict=True)):
             values = _values(call.argument, rows)
@@ -167,21 +168,23 @@ class _OpenMix:
 
 
 def parse(formula: str) -> _Parsed:
-    """Take a mix apart. Raises ExpressionError."""
+    """Parse a formula. Raises ExpressionError."""
     outer, calls = _Outer(formula.strip()), list[_Call]()
     for node in outer.nodes:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if len(node.args) != 1 or node.keywords:
             raise ExpressionError(f"{name} takes one column or expression, such as {name}(similarity)")
         if any(_relative_calls(node.args[0])):
-            raise ExpressionError(f"{name} of a rank or zscore is not supported; add the inner one as a mix of its own")
+            raise ExpressionError(
+                f"{name} of a rank or zscore is not supported; add the inner call as a separate mix score first"
+            )
         text = outer.source(node.args[0])
         calls.append(_Call(name, Expression(f"({text})" if "\n" in text or "\r" in text else text)))
     return _Parsed(outer, tuple(calls))
 
 
 def _advice(snapshot: Snapshot, lacking: Sequence[str]) -> str:
-    """How to add the columns that a mix lacks, if they are scores."""
+    """Advice on how to add the columns that a mix lacks, if they are scores."""
     if not lacking:
         return ""
     commands = [f"  pairmill score {shlex.quote(snapshot.store.root)} {each} --score ..." for each in lacking]
@@ -190,14 +193,14 @@ def _advice(snapshot: Snapshot, lacking: Sequence[str]) -> str:
 
 
 def _relative_calls(tree: ast.AST) -> list[ast.Call]:
-    """The outermost calls of rank and zscore, in the order of the text."""
+    """The outermost calls of rank and zscore, in text order."""
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in _FUNCTIONS:
         return [tree]
     return [call for child in ast.iter_child_nodes(tree) for call in _relative_calls(child)]
 
 
 def _columns_outside(tree: ast.AST, calls: Sequence[ast.Call]) -> frozenset[str]:
-    """Names of the columns that a tree uses outside of some calls in it."""
+    """Names of the columns that a tree uses outside the given calls."""
     if any(tree is call for call in calls):
         return frozenset()
     if (name := column_name(tree)) is not None:
@@ -209,7 +212,7 @@ def _columns_outside(tree: ast.AST, calls: Sequence[ast.Call]) -> frozenset[str]
 
 
 def _merged(shards: Iterable[list[ValueSketch]]) -> list[ValueSketch]:
-    """The sketch of each call over all shards."""
+    """Merge the sketches of all shards into one per call."""
     merged: list[ValueSketch] = []
     waiting: list[list[ValueSketch]] = []
     for shard in shards:
@@ -224,7 +227,7 @@ def _joined(shards: Sequence[list[ValueSketch]]) -> list[ValueSketch]:
 
 
 def _values(expression: Expression, rows: pa.Table) -> Doubles:
-    """float64 [rows]; NaN for null."""
+    """The values of an expression, float64 [rows]; NaN for null."""
     found = expression.evaluate(rows)
     array = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
     values: Doubles = as_doubles(array).to_numpy(zero_copy_only=False).astype(np.float64)
@@ -238,7 +241,7 @@ def _part(state: State, number: int) -> dict[str, npt.NDArray[np.generic]]:
 
 
 def _sketch(reader: ShardReader, shard: int, generation: int, calls: tuple[_Call, ...], over: str) -> list[ValueSketch]:
-    """A sketch of the argument of each call, in one shard."""
+    """Sketch the argument of each call over one shard."""
     rows = reader.read(shard, generation)
     if over == "kept":
         rows = rows.filter(rows["kept"])

@@ -1,12 +1,12 @@
-"""negCLIPLoss: how well a pair fits, less how easily its picture and its caption fit anything (Wang et al. 2024,
+"""negCLIPLoss: how well a pair fits, minus how well its picture and its caption fit other pairs (Wang et al. 2024,
 https://arxiv.org/abs/2405.19547, equation 1).
 
     score(i) = I_i . Y_i - T/2 (logsumexp_j(I_i . Y_j / T) + logsumexp_j(I_j . Y_i / T)),   j over the batch of i
 
-The paper draws batches by cutting shuffled data, averages over several shuffles, and lets i be a member of its batch.
-Here, all rows share their batch but for one member: the batch of a row is the row itself and the B - 1 other rows of
-the dataset whose uids have the lowest hashes. So every batch has exactly B members (or all rows, of smaller datasets),
-the score of a row does not depend on the shards, and new rows are scored like the others.
+The paper cuts shuffled data into batches, averages over several shuffles, and includes i in its batch. Here, the
+batches of all rows are the same except for one member: the batch of a row consists of the row itself and the B - 1
+other rows of the dataset whose uids have the lowest hashes. Every batch therefore has exactly B members (or, in a
+smaller dataset, all rows), the score of a row does not depend on the shards, and new rows are scored like the others.
 """
 
 from dataclasses import dataclass
@@ -55,11 +55,11 @@ class NegClip(OneNumber, NoFiles):
 
     @property
     def needs(self) -> Needs:
-        """Both embeddings, and the uid, which tells whether a row is itself in the batch."""
+        """Both embeddings, and the uid, which shows whether the row itself is in the batch."""
         return Needs(frozenset({"uid", *self._columns}), gpu=True, all_rows=True)
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The rows of each batch: their uids, and their embeddings as stored."""
+        """Draw the rows of each batch, with their uids and stored embeddings."""
         settings = self.settings
         seeds = [settings.seed * settings.repeats + number for number in range(settings.repeats)]
         dim = chosen_model(snapshot, settings.model).dim
@@ -74,7 +74,7 @@ class NegClip(OneNumber, NoFiles):
         return State(tensors)
 
     def open(self, state: State, run: RunConfig) -> RowScore:
-        """Compare blocks of rows with the batches, on the GPU if there is one."""
+        """Load the batches, on the GPU if there is one."""
         return _OpenNegClip(self.name, self._columns, self.settings, state, resolve_device(run))
 
 
@@ -88,8 +88,10 @@ class _Batch:
         self._place = {(high, low): place for place, (high, low) in enumerate(uids)}
 
     def places(self, uids: U64) -> torch.Tensor:
-        """uids [rows, 2] -> the place of each row in the batch [rows]. A row that is no member takes the last place,
-        that of the member with the highest hash."""
+        """The position of each row in the batch. uids [rows, 2] -> [rows].
+
+        A row outside the batch takes the last position, in place of the member with the highest hash.
+        """
         last = len(self._place) - 1
         return torch.tensor([self._place.get((high, low), last) for high, low in uids.tolist()])
 
@@ -100,7 +102,7 @@ class _OpenNegClip:
         self._batches = [_Batch(state, number, device) for number in range(settings.repeats)]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One number per row."""
+        """Returns the score of each row."""
         (images, has_image), (texts, has_text) = (read_vectors(rows[column]) for column in self._columns)
         uids = np.stack(key_halves(rows["uid"], "uid"), axis=1)  # [rows, 2]
         scores = np.empty(len(images), np.float32)
@@ -114,10 +116,10 @@ class _OpenNegClip:
         return pa.table({self._name: float_column(scores, has_image & has_text)})
 
     def _scores(self, images: torch.Tensor, texts: torch.Tensor, uids: U64, batch: _Batch) -> torch.Tensor:
-        """float32 [block, dim] twice -> [block], by one batch.
+        """The scores of a block of rows by one batch. float32 [block, dim] twice -> [block].
 
-        The row's own term is taken out of each logarithm: logsumexp = own / T + log(1 + the sum over the others). So
-        own cancels exactly, and pairs that fit far better than all others keep distinct values just below 0.
+        The row's own term is factored out of each logarithm: logsumexp = own / T + log(1 + the sum over the others).
+        The own term then cancels exactly, so pairs that fit far better than all others keep distinct values near 0.
         """
         own = (images * texts).sum(dim=1, keepdim=True)  # [block, 1]
         places = batch.places(uids).to(self._device)[:, None]  # [block, 1]

@@ -1,9 +1,9 @@
 """NormSim: how similar a picture is to a set of target pictures (Wang et al. 2024, https://arxiv.org/abs/2405.19547).
 
-    score(i) = (sum_z |I_i . z|^p)^(1/p) over the targets z; for p = infinity, the greatest |I_i . z|
+    score(i) = (sum_z |I_i . z|^p)^(1/p) over the targets z; for p = infinity, the largest |I_i . z|
 
-The greatest cosine itself, without the absolute value, is `norm: max`: a picture that is the opposite of a target is
-not like it.
+`norm: max` is the largest cosine without the absolute value, because a picture that is the opposite of a target is not
+similar to it.
 """
 
 from collections.abc import Callable
@@ -55,11 +55,11 @@ class NormSim(OneNumber):
 
     @property
     def files(self) -> list[str]:
-        """The array of targets. A dataset of targets may grow; the state keeps those of the first run."""
+        """The .npy file of targets. A dataset of targets may grow; the state keeps the targets of the first run."""
         return [self.settings.target] if self.settings.target.endswith(".npy") else []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The embeddings of the targets, float16."""
+        """Collect the embeddings of the targets, float16."""
         settings, mine = self.settings, chosen_model(snapshot, self.settings.model)
         if settings.target.endswith(".npy"):
             targets, missing = _read_array(Path(settings.target), settings.max_targets), 0
@@ -84,11 +84,13 @@ class NormSim(OneNumber):
             all_targets = counted(len(targets), "target")
             notes.append(f"{left_out:,} of {all_targets} left out: the embedding is zero or not finite")
         if missing:
-            notes.append(f"{settings.target} is not finished: the targets lack {counted(missing, 'planned shard')}")
+            notes.append(
+                f"{settings.target} is not finished: {counted(missing, 'planned shard')} missing from the targets"
+            )
         return State({"targets": targets[is_valid]}, {NOTES: notes} if notes else {})
 
     def open(self, state: State, run: RunConfig) -> RowScore:
-        """Compare blocks of rows with all targets, on the GPU if there is one."""
+        """Load the targets, on the GPU if there is one."""
         device = resolve_device(run)
         targets = normalized(state.tensors["targets"]).to(device)  # float32 [targets, dim]
         return _OpenNormSim(self.name, self.settings, targets, device)
@@ -102,7 +104,7 @@ class _OpenNormSim:
     device: str
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One number per row."""
+        """Returns the score of each row."""
         vectors, is_valid = read_vectors(rows[embedding_column(self.settings.model or "", "image")])
         scores = np.empty(len(vectors), np.float32)
         size = max(1, MAX_CELLS // len(self.targets))
@@ -122,35 +124,35 @@ _NORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _read_array(path: Path, max_targets: int) -> Halves:
-    """Embeddings from a .npy file of shape [targets, dim]. Never unpickles objects."""
+    """Read embeddings from a .npy file of shape [targets, dim]. Never unpickles objects."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # unlike np.load, opens no .npz and no pickle
+        array = np.lib.format.open_memmap(path, mode="r")  # unlike np.load, opens neither .npz files nor pickles
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise ScoreError(f"{path}: cannot be read as an array of embeddings: {str(error)[:200]}") from None
     if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
         raise ScoreError(
-            f"{path}: should be an array of embeddings [pictures, dimensions], but is {array.dtype} {array.shape}"
+            f"{path}: must be an array of embeddings [pictures, dimensions], but is {array.dtype} {array.shape}"
         )
     if len(array) > max_targets:
         raise ScoreError(
-            f"{path}: has {len(array):,} embeddings; raise max_targets, now {max_targets:,}, to use them all"
+            f"{path}: has {len(array):,} embeddings; to use them all, raise max_targets (now {max_targets:,})"
         )
     check_size(len(array), array.shape[1])
-    with np.errstate(over="ignore"):  # an infinite one is not valid
+    with np.errstate(over="ignore"):  # infinite embeddings are invalid and left out
         return normalized(np.asarray(array, np.float32)).numpy().astype(np.float16)
 
 
 def _check_not_itself(snapshot: Snapshot, other: Snapshot, settings: NormSimScore) -> None:
-    """Raise ScoreError if the targets are from the same input rows, so that each picture is compared with itself."""
+    """Raise ScoreError if the targets come from the same input rows, because each picture would match itself."""
     if settings.norm != "2" and other.plan.shards.equals(snapshot.plan.shards):
         raise ScoreError(
-            f"{settings.target} has the pictures of the dataset itself, so each would be its own target, with a score "
-            "of 1; name other pictures, or use `norm: 2`, which sums over all of them, or the score `density`"
+            f"{settings.target} contains the pictures of the dataset itself, so each would be its own target and score "
+            "1; use other targets, `norm: 2`, which sums over all targets, or the score `density`"
         )
 
 
 def _of_dataset(other: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:
-    """The embeddings of the distinct pictures of another dataset, by the same model; at most `max_targets` by hash."""
+    """The embeddings of distinct pictures of another dataset by the same model: at most `max_targets`, by hash."""
     theirs = chosen_model(other, settings.target_model or settings.model)
     if theirs.contract.weights_sha256 != weights_sha256:
         raise ScoreError(

@@ -1,4 +1,4 @@
-"""Works on the pictures of rows: each picture once, on several threads, and a failure costs only its own rows."""
+"""Processes the pictures of rows: each picture once, on several threads. A failure affects only its own rows."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -25,16 +25,16 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class OfPictures(Generic[Found]):
-    """A result per distinct picture."""
+    """One result per distinct picture."""
 
     found: Sequence[Found | None]
-    """None: the picture does not decode."""
+    """The results; None for a picture that does not decode."""
     picture_of: Sequence[int]
-    """For each row, the index of its picture; -1 if it has none."""
+    """For each row, the index of its picture; -1 if it has no picture."""
 
     @property
     def per_row(self) -> list[Found | None]:
-        """The result of each row's picture; None without one."""
+        """The result of each row's picture; None if there is none."""
         return [None if index < 0 else self.found[index] for index in self.picture_of]
 
     @property
@@ -44,8 +44,10 @@ class OfPictures(Generic[Found]):
 
 
 def each_picture(rows: pa.Table, work: Callable[[bytes], Found], threads: int) -> OfPictures[Found]:
-    """Call `work` with the bytes of each distinct picture; it may raise ImageError. Rows with the same `sha256` have
-    the same picture. Raises LocalFault, and TimeoutError if a call hangs."""
+    """Call `work`, which may raise ImageError, with the bytes of each distinct picture.
+
+    Rows with the same `sha256` have the same picture. Raises LocalFault, and TimeoutError if a call hangs.
+    """
     first, picture_of = _distinct_pictures(rows)
     bodies = [rows[PICTURE][row].as_buffer() for row in first]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
@@ -57,22 +59,22 @@ def each_picture(rows: pa.Table, work: Callable[[bytes], Found], threads: int) -
 
 
 def threads_of(run: RunConfig) -> int:
-    """The threads of an encode actor."""
+    """The number of threads of an encode actor."""
     return run.encode_threads or os.cpu_count() or 1
 
 
 def decoding_of(snapshot: Snapshot) -> dict[str, object]:
-    """The values of a state that say which pictures are too large."""
+    """The values of a state that determine which pictures are too large."""
     return {_MAX_PIXELS: snapshot.plan.job.images.max_pixels}
 
 
 def images_of(state: State) -> ImagesConfig:
-    """How pictures are decoded."""
+    """The settings for decoding pictures, from the values of a state."""
     return ImagesConfig.model_validate({"max_pixels": state.values[_MAX_PIXELS]})
 
 
 def check_has_pictures(snapshot: Snapshot) -> None:
-    """Raise ScoreError if there is no picture to score."""
+    """Raise ScoreError if the dataset has no pictures to score."""
     pictures = snapshot.plan.mapping.pictures
     is_stored = not isinstance(pictures, WebPictures) or snapshot.plan.job.images.store != "none"
     if isinstance(pictures, NoPictures) or not is_stored:
@@ -80,20 +82,20 @@ def check_has_pictures(snapshot: Snapshot) -> None:
 
 
 def _safely(work: Callable[[bytes], Found], body: pa.Buffer) -> Found | None:
-    """None if the picture does not decode. An unexpected error costs only its own rows, unless this machine is at
-    fault."""
+    """Call `work`; return None if the picture does not decode. An unexpected error affects only its own rows, unless
+    this machine is at fault."""
     try:
         return work(bytes(body))
     except ImageError:
         return None
-    except Exception as error:  # the border of a row
+    except Exception as error:  # errors must not affect other rows
         if (fault := local_fault(error)) is not None:
             raise fault from error
         return None
 
 
 def _distinct_pictures(rows: pa.Table) -> tuple[list[int], list[int]]:
-    """(the first row of each distinct picture, the picture of each row as an index into these; -1 without one)."""
+    """(first row of each distinct picture, for each row the index of its picture in that list or -1 if it has none)."""
     seen: dict[str, int] = {}
     first, picture_of = list[int](), list[int]()
     has_picture = rows[PICTURE].is_valid().to_pylist()

@@ -1,4 +1,4 @@
-"""Scores by the pixels of pictures: sharpness, exposure, colorfulness, JPEG quality and borders, from one decode."""
+"""Scores pictures by their pixels: sharpness, exposure, colorfulness, JPEG quality and borders, decoding each once."""
 
 from dataclasses import dataclass
 
@@ -38,24 +38,24 @@ class Pictures(NoFiles):
 
     @property
     def needs(self) -> Needs:
-        """The picture; rows with the same picture are measured once."""
+        """The picture, and its checksum: rows with the same picture are measured once."""
         return Needs(frozenset({"sha256"}), pictures=True)
 
     @property
     def schema(self) -> pa.Schema:
-        """One number per measure, and two more for the exposure."""
+        """One column per measure, and two more for the exposure."""
         return self.settings.columns(self.name)
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The version of the measures, and which pictures are too large."""
+        """Record the version of the measures and the size limit for pictures."""
         return State(values={"version": VERSION, **decoding_of(snapshot)})
 
     def open(self, state: State, run: RunConfig) -> RowScore:
-        """Start nothing yet: threads run only while rows are scored. Raises ScoreError."""
+        """Check the version of the measures. Threads run only while rows are scored. Raises ScoreError."""
         if state.values["version"] != VERSION:
             raise ScoreError(
-                f"the score {self.name!r} was made by version {state.values['version']} of the measures, and this "
-                f"pairmill computes version {VERSION}; add a score with another name"
+                f"the score {self.name!r} was made by version {state.values['version']} of the measures, but this "
+                f"pairmill computes version {VERSION}; add the score under another name"
             )
         return OpenPictures(self.name, self.settings, ImageProcessor(images_of(state)), threads_of(run))
 
@@ -70,7 +70,7 @@ class OpenPictures:
     threads: int
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The measures of each row's picture, and LEFT_OUT. Raises LocalFault, and TimeoutError if a decoder hangs."""
+        """Returns the measures of each row's picture, and LEFT_OUT. Raises LocalFault, and TimeoutError on a hang."""
         pictures = each_picture(rows, self._measure, self.threads)
         return pa.table({**measure_columns(self.name, self.settings, pictures.per_row), LEFT_OUT: pictures.left_out})
 

@@ -28,22 +28,22 @@ from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.pairs import is_own_column
 
 _FILES = "files"
-"""The value of a state with the checksums of the user's files."""
+"""Key of the state's value with the checksums of the user's files."""
 _ROWS = "rows"
-"""The value of a state that was made from rows of the whole dataset: how many there were."""
+"""Key of the state's value with the number of rows in the dataset, if the state was made from all rows."""
 _GROWTH = 2
-"""A dataset with so many times as many rows as a state was made from deserves a note."""
+"""Once the dataset has grown by this factor since the state was made, a note says so."""
 
 
 def prepared(
     snapshot: Snapshot, name: str, score: ScoreConfig | None, tasks: Tasks, run: RunConfig, partial: bool = False
 ) -> ScoreCard:
-    """The card of a score: the one that is there, or a new one. `score`: None if it must be there. `partial`: whether
-    it may be prepared from an unfinished dataset.
+    """The card of a score: the existing card, or a new one.
 
-    Raises ScoreError if there is another score, a model or another column with this name, if the user's files or the
-    scores that it reads have changed since, if the score needs all rows of an unfinished dataset, or if it cannot be
-    prepared.
+    `score`: None if the score must exist. `partial`: whether it may be prepared from an unfinished dataset.
+
+    Raises ScoreError if a different score, a model or a column already has this name, if the user's files or the scores
+    that it reads have changed, if it needs all rows but the dataset is unfinished, or if it cannot be prepared.
     """
     store = snapshot.store
     _check_no_model(snapshot, name)
@@ -61,20 +61,20 @@ def prepared(
 
 
 def notes(snapshot: Snapshot, card: ScoreCard) -> list[str]:
-    """What the user must know about the preparation of a score, one sentence each."""
+    """Notes for the user about the preparation of a score, one sentence each."""
     state, now = read_state(snapshot.store, card), snapshot.chunk.num_rows
     rows = state.values.get(_ROWS)
     if not isinstance(rows, int) or now < _GROWTH * rows:
         return state.notes
     return [
         *state.notes,
-        f"compares all rows with those that the dataset had when the score was prepared, {rows:,} of the {now:,} now; "
-        "to compare with all, add it under another name",
+        f"compares all rows with those that the dataset had when the score was prepared ({rows:,} of the current "
+        f"{now:,} rows); to compare with all of them, add the score under another name",
     ]
 
 
 def planned_needs(snapshot: Snapshot, name: str, score: ScoreConfig | None) -> Needs:
-    """What kind of worker a score needs; its columns are known only when it is prepared. Raises ScoreError."""
+    """The needs of a score before it is prepared: only the kind of worker is final. Raises ScoreError."""
     return kind_of(name, score or _card(snapshot, name).score).needs
 
 
@@ -84,9 +84,9 @@ def sources(snapshot: Snapshot, kind: ScoreKind) -> tuple[str, ...]:
 
 
 def _card(snapshot: Snapshot, name: str) -> ScoreCard:
-    """The card of a score that must be there. Raises ScoreError."""
+    """The card of an existing score. Raises ScoreError if it does not exist."""
     if not snapshot.store.exists(f"columns/{name}/{SCORE_CARD}"):
-        raise ScoreError(f"{snapshot.store.root} has no score {name!r}; say what to compute with --score")
+        raise ScoreError(f"{snapshot.store.root} has no score {name!r}; use --score to say what to compute")
     return read_score_card(snapshot.store, name)
 
 
@@ -107,14 +107,14 @@ def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, state: State) -
         if other.state.path != card.state.path:
             store.delete(card.state.path)
         if other.fingerprint != card.fingerprint:
-            raise ScoreError(f"another run has just added another score {name!r}; {_elsewhere(snapshot, name)}")
+            raise ScoreError(f"another run has just added a different score {name!r}; {_elsewhere(snapshot, name)}")
         return other
-    _check_still_free(snapshot, kind, card, [path, card.state.path])  # whoever came between is seen, or sees this card
+    _check_still_free(snapshot, kind, card, [path, card.state.path])  # a concurrent run is seen or sees this card
     return card
 
 
 def _check_still_free(snapshot: Snapshot, kind: ScoreKind, card: ScoreCard, written: Sequence[str]) -> None:
-    """Raise ScoreError, and delete what was written, if the name or a column is taken now: preparing takes a while."""
+    """Raise ScoreError if the name or a column has been taken during the preparation, and delete `written`."""
     try:
         _check_no_model(snapshot, card.name)
         _check_free(snapshot, card.name, kind)
@@ -125,11 +125,11 @@ def _check_still_free(snapshot: Snapshot, kind: ScoreKind, card: ScoreCard, writ
 
 
 def _state(snapshot: Snapshot, kind: ScoreKind, tasks: Tasks, run: RunConfig) -> State:
-    """The state, with what it was made from. Raises ScoreError."""
+    """Prepare the state, and record what it was made from. Raises ScoreError."""
     files, read = _checksums(snapshot, kind), sources(snapshot, kind)
     state = kind.prepare(snapshot, tasks, run)
     if _checksums(snapshot, kind) != files:
-        raise ScoreError(f"{' or '.join(kind.files)} changed while it was read; run the same command again")
+        raise ScoreError(f"{' or '.join(kind.files)} changed while it was being read; run the same command again")
     known: dict[str, object] = {_FILES: files, SOURCES: _fingerprints(snapshot, read)}
     if kind.needs.all_rows:
         known[_ROWS] = snapshot.chunk.num_rows
@@ -140,13 +140,13 @@ def _state(snapshot: Snapshot, kind: ScoreKind, tasks: Tasks, run: RunConfig) ->
 
 
 def _check_finished(snapshot: Snapshot, kind: ScoreKind, partial: bool) -> None:
-    """Raise ScoreError if a state would be made from a part of the dataset, and stay so."""
+    """Raise ScoreError if the state would be made, for good, from only part of the dataset."""
     if kind.needs.all_rows and snapshot.unfinished_shards and not partial:
         missing = counted(snapshot.unfinished_shards, "planned shard")
         raise ScoreError(
-            f"{snapshot.store.root} is not finished: {missing} missing. This "
-            "score would compare all rows, also later ones, with what is there now; run the command that made the "
-            "dataset again first, or compare with the finished shards with --set partial=true"
+            f"{snapshot.store.root} is not finished: {missing} missing. This score would compare all rows, including "
+            "later ones, only with the rows that exist now; first run the command that made the dataset again, or "
+            "compare only with the finished shards by --set partial=true"
         )
 
 
@@ -157,7 +157,7 @@ def _check_no_model(snapshot: Snapshot, name: str) -> None:
 
 
 def _check_free(snapshot: Snapshot, name: str, kind: ScoreKind) -> None:
-    """Raise ScoreError if a column of the score has the name of another one, also of one that is not complete yet."""
+    """Raise ScoreError if another column, even an incomplete one, has the name of a column of the score."""
     taken = {column.lower() for column in snapshot.schema.names}
     taken |= {column for each in column_sets(snapshot.store) if each.name != name for column in each.columns}
     for column in kind.schema.names:
@@ -166,11 +166,11 @@ def _check_free(snapshot: Snapshot, name: str, kind: ScoreKind) -> None:
                 f"{snapshot.store.root} already has a column {column!r}; choose another name for the score"
             )
         if is_own_column(column):
-            raise ScoreError(f"{column!r} is a name of pairmill's own columns; choose another name for the score")
+            raise ScoreError(f"pairmill has its own column {column!r}; choose another name for the score")
 
 
 def _fingerprints(snapshot: Snapshot, names: Sequence[str]) -> Mapping[str, str]:
-    """Name -> fingerprint of added models and scores."""
+    """The fingerprints of added models and scores by name."""
     store, models = snapshot.store, snapshot.added.models
     return {
         name: (read_card(store, name) if name in models else read_score_card(store, name)).fingerprint for name in names
@@ -178,7 +178,7 @@ def _fingerprints(snapshot: Snapshot, names: Sequence[str]) -> Mapping[str, str]
 
 
 def check_sources(snapshot: Snapshot, card: ScoreCard) -> None:
-    """Raise ScoreError if a model or a score that this one reads is gone, or is another one under the same name."""
+    """Raise ScoreError if a model or score that this score reads is gone or has been replaced by a different one."""
     where = f"columns/{card.name}"
     if missing := sorted(kind_of(card.name, card.score).needs.columns - set(snapshot.schema.names)):
         why = snapshot.added.missing(missing[0]) or f"{snapshot.store.root} lacks {missing[0]!r}; add it again"
@@ -188,18 +188,18 @@ def check_sources(snapshot: Snapshot, card: ScoreCard) -> None:
     for name in sorted(recorded.keys() & now.keys()):
         if recorded[name] != now[name]:
             raise ScoreError(
-                f"the score {card.name!r} was made from another {name!r}; add it again under another name, or move "
+                f"the score {card.name!r} was made from a different {name!r}; add it again under another name, or move "
                 f"{where} elsewhere first"
             )
 
 
 def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None:
-    """Raise ScoreError if a score is not the one that is there, or if its files have changed since."""
+    """Raise ScoreError if a score differs from the existing one, or if its files have changed since."""
     resolved = kind_of(card.name, score).resolved(snapshot)
     if resolved != card.score:
         raise ScoreError(
-            f"{snapshot.store.root} has another score {card.name!r}; {_elsewhere(snapshot, card.name)}. What differs:\n"
-            + "\n".join(_differences(card.score, resolved))
+            f"{snapshot.store.root} already has a different score {card.name!r}; {_elsewhere(snapshot, card.name)}. "
+            "Differences:\n" + "\n".join(_differences(card.score, resolved))
         )
     recorded = read_state(snapshot.store, card).values.get(_FILES, {})
     now = _checksums(snapshot, kind_of(card.name, resolved))
@@ -209,12 +209,12 @@ def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None
 
 
 def _elsewhere(snapshot: Snapshot, name: str) -> str:
-    """What to do if a name is taken. A score of a preset cannot have another name."""
+    """Advice for when a name is taken. The alternative is needed because a preset's scores cannot be renamed."""
     return f"choose another name, or move {snapshot.store.path(f'columns/{name}')} elsewhere first"
 
 
 def _checksums(snapshot: Snapshot, kind: ScoreKind) -> Mapping[str, str]:
-    """Path -> checksum of the user's files; "" for one that cannot be read, which the kind itself explains better."""
+    """The checksums of the user's files by path; "" for an unreadable file, which the kind itself explains better."""
     files, found = Files(snapshot.store.files.s3), dict[str, str]()
     for path in kind.files:
         try:

@@ -20,39 +20,41 @@ from pairmill.schemas.manifest import manifest_name
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """What a worker needs to add a score to a shard. Plain values."""
+    """The inputs that a worker needs to add a score to a shard. Consists of plain values."""
 
     store: Store
     name: str
     sources: tuple[str, ...]
-    """The models and scores in `columns/` whose columns it reads."""
+    """The models and scores in `columns/` whose columns the score reads."""
     run: RunConfig
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFailure:
-    """Why the score is not added to a shard. Other shards are unaffected."""
+    """The reason why the score was not added to a shard. Other shards are unaffected."""
 
     shard: int
     message: str
 
 
 def score_shard(task: ScoreTask, shard: int, generation: int) -> ShardFailure | None:
-    """Add the score to a shard, or say why not. Raises only what would fail in every shard."""
+    """Add the score to a shard, or return the reason why not. Raises only errors that would occur in every shard."""
     try:
         _score_shard(task, shard, generation)
     except PairmillError as error:
         if error.kind in (FailureKind.JOB, FailureKind.STORAGE):
             raise
         return ShardFailure(shard, str(error))
-    except Exception as error:  # the border of a shard
+    except Exception as error:  # errors must not affect other shards
         return ShardFailure(shard, describe(error))
     return None
 
 
 def score_rows(card: ScoreCard, score: RowScore, rows: pa.Table) -> pa.Table:
-    """The columns of a score, in the order and with the types of its card, and LEFT_OUT if it has that. Raises
-    AccountingError if rows are lost."""
+    """Compute the columns of a score, with the order and types of its card, and LEFT_OUT if the score has it.
+
+    Raises AccountingError if rows are lost.
+    """
     schema = kind_of(card.name, card.score).schema
     made = score(rows)
     if made.num_rows != rows.num_rows:
@@ -66,7 +68,7 @@ _MAX_OPENED = 8
 
 
 def opened(store: Store, card: ScoreCard, run: RunConfig) -> RowScore:
-    """A score that is ready to run, made once per process. Raises ManifestError."""
+    """The score, ready to run; opened once per process. Raises ManifestError."""
     key = card.name, card.fingerprint, run
     if key not in _opened:
         while len(_opened) >= _MAX_OPENED:

@@ -1,4 +1,4 @@
-"""Scores by the text that is painted into pictures: its share of the area, its boxes, and the similarity without it."""
+"""Scores pictures by the text in them: its share of the area, its boxes, and the similarity with the text masked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from pairmill.schemas.job.text import MaskSettings, TextScore
 from pairmill.schemas.pairs import score_column_names
 
 _BLOCK_ROWS = 256
-"""Rows at a time, whose masked pictures are in memory: 40 MB at 224 x 224 pixels."""
+"""Rows to score at a time. Their masked pictures are in memory: 40 MB at 224 x 224 pixels."""
 
 _MAX_SIDE = 1_024
-"""The share is counted at no more pixels than this on the longer side."""
+"""The share is measured on a mask with at most this many pixels on the longer side."""
 
 
 @dataclass(frozen=True)
 class Text(NoFiles):
     """The kind `text`. Columns: NAME_share, NAME_count and NAME_boxes, null if the picture is missing or does not
-    decode; with `mask` also NAME_similarity, null too if the row has no caption."""
+    decode; with `mask` also NAME_similarity, which is also null if the row has no caption."""
 
     name: str
     score: ScoreConfig
@@ -44,7 +44,7 @@ class Text(NoFiles):
         return self.score.text
 
     def resolved(self, snapshot: Snapshot) -> ScoreConfig:
-        """Fill in the model of the mask, and check that there are pictures and a detector."""
+        """Fill in the model for `mask`, and check that there are pictures and a detector."""
         check_has_pictures(snapshot)
         Weights.find()
         if self.settings.mask is None:
@@ -54,7 +54,7 @@ class Text(NoFiles):
 
     @property
     def needs(self) -> Needs:
-        """The picture; for the mask, also the caption's embedding, and the similarity of pictures without text."""
+        """The picture and its checksum; with `mask`, also the caption's embedding and the stored similarity."""
         if self.settings.mask is None:
             return Needs(frozenset({"sha256"}), pictures=True)
         names = score_column_names(self.settings.mask.model or "")
@@ -62,23 +62,23 @@ class Text(NoFiles):
 
     @property
     def schema(self) -> pa.Schema:
-        """Three columns, and one for the mask."""
+        """Three columns, and with `mask` a fourth."""
         return self.settings.columns(self.name)
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The checksum of the detector, the contract of the model, and which pictures are too large."""
+        """Record the checksum of the detector, the contract of the model, and the size limit for pictures."""
         values = {"version": VERSION, "detector_sha256": Weights.find().sha256, **decoding_of(snapshot)}
         if self.settings.mask is not None:
             values["model"] = contract_values(chosen_model(snapshot, self.settings.mask.model, "text").contract)
         return State(values=values)
 
     def open(self, state: State, run: RunConfig) -> RowScore:
-        """Load the detector and the model. Raises ScoreError if they are not those that the score was made with."""
+        """Load the detector and the model. Raises ScoreError if the detector is not the one that made the score."""
         weights = Weights.find()
         if (state.values["version"], state.values["detector_sha256"]) != (VERSION, weights.sha256):
             raise ScoreError(
-                f"the score {self.name!r} was made with another text detector than the installed rapidocr has "
-                f"({weights.path.name}); install the version that made it, or add a score with another name"
+                f"the score {self.name!r} was made with a different text detector than {weights.path.name} of the "
+                "installed rapidocr; install the version that made it, or add the score under another name"
             )
         model = None if self.settings.mask is None else MaskedModel.load(state.values["model"], run)
         return OpenText(
@@ -92,12 +92,12 @@ class Text(NoFiles):
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found in one picture."""
+    """The text found in one picture."""
 
     share: float
     boxes: list[Box]
     masked: npt.NDArray[np.uint8] | None
-    """The model's input of the masked picture; None without text or without a model."""
+    """The model's input for the masked picture; None if there is no text or no model."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class OpenText:
     threads: int
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The columns of the score, and LEFT_OUT. Raises LocalFault, and TimeoutError if a decoder hangs."""
+        """Returns the columns of the score, and LEFT_OUT. Raises LocalFault, and TimeoutError if a decoder hangs."""
         starts = range(0, rows.num_rows, _BLOCK_ROWS)
         blocks = [self._block(rows.slice(start, _BLOCK_ROWS)) for start in starts]
         return pa.concat_tables(blocks) if blocks else self._table({}, pa.array([], pa.bool_()))

@@ -1,8 +1,8 @@
-"""Finds text in pictures with PP-OCR's detector, whose weights the package rapidocr ships (Apache-2.0).
+"""Finds text in pictures with PP-OCR's detector, whose weights are part of the package rapidocr (Apache-2.0).
 
-The network gives each pixel a probability of being text, shrunk towards the middle of its line. Source of the steps
-from there to boxes: Liao et al., "Real-time scene text detection with differentiable binarization", AAAI 2020, section
-3.4; of the thresholds: PP-OCR's defaults. Nothing is downloaded.
+The network computes for each pixel the probability that it is text; regions come out shrunk toward the middle of their
+line. The steps from there to boxes follow Liao et al., "Real-time scene text detection with differentiable
+binarization", AAAI 2020, section 3.4. The thresholds are PP-OCR's defaults. Nothing is downloaded.
 """
 
 import hashlib
@@ -24,42 +24,44 @@ Box = npt.NDArray[np.float32]
 """The four corners of a box, clockwise: float32 [4, 2], x and y as fractions of the picture's width and height."""
 
 SIDE = 512
-"""Longer side of the picture for the detector, in pixels, as in T-MARS. Smaller ones keep their size: enlarged, they
-often look like text to it."""
+"""Maximum longer side of the detector's input in pixels, as in T-MARS. Smaller pictures keep their size, because the
+detector often mistakes enlarged pictures for text."""
 
 VERSION = 1
-"""Of the steps around the network: increased when the boxes of a picture change."""
+"""Version of the steps around the network. Increased when the boxes of a picture change."""
 
 _MULTIPLE = 32  # the network halves its input five times
 _IS_TEXT, _IS_BOX = 0.3, 0.6
-"""Probability from which a pixel is text, and mean probability from which a rectangle is."""
+"""Minimum probability for a pixel to be text, and minimum mean probability for a rectangle to be text."""
 _MIN_SIDE = 3
-"""Of a region, in pixels of the detector."""
+"""Minimum side of a region in pixels of the detector's input."""
 _UNCLIP = 1.6
-"""A region grows by this times its area / its perimeter on each side, since the network shrinks lines."""
+"""Each side of a region is moved outward by this factor times its area / its perimeter, because the network shrinks
+lines."""
 _MAX_HEIGHT = 1 / 3
-"""Of a line, of the picture's shorter side. Without this limit, the network takes the better part of one photograph in
-four for text. All text that it found in 51 photographs is below 0.2, all that it only imagined above 0.5."""
+"""Maximum height of a line as a share of the picture's shorter side. Without this limit, the network mistakes most of
+the area for text in one photograph in four. In 51 photographs, all real text was below 0.2, and all false detections
+were above 0.5."""
 _MAX_REGIONS = 1_000
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The file with the network."""
+    """The file with the network's weights."""
 
     path: Path
     sha256: str
 
     @classmethod
     def find(cls) -> "Weights":
-        """The weights that the installed rapidocr ships. Raises ScoreError if it is not installed."""
+        """The weights in the installed rapidocr package. Raises ScoreError if it is not installed."""
         found = find_spec("rapidocr"), find_spec("onnxruntime")
         if found[0] is None or found[1] is None or found[0].origin is None:
-            raise ScoreError("finding text needs more packages: pip install 'pairmill[text]'")
+            raise ScoreError("finding text needs additional packages: pip install 'pairmill[text]'")
         files = sorted(Path(found[0].origin).parent.glob("models/PP-OCRv*_det_*.onnx"))
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
-            raise ScoreError(f"rapidocr should ship one text detector, but has {names}; install rapidocr 3.10")
+            raise ScoreError(f"rapidocr must contain one text detector, but has {names}; install rapidocr 3.10")
         return cls(files[0], hashlib.sha256(files[0].read_bytes()).hexdigest())
 
 
@@ -70,17 +72,17 @@ class TextDetector:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # pictures are processed in parallel already
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # pictures are already processed in parallel
         options.log_severity_level = 3  # errors
         self._session = onnxruntime.InferenceSession(str(weights.path), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, pixels: Pixels) -> list[Box]:
-        """The boxes of uint8 [height, width, 3], largest region first."""
+        """The boxes in a picture, uint8 [height, width, 3], largest region first."""
         return list(boxes_of(self.probabilities(pixels)))
 
     def probabilities(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """float32 [rows, columns], at the detector's size."""
+        """The probability of each pixel at the detector's size, float32 [rows, columns]."""
         height, width = pixels.shape[:2]
         scale = min(1.0, SIDE / max(height, width))
         columns, rows = (max(1, round(side * scale / _MULTIPLE)) * _MULTIPLE for side in (width, height))
@@ -92,8 +94,10 @@ class TextDetector:
 
 
 def boxes_of(probabilities: npt.NDArray[np.float32]) -> Iterator[Box]:
-    """Regions of text as the smallest rotated rectangles around them, grown back to whole lines. `probabilities`:
-    float32 [rows, columns]."""
+    """The smallest rotated rectangles around regions of text, grown back to whole lines.
+
+    `probabilities`: float32 [rows, columns].
+    """
     size = np.array(probabilities.shape[::-1], np.float32)  # columns, rows
     is_text = cv2.dilate((probabilities > _IS_TEXT).astype(np.uint8), np.ones((2, 2), np.uint8))
     contours, _ = cv2.findContours(is_text, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
@@ -110,7 +114,7 @@ def boxes_of(probabilities: npt.NDArray[np.float32]) -> Iterator[Box]:
 
 
 def text_mask(boxes: list[Box], width: int, height: int) -> npt.NDArray[np.uint8]:
-    """1 inside any of the boxes, else 0: uint8 [height, width]."""
+    """A mask that is 1 inside any of the boxes, else 0; uint8 [height, width]."""
     mask = np.zeros((height, width), np.uint8)
     for box in boxes:
         cv2.fillConvexPoly(mask, corners_of(box, width, height), 1)
@@ -118,12 +122,12 @@ def text_mask(boxes: list[Box], width: int, height: int) -> npt.NDArray[np.uint8
 
 
 def corners_of(box: Box, width: int, height: int) -> npt.NDArray[np.int32]:
-    """The pixels at the corners of a box in a picture of this size: int32 [4, 2], x and y."""
+    """The pixels at the corners of a box in a picture of this size, as x and y; int32 [4, 2]."""
     return np.asarray(np.rint(box * (width, height) - 0.5).clip(0, (width - 1, height - 1)), np.int32)
 
 
 def _mean_inside(values: npt.NDArray[np.float32], corners: Any) -> float:
-    """The mean of float32 [rows, columns] inside a rectangle with these corners, which may reach over the edge."""
+    """The mean of float32 [rows, columns] inside a rectangle with these corners, which may extend beyond the edge."""
     corners = np.rint(corners).clip(0, np.array(values.shape[::-1]) - 1).astype(np.int32)
     left, top, width, height = cv2.boundingRect(corners)
     inside = np.zeros((height, width), np.uint8)

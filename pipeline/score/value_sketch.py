@@ -1,9 +1,9 @@
-"""Summarizes the values of a column over a whole dataset: ranks, mean and deviation. Mergeable, in any order.
+"""Summarizes the values of a column over a whole dataset: ranks, mean and deviation. Sketches merge in any order.
 
-Up to MAX_EXACT distinct values are each counted, so ranks are exact. More are counted in buckets of equal bits: the
-highest 26 bits of a float64, reordered so that they sort like the numbers. A bucket is 1/16,384 of a value wide, as in
-HDR histograms (http://hdrhistogram.org). Each knows its lowest and its highest value, and how many there are of these,
-so ties at either have exact ranks too; between them, ranks are interpolated.
+Up to MAX_EXACT distinct values are counted individually, so ranks are exact. If there are more, they are counted in
+buckets of values with the same 26 highest bits of a float64, reordered so that they sort like the numbers. The width of
+a bucket is at most 1/16,384 of its values, similar to HDR histograms (http://hdrhistogram.org). A bucket records its
+lowest and its highest value with their counts, so these also have exact ranks; between them, ranks are interpolated.
 """
 
 import math
@@ -17,28 +17,28 @@ U64 = npt.NDArray[np.uint64]
 Doubles = npt.NDArray[np.float64]
 
 MAX_EXACT = 1 << 18
-"""More distinct values than so many share buckets: 10 MB."""
+"""If there are more distinct values than this, they share buckets. Takes 10 MB."""
 _SHIFT = np.uint64(64 - 26)
 _SIGN = np.uint64(1 << 63)
 _OLD_ROUNDING = 1e-7
-"""Of sketches with sums in place of moments: deviations below this share of the mean are rounding errors."""
+"""In old sketches, which have sums instead of moments, deviations below this share of the mean are rounding errors."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many values there are, by bucket in ascending order; values are numbers from `_ordered`. Each [buckets]."""
+    """Counts of values by bucket, in ascending order. Values are numbers from `_ordered`. Each array is [buckets]."""
 
     low: U64
     """The lowest value of the bucket."""
     high: U64
-    """The highest one."""
+    """The highest value of the bucket."""
     count: U64
     at_low: U64
-    """How many equal the lowest value."""
+    """The number of values equal to the lowest."""
     at_high: U64
 
     def grouped(self) -> "Counts":
-        """The same values with one bucket for each distinct one or, if there are too many, for each 26 bits."""
+        """The same values with one bucket per distinct value or, if there are too many, per 26 highest bits."""
         order = np.argsort(self.low, kind="stable")
         low, high = self.low[order], self.high[order]
         keys = low
@@ -59,13 +59,13 @@ class ValueSketch:
 
     counts: Counts
     mean: float
-    """NaN or infinite if the values, or their squares, have no finite sum."""
+    """NaN or infinite if the sum of the values is not finite."""
     squares: float
     """Sum of the squares of (value - mean)."""
 
     @classmethod
     def of(cls, values: Doubles) -> "ValueSketch":
-        """The sketch of some values. NaN and infinite ones are left out."""
+        """Sketch values. NaN and infinite values are left out."""
         finite = values[np.isfinite(values)]
         ordered, counts = np.unique(_ordered(finite), return_counts=True)
         number = counts.astype(np.uint64)
@@ -76,7 +76,7 @@ class ValueSketch:
 
     @classmethod
     def merged(cls, parts: "Sequence[ValueSketch]") -> "ValueSketch":
-        """The sketch of all values of some sketches. Moments: Chan, Golub and LeVeque 1983,
+        """Merge sketches into one. The moments are merged as in Chan, Golub and LeVeque 1983,
         https://doi.org/10.1080/00031305.1983.10483115."""
         columns = [np.concatenate([getattr(part.counts, each.name) for part in parts]) for each in fields(Counts)]
         means = [(size, part.mean) for part in parts if (size := part.num_values)]
@@ -86,11 +86,11 @@ class ValueSketch:
 
     @property
     def num_values(self) -> int:
-        """How many values it counts."""
+        """The number of counted values."""
         return int(self.counts.count.sum())
 
     def ranks(self, values: Doubles) -> Doubles:
-        """The share of the counted values that are lower than each value, from 0 to 1. NaN stays NaN."""
+        """For each value, the share of counted values that are lower, from 0 to 1. NaN stays NaN."""
         counts, bits = self.counts, _ordered(values)
         below = np.concatenate([[0], np.cumsum(counts.count)]).astype(np.float64)  # [buckets + 1]
         at = np.searchsorted(counts.low, bits, side="right") - 1  # the last bucket that begins at or below the value
@@ -105,19 +105,19 @@ class ValueSketch:
         return np.where(np.isnan(values), np.nan, found)
 
     def zscores(self, values: Doubles) -> Doubles:
-        """(value - mean) / standard deviation of the counted values; 0 if they are all equal."""
+        """For each value, (value - mean) / standard deviation of the counted values; 0 if these are all equal."""
         if self.counts.low[0] == self.counts.high[-1] or self.squares == 0:
             return np.where(np.isnan(values), np.nan, 0.0)
         return (values - self.mean) / math.sqrt(self.squares / self.num_values)
 
     def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
-        """For `from_tensors`."""
+        """The sketch as tensors, for `from_tensors`."""
         counts = {each.name: getattr(self.counts, each.name) for each in fields(Counts)}
         return {**counts, "moments": np.array([self.mean, self.squares])}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> "ValueSketch":
-        """The sketch with these tensors, also one that was written by pairmill before it kept the ends of buckets."""
+        """Load a sketch from tensors, including those of old versions, which did not record the ends of buckets."""
         if "buckets" in tensors:
             return cls._from_old(tensors)
         mean, squares = tensors["moments"].tolist()
@@ -125,7 +125,7 @@ class ValueSketch:
 
     @classmethod
     def _from_old(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> "ValueSketch":
-        """Interpolates over the whole width of each bucket, as when it was written."""
+        """Load an old sketch. Ranks are interpolated over the whole width of each bucket, as in the old version."""
         buckets, count = (tensors[name].astype(np.uint64) for name in ("buckets", "counts"))
         low, none = buckets << _SHIFT, np.zeros_like(count)
         first, second = tensors["sums"].tolist()
@@ -137,7 +137,7 @@ class ValueSketch:
 
 
 def _sum(values: Sequence[float] | Doubles) -> float:
-    """Exact, then rounded once; infinite or NaN if it is too large."""
+    """The exact sum, rounded once; infinite or NaN if it is too large."""
     try:
         return math.fsum(values)
     except (OverflowError, ValueError):  # the latter for inf - inf

@@ -1,5 +1,5 @@
 """Finds the pairs whose embeddings are most similar to a text, a picture or another pair.
 
-Input: a Snapshot, and what to look for. Output: row indices and similarities, and a page of results. Imports `reader`,
-`encode` and `pages`. The only module that imports faiss.
+Input: a Snapshot and a query. Output: row indices and similarities, and a page of results. Imports `reader`, `encode`
+and `pages`. This is the only module that imports faiss.
 """

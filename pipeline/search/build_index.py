@@ -1,4 +1,4 @@
-"""`pairmill index`: builds the missing parts of an index, one at a time, and deletes outdated ones."""
+"""Builds the missing parts of an index, one at a time, and deletes outdated parts, for `pairmill index`."""
 
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -21,34 +21,34 @@ from pairmill.schemas.version import VERSION
 
 _SAMPLED_SHARDS = 32
 _ABANDONED_S = 3_600
-"""A run writes the record of a part right after its file. The run of an older file without a record has died."""
+"""A run writes the record of a part right after its file. If a file older than this has no record, its run has died."""
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an index contains after `pairmill index`."""
+    """The contents of an index after `pairmill index`."""
 
     alias: str
     kind: EmbeddingKind
     shards: int
     unfinished_shards: int
-    """Planned shards that were not finished yet, and are not in the index."""
+    """Planned shards that were not finished yet and are not in the index."""
     rows: int
     embeddings: int
-    """Rows that have an embedding. The others cannot be found."""
+    """Rows with an embedding. Rows without one cannot be found."""
     parts: int
     parts_built: int
-    """Parts that this run built; the others were there before."""
+    """Parts that this run built. The others existed before."""
     parts_removed: int
     """Outdated parts that this run deleted."""
     num_bytes: int
 
 
 def build_index(embeddings: Embeddings, on_step: OnStep = ignore_step) -> IndexReport:
-    """Build what is missing or incomplete for the shards of the snapshot. If interrupted, call it again to resume.
+    """Build missing or incomplete parts for the shards of the snapshot. If interrupted, call it again to resume.
 
-    Memory: about twice the vectors of one part, 2 GB for a million rows of 512. Raises SearchError if no row has an
-    embedding.
+    Needs memory for about twice the vectors of one part: 2 GB for a million embeddings of length 512. Raises
+    SearchError if no row has an embedding.
     """
     store, folder = embeddings.snapshot.store, index_folder(embeddings)
     parts = {stem_of(embeddings, positions): positions for positions in shards_of_parts(embeddings)}
@@ -82,7 +82,7 @@ def build_index(embeddings: Embeddings, on_step: OnStep = ignore_step) -> IndexR
 
 @dataclass
 class _Progress:
-    """Counts the shards of all parts."""
+    """Reports the progress, in shards of all parts."""
 
     on_step: OnStep
     done: int
@@ -123,7 +123,7 @@ def _build_part(
 def index_shards(
     embeddings: Embeddings, shards: Sequence[ShardFiles], progress: _Progress | None = None
 ) -> tuple[VectorIndex, list[IndexedShard]]:
-    """An index in memory over some shards, and what it contains of each. The ids count the rows of these shards."""
+    """(an in-memory index of some shards, its contents for each shard). The ids number the rows of these shards."""
     num_rows = sum(shard.num_rows for shard in shards)
     index = VectorIndex.empty(embeddings.dim, num_rows, _sample(embeddings, shards, sample_size(num_rows)))
     start, indexed = 0, []
@@ -145,7 +145,7 @@ def index_shards(
 
 
 def _sample(embeddings: Embeddings, shards: Sequence[ShardFiles], size: int) -> Halves:
-    """At least `size` embeddings, if the shards have as many, float16 [n, dim]: from evenly spread shards first."""
+    """At least `size` embeddings, or all if there are fewer: float16 [n, dim]. Evenly spread shards come first."""
     found, count = [np.zeros((0, embeddings.dim), np.float16)], 0
     for shard in _spread(shards):
         if count >= size:
@@ -157,14 +157,14 @@ def _sample(embeddings: Embeddings, shards: Sequence[ShardFiles], size: int) -> 
 
 
 def _spread(shards: Sequence[ShardFiles]) -> Iterator[ShardFiles]:
-    """All shards, every n-th one first."""
+    """All shards, starting with every n-th shard."""
     every = max(1, len(shards) // _SAMPLED_SHARDS)
     for start in range(every):
         yield from shards[start::every]
 
 
 def _without_broken(store: Store, folder: str, parts: dict[str, IndexPart]) -> dict[str, IndexPart]:
-    """Delete the records of parts whose file is gone or has another size. Returns the others."""
+    """Delete the records of parts whose file is gone or has the wrong size. Returns the other parts."""
     broken = {stem for stem, part in parts.items() if not _has_file(store, part)}
     for stem in broken:
         store.delete(f"{folder}/manifests/{stem}.json")
@@ -179,9 +179,9 @@ def _has_file(store: Store, part: IndexPart) -> bool:
 
 
 def _remove(store: Store, folder: str, outdated: Collection[str], current: dict[str, IndexPart]) -> None:
-    """Delete parts of other shards or generations, and files that interrupted runs left.
+    """Delete parts for other shards or generations, and files that interrupted runs left.
 
-    A file that may belong to a part that another run is just finishing stays until it is _ABANDONED_S old.
+    A file that could belong to a part that another run is finishing stays until it is _ABANDONED_S old.
     """
     for stem in outdated:
         store.delete(f"{folder}/manifests/{stem}.json")

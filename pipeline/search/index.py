@@ -1,4 +1,4 @@
-"""Searches the embeddings of a snapshot: those of an index's parts, and those of the few shards that are in no part."""
+"""Searches the embeddings of a snapshot: those in the parts of an index, and those of the few shards in no part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMas
 from pairmill.schemas.index import EmbeddingKind, IndexedShard, IndexPart
 
 MAX_UNINDEXED_ROWS = FLAT_ROWS
-"""At most so many rows that are in no index are searched too, in memory, exactly."""
+"""Maximum number of rows in no index that are also searched: in memory and exactly."""
 
 
 @dataclass(frozen=True)
 class _OpenPart:
-    """One part, and where its shards are in the snapshot."""
+    """One part, and the positions of its shards in the snapshot."""
 
     index: VectorIndex
     shards: Sequence[IndexedShard]
     first_rows: Ids
-    """For each shard, the row index of its first row in the snapshot; -1 if the snapshot has another generation."""
+    """For each shard, the row index of its first row in the snapshot; -1 if its rows are not searched in this part."""
 
     def search(self, queries: Floats, k: int, allowed: RowMask | None) -> tuple[Ids, Floats]:
-        """Row indices and scores, each [n, k]; -1 where there is no further row. Raises SearchError."""
+        """(row indices, scores), each [n, k]; the row index is -1 where there is no further row. Raises SearchError."""
         ids, scores = self.index.search(queries, k, self._mask(allowed))
         starts = np.array([0, *accumulate(shard.num_rows for shard in self.shards)], np.int64)
         if (ids >= starts[-1]).any():
@@ -42,7 +42,7 @@ class _OpenPart:
         return np.where(ids < 0, -1, ids - starts[shard] + self.first_rows[shard]), scores
 
     def _mask(self, allowed: RowMask | None) -> RowMask | None:
-        """`allowed` by id instead of by row index."""
+        """`allowed`, indexed by id instead of by row index; None if all ids are allowed."""
         if allowed is None and (self.first_rows >= 0).all():
             return None
         spans = zip(self.first_rows.tolist(), (shard.num_rows for shard in self.shards), strict=True)
@@ -56,7 +56,7 @@ class _OpenPart:
 class SearchIndex:
     """The embeddings of one model in a snapshot, ready to search. Thread-safe.
 
-    `num_rows` counts the rows of the snapshot, `num_embeddings` those of them that have an embedding and can be found.
+    `num_rows`: the rows of the snapshot; `num_embeddings`: the rows that have an embedding and can be found.
     """
 
     def __init__(self, embeddings: Embeddings, parts: Sequence[_OpenPart]) -> None:
@@ -79,20 +79,21 @@ class SearchIndex:
         kind: EmbeddingKind = "image",
         on_step: OnStep = ignore_step,
     ) -> "SearchIndex":
-        """Open the index of a model's embeddings. Up to MAX_UNINDEXED_ROWS rows may be in no part: they are read.
+        """Open the index of a model's embeddings. Up to MAX_UNINDEXED_ROWS rows can be in no part: their embeddings are
+        read.
 
         Parts on disk are mapped into memory. Parts on S3 are first copied to a local cache (`local_copy`).
 
         Args:
             store: The output folder.
-            snapshot: Its shards; row indices count their rows.
-            alias: The model; None: the dataset's first.
-            kind: The embeddings of the pictures or of the captions.
-            on_step: Told about shards that are read and parts that are copied.
+            snapshot: The folder's shards; row indices number their rows.
+            alias: The model; None for the dataset's first model.
+            kind: Whether to search the embeddings of the pictures or of the captions.
+            on_step: Called for shards that are read and parts that are opened.
 
         Raises:
-            SearchError: There is no such model, or more rows are in no part; the message says which command to run.
-            DatasetError: The dataset has changed, or is damaged.
+            SearchError: There is no such model, or more rows are in no part. The message says which command to run.
+            DatasetError: The dataset has changed or is damaged.
         """
         embeddings = Embeddings.of(snapshot, alias, kind)
         records = [*read_parts(store, index_folder(embeddings)).values()]
@@ -118,7 +119,7 @@ class SearchIndex:
 
     @property
     def dim(self) -> int:
-        """Length of the vectors."""
+        """The length of each vector."""
         return self.embeddings.dim
 
     @property
@@ -130,14 +131,15 @@ class SearchIndex:
         """The k most similar rows for each vector.
 
         Args:
-            vectors: float32 [n, dim], of any length except 0.
-            k: How many rows to find.
-            allowed: By row index [num_rows], whether the row may be found; None: all.
+            vectors: float32 [n, dim], with any norm except 0.
+            k: Number of rows to find.
+            allowed: Whether each row can be found, by row index [num_rows]; None for all rows.
 
         Returns:
             (int64 [n, k], float32 [n, k]): row indices in the snapshot, best first (see Chunk.first_row_index), and the
-            cosine of each. With less than k rows, the remaining indices are -1 and their cosines -inf. Rows with equal
-            cosines are in order; if not all of them are among the k, which are depends on the index.
+            cosine of each. If fewer than k rows are found, the remaining indices are -1 and their cosines -inf. Rows
+            with equal cosines are in the order of the dataset; if only some of them are among the k, the index
+            determines which.
         """
         queries = np.asarray(vectors, np.float32)
         queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
@@ -154,9 +156,9 @@ class SearchIndex:
 def _current(
     embeddings: Embeddings, records: Sequence[IndexPart]
 ) -> tuple[list[tuple[IndexPart, list[int | None]]], set[int]]:
-    """The parts to search, with the position of each of their shards in the snapshot, and all these positions.
+    """(the parts to search, each with the positions of its shards in the snapshot; all positions that they cover).
 
-    The position is None for a shard that the snapshot has in another generation, or that another part covers.
+    The position is None for a shard that has another generation in the snapshot or that another part covers.
     """
     positions = {
         (shard.shard, embeddings.blake2b(shard)): position
@@ -188,7 +190,7 @@ def _read(embeddings: Embeddings, part: IndexPart) -> VectorIndex:
     try:
         index = VectorIndex.read(path)
         if (index.dim, len(index)) != (embeddings.dim, part.num_embeddings):
-            raise ValueError("it has other vectors")
+            raise ValueError("its vectors are not those of the dataset")
     except ValueError as error:
         if store.remote:  # the copy was intact when it was made
             Path(path).unlink(missing_ok=True)

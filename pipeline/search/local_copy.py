@@ -9,11 +9,11 @@ from pairmill.pipeline.search.errors import SearchError
 from pairmill.schemas.manifest import DataFile
 
 MAX_CACHE_BYTES = 20_000_000_000
-"""Size of the cache. The files that were not used for the longest time are deleted first."""
+"""Maximum size of the cache. The least recently used files are deleted first."""
 
 
 def local_copy(store: Store, file: DataFile) -> str:
-    """Path of a file of the index on this machine: the file itself, or a copy of an object. Raises SearchError."""
+    """The path of an index file on this machine: the file itself, or a copy of an object. Raises SearchError."""
     if not store.remote:
         return store.path(file.path)
     try:
@@ -29,12 +29,12 @@ def check_size(store: Store, files: Iterable[DataFile]) -> None:
     num_bytes = sum(file.num_bytes for file in files)
     if store.remote and num_bytes > MAX_CACHE_BYTES:
         raise SearchError(
-            f"the index has {num_bytes:,} bytes, but the local cache at most {MAX_CACHE_BYTES:,}: search a local copy "
-            f"of {store.root}"
+            f"the index has {num_bytes:,} bytes, but the local cache can store at most {MAX_CACHE_BYTES:,}: search a "
+            f"local copy of {store.root}"
         )
 
 
 def forget_copy(file: DataFile) -> None:
-    """Delete this machine's copy of a file of an index, if there is one."""
+    """Delete this machine's copy of an index file, if there is one."""
     with suppress(OSError):
         (cache_folder("index") / f"{file.blake2b}.faiss").unlink(missing_ok=True)

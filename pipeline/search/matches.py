@@ -1,4 +1,4 @@
-"""Reads the rows that a search has found."""
+"""Reads the rows that a search found."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Match:
     uid: str
     row_id: str
     score: float
-    """Cosine of its embedding and the query's."""
+    """The cosine of its embedding and the query's."""
     caption: str | None
-    """Raw, as in the input."""
+    """The raw caption, as in the input."""
     url: str | None
 
     def as_dict(self) -> dict[str, object]:
@@ -37,7 +37,7 @@ class Match:
 
 
 def positions_of(snapshot: Snapshot, rows: Sequence[int]) -> list[RowRef]:
-    """Where the rows with these indices are."""
+    """The places of the rows with these indices."""
     starts = np.array([span.start for _, span in snapshot.chunk.spans()], np.int64) + snapshot.chunk.first_row_index
     shards = np.searchsorted(starts, rows, side="right") - 1
     return [RowRef(int(shard), int(row - starts[shard])) for shard, row in zip(shards, rows, strict=True)]
@@ -58,7 +58,7 @@ def read_matches(snapshot: Snapshot, positions: Sequence[RowRef], scores: Sequen
 
 
 def find_uid(snapshot: Snapshot, uid: str) -> RowRef:
-    """Where the first row with this uid is (32 hex characters or a UUID). Raises SearchError if there is none."""
+    """The place of the first row with this uid (32 hex characters or a UUID). Raises SearchError if there is none."""
     stored = own_uid(uid)
     shards = snapshot.chunk.shards
     finder = UidFinder(len(shards), lambda position: snapshot.read(shards[position], ["uid"])["uid"])
@@ -68,7 +68,7 @@ def find_uid(snapshot: Snapshot, uid: str) -> RowRef:
 
 
 def subset_mask(snapshot: Snapshot, name: str) -> RowMask:
-    """By row index, whether the row is in the subset. Raises SubsetError."""
+    """Whether each row is in the subset, by row index: bool [rows]. Raises SubsetError."""
     bits = selected_rows(snapshot.chunk, name)
     counts = [shard.num_rows for shard in snapshot.chunk.shards]
     masks = [np.unpackbits(packed, count=count) for packed, count in zip(bits, counts, strict=True)]

@@ -1,10 +1,10 @@
-"""Says where the parts of an index are, and which shards belong to which part.
+"""Defines the files of an index's parts, and which shards belong to which part.
 
 index/clip_b32-image/000000000.DIGEST.ATTEMPT.faiss       the vectors of consecutive shards
 index/clip_b32-image/manifests/000000000.DIGEST.json      written last, create-only; names the shards it covers
 
-The names begin with the part's first shard. DIGEST depends on its shards, their generations and their embeddings alone,
-so an index that grew with its dataset has the same parts as one that was built at once.
+The names begin with the part's first shard. DIGEST depends only on its shards, their generations and their embeddings,
+so an index that grew with its dataset has the same parts as one that was built all at once.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from pairmill.schemas.index import IndexPart
 from pairmill.schemas.manifest import shard_name
 
 PART_ROWS = 1 << 20
-"""Rows of a part: planned ones, and at most as many pairs. Building it takes about twice the memory of its vectors."""
+"""Number of planned rows that a part spans, and maximum number of its pairs. Building a part takes about twice the
+memory of its vectors."""
 _READERS = 32
 _LAYOUT = 1
 
@@ -30,7 +31,7 @@ def index_folder(embeddings: Embeddings) -> str:
 
 
 def shards_of_parts(embeddings: Embeddings) -> Iterator[list[int]]:
-    """The positions in the snapshot of the shards of each part.
+    """For each part, the positions of its shards in the snapshot.
 
     The plan only grows at its end, so a shard always belongs to the same span of the plan.
     """

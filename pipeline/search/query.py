@@ -1,4 +1,4 @@
-"""Embeds what to look for with the model that made the stored embeddings."""
+"""Embeds queries with the model that made the stored embeddings."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,16 +32,16 @@ class QueryModel:
 
     @classmethod
     def load(cls, contract: ScoreContract, run: RunConfig | None = None) -> "QueryModel":
-        """Load the model. Raises ModelError if its weights here are other ones, or there are none."""
+        """Load the model. Raises ModelError if its weights on this machine are missing or differ."""
         from pairmill.pipeline.encode.clip_model import model_of
 
         return cls(model_of(contract, run or RunConfig()))
 
 
 def embed_text(model: QueryModel, text: str) -> Floats:
-    """The embedding of a text, cleaned as captions are: float32 [1, dim], L2-normalized. Raises SearchError."""
+    """The embedding of a text, cleaned like a caption: float32 [1, dim], L2-normalized. Raises SearchError."""
     if len(text) > MAX_TEXT_CHARS:
-        raise SearchError(f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are possible")
+        raise SearchError(f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are allowed")
     (cleaned,) = clean_captions(pa.array([text.encode(errors="replace").decode()])).to_pylist()
     if not cleaned:
         raise SearchError("the text is empty: say what to look for")
@@ -49,9 +49,9 @@ def embed_text(model: QueryModel, text: str) -> Floats:
 
 
 def embed_image(model: QueryModel, body: bytes, max_pixels: int | None = None) -> Floats:
-    """The embedding of an encoded picture, which may be hostile: float32 [1, dim], L2-normalized.
+    """The embedding of an encoded picture, which can be hostile: float32 [1, dim], L2-normalized.
 
-    `max_pixels`: larger pictures are refused; None: the default of `images.max_pixels`. Raises SearchError.
+    `max_pixels`: larger pictures are refused; None for the default of `images.max_pixels`. Raises SearchError.
     """
     import torch
 
@@ -65,12 +65,13 @@ def embed_image(model: QueryModel, body: bytes, max_pixels: int | None = None) -
         raise SearchError(f"the picture cannot be used: {why}") from None
     height, width = pixels.shape[:2]
     if model.model.input.resized_pixels(width, height) > MAX_RESIZED_PIXELS:
-        raise SearchError(f"the picture cannot be used: {width} x {height} pixels are too long and narrow")
+        raise SearchError(f"the picture cannot be used: {width} x {height} pixels is too long and narrow")
     return _valid(model.model.encode_images(torch.stack([model.model.input.prepare(pixels)])), "picture")
 
 
 def read_picture(files: Files, uri: str) -> bytes:
-    """The bytes of a picture, a local path or `s3://`. Raises SearchError if it is too large or cannot be read."""
+    """The bytes of a picture at a local path or `s3://` URL. Raises SearchError if the picture is too large or cannot
+    be read."""
     if is_remote(uri) and not uri.startswith(S3_SCHEMES):
         raise SearchError(f"{uri} cannot be read: give a local file or s3://")
     try:
@@ -85,5 +86,5 @@ def read_picture(files: Files, uri: str) -> bytes:
 
 def _valid(embedding: Floats, what: str) -> Floats:
     if not np.isfinite(embedding).all() or not embedding.any():
-        raise SearchError(f"the model gives no valid embedding of this {what}")
+        raise SearchError(f"the model produces no valid embedding of this {what}")
     return embedding

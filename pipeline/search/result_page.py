@@ -1,4 +1,4 @@
-"""Makes the page of a search: the pictures that were found, best first, with score, caption, URL and uid."""
+"""Renders the results of a search as a page: the pictures, best first, with score, caption, URL and uid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,6 @@ class FoundPicture:
 
 
 def result_page(query: str, facts: Sequence[str], found: Sequence[FoundPicture]) -> str:
-    """One HTML page without scripts, which loads nothing. `facts`: lines about the search."""
+    """One HTML page that runs no script and loads nothing. `facts`: lines about the search."""
     template = environment().get_template("search.html.j2")
     return template.render(title=f"Search: {query}", query=query, facts=facts, found=found)

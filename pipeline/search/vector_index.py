@@ -1,8 +1,8 @@
-"""THE place where faiss is called: an index of float16 vectors by inner product, small enough for one file.
+"""THE place where faiss is called: an inner-product index of float16 vectors, small enough for one file.
 
-The vectors are stored as they are, in lists of similar ones (an inverted file). A search reads only the most promising
-lists, so it may miss a neighbour, but every score is exact. Few vectors have a single list, and their search is exact.
-Why this kind of index: docs/decisions/017-search-index.md.
+The vectors are stored unchanged, in lists of similar vectors (an inverted file). A search reads only the most promising
+lists, so it can miss a neighbor, but every score is exact. A small index has a single list, and its search is exact.
+docs/decisions/017-search-index.md explains why this kind of index was chosen.
 """
 
 import math
@@ -22,23 +22,23 @@ RowMask = npt.NDArray[np.bool_]
 FAISS_VERSION: str = faiss.__version__
 
 FLAT_ROWS = 100_000
-"""Fewer vectors than this are not divided into lists: a search reads them all in a few milliseconds."""
+"""Fewer vectors than this are not divided into lists: a search reads all of them in a few milliseconds."""
 _SAMPLES_PER_LIST = 64
 _ITERATIONS = 10
 _SEED = 0
 _PROBED_SHARE = 3 / 16
-"""Share of the lists that a search reads."""
+"""The share of the lists that a search reads."""
 _ADD_ROWS = 16_384
-"""Vectors that are converted to float32 at a time."""
+"""Number of vectors that are converted to float32 at a time."""
 
 
 def num_lists(num_vectors: int) -> int:
-    """Number of lists: 1 for few vectors, otherwise the power of two next to the square root."""
+    """The number of lists: 1 for few vectors, otherwise the power of two that is nearest to the square root."""
     return 1 if num_vectors < FLAT_ROWS else 1 << round(math.log2(math.sqrt(num_vectors)))
 
 
 def sample_size(num_vectors: int) -> int:
-    """How many vectors are enough to find the lists of this many."""
+    """The number of sample vectors that are enough to find the lists for `num_vectors`."""
     lists = num_lists(num_vectors)
     return 0 if lists == 1 else _SAMPLES_PER_LIST * lists
 
@@ -52,9 +52,10 @@ class VectorIndex:
 
     @classmethod
     def empty(cls, dim: int, num_vectors: int, sample: Halves) -> Self:
-        """An index for at most `num_vectors` vectors. `sample` [n, dim]: `sample_size` of them or more, or else all.
+        """An empty index for at most `num_vectors` vectors. `sample` [n, dim]: at least `sample_size` of them, or all
+        if there are fewer.
 
-        Equal samples give equal indexes.
+        Equal samples produce equal indexes.
         """
         lists = num_lists(num_vectors if len(sample) >= sample_size(num_vectors) else len(sample))
         centers = np.zeros((1, dim), np.float32) if lists == 1 else _centers(sample, lists)
@@ -70,7 +71,7 @@ class VectorIndex:
 
     @classmethod
     def read(cls, path: str) -> Self:
-        """Open a file that `write` wrote, mapped into memory. Raises ValueError if it is not one."""
+        """Open a file that `write` wrote, mapped into memory. Raises ValueError if it is not such a file."""
         try:
             index = faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
@@ -88,16 +89,16 @@ class VectorIndex:
 
     @property
     def dim(self) -> int:
-        """Length of the vectors."""
+        """The length of each vector."""
         return int(self._index.d)
 
     @property
     def lists(self) -> int:
-        """Number of lists."""
+        """The number of lists."""
         return int(self._index.nlist)
 
     def __len__(self) -> int:
-        """Number of vectors."""
+        """The number of vectors."""
         return int(self._index.ntotal)
 
     def add(self, vectors: Halves, ids: Ids) -> None:
@@ -107,10 +108,11 @@ class VectorIndex:
             self._index.add_with_ids(vectors[some].astype(np.float32), ids[some])
 
     def search(self, queries: Floats, k: int, allowed: RowMask | None = None) -> tuple[Ids, Floats]:
-        """Ids and inner products of the k best vectors for each query, each [n, k], best first.
+        """(ids, inner products) of the k best vectors for each query, each [n, k], best first.
 
-        `allowed`: by id, whether the vector may be found; None: all. With less than k vectors, the rest of the ids is
-        -1. Of equal vectors of which not all are among the k best, any may be found; the same ones in every search.
+        `allowed`: whether each vector can be found, by id; None for all. If fewer than k vectors are found, the
+        remaining ids are -1. If only some of several equal vectors are among the k best, it is undefined which, but
+        every search finds the same ones.
         """
         lists, selector = math.ceil(self.lists * _PROBED_SHARE), None
         if allowed is not None:
@@ -123,7 +125,7 @@ class VectorIndex:
         return ids, scores
 
     def stored(self) -> Iterator[Halves]:
-        """The vectors as they are stored, float16 [n, dim] for each list."""
+        """The stored vectors: float16 [n, dim] for each list."""
         lists = faiss.downcast_InvertedLists(self._index.invlists)
         for number in range(self.lists):
             size = lists.list_size(number)
@@ -139,7 +141,7 @@ class VectorIndex:
 
 
 def _centers(sample: Halves, lists: int) -> Floats:
-    """The centers of `lists` groups, float32 [lists, dim]."""
+    """The centers of `lists` groups of similar vectors: float32 [lists, dim]."""
     kmeans = faiss.Kmeans(
         sample.shape[1], lists, niter=_ITERATIONS, seed=_SEED, spherical=True,
         max_points_per_centroid=_SAMPLES_PER_LIST, min_points_per_centroid=1,

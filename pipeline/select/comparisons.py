@@ -1,4 +1,4 @@
-"""THE place where a threshold in a `where` is compared with a column. Also does the arithmetic, by DuckDB's rules.
+"""Compares columns with thresholds and does arithmetic, by DuckDB's rules. All such code for `where` is in this file.
 
 The common type of two numbers depends on their types:
 
@@ -63,7 +63,7 @@ def decimal_literal(text: str) -> pa.Scalar:
 
 
 def compare(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
-    """Apply `function`, such as `pc.less`, to two numeric columns or literals; null where one is null or NaN."""
+    """Apply `function`, such as `pc.less`, to two numeric columns or literals; null where either is null or NaN."""
     left, right = _rounded_to_half(left, right), _rounded_to_half(right, left)
     kind = _comparable_type(left.type, right.type)
     left, right = _cast(left, kind), _cast(right, kind)
@@ -97,7 +97,7 @@ def divide(left: Value, right: Value) -> Value:
 
 
 def negate(value: Value) -> Value:
-    """The number with the other sign. Raises ArrowInvalid for -2^63."""
+    """The number with the opposite sign. Raises ArrowInvalid for -2^63."""
     return pc.negate_checked(_widen(value))
 
 
@@ -107,17 +107,17 @@ def absolute(value: Value) -> Value:
 
 
 def least(*values: Value) -> Value:
-    """The smallest value in each row; null or NaN if one of the values is."""
+    """The smallest value in each row; null or NaN if any of the values is."""
     return _extreme(pc.min_element_wise, values)
 
 
 def greatest(*values: Value) -> Value:
-    """The largest value in each row; null or NaN if one of the values is."""
+    """The largest value in each row; null or NaN if any of the values is."""
     return _extreme(pc.max_element_wise, values)
 
 
 def clip(value: Value, low: Value, high: Value) -> Value:
-    """The value, but at least `low` and at most `high`; null or NaN if one of the three is."""
+    """The value, limited to at least `low` and at most `high`; null or NaN if any of the three is."""
     return least(greatest(value, low), high)
 
 
@@ -152,10 +152,10 @@ def _comparable_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 def _for_arithmetic(
     left: Value, right: Value, digits_of: Callable[[pa.DataType, pa.DataType], int]
 ) -> tuple[Value, Value]:
-    """The operands in types that Arrow can calculate with. `digits_of` gives the precision of a decimal result."""
+    """The operands in types that Arrow can calculate with. `digits_of` returns the precision of a decimal result."""
     one, other = left.type, right.type
     if not _are_numbers(left, right):
-        return left, right  # Arrow can calculate with times, and refuses anything else
+        return left, right  # Arrow can calculate with times and rejects anything else
     if (floating := _float_type(one, other)) is not None:
         return _cast(left, floating), _cast(right, floating)
     if pa.types.is_integer(one) and pa.types.is_integer(other) and pa.uint64() not in (one, other):
@@ -190,7 +190,7 @@ def _float_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _widen(value: Value) -> Value:
-    """Integers as int64, or as decimals if int64 is too small; halves as floats."""
+    """Widen integers to int64, or to decimals if int64 is too small, and float16 to float32."""
     if value.type == pa.uint64():
         return _cast(value, pa.decimal128(_digits(value.type), 0))
     if pa.types.is_integer(value.type):

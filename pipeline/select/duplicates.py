@@ -1,4 +1,4 @@
-"""Finds exact duplicates in one partition of the keys. The best row of each group stays, and the others are dropped."""
+"""Finds exact duplicates in one partition of the keys. The best row of each group stays; the others are dropped."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ DUPLICATE_GROUP = np.dtype([("row_index", "<i8"), ("rows", "<i8")])
 
 
 def merge_duplicates(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]:
-    """Returns the groups of two or more equal DEDUP_KEYs, and for each chunk the rows to drop, sorted.
+    """Returns the groups of two or more rows with equal keys, and for each chunk the rows to drop, sorted.
 
     The best row of a group has the highest rank or, if ranks are equal, the lowest row index.
     """
@@ -43,7 +43,7 @@ def merge_across(source_starts: Sequence[int], chunk_starts: Sequence[int], *par
 
 
 def _grouped(parts: Sequence[Array]) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """(keys that may have duplicates, equal ones together and the best first; whether each equals the one before)."""
+    """(keys that may have duplicates, grouped by value with the best first; whether each equals the previous one)."""
     keys = np.concatenate(parts)
     keys = keys[_is_repeated(keys["high"])]  # a row whose high half is unique has no duplicate
     keys = keys[np.lexsort((keys["row_index"], ~keys["low_bits"], ~keys["rank"], keys["low"], keys["high"]))]
@@ -53,12 +53,12 @@ def _grouped(parts: Sequence[Array]) -> tuple[Array, npt.NDArray[np.bool_]]:
 
 
 def split_by_chunk(row_indices: RowIndices, chunk_starts: Sequence[int]) -> list[RowIndices]:
-    """Sorted row indices, one array per chunk."""
+    """Split sorted row indices into one array per chunk."""
     return np.split(row_indices, np.searchsorted(row_indices, np.asarray(chunk_starts[1:], np.int64)))
 
 
 def largest(groups: Array) -> Array:
-    """The MAX_REPORTED_GROUPS groups with the most rows; ties go to those that come first."""
+    """The MAX_REPORTED_GROUPS groups with the most rows; ties go to the lowest row index."""
     return groups[np.lexsort((groups["row_index"], -groups["rows"]))[:MAX_REPORTED_GROUPS]]
 
 

@@ -1,4 +1,4 @@
-"""Explains errors in expressions, with a message, a caret below the position, and the form that was probably meant."""
+"""Explains errors in expressions: a message, carets below the faulty part, and the form that was probably meant."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from pairmill.pipeline.select.comparisons import is_number
 from pairmill.schemas.errors import PairmillError
 
 SHOWN_CHARS = 70
-"""Characters of an expression to quote around the position."""
+"""Characters of an expression to quote around the faulty part."""
 
 _INDENT = "  "
 _MEANT = {
@@ -39,7 +39,7 @@ _MEANT = {
     "like": "contains(column, 'text')",
     "between": "1 <= column <= 2",
 }
-"""Operators and words of SQL and other languages, ignoring the case of words -> how to write them here."""
+"""Operators and words of SQL and other languages (the case of words is ignored) -> how to write them here."""
 
 _TOKEN = re.compile(
     r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(?P<operator>[=!<>&|]+(?:\s+=(?!=))?)|(?P<word>[^\W\d]\w*)"""
@@ -58,7 +58,7 @@ def require_columns(schema: pa.Schema, names: Iterable[str]) -> None:
 
 
 def no_column(schema: pa.Schema, name: str) -> str:
-    """The message about a column that is not there, with the name that was probably meant."""
+    """The message for a missing column, with the name that was probably meant."""
     if found := misspelt(name):
         meant = "for null, write `is None` or `is not None`" if found[2] == "None" else f"write {found[2]!r}"
         return f"there is no column {name!r}; {meant}"
@@ -67,7 +67,7 @@ def no_column(schema: pa.Schema, name: str) -> str:
 
 
 def pointing(text: str, start: int, end: int, message: str) -> ExpressionError:
-    """An error at text[start:end]: the message, then two more lines with the expression and carets below that part."""
+    """The error for text[start:end]: the message, the expression on a second line, and carets on a third."""
     first = max(0, min(start - SHOWN_CHARS // 2, len(text) - SHOWN_CHARS))
     shown = re.sub(r"\s", " ", text[first : first + SHOWN_CHARS])
     before, after = "... " * (first > 0), " ..." * (first + SHOWN_CHARS < len(text))
@@ -77,7 +77,7 @@ def pointing(text: str, start: int, end: int, message: str) -> ExpressionError:
 
 
 def at_node(text: str, node: ast.AST, message: str) -> ExpressionError:
-    """An error at a node of the tree parsed from `text`."""
+    """The error for a node of the tree parsed from `text`."""
     first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", 1)
     start = _place(text, first, getattr(node, "col_offset", 0))
     return pointing(text, start, _place(text, last, getattr(node, "end_col_offset", 0)), message)

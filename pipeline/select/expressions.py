@@ -1,4 +1,4 @@
-"""Evaluates expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
+"""Evaluates expressions that users write over columns, such as `similarity >= 0.28 and width / height < 3`.
 
 The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
 null, and a row stays only if the whole expression is true. `comparisons.py` does the arithmetic and compares numbers.
@@ -62,19 +62,19 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Expression:
-    """`text` comes from the user. Call `check` once, before any data is read."""
+    """An expression over columns, as the user wrote it. Call `check` once before reading any data."""
 
     text: str
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """Names of the columns it uses. Raises ExpressionError."""
+        """Names of the columns that the expression uses. Raises ExpressionError."""
         called = {node.func for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
         nodes = [node for node in ast.walk(self._tree) if node not in called]
         return frozenset(name for node in nodes if (name := column_name(node)) is not None)
 
     def check(self, schema: pa.Schema, expected: Literal["boolean", "number"]) -> None:
-        """Evaluate it on zero rows. Raises ExpressionError if a column is unknown or the types do not fit."""
+        """Evaluate it on zero rows. Raises ExpressionError if a column is unknown or the types do not match."""
         for node in ast.walk(self._tree):
             name = column_name(node)
             if name in self.columns and name not in schema.names:
@@ -83,9 +83,9 @@ class Expression:
         if not self.columns:
             raise ExpressionError(f"{self.text!r} uses no column; name one, such as `width` in `width / 1000`")
         if expected == "boolean" and not pa.types.is_boolean(value.type):
-            raise ExpressionError(f"{self.text!r} is not true or false, but a {value.type}")
+            raise ExpressionError(f"{self.text!r} is {value.type}, not true or false")
         if expected == "number" and not comparisons.is_number(value.type):
-            raise ExpressionError(f"{self.text!r} is not a number, but a {value.type}")
+            raise ExpressionError(f"{self.text!r} is {value.type}, not a number")
 
     def evaluate(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
         """One value per row of the table; nulls follow SQL. Raises ExpressionError."""
@@ -94,7 +94,7 @@ class Expression:
 
     @property
     def _stripped(self) -> str:
-        """The text that positions in the tree refer to."""
+        """The text to which positions in the tree refer."""
         return self.text.strip()
 
     @cached_property
@@ -115,7 +115,7 @@ class Expression:
         return tree
 
     def _value(self, node: ast.expr, table: pa.Table) -> Value:
-        """Evaluate a node. Raises ExpressionError that points at the innermost node that cannot be evaluated."""
+        """Evaluate a node. Raises an ExpressionError that points at the innermost node that cannot be evaluated."""
         try:
             return self._evaluate(node, table)
         except (pa.ArrowException, TypeError, OverflowError) as error:
@@ -154,7 +154,7 @@ class Expression:
         return [self._value(node, table) for node in nodes]
 
     def _comparison(self, node: ast.Compare, table: pa.Table) -> Value:
-        """`a < b < c` is `a < b and b < c`."""
+        """Evaluate a chain of comparisons: `a < b < c` means `a < b and b < c`."""
         operands = [node.left, *node.comparators]
         links = [
             self._link(left, operator, right, table)
@@ -163,7 +163,7 @@ class Expression:
         return reduce(pc.and_kleene, links)
 
     def _link(self, left: ast.expr, operator: ast.cmpop, right: ast.expr, table: pa.Table) -> Value:
-        """One comparison of two operands."""
+        """Evaluate one comparison of two operands."""
         match operator, right:
             case ast.Is(), ast.Constant(value=None):
                 return pc.is_null(self._value(left, table))
@@ -177,13 +177,13 @@ class Expression:
             raise self._unsupported_error(right)
         if _is_null(left) or _is_null(right):
             node = right if _is_null(right) else left
-            raise at_node(self._stripped, node, "compare with null by `is None` or `is not None`")
+            raise at_node(self._stripped, node, "to compare with null, write `is None` or `is not None`")
         return _compare(_COMPARE[type(operator)], *self._comparable(left, right, table))
 
     def _is_in(self, value: ast.expr, items: Sequence[ast.expr], table: pa.Table) -> Value:
         """Whether each value is among the items; null if the value is null, as in SQL."""
         if not items:
-            raise at_node(self._stripped, value, "is compared with an empty list")
+            raise at_node(self._stripped, value, "the list after `in` is empty; add at least one value")
         return reduce(pc.or_kleene, (_compare(pc.equal, *self._comparable(value, item, table)) for item in items))
 
     def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
@@ -215,7 +215,7 @@ class Expression:
         if isinstance(node, ast.Call):
             operands = node.args
         kinds = [f"{self._source(each)} is {kind_of(self._value(each, table))}" for each in operands]
-        return f"{self._source(node)!r} does not work: {', and '.join(kinds)}"
+        return f"{self._source(node)!r} cannot be computed: {', and '.join(kinds)}"
 
 
 def column_name(node: ast.AST) -> str | None:
@@ -229,23 +229,26 @@ def column_name(node: ast.AST) -> str | None:
 
 
 def _as_time(text: Value, kind: pa.DataType) -> Value:
-    """The time with all its digits, whatever the column's unit. As in SQL, a date is midnight at its start."""
+    """Parse a time with all its digits, whatever the column's unit. As in SQL, a date means midnight at its start."""
     moment = text.cast(pa.timestamp("us"))
     zone = getattr(kind, "tz", None)
     return pc.assume_timezone(moment, "UTC").cast(pa.timestamp("us", zone)) if zone else moment
 
 
 def _contains(text: Value, part: str) -> Value:
-    """RE2 finds a few letters in half the time of Arrow's own search, which is faster for a single one. The group keeps
-    Arrow from seeing that the regular expression is plain text, which it would search for itself."""
+    """Whether each text contains `part`.
+
+    RE2 finds a few letters in half the time of Arrow's own search, which is faster for a single letter. The group keeps
+    Arrow from noticing that the regular expression is plain text; otherwise it would use its own search.
+    """
     if 1 < len(part) <= _MAX_RE2_CHARS:
         return pc.match_substring_regex(text, f"(?:{re.escape(part)})")
     return pc.match_substring(text, part)
 
 
 def _matches(text: Value, regex: str) -> Value:
-    """RE2 matches in linear time, whatever the regular expression."""
-    pc.match_substring_regex(pa.array([""]), regex)  # so that a bad regular expression fails on zero rows too
+    """Whether each text contains a match. RE2 matches any regular expression in linear time."""
+    pc.match_substring_regex(pa.array([""]), regex)  # fails for an invalid regular expression even with zero rows
     return pc.match_substring_regex(text, regex)
 
 
@@ -279,6 +282,6 @@ def _depth(tree: ast.AST) -> int:
 
 def _grammar() -> str:
     return (
-        "supported are columns, col('any name'), numbers, 'text', + - * /, < <= > >= == !=, in [..], is None, and, or, "
-        f"not, and {', '.join(sorted(_FUNCTIONS))}"
+        "expressions consist of columns, col('any name'), numbers, 'text', + - * /, < <= > >= == !=, in [..], is None, "
+        f"and, or, not, and {', '.join(sorted(_FUNCTIONS))}"
     )

@@ -1,4 +1,4 @@
-"""Defines filters, which decide about each row by itself during a scan."""
+"""Defines filters, which keep or drop each row independently of the others during a scan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ RowIndices = npt.NDArray[np.int64]
 
 
 class Filter(Protocol):
-    """Keeps or drops each row by itself."""
+    """Keeps or drops each row independently of the others."""
 
     @property
     def step(self) -> int:
@@ -78,7 +78,7 @@ class AtLeast:
         return self.order.columns
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Compare each row's key with the limit."""
+        """True where the row's key is at or above the limit."""
         return self.order.compare(table, self.key) >= 0
 
 
@@ -99,12 +99,12 @@ class NotDuplicate:
         return replace(self, is_duplicate=is_duplicate, first_row_index=chunk.first_row_index)
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Look up the row indices."""
+        """True for rows that are not listed as duplicates."""
         return ~self.is_duplicate[row_indices - self.first_row_index]
 
 
 def to_mask(column: pa.ChunkedArray | pa.Array) -> RowMask:
-    """A column of booleans as an array; null becomes False."""
+    """Convert a column of booleans to an array; null becomes False."""
     filled = pc.fill_null(column, False)
     array = filled.combine_chunks() if isinstance(filled, pa.ChunkedArray) else filled
     mask: RowMask = array.to_numpy(zero_copy_only=False)

@@ -1,11 +1,11 @@
-"""Keys of perceptual hashes: sets of bits such that any two hashes within a distance agree in all bits of at least one.
+"""Chooses keys of perceptual hashes: sets of bits such that any two hashes within a distance agree on at least one key.
 
-Rows are compared only with those that share a key. A hash is cut into equal slots; if two hashes differ in at most d
-bits, some slot differs in at most r = floor(d / slots) (the pigeonhole principle, as in Norouzi, Punjani and Fleet
-2012, "Fast search in Hamming space with multi-index hashing"). Within a slot, the bits are dealt to bands, and the
-blocks of a covering design are sets of bands such that any r bands are in at least one block: the bits outside of the
-block then agree. With all blocks of r out of r + k bands, this is the method of Manku, Jain and Das Sarma 2007,
-"Detecting near-duplicates for web crawling".
+Each row is compared only with rows that share a key with it. A hash is cut into equal slots; if two hashes differ in at
+most d bits, some slot differs in at most r = floor(d / slots) bits (the pigeonhole principle, as in Norouzi, Punjani
+and Fleet 2012, "Fast search in Hamming space with multi-index hashing"). The bits of a slot are dealt to bands. The
+blocks of a covering design are sets of bands such that any r bands are in at least one block; the bits outside that
+block then agree. If the blocks are all choices of r out of r + k bands, this is the method of Manku, Jain and Das Sarma
+2007, "Detecting near-duplicates for web crawling".
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ U64 = npt.NDArray[np.uint64]
 
 WORD_BITS = 64
 _ODD = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 over the golden ratio: Knuth's multiplicative hashing."""
+"""2^64 divided by the golden ratio, the multiplier of Knuth's multiplicative hashing."""
 
 _SYSTEM_8 = ((0, 1, 2, 3), (0, 1, 4, 5), (0, 1, 6, 7), (0, 2, 4, 6), (0, 2, 5, 7), (0, 3, 4, 7), (0, 3, 5, 6))
 """Half of the blocks of the Steiner quadruple system of order 8; the others are their complements."""
@@ -27,37 +27,39 @@ _SYSTEM_10 = ((0, 1, 3, 4), (0, 1, 2, 6), (0, 2, 4, 7))
 """Base blocks of the Steiner quadruple system of order 10, which is cyclic."""
 
 MAX_SMALL = 64
-"""Rows that share a key and are all compared with each other, many groups at once."""
+"""Largest group of rows with the same key in which all pairs are compared, in many groups at once."""
 _SORT_COST, _LOOK_UP_COST, _COMPARE_COST = 20.0, 30.0, 1.7
-"""Nanoseconds to sort a row under one key, to look its hash up if others share the key, and to compare two rows of a
-small group; of a large group it is about twice as long."""
+"""Nanoseconds to sort a row by one key, to look up its hash if other rows share the key, and to compare two rows of a
+small group. In a large group, a comparison takes about twice as long."""
 _SAMPLED_KEYS = 4
 
 
 @dataclass(frozen=True)
 class Key:
-    """The bits of one word of a hash that must agree, and how much the others of their slot may differ."""
+    """Bits of a hash on which two rows must agree, and the number of bits in which the slot around them may differ."""
 
     word: int
-    """Which 64 bits of the hash."""
+    """Index of the 64-bit word of the hash."""
     bits: int
-    """The bits that agree."""
+    """Mask of the bits that must agree."""
     slot: int
-    """All bits of the slot."""
+    """Mask of all bits of the slot."""
     radius: int
-    """In how many of its bits the slot may differ."""
+    """Maximum number of differing bits in the slot."""
 
     def values(self, words: U64) -> U64:
-        """A hash below 2^32 of the key's bits, for each uint64 of the key's word: equal bits have equal hashes, and
-        others seldom."""
+        """A hash below 2^32 of the key's bits, for each uint64 in `words` (the key's word of each row).
+
+        Equal bits have equal hashes; different bits rarely do.
+        """
         found = words & np.uint64(self.bits)
         found *= _ODD
         found >>= np.uint64(32)
         return found
 
     def refined(self) -> Sequence["Key"]:
-        """Keys with more bits, such that two hashes that agree in this key and are within the radius agree in at least
-        one of these. Empty if there are too few bits left."""
+        """Keys with more bits. Two hashes that agree on this key and are within its radius agree on at least one of
+        them. Empty if the slot has too few bits left."""
         left = _bit_numbers(self.slot & ~self.bits)
         bands = [_mask(left[first :: self.radius + 1]) for first in range(self.radius + 1)]
         if len(left) < 2 * len(bands):
@@ -66,15 +68,15 @@ class Key:
 
 
 def every_pair(distance: int) -> Key:
-    """A key that all hashes share: for so few rows that all pairs can be compared."""
+    """A key that all hashes share, for sets of rows that are small enough to compare all pairs."""
     return Key(0, 0, (1 << WORD_BITS) - 1, distance)
 
 
 def choose_keys(distance: int, sample: U64, num_rows: int) -> Sequence[Key]:
-    """The cheapest set of keys. Any of them finds the same pairs.
+    """The cheapest set of keys. All candidate sets find the same pairs.
 
-    `sample`: uint64 [rows, words], some of the `num_rows` hashes, which tell how many rows share a key: bits of real
-    hashes are neither even nor independent.
+    `sample`: uint64 [rows, words], a sample of the `num_rows` hashes, to estimate how many rows share a key. It is
+    needed because the bits of real hashes are neither uniform nor independent.
     """
     choices = list(plans(distance, sample.shape[1] * WORD_BITS))
     costs = [_cost(plan, sample, num_rows) for plan in choices]
@@ -82,7 +84,7 @@ def choose_keys(distance: int, sample: U64, num_rows: int) -> Sequence[Key]:
 
 
 def plans(distance: int, bits: int) -> Iterator[Sequence[Key]]:
-    """Sets of keys, each of which finds all pairs of hashes of so many bits within the distance."""
+    """Candidate sets of keys. Each set finds all pairs of hashes of length `bits` within the distance."""
     slots = max(1, bits // WORD_BITS)
     while slots <= bits // 8:
         radius, width = distance // slots, bits // slots
@@ -92,7 +94,7 @@ def plans(distance: int, bits: int) -> Iterator[Sequence[Key]]:
 
 
 def _designs(radius: int, width: int) -> Iterator[tuple[int, Sequence[Sequence[int]]]]:
-    """(number of bands, blocks of them) such that any `radius` bands are in a block, and few blocks are needed."""
+    """Designs (number of bands, blocks of bands) with few blocks, such that any `radius` bands are in some block."""
     for common in range(1, 5):
         bands = radius + common
         if bands <= width and len(blocks := list(combinations(range(bands), radius))) <= 256:
@@ -111,11 +113,11 @@ def _keys_of_slot(slot: int, width: int, radius: int, bands: int, blocks: Sequen
 
 
 def _cost(keys: Sequence[Key], sample: U64, num_rows: int) -> float:
-    """Estimated nanoseconds per row."""
+    """The estimated nanoseconds per row with these keys."""
     costs = []
     for key in [keys[at * len(keys) // _SAMPLED_KEYS] for at in range(_SAMPLED_KEYS)]:
         sizes = np.unique(key.values(sample[:, key.word]), return_counts=True)[1].astype(np.float64)
-        by_chance = len(sample) ** 2 / 2.0 ** min(32, key.bits.bit_count())  # a small sample may not show it
+        by_chance = len(sample) ** 2 / 2.0 ** min(32, key.bits.bit_count())  # a small sample may contain no such pair
         sharing = max(float((sizes * (sizes - 1)).sum()), by_chance) * num_rows / max(1, len(sample)) ** 2
         compare = _COMPARE_COST if sharing < MAX_SMALL else 2 * _COMPARE_COST
         costs.append(_SORT_COST + _LOOK_UP_COST * min(1.0, sharing) + compare * sharing / 2)

@@ -14,8 +14,8 @@ from pairmill.pipeline.select.expressions import Expression
 U64 = npt.NDArray[np.uint64]
 
 RANK = np.dtype([("rank", "<u8"), ("low_bits", "<u2")])
-"""A score as two integers that sort like it. `rank`: the bits of a float64, reordered. `low_bits`: the lowest 11 bits
-of an integer score, which are not in that float64, because a float64 cannot represent all 64 bits; 0 for other
+"""A score as two integers that sort like the score. `rank`: the bits of a float64, reordered. `low_bits`: the lowest
+11 bits of an integer score, which `rank` leaves out because a float64 cannot represent all 64 bits; 0 for other
 scores."""
 
 Ranks = npt.NDArray[np.void]
@@ -27,7 +27,7 @@ HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
 """The columns in which pairmill stores hex digits."""
 
 TIES, SAMPLE, SHUFFLE, BALANCE, CURVE, REPEAT = 1, 2, 3, 4, 5, 6
-"""Purposes of uid hashes. Each has its own hash, so that a row that wins ties is no more likely to be sampled."""
+"""Purposes of uid hashes. Each purpose has its own hash, so that a row that wins ties is no likelier to be sampled."""
 
 
 def key_halves(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
@@ -35,7 +35,7 @@ def key_halves(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
 
     The key of a value in HEX_COLUMNS is its first 32 digits. The key of any other value is the BLAKE2b-128 of its text.
     Equal values have equal keys; different values have different keys, except for collisions of a 128-bit hash. The key
-    of null is undefined. Raises ValueError if a column of HEX_COLUMNS contains anything but hex digits.
+    of null is undefined. Raises ValueError if a column in HEX_COLUMNS contains anything but hex digits.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if name in HEX_COLUMNS:
@@ -60,7 +60,7 @@ def can_be_key(kind: pa.DataType) -> bool:
 
 
 def is_comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """For each value, whether it can equal another: null and NaN equal nothing."""
+    """For each value, whether it can equal another value. Null and NaN equal nothing."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     valid = column.is_valid()
@@ -74,7 +74,7 @@ def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
         return np.zeros(len(array), np.uint64), np.zeros(len(array), np.uint64)
     width = len(present[0].as_py())
     if width not in (16, 32, 64):
-        raise ValueError("a column of hex digits has values of another length")
+        raise ValueError("a column of hex digits has values of an unsupported length; it must be 16, 32 or 64 digits")
     words = hash_words(present, width // 16)
     spread = np.zeros((len(array), 2), np.uint64)
     spread[pc.is_valid(array).to_numpy(zero_copy_only=False), : words.shape[1]] = words[:, :2]
@@ -82,9 +82,9 @@ def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
 
 
 def uid_hashes(column: pa.ChunkedArray, purpose: int, seed: int) -> U64:
-    """64 pseudo-random bits per uid, of shape (rows,), to break ties, sample and shuffle.
+    """64 pseudo-random bits per uid, for breaking ties, sampling and shuffling; shape (rows,).
 
-    They depend only on the uid, the purpose and the seed. The bits of uids are mixed first, because uids may be
+    The bits depend only on the uid, the purpose and the seed. The bits of the uids are mixed because uids can be
     consecutive numbers.
     """
     high, low = key_halves(column, "uid")
@@ -101,10 +101,9 @@ def mix(values: U64) -> U64:
 
 
 def ranks(table: pa.Table, by: str) -> Ranks:
-    """Scores as two integers each (RANK), which sort like the numbers; shape (rows,). Null and NaN sort below all
-    numbers.
+    """The score of each row as a RANK; shape (rows,).
 
-    Integers sort exactly, decimals as the nearest float64.
+    Null and NaN sort below all numbers. Integers sort exactly, decimals like the nearest float64.
     """
     column = Expression(by).evaluate(table)
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -114,7 +113,7 @@ def ranks(table: pa.Table, by: str) -> Ranks:
         integers = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False)
         low_bits = integers & integers.dtype.type(_LOW_BITS_MASK)
         found["low_bits"] = low_bits
-        numbers = (integers - low_bits).astype(np.float64)  # exact: eleven bits less than 64 fit into a float64
+        numbers = (integers - low_bits).astype(np.float64)  # exact: 64 - 11 bits fit into a float64
         is_missing = array.is_null().to_numpy(zero_copy_only=False)
     else:
         numbers = as_doubles(array).to_numpy(zero_copy_only=False) + 0.0  # null is NaN here, and -0.0 becomes 0.0
@@ -127,12 +126,12 @@ def ranks(table: pa.Table, by: str) -> Ranks:
 
 
 def fill_ranks(keys: npt.NDArray[np.void], found: Ranks) -> None:
-    """Set the fields of RANK in an array of shape (rows,) whose dtype has them among others."""
+    """Set the RANK fields of an array of shape (rows,). Its dtype can have other fields."""
     keys["rank"], keys["low_bits"] = found["rank"], found["low_bits"]
 
 
 def score_of(rank: int, low_bits: int) -> float | None:
-    """The inverse of `ranks`; None for (0, 0)."""
+    """The score for a RANK, the inverse of `ranks`; None for (0, 0)."""
     if rank == 0:
         return None
     bits = rank ^ (1 << 63) if rank >> 63 else rank ^ ((1 << 64) - 1)

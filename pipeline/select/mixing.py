@@ -1,6 +1,6 @@
-"""What makes several datasets one: which rows of each stay, and how many.
+"""Mixes several datasets: decides which rows of each source stay, and how many.
 
-All sources are selected together, as if their chunks were those of one dataset, one source after the other.
+All sources are selected together: their chunks, one source after the other, are treated as one dataset.
 """
 
 import math
@@ -43,8 +43,11 @@ class SameWeight:
 
 
 def drop_outside(chunk: Chunk, subset: Subset, step: int) -> DropStep:
-    """`step` for the rows of a chunk that are not in a subset of its dataset. `subset`: with the files that have these
-    shards, and perhaps others. Raises SubsetError if a shard has been rebuilt since."""
+    """Drop the rows of a chunk that are not in a subset of its dataset, with the number `step`.
+
+    `subset`: a subset whose files contain the chunk's shards, and possibly others. Raises SubsetError if a shard has
+    been rebuilt since the subset was made.
+    """
     found = {each.shard: each for each in read_shards(chunk.store, subset)}
     drop_step = np.full(chunk.num_rows, step, np.int8)
     for shard, span in chunk.spans():
@@ -53,31 +56,36 @@ def drop_outside(chunk: Chunk, subset: Subset, step: int) -> DropStep:
             continue  # the shard is newer than the subset
         if selection.pairs_blake2b != shard.pairs_blake2b:
             again = f"pairmill select {chunk.store.root} --refresh {subset.name}"
-            raise SubsetError(f"shard {shard.shard:09d} was rebuilt since {subset.name!r} was made; run {again}")
+            raise SubsetError(f"shard {shard.shard:09d} was rebuilt after {subset.name!r} was made; run {again}")
         drop_step[span] = np.where(selection.drop_step == NOT_DROPPED, NOT_DROPPED, step)
     return drop_step
 
 
 def drop_duplicates_across(selector: Selector, number: int, by: str, source_starts: Sequence[int]) -> None:
-    """Let the next scan drop the rows that have the same value as a remaining row of an earlier source. Rows without a
-    value are duplicates of nothing; duplicates in one source stay."""
+    """Let the next scan drop the rows that have the same value as a remaining row of an earlier source.
+
+    Rows without a value are not duplicates. Duplicates within one source stay.
+    """
     exact_duplicates(selector, number, Dedup(by=by), merge_across, [source_starts])
 
 
 def count_steps(drop_step: DropStep) -> Counter[int]:
-    """Step, or NOT_DROPPED -> number of rows."""
+    """The number of rows per drop step. NOT_DROPPED is counted like a step."""
     steps, rows = np.unique(drop_step, return_counts=True)
     return Counter(dict(zip(steps.tolist(), rows.tolist(), strict=True)))
 
 
 def most_samples(rows: Sequence[int], shares: Sequence[float]) -> int:
-    """The most samples of which every source can give its share without repeating a row."""
+    """The largest number of samples for which every source can supply its share without repeating a row."""
     return min(math.floor(available / share) for available, share in zip(rows, _fractions(shares), strict=True))
 
 
 def samples_of(total: int, shares: Sequence[float]) -> list[int]:
-    """The samples of each source: its share of the total, rounded down, so that no source loses any when the total
-    grows. Their sum is the total, or less by fewer than there are sources."""
+    """The number of samples of each source: its share of the total, rounded down.
+
+    Because of the rounding, no source loses samples when the total grows, and the sum can be smaller than the total, by
+    less than the number of sources.
+    """
     return [math.floor(total * share) for share in _fractions(shares)]
 
 
@@ -90,5 +98,5 @@ def _fractions(shares: Sequence[float]) -> list[Fraction]:
 def write_source_chunk(
     store: Store, chunk: Chunk, drop_step: DropStep, names: tuple[str, str], weigher: SameWeight | None
 ) -> SubsetFiles:
-    """Write the two files of a chunk to another folder than that of its dataset. names: folder and stem."""
+    """Write the two subset files of a chunk to a folder outside its dataset. names: folder and stem."""
     return write_tables(store, *chunk_tables(chunk, drop_step, weigher), *names)

@@ -1,7 +1,7 @@
-"""Compares rows that share a key: in small groups each row with all better ones, in large groups with the best ones.
+"""Compares rows that share a key: in small groups, each row with all better rows; in large groups, with the best rows.
 
-A small group takes few array operations, of all groups at once, on numbers that lie side by side. In a large one, of
-which the rows may all be near each other, a row stops once it has found enough.
+Small groups are compared together, in few array operations on contiguous numbers. In a large group, all rows can be
+near each other, so the comparisons of a row end once it has found enough better rows.
 """
 
 from collections.abc import Iterator
@@ -13,36 +13,36 @@ import numpy.typing as npt
 from pairmill.pipeline.select.hash_keys import U64, Key
 
 Numbers = npt.NDArray[np.uint32]
-"""Numbers of rows: uint32 [rows]."""
+"""Row numbers: uint32 [rows]."""
 Places = npt.NDArray[np.int64]
-"""Places in an array."""
+"""Positions in an array."""
 Mask = npt.NDArray[np.bool_]
 Pairs = npt.NDArray[np.uint64]
-"""uint64 [pairs]: the number of the worse row in the upper half, of the better one in the lower half."""
+"""uint64 [pairs]: the number of the worse row in the upper half, that of the better row in the lower half."""
 Counts = npt.NDArray[np.uint16]
-"""Numbers of bits."""
+"""Bit counts."""
 Slots = npt.NDArray[np.unsignedinteger]
-"""The bits of a key's slot, of each row: uint64 [rows], or uint32 if they are half a word."""
+"""For each row, the bits of a key's slot: uint64 [rows], or uint32 if the slot is at most half a word."""
 
 _HALF = np.uint64(32)
 _BLOCK = 1 << 16
-"""Rows that are compared at a time: their slots fit into the cache of a core."""
+"""Rows to compare at a time: their slots fit into the cache of a core."""
 _LONG = 1024
-"""A row that was compared with this many rows that share its key is compared only with those that share more bits."""
+"""After this many comparisons with rows that share its key, a row is compared only with rows that share more bits."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to compare: first those that are offered, each from the best down."""
+    """Rows to compare: first the offered rows, then the others, each from best to worst."""
 
     numbers: Numbers
     asked: Mask
-    """Rows for which better ones are looked for,"""
+    """Whether to find better rows for the row."""
     offered: Mask
-    """among these."""
+    """Whether the row can be such a better row."""
 
     def at(self, places: Places | Mask) -> "Rows":
-        """Some of them, in this order."""
+        """The rows at these positions, in this order."""
         return Rows(self.numbers[places], self.asked[places], self.offered[places])
 
 
@@ -54,15 +54,15 @@ class Hashes:
     """uint64 [rows, words]."""
     distance: int
     most: int
-    """K: how many better rows to find for each row."""
+    """K: the number of better rows to find for each row."""
 
     def of(self, rows: Numbers) -> U64:
-        """Those of some rows, uint64 [rows, words]."""
-        return np.take(self.words, rows, axis=0)  # much faster than an index, which copies word by word
+        """The hashes of the given rows, uint64 [rows, words]."""
+        return np.take(self.words, rows, axis=0)  # much faster than indexing, which copies word by word
 
 
 def distances(one: U64, other: U64) -> Counts:
-    """In how many bits the hashes differ. uint64 [pairs, words] -> uint16 [pairs]."""
+    """The number of differing bits in each pair of hashes. uint64 [pairs, words] -> uint16 [pairs]."""
     bits = np.bitwise_count(one ^ other)
     total = np.zeros(len(bits), np.uint16)
     for word in range(bits.shape[1]):
@@ -71,7 +71,7 @@ def distances(one: U64, other: U64) -> Counts:
 
 
 def slots_of(key: Key, words: U64) -> Slots:
-    """The bits of the key's slot, of some rows. `words`: uint64 [rows, words]."""
+    """The bits of the key's slot in each row. `words`: the rows' hashes, uint64 [rows, words]."""
     slots = words[:, key.word] & np.uint64(key.slot)
     if key.slot <= 0xFFFFFFFF:
         return slots.astype(np.uint32)
@@ -82,17 +82,17 @@ def slots_of(key: Key, words: U64) -> Slots:
 
 @dataclass(frozen=True)
 class SmallGroups:
-    """Rows in groups that share a key."""
+    """Small groups of rows that share a key."""
 
     rows: Rows
     members: Places
-    """Places of the rows, group after group, in each group ascending."""
+    """Positions of the rows, group after group, ascending within each group."""
     sizes: Places
-    """Of the groups."""
+    """Sizes of the groups."""
 
     def pairs(self, hashes: Hashes, key: Key) -> Iterator[Pairs]:
         """All pairs within the distance."""
-        order = np.argsort(-self.sizes, kind="stable")  # the largest first, so that those of a block are alike
+        order = np.argsort(-self.sizes, kind="stable")  # largest first: the groups of a block have similar sizes
         starts, sizes = (np.cumsum(self.sizes) - self.sizes)[order], self.sizes[order]
         ends = np.cumsum(sizes)
         first = 0
@@ -103,7 +103,7 @@ class SmallGroups:
             first = last
 
     def _of_block(self, hashes: Hashes, key: Key, starts: Places, sizes: Places) -> Pairs:
-        """Compare each row with the first before it, the second, and so on, as long as any group is that large."""
+        """Compare each row with the row one before it, then two before it, and so on up to the largest group size."""
         ends = np.cumsum(sizes)
         places = self.members[np.arange(ends[-1]) + np.repeat(starts - ends + sizes, sizes)]
         rows = self.rows.numbers[places]
@@ -127,24 +127,27 @@ class SmallGroups:
 
 @dataclass(frozen=True)
 class LargeGroups:
-    """Rows in groups that share a key, in each group in the order of their numbers."""
+    """Large groups of rows that share a key. Within a group, rows are in the order of their numbers."""
 
     rows: Numbers
     starts: Places
-    """Where each row's group starts."""
+    """For each row, the start of its group."""
     ends: Places
-    """Where the rows end that each row is compared with."""
+    """For each row, the end of the rows to compare it with."""
     slots: Slots
 
     def compare(self, hashes: Hashes, key: Key, at: Places, left: list[Places] | None) -> Iterator[Pairs]:
-        """Compare the rows at these places with the first of their group, the second, and so on, until they come to
-        themselves or have found enough. `left`: if it is a list, rows that would take long are appended to it."""
+        """Compare the rows at these positions with the rows of their group, from the best down.
+
+        A row stops when it reaches its own position or has found enough. `left`: if it is a list, the positions of rows
+        that would take long are appended to it instead.
+        """
         other, found, compared = self.starts[at], np.zeros(len(at), np.uint16), 0
         while True:
             stay = np.flatnonzero((other < self.ends[at]) & (found < hashes.most))
             at, other, found = at[stay], other[stay], found[stay]
             if left is not None and compared >= _LONG:
-                left.append(at[found == 0])  # a row that has found some finds enough soon
+                left.append(at[found == 0])  # a row that has found some will soon find enough
                 at, other, found, left = at[found > 0], other[found > 0], found[found > 0], None
             if not len(at):
                 return
@@ -167,8 +170,8 @@ class LargeGroups:
 
 
 def _longest_first(lengths: Places) -> tuple[Places, Places]:
-    """(an order of the rows by how many rows they are to be compared with, the most first; for each of the next steps,
-    how many rows take part)."""
+    """(order of the rows by descending number of comparisons left; for each of the next steps, the number of rows that
+    still take part)."""
     short = np.minimum(lengths, _LONG).astype(np.uint16)
     counts = np.bincount(short)
     return np.argsort(~short, kind="stable"), np.cumsum(counts[::-1])[::-1][1:]

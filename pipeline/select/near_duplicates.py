@@ -1,11 +1,11 @@
-"""Drops near duplicates by a perceptual hash, exactly as if all pairs were compared, without comparing all pairs.
+"""Drops near duplicates by a perceptual hash: the exact result of comparing all pairs, without comparing all pairs.
 
-    the best row of each hash           near_hashes.py   in partitions of the hash
-    all of them, best first             near_hashes.py   as arrays that all tasks share
-    pairs within the distance           near_join.py     in tasks of a few keys (hash_keys.py)
-    which rows stay                     near_greedy.py   and another round for rows that are not decided
+    find the best row of each hash      near_hashes.py   in partitions of the hash
+    sort these rows, best first         near_hashes.py   into arrays that all tasks share
+    find pairs within the distance      near_join.py     in tasks of a few keys each (hash_keys.py)
+    decide which rows stay              near_greedy.py   with further rounds for undecided rows
 
-Only the sample that the keys are chosen by, and counts, come to this process.
+This process receives only counts and the sample from which the keys are chosen.
 """
 
 import math
@@ -36,23 +36,23 @@ from pairmill.schemas.select_steps import Dedup
 
 PARTITION_ROWS = 1_000_000
 TASK_ROWS = 20_000_000
-"""About how many rows a task compares at a time: it needs 50 bytes for each."""
+"""Approximate number of rows that a task compares at a time, at 50 bytes each."""
 KEY_TASKS = 16
-"""The keys of a round are dealt to about so many tasks."""
+"""Approximate number of tasks to which the keys of a round are dealt."""
 FIRST_MOST = 4
-"""How many better rows are found for each row in the first round."""
+"""Number of better rows to find for each row in the first round."""
 FIRST_ROWS = 2_048
-"""In the second round, twice as many of the best undecided rows are decided about, in the third four times, ..."""
+"""The second round decides about twice this many of the best undecided rows, the third about four times, and so on."""
 MAX_ALL_PAIRS = 8_192
-"""Up to so many rows, all pairs are compared in such a round,"""
+"""A round about at most this many rows compares all pairs."""
 MAX_PAIRS = 1 << 22
-"""and then about so many pairs are found."""
+"""Approximate maximum number of pairs to find in a round about more rows."""
 
 Handles = Sequence[Handle[Array]]
 
 
 def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
-    """Let the next scan drop the near duplicates. Returns the largest DUPLICATE_GROUPs."""
+    """Find near duplicates and let the next scan drop them. Returns the largest DUPLICATE_GROUPs."""
     tasks, starts = selector.tasks, selector.chunk_starts
     best, groups, dropped = _equal_hashes(selector, step)
     [(sample, count, row_index, states, words)] = tasks.map_split(in_order, [best], outputs=5)
@@ -86,14 +86,14 @@ def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
 
 @dataclass(frozen=True)
 class _Join:
-    """Answers questions in tasks of some of the keys and parts of the rows."""
+    """Answers questions in tasks, each for some of the keys and some of the rows."""
 
     tasks: Tasks
     num_rows: int
     words: Handle[U64]
 
     def pairs(self, question: Question, states: Handle[States], asked: int) -> Handle[Pairs]:
-        """The pairs of a question that asks for `asked` rows or fewer."""
+        """The pairs that a question about at most `asked` rows asks for."""
         asked = min(asked, question.first)
         parts = math.ceil(min(self.num_rows, 8 * asked) / TASK_ROWS)
         each = math.ceil(len(question.keys) / KEY_TASKS)
@@ -101,7 +101,7 @@ class _Join:
         questions = [replace(question, keys=keys, part=part, parts=parts) for keys in groups for part in range(parts)]
         at_once = max(
             4, self.tasks.memory_bytes // (8 * asked * question.most // parts + 1)
-        )  # if all find all they may
+        )  # as many as fit into memory if every row finds `most` pairs
         found: list[Handle[Pairs]] = []
         for start in range(0, len(questions), at_once):
             calls = [(some, states, self.words) for some in questions[start : start + at_once]]
@@ -115,7 +115,7 @@ class _Join:
 def _equal_hashes(
     selector: Selector, step: Dedup
 ) -> tuple[Handles, Handles, list[list[Handle[RowIndices] | RowIndices]]]:
-    """(the best row of each hash, the DUPLICATE_GROUPs of equal ones, and for each chunk the other rows to drop)."""
+    """(the best row of each hash, the DUPLICATE_GROUPs of equal hashes, and for each chunk the other rows to drop)."""
     best: list[Handle[Array]] = []
     groups: list[Handle[Array]] = []
     dropped: list[list[Handle[RowIndices] | RowIndices]] = [[] for _ in selector.chunks]
@@ -131,7 +131,7 @@ def _equal_hashes(
 
 
 def _partitions(selector: Selector, step: Dedup) -> Iterator[HashKeys]:
-    """The partitions of the hashes to collect in each scan, as many as fit into the memory of the tasks."""
+    """The hash partitions to collect in each scan: as many as fit into the memory of the tasks."""
     partitions = max(1, math.ceil(selector.num_rows / PARTITION_ROWS))
     row_bytes = HashKeys(step.by, step.best, 1, 0, 1).dtype.itemsize
     per_scan = max(1, int(partitions * selector.tasks.memory_bytes // max(1, selector.num_rows * row_bytes)))

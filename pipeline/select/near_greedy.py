@@ -1,9 +1,9 @@
 """Decides which rows stay: from the best down, each row that has not been dropped drops the rows near it.
 
-This is the first maximal independent set, in the order of the ranks, of the graph whose edges join near rows. Blelloch,
-Fineman and Shun 2012, "Greedy sequential maximal independent set and matching are parallel on average", decide many
-rows at a time: a row stays once all better rows near it are dropped, and is dropped once one of them stays. If rows are
-crowded, as many are decided as come first in that order, and all rows near those that stay are dropped, and so on.
+The rows that stay are the lexicographically first maximal independent set, by rank, of the graph that connects near
+rows. Blelloch, Fineman and Shun 2012, "Greedy sequential maximal independent set and matching are parallel on average",
+decide many rows at a time: a row stays once all better rows near it are dropped, and is dropped once one of them stays.
+Where rows are crowded, each round decides only about the best rows, then drops all rows near those that stay.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ from pairmill.pipeline.select.near_join import DROPPED, KEPT, LATER, NEW, UNDECI
 from pairmill.pipeline.select.outputs import Array
 
 _SHARE = 16
-"""When a pass settles less than this part of the pairs, as in long chains of rows of which each resembles the next,
-deciding one row after the other is faster."""
+"""If a pass settles less than one in this many pairs, as in long chains of rows that each resemble the next, deciding
+row by row is faster."""
 
 
 def decide(most: int, first: int, states: States, pairs: Pairs) -> tuple[States, int]:
-    """Decide about the `first` best of the UNDECIDED rows. Returns (the states, how many rows are still UNDECIDED).
+    """Decide about the `first` best of the UNDECIDED rows. Returns (the states, number of rows still UNDECIDED).
 
-    `pairs`: for each of these rows, sorted, those with the `most` best of the better UNDECIDED rows that are near it,
-    or with all of them if they are fewer. A row stays UNDECIDED only if it has `most` and all of them are dropped, or
-    if it depends on such a row. No row may be near a KEPT one.
+    `pairs`: sorted; each of these rows is paired with the `most` best of the better UNDECIDED rows near it, or with all
+    of them if there are fewer. A row remains UNDECIDED only if it has `most` pairs and all their better rows are
+    dropped, or if it depends on such a row. No row may be near a KEPT row.
     """
     states = states.copy()
     worse, better = _halves(pairs)
     rows, sizes = np.unique(worse, return_counts=True)
-    is_cut = np.zeros(len(states), np.bool_)  # there may be other rows near it
+    is_cut = np.zeros(len(states), np.bool_)  # whether more rows may be near it than `pairs` contains
     is_cut[rows[sizes == most]] = True
     alone = np.zeros(len(states), np.bool_)
     alone[np.flatnonzero(states == UNDECIDED)[:first]] = True
@@ -52,8 +52,10 @@ def decide(most: int, first: int, states: States, pairs: Pairs) -> tuple[States,
 
 
 def drop_near_new(states: States, pairs: Pairs) -> tuple[States, int, int]:
-    """Drop the worse rows of pairs with NEW rows, which then are no longer new. Returns (the states, how many rows are
-    UNDECIDED, how many are LATER)."""
+    """Drop the rows that are near NEW rows, and mark the NEW rows as KEPT. `pairs`: each a dropped and a NEW row.
+
+    Returns (the states, number of UNDECIDED rows, number of LATER rows).
+    """
     states = states.copy()
     states[_halves(pairs)[0]] = LATER
     states[states == NEW] = KEPT
@@ -65,8 +67,8 @@ def conclude(
 ) -> tuple[Array, ...]:
     """Returns (the largest DUPLICATE_GROUPs, and for each chunk the rows to drop, sorted).
 
-    `arrays`: the pairs of each of the `num_rounds` rounds, then the groups of equal hashes, which count towards the
-    size of the group of the row that stays. A row counts as a duplicate of the best row that is near it and stays.
+    `arrays`: the pairs of each of the `num_rounds` rounds, then the groups of equal hashes. A dropped row and all rows
+    with the same hash count as duplicates of the best row that is near it and stays.
     """
     states = np.array([UNDECIDED, KEPT, DROPPED, KEPT, KEPT, DROPPED], np.uint8)[states]
     worse, better = _halves(np.unique(np.concatenate([np.zeros(0, np.uint64), *arrays[:num_rounds]])))
@@ -85,7 +87,7 @@ def conclude(
 def _decide_one_by_one(
     states: States, worse: npt.NDArray[np.int64], better: npt.NDArray[np.int64], is_cut: npt.NDArray[np.bool_]
 ) -> None:
-    """The same for the rows of these pairs, which are in the order of the worse rows."""
+    """Decide about the rows of these pairs, one row after the other. The pairs are sorted by the worse row."""
     if not len(worse):
         return
     rows, starts = np.unique(worse, return_index=True)
@@ -103,7 +105,7 @@ def _decide_one_by_one(
 
 
 def _sizes(row_index: RowIndices, groups: Array) -> npt.NDArray[np.int64]:
-    """How many rows have the hash of each row that is the best of its hash."""
+    """For the best row of each hash, the number of rows with that hash."""
     sizes = np.ones(len(row_index), np.int64)
     order = np.argsort(groups["row_index"])
     groups = groups[order]

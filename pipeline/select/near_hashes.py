@@ -1,4 +1,4 @@
-"""Collects perceptual hashes, merges equal ones, and puts the different ones in the order of their rank."""
+"""Collects perceptual hashes, merges equal ones, and sorts the distinct ones by rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +18,19 @@ from pairmill.pipeline.select.outputs import Array
 from pairmill.pipeline.select.step_error import StepError
 
 WORDS = {"phash": 1, "pdq": 4}
-"""The columns of hashes -> their length in words of 64 bits."""
+"""Column of hashes -> length of a hash in 64-bit words."""
 QUALITIES = {"pdq": "pdq_quality"}
-"""Hash -> the column that says whether hashes can be compared."""
+"""Column of hashes -> the column that says whether a hash can be compared."""
 
 SAMPLED_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
 class HashKeys:
-    """Collects hashes with ranks, split by the hash into `partitions` partitions, of which `first` to `last - 1` are
-    collected. Rows without a hash are left out."""
+    """Collects hashes with ranks, split by hash into `partitions` partitions.
+
+    Collects only the partitions `first` to `last - 1`. Rows without a hash are left out.
+    """
 
     by: str
     best: str | None
@@ -44,8 +46,8 @@ class HashKeys:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of one row: the words of the hash, its state (UNDECIDED or ALONE), the row's index, and, if there is a score,
-        its rank."""
+        """The type of one row: the words of its hash, its index, its state (UNDECIDED or ALONE) and, if there is a
+        score, its rank."""
         rank = RANK.descr if self.best else []
         return np.dtype([("words", "<u8", (WORDS[self.by],)), ("row_index", "<i8"), ("state", "u1"), *rank])
 
@@ -89,12 +91,14 @@ def merge_equal(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]
 
 
 def in_order(*parts: Array) -> tuple[Array | int, ...]:
-    """Returns (a sample of the hashes, uint64 [rows, words]; the number of rows; then of all rows, the best first:
-    their indices, int64 [rows]; their states; and their hashes, uint64 [rows, words]). Raises StepError if there are
-    too many."""
+    """Sort all rows, best first.
+
+    Returns (a sample of the hashes, uint64 [rows, words]; the number of rows; and, for the sorted rows, their indices,
+    int64 [rows], their states, and their hashes, uint64 [rows, words]). Raises StepError if there are too many.
+    """
     if sum(map(len, parts)) >= MAX_ROWS:
         raise StepError(
-            f"a dedup with a distance compares up to {MAX_ROWS:,} different hashes; select fewer rows first"
+            f"a dedup with a distance can compare at most {MAX_ROWS:,} distinct hashes; select fewer rows first"
         )
     row_index = _joined(parts, "row_index")
     names = parts[0].dtype.names or ()
@@ -109,7 +113,7 @@ def in_order(*parts: Array) -> tuple[Array | int, ...]:
     words = np.empty((len(place), parts[0]["words"].shape[1]), np.uint64)
     ends = np.cumsum([len(part) for part in parts])
     for part, end in zip(parts, ends.tolist(), strict=True):
-        words[place[end - len(part) : end]] = part["words"]  # without a copy of all parts
+        words[place[end - len(part) : end]] = part["words"]  # avoids a copy of all parts
     sample = words[:: max(1, len(words) // SAMPLED_ROWS)]
     return sample, len(words), row_index, states, words
 
@@ -119,7 +123,7 @@ def _joined(parts: Sequence[Array], name: str) -> Array:
 
 
 def _order(rows: Array) -> list[Array]:
-    """Keys for lexsort, the most important last: the best row comes first."""
+    """Keys for lexsort that put the best row first; the most significant key is last."""
     ranked = [~rows["low_bits"], ~rows["rank"]] if "rank" in (rows.dtype.names or ()) else []
     return [rows["row_index"], *ranked]
 

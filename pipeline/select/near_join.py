@@ -1,8 +1,8 @@
-"""Finds, for each row, the best-ranked better rows whose hashes are within a distance of its own.
+"""Finds, for each row, the best of the better-ranked rows whose hashes are within a distance of its own.
 
-Rows have numbers in the order of their rank, the best first, so that the better row of a pair has the lower number.
-Only the K best are looked for: in a million pictures that all resemble each other, each then costs K comparisons, not
-half a million.
+Rows are numbered by rank, best first, so the better row of a pair has the lower number. The search for a row ends after
+the K best: in a million pictures that all resemble each other, each picture then costs K comparisons, not half a
+million.
 """
 
 from collections.abc import Iterator
@@ -23,40 +23,41 @@ from pairmill.pipeline.select.near_compare import (
 )
 
 States = npt.NDArray[np.uint8]
-"""What is known of each row: uint8 [rows], one of the six below."""
+"""The state of each row, one of the six below: uint8 [rows]."""
 UNDECIDED, KEPT, DROPPED, ALONE, NEW, LATER = range(6)
-"""ALONE: the row has no near duplicates, whatever its hash. NEW: it is kept, and not all rows near it are dropped yet.
-LATER: it is dropped, by a row that need not be the best of those that are near it and stay."""
+"""ALONE: the row counts as having no near duplicates, whatever its hash. NEW: the row stays, but some rows near it may
+not be dropped yet. LATER: the row is dropped, but the best row that is near it and stays is not known yet."""
 
 MAX_ROWS = 1 << 32
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _BLOCK = 1 << 17
-"""Rows that are compared at a time: their numbers fit into the cache of a core."""
+"""Rows to process at a time: their numbers fit into the cache of a core."""
 _MAX_REFINEMENTS = 1
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which pairs to find. Rows that are offered are better than any row that is asked for and near them."""
+    """Describes which pairs to find. If an asked row and an offered row are near each other, the offered one must be
+    better, unless both have the state `ask`."""
 
     keys: tuple[Key, ...]
     distance: int
     most: int
-    """For each row, how many pairs with the best better rows."""
+    """Maximum number of pairs for each asked row; those with the best rows are found."""
     ask: int = UNDECIDED
-    """Find better rows for rows of this state,"""
+    """State of the asked rows, for which better rows are found."""
     offer: tuple[int, ...] = (UNDECIDED,)
-    """among the rows of these states: the same, or others."""
+    """States of the offered rows, among which better rows are found."""
     first: int = MAX_ROWS
-    """Only for so many of the best rows."""
+    """Ask only for this many of the best rows with the state `ask`."""
     part: int = 0
     parts: int = 1
-    """Only among rows whose key falls into one of `parts` parts."""
+    """Compare only rows whose key falls into part `part` of `parts`."""
 
     def rows(self, states: States) -> Rows:
-        """The rows that are asked for or offered."""
+        """The asked and the offered rows."""
         asked = np.flatnonzero(states == self.ask)[: self.first].astype(np.uint32)
         if self.ask in self.offer:
             every = np.ones(len(asked), np.bool_)
@@ -67,7 +68,7 @@ class Question:
 
 
 def near_pairs(question: Question, states: States, words: U64) -> Pairs:
-    """The pairs that a question asks for: within the distance, and with an equal key. Sorted, each once."""
+    """The pairs that a question asks for: rows within the distance that share a key. Sorted and distinct."""
     hashes = Hashes(words, question.distance, question.most)
     found = np.zeros(0, np.uint64)
     rows = question.rows(states)
@@ -80,13 +81,13 @@ def near_pairs(question: Question, states: States, words: U64) -> Pairs:
 
 
 def merge_pairs(most: int, *pairs: Pairs) -> tuple[Pairs, int]:
-    """(`first_pairs`, how many there are)."""
+    """(`first_pairs` of all the pairs, their number)."""
     merged = first_pairs(most, *pairs)
     return merged, len(merged)
 
 
 def first_pairs(most: int, *pairs: Pairs) -> Pairs:
-    """Of each worse row, the pairs with the `most` best better rows; sorted, each once."""
+    """For each worse row, the pairs with the `most` best rows. Sorted and distinct."""
     merged = np.sort(np.concatenate([np.zeros(0, np.uint64), *pairs]))
     merged = merged[np.flatnonzero(np.concatenate([[True], merged[1:] != merged[:-1]])[: len(merged)])]
     if len(merged) <= most:
@@ -98,7 +99,8 @@ def first_pairs(most: int, *pairs: Pairs) -> Pairs:
 
 
 def _of_part(hashes: Hashes, key: Key, question: Question, rows: Rows) -> Rows:
-    """The rows of the part, without most of those that cannot share a key with a row of the other side."""
+    """The rows of the question's part. If few rows are asked or few are offered, rows that share no key with one of
+    these few are mostly left out."""
     few, many = sorted((rows.asked, rows.offered), key=np.count_nonzero)
     is_few = np.count_nonzero(many) > 8 * np.count_nonzero(few)
     if question.parts == 1 and not is_few:
@@ -113,7 +115,7 @@ def _of_part(hashes: Hashes, key: Key, question: Question, rows: Rows) -> Rows:
 
 
 def _join(hashes: Hashes, key: Key, rows: Rows, depth: int) -> Iterator[Pairs]:
-    """Compare rows that share the key."""
+    """Compare the rows that share the key."""
     members, sizes = _groups(key.values(hashes.words[:, key.word][rows.numbers]))
     is_small = sizes <= MAX_SMALL
     small = members if is_small.all() else members[np.repeat(is_small, sizes)]
@@ -125,7 +127,10 @@ def _join(hashes: Hashes, key: Key, rows: Rows, depth: int) -> Iterator[Pairs]:
 
 
 def _join_large(hashes: Hashes, key: Key, rows: Rows, sizes: Places, depth: int) -> Iterator[Pairs]:
-    """Compare rows of large groups: some of them only with those that share more bits. `rows`: group after group."""
+    """Compare the rows of large groups. Rows that would take long are compared only with rows that share more bits.
+
+    `rows`: group after group.
+    """
     starts, ends = np.repeat(np.cumsum(sizes) - sizes, sizes), np.arange(len(rows.numbers))
     if not rows.offered.all():
         offered = np.add.reduceat(rows.offered, np.cumsum(sizes) - sizes, dtype=int)
@@ -148,12 +153,12 @@ def _join_large(hashes: Hashes, key: Key, rows: Rows, sizes: Places, depth: int)
 
 
 def _groups(values: U64) -> tuple[Places, Places]:
-    """(places of the values that occur more than once, group after group, in ascending order within each; sizes of the
-    groups). `values`: below 2^32; they are overwritten."""
+    """(positions of the values that occur more than once, group after group, ascending within each group; sizes of the
+    groups). `values`: below 2^32; the array is overwritten."""
     is_first = np.ones(len(values) + 1, np.bool_)
     blocks = [(start, min(start + _BLOCK, len(values))) for start in range(0, len(values), _BLOCK)]
     values <<= _HALF
-    for start, end in blocks:  # an array of all places would take as much memory as the values
+    for start, end in blocks:  # an array of all positions would take as much memory as the values
         values[start:end] |= np.arange(start, end, dtype=np.uint64)
     values.sort()
     for start, end in blocks:

@@ -1,4 +1,4 @@
-"""Defines a total order of rows that does not depend on where a row is read."""
+"""Defines a total order of rows that does not depend on where the rows are read."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ OrderKeys = npt.NDArray[np.void]
 
 
 class OrderKey(NamedTuple):
-    """The position of one row in an order. Keys compare by `rank`, then `low_bits`, then `tie`; the best row has the
-    highest key."""
+    """The position of one row in an order. Keys are compared by `rank`, then `low_bits`, then `tie`; the best row has
+    the highest key."""
 
     rank: int
-    """The score, as in `keys.RANK`, like `low_bits`."""
+    """Together with `low_bits`, the score as in `keys.RANK`."""
     low_bits: int
     tie: int
     """Hash of the uid."""
@@ -30,14 +30,14 @@ class OrderKey(NamedTuple):
 
 LOWEST = OrderKey(0, 0, 0)
 NO_SCORE = OrderKey(0, 2**16 - 1, 2**64 - 1)
-"""At or above the key of every row without a score, and below all others."""
+"""A key at or above the key of every row without a score, and below the keys of all other rows."""
 HIGHEST = OrderKey(2**64 - 1, 2**16 - 1, 2**64 - 1)
-"""Above the key of every row, because no number has this rank."""
+"""A key above the key of every row, because no number has this rank."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Orders rows by score and breaks ties by a hash of the uid. Without a score, orders them by that hash alone."""
+    """Orders rows by score, and breaks ties by a hash of the uid. Without a score, orders them by that hash alone."""
 
     by: str | None
     seed: int = 0
@@ -48,7 +48,7 @@ class Order:
         return frozenset({"uid"}) | (Expression(self.by).columns if self.by else frozenset())
 
     def keys(self, table: pa.Table) -> OrderKeys:
-        """The key of each row, of shape (rows,)."""
+        """The key of each row; shape (rows,)."""
         keys = np.empty(table.num_rows, ORDER_KEY)
         fill_ranks(keys, self._ranks(table))
         keys["tie"] = self._ties(table)

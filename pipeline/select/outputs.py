@@ -1,4 +1,4 @@
-"""Defines scan outputs: the data that a scan collects about the remaining rows, so that the next step can decide."""
+"""Defines scan outputs: the data that a scan collects about the remaining rows for the decisions of the next step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class ScanOutput(Protocol):
 
     @property
     def dtypes(self) -> Sequence[np.dtype[Any]]:
-        """Types of the arrays that `collect` returns."""
+        """Data types of the arrays that `collect` returns."""
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
         """One array per dtype, from the remaining rows of one shard."""
@@ -105,7 +105,7 @@ class DedupKeys:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The column to deduplicate by, and those that the score reads."""
+        """The column to deduplicate by and the columns of the score."""
         return frozenset({self.by}) | (Expression(self.best).columns if self.best else frozenset())
 
     @property
@@ -119,7 +119,7 @@ class DedupKeys:
         return self.split(keys, mix(keys["high"] ^ keys["low"]))
 
     def keys(self, table: pa.Table, row_indices: RowIndices) -> Array:
-        """The DEDUP_KEYs of a table. Rows with null or NaN are left out, because they have no duplicates."""
+        """The DEDUP_KEYs of a table. Rows with null or NaN are left out because they have no duplicates."""
         valid = to_mask(is_comparable(table[self.by]))
         keys = np.empty(int(valid.sum()), DEDUP_KEY)
         high, low = key_halves(table[self.by], self.by)

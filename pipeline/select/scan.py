@@ -1,6 +1,6 @@
-"""Makes one pass over a chunk: applies filters, and collects what the next step needs from the remaining rows.
+"""Makes one pass over a chunk: applies filters and collects the data that the next step needs about the remaining rows.
 
-`peek` does the same for some of the shards, without changing anything.
+`peek` does the same for some of the shards and leaves the state unchanged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from pairmill.pipeline.select.filters import Filter, NotDuplicate, RowIndices
 from pairmill.pipeline.select.outputs import ScanOutput
 
 MAX_STEPS = 100
-"""Maximum number of steps, because step numbers are stored as int8."""
+"""Maximum number of steps. Step numbers are stored as int8."""
 
 
 def scan(
@@ -26,10 +26,10 @@ def scan(
     output: ScanOutput,
     *duplicates: RowIndices,
 ) -> tuple[Any, ...]:
-    """Returns (drop_step, rows per drop step, then the arrays of the output).
+    """Apply the filters to all shards of a chunk. Returns (drop_step, rows per drop step, arrays of the output ..).
 
-    `drop_step`: None if no row has been dropped yet. `duplicates`: this chunk's rows that the NotDuplicate filter
-    drops, in any number of arrays. The counts are a dict from the number of a step, or NOT_DROPPED, to rows.
+    `drop_step`: None if no row has been dropped yet. `duplicates`: the rows of this chunk that the NotDuplicate filter
+    drops, in any number of arrays. The counts are a dict from a step's number, or NOT_DROPPED, to the number of rows.
     """
     drop_step = np.full(chunk.num_rows, NOT_DROPPED, np.int8) if drop_step is None else drop_step.copy()
     arrays = _collect(chunk, list(chunk.spans()), drop_step, filters, output, duplicates)
@@ -46,7 +46,7 @@ def peek(
 ) -> tuple[Any, ...]:
     """Like `scan`, but only for the shards whose number is a multiple of `every`.
 
-    Returns (number of their rows, how many of these remain, then the arrays of the output).
+    Returns (number of rows of these shards, number of those that remain, arrays of the output ..).
     """
     drop_step = np.full(chunk.num_rows, NOT_DROPPED, np.int8) if drop_step is None else drop_step.copy()
     spans = [(shard, span) for shard, span in chunk.spans() if shard.shard % every == 0]
@@ -73,7 +73,7 @@ def _collect(
     output: ScanOutput,
     duplicates: Sequence[RowIndices],
 ) -> Iterator[npt.NDArray[Any]]:
-    """Apply the filters to some shards of a chunk, which changes `drop_step`. Returns the output's arrays."""
+    """Apply the filters to some shards of a chunk, and update `drop_step` in place. Returns the output's arrays."""
     filters = [each.of_chunk(chunk, duplicates) if isinstance(each, NotDuplicate) else each for each in filters]
     columns = output.columns.union(*(each.columns for each in filters))
     parts = [[np.zeros(0, dtype)] for dtype in output.dtypes]

@@ -1,4 +1,4 @@
-"""The state of a select job between its steps, and the passes over the dataset that steps make."""
+"""Keeps the state of a select job between its steps, and makes their passes over the dataset."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,17 +25,17 @@ class Selector:
     on_step: Callable[[int], None]
     """Called with a step's number before it runs."""
     drop_step: list[Handle[DropStep] | None]
-    """For each chunk. None before the first scan: no row has been dropped."""
+    """The step that dropped each row, one handle per chunk. None before the first scan: no row has been dropped."""
     filters: list[Filter] = field(default_factory=list)
-    """Filters that are not applied yet, in the order of their steps."""
+    """Filters that have not been applied yet, in the order of their steps."""
     duplicates: list[list[Handle[RowIndices] | RowIndices]] = field(default_factory=list)
     """For each chunk, the rows that the pending NotDuplicate filter will drop."""
     counts: Counter[int] = field(default_factory=Counter)
     """Step -> number of rows dropped so far; NOT_DROPPED -> number of remaining rows."""
     balanced: int = 0
-    """How many steps `balance` have run."""
+    """Number of `balance` steps that have run."""
     weighting: Weighting | None = None
-    """The weights of the rows, if a step gave them. Later steps drop rows, and leave the others their weights."""
+    """The weights of the rows, if a step has assigned them. Later steps drop rows but do not change weights."""
 
     @classmethod
     def start(
@@ -46,7 +46,7 @@ class Selector:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the dataset, dropped ones included."""
+        """Number of rows of the dataset, including dropped ones."""
         return sum(chunk.num_rows for chunk in self.chunks)
 
     @property
@@ -67,7 +67,7 @@ class Selector:
         return [result[2:] for result in results]
 
     def scan_sorted(self, output: ScanOutput) -> list[Array]:
-        """Scan, and fetch the output of all chunks, each array sorted. Only for small outputs."""
+        """Scan, and fetch each array of the output for all chunks, concatenated and sorted. Only for small outputs."""
         results = self.scan(output)
         columns = zip(*results, strict=True) if results else iter([[] for _ in output.dtypes])
         return [
@@ -76,10 +76,10 @@ class Selector:
         ]
 
     def peek(self, output: ScanOutput, every: int) -> list[list[Handle[Any]]]:
-        """Like `scan`, but only of the shards whose number is a multiple of `every`, and without any effect.
+        """Like `scan`, but only for the shards whose number is a multiple of `every`, and without changing the state.
 
-        Returns for each chunk the handles of the number of these rows, of how many of them remain, and of the output's
-        arrays.
+        Returns, for each chunk, the handles of the number of rows of these shards, the number of those that remain, and
+        the output's arrays.
         """
         calls = [
             (chunk, drop_step, self.filters, output, every, *duplicates)
@@ -88,7 +88,9 @@ class Selector:
         return self.tasks.map_split(peek, calls, outputs=2 + len(output.dtypes))
 
     def drop(self, number: int, dropped: Sequence[Sequence[Handle[RowIndices] | RowIndices]]) -> None:
-        """Let the next scan drop rows, which are given for each chunk as row indices in any number of arrays.
-        That scan must come before the next `drop`."""
+        """Let the next scan drop rows. `dropped`: for each chunk, their row indices in any number of arrays.
+
+        Scan before the next call of `drop`.
+        """
         self.filters.append(NotDuplicate(number))
         self.duplicates = [list(rows) for rows in dropped]

@@ -1,7 +1,8 @@
-"""Solves the scale of soft cap sampling: the one for which all weights add up to the samples that are asked for.
+"""Solves for the scale of soft cap sampling at which all weights add up to the requested number of samples.
 
-The numbers of all rows are counted in buckets of equal bits, as in pipeline/score/value_sketch.py: each is 1/4,096 of a
-value wide. With the mean of each bucket, the sum of the weights is right to about one part in a million.
+The numbers of all rows are counted in buckets of numbers with equal leading bits, as in pipeline/score/value_sketch.py.
+The width of a bucket is at most 1/4,096 of its values. Computed from the mean of each bucket, the sum of the weights is
+accurate to about one part in a million.
 """
 
 from collections.abc import Sequence
@@ -20,13 +21,13 @@ from pairmill.pipeline.select.sums import add_up
 from pairmill.pipeline.select.weights import numbers_of, soft_cap
 
 BUCKET = np.dtype([("bucket", "<u8"), ("rows", "<u8"), ("rest", "<u8")])
-"""The highest 24 bits of a float64, the rows with numbers that begin so, and the sum of their next 26 bits. The sum is
-exact, so it does not depend on the order of the rows."""
+"""The highest 24 bits of a float64, the number of rows whose numbers start with these bits, and the sum of the next 26
+bits of these numbers. The sum is exact, so it does not depend on the order of the rows."""
 
 _SHIFT, _REST_BITS = np.uint64(40), np.uint64(26)
 _SIGN = np.uint64(1 << 63)
 _STEPS = 200
-"""Of the bisection; it ends before, when the interval is as small as a float64 can tell."""
+"""Maximum number of steps of the bisection. It ends earlier if no float64 lies between the bounds."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -55,7 +56,7 @@ class NumberBuckets:
 
 
 def merge_buckets(*parts: Array) -> Array:
-    """The sums of some buckets, in ascending order."""
+    """Add up buckets with equal leading bits; in ascending order."""
     return add_up(BUCKET, parts)
 
 
@@ -68,13 +69,13 @@ def means(buckets: Array) -> Doubles:
 
 
 def solve_shift(buckets: Array, alpha: float, highest: float, samples: float) -> float:
-    """The `shift` of soft_cap for which the weights add up to `samples`. Raises StepError if that is impossible."""
+    """The `shift` of `soft_cap` at which the weights add up to `samples`. Raises StepError if that is impossible."""
     numbers, rows = means(buckets), buckets["rows"].astype(np.float64)
     if not len(numbers):
-        raise StepError("by is null in all rows")
+        raise StepError("`by` has no finite number in any row; use another expression")
     if samples > (most := highest * rows.sum()):
         raise StepError(
-            f"{samples:,.0f} samples of {int(rows.sum()):,} rows need a higher max; this one allows {most:,.0f}"
+            f"{samples:,.0f} samples of {int(rows.sum()):,} rows need a higher max; the current max allows {most:,.0f}"
         )
     low = -float(numbers.max()) - 800.0
     high = -float(numbers.min()) + alpha * min(samples, highest * 2) + 50.0

@@ -1,4 +1,4 @@
-"""Defines the error of a step whose own input cannot be used, such as a file."""
+"""Defines the error for a step that cannot run, for example because a file that it names cannot be used."""
 
 from pairmill.schemas.errors import FailureKind, PairmillError
 

@@ -1,11 +1,11 @@
-"""Remembers the state of a file that a step names, so that each process reads the same one."""
+"""Computes the checksum of a file that a step names, so that all processes read the same version of the file."""
 
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote, why_no_file
 from pairmill.pipeline.select.step_error import StepError
 
 
 def digest_of(files: Files, uri: str) -> str:
-    """BLAKE2b of the file as it is now: 32 hex characters. Raises StepError if it cannot be read."""
+    """The BLAKE2b of the file in its current state: 32 hex characters. Raises StepError if it cannot be read."""
     if is_remote(uri) and not uri.startswith(S3_SCHEMES):
         raise StepError(f"{uri} cannot be read: give a local file or s3://")
     if why := why_no_file(uri):

@@ -23,9 +23,10 @@ from pairmill.pipeline.dataset.subset import (
 from pairmill.schemas.subset import Subset
 
 NOT_SEEN = -2
-"""Stands for a step if the other subset was selected without this shard."""
+"""Used instead of a step number if the other subset was selected without this shard."""
 REBUILT = -3
-"""Stands for a step if the other subset was selected from another generation of the shard, which lacks the uid."""
+"""Used instead of a step number if the other subset was selected from another generation of the shard and does not
+contain the uid."""
 
 
 class ComparisonDict(TypedDict):
@@ -33,14 +34,14 @@ class ComparisonDict(TypedDict):
 
     both: int
     only_in: dict[str, dict[str, int]]
-    """Name of a subset -> reason why the other one lacks a row -> number of rows."""
+    """Name of a subset -> reason why the other subset lacks a row -> number of rows."""
     outdated: list[str]
-    """Names of subsets whose shards were rebuilt since they were selected."""
+    """Names of subsets whose shards have been rebuilt since they were selected."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two subsets of one dataset, perhaps selected at different times."""
+    """A comparison of two subsets of one dataset, possibly selected at different times."""
 
     one: Subset
     other: Subset
@@ -48,12 +49,12 @@ class Comparison:
     only_one: Mapping[int, int]
     """Step of `other` that dropped the row (or NOT_SEEN, REBUILT) -> number of rows that only `one` has."""
     only_other: Mapping[int, int]
-    """The same with the roles reversed."""
+    """The same with `one` and `other` swapped."""
     outdated: tuple[str, ...] = ()
     """Names of the subsets whose shards have been rebuilt since; they need to be selected again."""
 
     def as_dict(self) -> ComparisonDict:
-        """For `--json`."""
+        """The comparison as JSON for `--json`."""
         return {
             "both": self.both,
             "only_in": {
@@ -64,7 +65,7 @@ class Comparison:
         }
 
     def lines(self) -> Iterator[str]:
-        """Lines for people, main reasons first."""
+        """The comparison as text lines, main reasons first."""
         for each in (self.one, self.other):
             yield f"{each.name}: {each.rows_out:,} of {counted(each.rows_in, 'row')} in {counted(each.shards, 'shard')}"
         yield f"in both: {self.both:,}"
@@ -74,21 +75,21 @@ class Comparison:
             for step, rows in sorted(reasons.items(), key=lambda reason: -reason[1]):
                 yield f"  {rows:>{digits},}  {_reason(step, has, lacks)}"
         for name in self.outdated:
-            yield f"{name}: shards were rebuilt since it was made; select again: pairmill select OUT --refresh {name}"
+            yield f"{name}: shards were rebuilt after it was made; select again: pairmill select OUT --refresh {name}"
 
     def _sides(self) -> list[tuple[Subset, Subset, Mapping[int, int]]]:
         return [(self.one, self.other, self.only_one), (self.other, self.one, self.only_other)]
 
 
 def compare(store: Store, one_name: str, other_name: str) -> Comparison:
-    """Compare two subsets by name. Raises SubsetError if one is missing, or both are the same.
+    """Compare two subsets by name. Raises SubsetError if one is missing or both are the same.
 
-    Memory is bounded by a chunk of shards, and by the uids of the shards that were rebuilt in between.
+    Memory use is limited to a chunk of shards and the uids of the shards that were rebuilt in between.
     """
     store.check_access()
     one, other = read_subset(store, one_name), read_subset(store, other_name)
     if one_name == other_name:
-        raise SubsetError(f"{one_name!r} is the same subset: name two to compare")
+        raise SubsetError(f"{one_name!r} is the same subset: name two different subsets")
     tally, rebuilt = _Tally(), list[int]()
     for mine, theirs in _aligned(read_shards(store, one), read_shards(store, other)):
         if theirs is None:
@@ -137,14 +138,14 @@ class _Tally:
     only_other: Counter[int] = field(default_factory=Counter)
 
     def add_rows(self, one: DropStep, other: DropStep) -> None:
-        """Compare row by row, because both records are of the same pairs file."""
+        """Compare row by row. Both records must be of the same pairs file."""
         in_one, in_other = one == NOT_DROPPED, other == NOT_DROPPED
         self.both += int((in_one & in_other).sum())
         self.only_one.update(other[in_one & ~in_other].tolist())
         self.only_other.update(one[in_other & ~in_one].tolist())
 
     def add_uids(self, one: set[str], other: set[str]) -> None:
-        """Compare by uid, because the rows are in different files."""
+        """Compare by uid, for rows in different files."""
         self.both += len(one & other)
         for reasons, uids in ((self.only_one, one - other), (self.only_other, other - one)):
             if uids:
@@ -160,7 +161,7 @@ def _uids(store: Store, subset: Subset, shards: Sequence[int]) -> set[str]:
 
 def _reason(step: int, has: Subset, lacks: Subset) -> str:
     if step == NOT_SEEN:
-        return f"in shards that were not there when {lacks.name} was selected"
+        return f"in shards that did not exist when {lacks.name} was selected"
     if step == REBUILT:
         return f"in shards that were rebuilt between {has.name} and {lacks.name}"
     report = lacks.reports[step]
@@ -168,7 +169,7 @@ def _reason(step: int, has: Subset, lacks: Subset) -> str:
 
 
 def _thresholds(step: int, has: Subset, lacks: Subset) -> str:
-    """` (threshold 0.31, 0.28 in NAME)` if the steps have thresholds."""
+    """Text such as ` (threshold 0.31, 0.28 in NAME)` if the steps have thresholds."""
     report = lacks.reports[step]
     if report.threshold is None:
         return ""

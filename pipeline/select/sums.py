@@ -1,4 +1,4 @@
-"""Adds up numbers that belong to the same key."""
+"""Adds up numbers with the same key."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,10 @@ import numpy.typing as npt
 
 
 def add_up(dtype: np.dtype[Any], parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """The records of all parts, one per key: the first field of `dtype`. The other fields are sums. Ascending."""
+    """Merge the records of all parts into one per key, in ascending order.
+
+    The key is the first field of `dtype`; the other fields are added up.
+    """
     key, *sums = dtype.names or ()
     every = np.concatenate([np.zeros(0, dtype), *parts])
     if not len(every):

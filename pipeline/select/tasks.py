@@ -7,22 +7,22 @@ T = TypeVar("T")
 
 
 class Handle(Generic[T]):
-    """Refers to the result of a call. Opaque: only `Tasks.get`, or a later call, turns it into the result.
+    """Refers to the result of a call. Opaque: only `Tasks.get` or a later call turns it into the result.
 
-    Only the type checker uses this type: a Ray handle is an ObjectRef, a local one the result itself.
+    Only the type checker uses this type: a Ray handle is an ObjectRef, a local handle the result itself.
     """
 
 
 class Tasks(Protocol):
-    """Runs pure functions, possibly each call on another machine, and passes their results to later calls.
+    """Runs pure functions, possibly each call on a different machine, and passes their results to later calls.
 
     A handle that is itself an argument of a call (not nested inside one) is replaced by its result.
     """
 
     memory_bytes: int
-    """Total memory that the results of one round of calls may take."""
+    """Maximum total memory for the results of one round of calls."""
     on_part: "OnPart"
-    """For long work that is not a call: reports its finished parts as those of a round."""
+    """Reports progress, also of long work that runs outside calls."""
 
     def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
         """Start one call per item; returns a handle per call, in order."""
@@ -30,10 +30,10 @@ class Tasks(Protocol):
     def map_split(
         self, function: Callable[..., Sequence[Any]], calls: Iterable[Sequence[Any]], outputs: int
     ) -> list[list[Handle[Any]]]:
-        """The same for functions that return `outputs` values: one handle per value, to be passed on separately."""
+        """Like `map`, for functions that return `outputs` values: returns one handle per value for each call."""
 
     def get(self, handles: Sequence[Handle[T]]) -> Iterator[T]:
-        """The results, in order, one at a time. Raises what the call raised."""
+        """The results, in order, one at a time. Raises whatever a call raised."""
 
 
 OnPart = Callable[[int, int], None]
@@ -41,7 +41,7 @@ OnPart = Callable[[int, int], None]
 
 
 def ignore_part(done: int, total: int) -> None:
-    """Do nothing; the default for callers that show no progress."""
+    """Do nothing: the default for callers that show no progress."""
 
 
 class LocalTasks:

@@ -1,4 +1,5 @@
-"""Reads lists of uids, from text or from Parquet files such as `pairmill search --save` writes: the step `uids`."""
+"""Reads lists of uids for the step `uids`, from text files or from Parquet files such as `pairmill search --save`
+writes."""
 
 import zlib
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.step_file import digest_of
 
 MAX_UIDS = 100_000_000
-"""Every process that scans rows keeps the whole list: 16 bytes per uid."""
+"""Every process that scans rows keeps the whole list in memory, 16 bytes per uid."""
 
 _BATCH_ROWS = 65_536
 _TEXT_BYTES = 1 << 22
 _BOM = "\ufeff"
 _UID = r"^(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$"
-"""The same as `pairmill.pipeline.source.uid.own_uid` accepts."""
+"""Matches the uids that `pairmill.pipeline.source.uid.own_uid` accepts."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class UidList:
         return len(self.high)
 
     def contains(self, high: U64, low: U64) -> RowMask:
-        """For each uid, whether it is in the list. Shapes (rows,)."""
+        """For each uid, whether it is in the list. All shapes are (rows,)."""
         start: npt.NDArray[np.int64] = np.searchsorted(self.high, high, side="left")
         last = end = np.searchsorted(self.high, high, side="right")
-        while (open_ := start < end).any():  # once or twice, unless many uids begin alike: a binary search by `low`
+        while (open_ := start < end).any():  # binary search by `low`; one or two steps unless many uids share `high`
             middle = np.where(open_, (start + end) // 2, 0)
             is_less = self.low[middle] < low
             start = np.where(open_ & is_less, middle + 1, start)
@@ -54,8 +55,8 @@ class UidList:
 
 @dataclass(frozen=True)
 class UidFile:
-    """A Parquet file with a column `uid`, or a text file, in a certain state. Cheap to pickle: each process reads it
-    once."""
+    """A Parquet file with a column `uid`, or a text file, together with its checksum. Cheap to pickle: each process
+    reads the file once."""
 
     files: Files
     uri: str
@@ -67,7 +68,7 @@ class UidFile:
         return cls(files, uri, digest_of(files, uri))
 
     def load(self) -> UidList:
-        """Its uids. Raises StepError if it is not such a file, or has changed."""
+        """The uids in the file. Raises StepError if it is not a valid file of uids or has changed."""
         return _load(self)
 
 
@@ -95,13 +96,13 @@ def _load(file: UidFile) -> UidList:
             return _read(file.uri, parquet)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow raises all three for damaged files
         raise StepError(
-            f"{file.uri} is not a readable Parquet file; a text file's name ends in .txt or .txt.gz: "
+            f"{file.uri} is not a readable Parquet file (the name of a text file must end in .txt or .txt.gz): "
             f"{clean_text(str(error))}"
         ) from None
 
 
 def _read_text(file: UidFile) -> UidList:
-    """One uid per line. Blank lines, and those that start with #, are none."""
+    """Read one uid per line. Blank lines and lines that start with # are ignored."""
     high, low, num_uids = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], 0
     try:
         with file.files.open_decompressed(file.uri) as opened:
@@ -122,7 +123,7 @@ def _read_text(file: UidFile) -> UidList:
 
 def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
     if (columns := parquet.schema_arrow.names.count("uid")) != 1:
-        raise StepError(f"{uri} has {'several columns' if columns else 'no column'} `uid`")
+        raise StepError(f"{uri} has {'several columns' if columns else 'no column'} named `uid`")
     kind = parquet.schema_arrow.field("uid").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if kind not in (pa.string(), pa.large_string(), pa.string_view()):
@@ -131,7 +132,7 @@ def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
         raise StepError(f"{uri} has {num_rows:,} uids; at most {MAX_UIDS:,} fit into memory")
     high, low = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=["uid"]):
-        batch.validate(full=True)  # such as that all text is UTF-8
+        batch.validate(full=True)  # for example, that all text is UTF-8
         halves = key_halves(pa.chunked_array([uid_digits(uri, batch.column(0).cast(pa.string()))]), "uid")
         high.append(halves[0])
         low.append(halves[1])
@@ -139,7 +140,7 @@ def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
 
 
 def uid_digits(uri: str, uids: pa.Array) -> pa.Array:
-    """Uids without hyphens, in lower case, as datasets store them. Raises StepError that names the file `uri`."""
+    """The uids in lower case and without hyphens, as datasets store them. Raises StepError that names `uri`."""
     is_uid = pc.match_substring_regex(uids, _UID).fill_null(False)
     if wrong := len(uids) - is_uid.true_count:
         first = uids.filter(pc.invert(is_uid))[0].as_py()

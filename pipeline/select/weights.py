@@ -1,4 +1,4 @@
-"""How often a row of a weighted subset is shown: the weight of each row, and what it means in each epoch."""
+"""Computes the weight of each row of a weighted subset, and how often the row is shown in each epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from pairmill.pipeline.select.keys import REPEAT, uid_hashes
 from pairmill.pipeline.select.outputs import Array
 
 Weights = npt.NDArray[np.float32]
-"""Times per epoch; shape (rows,)."""
+"""How often each row is shown per epoch on average; shape (rows,)."""
 Draws = npt.NDArray[np.uint32]
 """A hash of each row's uid; shape (rows,)."""
 
 TICK = 2.0**-20
-"""Sums count in these units, so that they are the same in whatever order they are added."""
+"""Weights are summed in multiples of this unit, so that the sum does not depend on the order of addition."""
 
 
 def draws_of(uids: pa.ChunkedArray) -> Draws:
-    """What decides in which epochs the fractions of the rows' weights count."""
+    """The hash of each row's uid that decides in which epochs the row's weight is rounded up."""
     return (uid_hashes(uids, REPEAT, 0) >> np.uint64(32)).astype(np.uint32)
 
 
 def times(weights: Weights, draws: Draws, epoch: int) -> npt.NDArray[np.int64]:
-    """How often each row is shown in an epoch; shape (rows,).
+    """How often each row is shown in an epoch: its weight, rounded up or down; shape (rows,).
 
-    It is the weight, rounded up or down: with u, a number in [0, 1) from the draw, floor((epoch + 1) w + u) -
-    floor(epoch w + u). After any number of epochs, the total differs from the sum of the weights by less than one, and
-    the same is true on average over rows in each single epoch.
+    With u, a number in [0, 1) from the draw, this is floor((epoch + 1) w + u) - floor(epoch w + u). After any number of
+    epochs, the total of a row differs from the sum of its weights by less than one. On average over u, a row is shown
+    exactly w times in each epoch.
     """
     weight, start = weights.astype(np.float64), draws * 2.0**-32
     return (np.floor((epoch + 1) * weight + start) - np.floor(epoch * weight + start)).astype(np.int64)
@@ -45,9 +45,9 @@ class Weighting:
 
     expression: Expression
     alpha: float | None = None
-    """For a soft cap. None: the expression is the weight."""
+    """The alpha of a soft cap. None: the expression is the weight."""
     shift: float = 0.0
-    """For a soft cap, ln(alpha s)."""
+    """The shift of a soft cap, ln(alpha * S); see `soft_cap`."""
     highest: float = np.inf
 
     @property
@@ -56,11 +56,11 @@ class Weighting:
         return self.expression.columns
 
     def of(self, table: pa.Table) -> Weights:
-        """0 for rows that are not shown."""
+        """The weight of each row; 0 for rows that are not shown."""
         numbers = numbers_of(self.expression, table)
         if self.alpha is not None:
             numbers = soft_cap(numbers, self.alpha, self.shift)
-        with np.errstate(over="ignore"):  # infinite, and refused
+        with np.errstate(over="ignore"):  # becomes infinite, which the step rejects
             return np.nan_to_num(np.clip(numbers, 0, self.highest), nan=0.0, posinf=np.inf).astype(np.float32)
 
 
@@ -93,7 +93,7 @@ class HasWeight:
         return self.weighting.columns
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Compare with 0."""
+        """True for rows with a weight above 0."""
         return self.weighting.of(table) > 0
 
 
@@ -110,7 +110,7 @@ class WeightSums:
         return self.weighting.columns
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
-        """One number each. The ticks of a shard are exact in a float64 below 2^53."""
+        """Return one number per array. Below 2^53, the ticks of a shard are exact in a float64."""
         weights = self.weighting.of(table).astype(np.float64)
         ticks, below = np.rint(weights / TICK).sum(), int((weights < 1).sum())
         return [np.array([ticks]), np.array([below]), np.array([weights.max(initial=0.0)])]

@@ -1,8 +1,8 @@
 """Cleans captions for rules, models and `.txt` members.
 
-Most web captions are plain ASCII and already clean. So each step first finds the few rows that it might change, with
-a linear-time regex (RE2), and processes only those. Nothing is truncated here: `encode/truncate_caption.py` is THE
-place where captions are truncated, for the models alone.
+Most web captions are plain ASCII and already clean. So each step first uses a linear-time regex (RE2) to find the few
+rows that it might change, and processes only those. Nothing is truncated here: captions are truncated only for the
+models, in `encode/truncate_caption.py`.
 """
 
 import html
@@ -16,18 +16,18 @@ import pyarrow.compute as pc
 _NOT_PLAIN = r"[^ -~]|  |^ | $"
 """A character that is not printable ASCII, or a doubled, leading or trailing space."""
 
-# Invisible and meaningless to readers: control characters other than white space (C0, DEL, C1), soft hyphens and
+# Invisible and meaningless to readers: control characters other than whitespace (C0, DEL, C1), soft hyphens and
 # direction marks. ZWJ and ZWNJ stay, because emoji sequences and Persian spelling need them.
 _REMOVED_CHARACTERS = (
     r"[\x00-\x08\x0e-\x1b\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 )
 
-# The white space of `str.isspace`, plus zero-width space, word joiner and byte order mark.
+# Whitespace as in `str.isspace`, plus the zero-width space, word joiner and byte order mark.
 _WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ\x{200b}\x{2060}\x{feff}]+"
 
-# Characters that show nothing by themselves: Default_Ignorable_Code_Point of Unicode 17 (DerivedCoreProperties.txt),
-# such as the Hangul fillers, zero-width joiners, variation selectors and tags; interlinear annotation marks; and two
-# blank symbols, of Braille and of music. By this point, every run of white space has been collapsed to one space.
+# Characters that are invisible by themselves: Default_Ignorable_Code_Point of Unicode 17 (DerivedCoreProperties.txt),
+# such as the Hangul fillers, zero-width joiners, variation selectors and tags; interlinear annotation marks; and the
+# blank Braille and musical symbols. By this point, every run of whitespace has been collapsed to one space.
 _INVISIBLE = (
     r"[ \x{ad}\x{34f}\x{61c}\x{115f}\x{1160}\x{17b4}\x{17b5}\x{180b}-\x{180f}\x{200b}-\x{200f}\x{202a}-\x{202e}"
     r"\x{2060}-\x{206f}\x{2800}\x{3164}\x{fe00}-\x{fe0f}\x{feff}\x{ffa0}\x{fff0}-\x{fffb}\x{1bca0}-\x{1bca3}"
@@ -45,8 +45,8 @@ def clean_captions(raw: pa.Array) -> pa.Array:
     """Clean a string column, keeping length and order. Null stays null; a caption with nothing left becomes "".
 
     HTML entities are decoded (at most twice, for pages that escape twice), control characters are removed, every run of
-    white space (including no-break and zero-width spaces) becomes one space, ends are trimmed, and the result is NFC.
-    Nothing is left of a caption without any visible character; in others, joiners and variation selectors stay.
+    whitespace (including no-break and zero-width spaces) becomes one space, ends are trimmed, and the result is NFC.
+    A caption without any visible character becomes empty; in other captions, joiners and variation selectors stay.
     """
     captions = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
     captions = _change_where(captions.cast(pa.string()), "&", _unescape)

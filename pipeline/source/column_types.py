@@ -1,4 +1,4 @@
-"""Finds the types of a dataset's carried columns, over all its files."""
+"""Finds the types of a dataset's carried columns across all its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from pairmill.pipeline.source.types import Fit, common_type, fit, values_fit
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """The type of a carried column, and the first file that has the column."""
+    """The common type of a carried column so far, and the first file that has the column."""
 
     type: pa.DataType
     uri: str
@@ -21,9 +21,9 @@ class ColumnType:
 
 
 def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
-    """Widen the type of a column to fit this file's values. Raises SourceError that names both files."""
+    """Widen the type of a column to fit this file's values. Raises SourceError, naming both files."""
     kind = file.schema.field(name).type
-    if name in types and kind.equals(types[name].type):  # true for nearly all files, of which there may be a million
+    if name in types and kind.equals(types[name].type):  # the usual case, and there may be a million files
         return
     found = plain_type(kind)
     known = types.setdefault(name, ColumnType(found, file.uri, found))

@@ -1,8 +1,8 @@
 """Decides the meaning of a dataset's columns, once for all its files.
 
-The result is stored in the plan, so all workers read the same columns with the same types, whatever is in their shards.
-`names.py` says how names are matched. Columns that the job does not name are guessed: the first of URL_NAMES,
-CAPTION_NAMES or LICENSE_NAMES in the first file.
+The result is stored in the plan, so all workers read the same columns with the same types, whatever their shards
+contain. `names.py` defines how names are matched. Columns that the job does not name are guessed: the first name in
+URL_NAMES, CAPTION_NAMES or LICENSE_NAMES that the first file has.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ _LISTS = (
 
 @dataclass(frozen=True, slots=True)
 class FileColumns:
-    """The columns of one file, by role. None: the file has no such column."""
+    """The columns of one file by role. None: the file has no such column."""
 
     url: str | None
     caption: str | None
@@ -130,9 +130,9 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
 
 
 def refuse_other_pictures(config: SourceConfig, file: InputFile, usual_names: Sequence[str]) -> None:
-    """Raise SourceError for a file whose pictures are not found, unless the job names its caption column, because only
-    captions would be embedded. The pictures may be lists of Hugging Face's Image, or in a column that is not in
-    `usual_names`."""
+    """Raise SourceError for a file with pictures in an unsupported form, unless the job names its caption column,
+    because otherwise only captions would be embedded. Such pictures are lists of Hugging Face's Image, or are in a
+    column that is not in `usual_names`."""
     if config.caption_column is not None:
         return
     caption = _first(None, CAPTION_NAMES, file.own_names)
@@ -140,14 +140,14 @@ def refuse_other_pictures(config: SourceConfig, file: InputFile, usual_names: Se
         is_named = column.name in usual_names and not is_text(column.type)
         if column.name != caption and (is_named or _has_images(column.type)):
             raise SourceError(
-                f"{file.uri}: column {column.name!r} ({str(column.type)[:200]}) seems to have pictures. They are read "
-                "from a column with the bytes of a picture, or an Image of Hugging Face's, in each row "
+                f"{file.uri}: column {column.name!r} ({str(column.type)[:200]}) seems to contain pictures. They "
+                "are read only from a column with one picture per row, as bytes or as Hugging Face's Image "
                 "(source.image_column); to embed only the captions, set source.caption_column"
             )
 
 
 def _has_images(data_type: pa.DataType) -> bool:
-    """Whether the values are, or contain, structs like Hugging Face's Image or lists of bytes."""
+    """Whether the values are or contain structs like Hugging Face's Image, or lists of bytes."""
     if pa.types.is_struct(data_type):
         return can_contain_pictures(data_type) or any(_has_images(each.type) for each in data_type)
     if not any(is_kind(data_type) for is_kind in _LISTS):
@@ -207,8 +207,8 @@ def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str
 def _choose(
     setting: str, given: str | None, usual: Sequence[str], inputs: Sequence[InputFile], needed: bool = False
 ) -> str | None:
-    """The column that `source.SETTING` names, or the first usual one in the first file that has one. A column in the
-    file itself takes precedence over one in its path, because `caption=blip/` describes captions and is not one."""
+    """The column that `source.SETTING` names, or the first usual column of the first file that has one. A column in
+    the file itself takes precedence over one in its path, because `caption=blip/` describes captions but is not one."""
     of_files = [file.own_names for file in inputs]
     for names in [*of_files, *(file.partitions for file in inputs)]:
         if (found := _first(given, usual, names)) is not None:
@@ -246,7 +246,8 @@ def _check_distinct(roles: dict[str, str | None], license_: str | None) -> None:
 
 
 def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str | None, uid: str | None) -> None:
-    """Check that a file has all columns in use; otherwise its rows would be lost. Lists of URLs have no captions."""
+    """Check that a file has all columns in use; otherwise its rows would be lost. Plain lists of URLs need no
+    captions."""
     for setting, name, found in _roles(columns, url, caption, uid):
         if not name:  # a corpus without URLs
             continue
@@ -266,7 +267,8 @@ def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str |
 
 
 def _missing_checksums(file: InputFile, column: str) -> str | None:
-    """The error for a file without this exact column, whose pictures would go unchecked; None if it has the column."""
+    """The error for a file without this exact column, because its pictures would go unchecked; None if it has the
+    column."""
     if column in file.schema.names:
         return None
     return f"{file.uri}: no column {column!r} (source.sha256_column); it has {shown(file.schema.names)}"

@@ -1,8 +1,8 @@
 """Converts text formats to OUT/input/*.parquet: once, as a stream, in bounded memory.
 
 A converted file has one row per record of its source, in order. URL and caption are `binary`, with the exact bytes of
-the source, since the uid is a hash of them. All other columns are strings, with U+FFFD for invalid UTF-8. A record that
-cannot be read becomes a row whose MALFORMED_COLUMN says why.
+the source, because the uid is a hash of them. All other columns are strings, with U+FFFD for invalid UTF-8. A record
+that cannot be read becomes a row with the reason in MALFORMED_COLUMN.
 """
 
 import csv
@@ -49,7 +49,7 @@ _BATCH_BYTES = 32 << 20
 def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> InputFile:
     """Inspect a text file: its header (CSV, TSV), or all of its objects (JSON).
 
-    `config` may give encoding, delimiter and columns; the rest is detected. Raises SourceError.
+    `config` may set the encoding, delimiter and columns; the rest is detected. Raises SourceError.
     """
     encoding = marked_encoding(uri, files) or config.encoding
     if kind in ("json", "jsonl"):
@@ -72,7 +72,7 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
 
 
 def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
-    """Name of the converted file in the output folder. The name changes whenever the content would."""
+    """Name of the converted file in the output folder. It changes whenever the content would change."""
     columns = columns_of(mapping, source.schema.names)
     identity: list[Any] = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
     unusual = [source.unusual_encoding, source.unusual_delimiter]
@@ -109,8 +109,8 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
 def records_of(
     source: InputFile, list_names: frozenset[str] = frozenset(), caption: str | None = None, url: str | None = None
 ) -> Iterator[Iterator[Record]]:
-    """All records of a text file. Values of the columns `list_names` are lists, all others bytes. `caption`: the column
-    of captions, which must not be objects. `url`: the column of URLs."""
+    """All records of a text file. The values of the columns `list_names` are lists, all others bytes. `caption`: the
+    caption column, whose values must not be objects. `url`: the URL column."""
     names = source.own_names
     with _open_records(source) as lines:
         if source.kind == "text":
@@ -151,7 +151,7 @@ def _inspect_json(source: InputFile) -> InputFile:
 
 
 def _column_names(uri: str, header: list[bytes]) -> list[str]:
-    """Column names from a header. Empty and repeated names get the column number, from 1."""
+    """Column names from a header. Empty and repeated names get the number of the column, counted from 1."""
     if len(header) > MAX_COLUMNS:
         raise SourceError(
             f"{uri}: {len(header)} columns, but at most {MAX_COLUMNS} are possible; keep only those you need"
@@ -180,7 +180,7 @@ def _converted_schema(source: InputFile, mapping: ColumnMapping) -> pa.Schema:
 
 
 def _batches(records: Iterable[Record], shard_rows: int) -> Iterator[list[Record]]:
-    """Row groups of a multiple of `shard_rows` if that is small, or of fewer rows if the rows are long."""
+    """The records in row groups: of a multiple of `shard_rows` if that is small, or of fewer rows if rows are long."""
     max_rows = shard_rows * -(-1_024 // shard_rows)
     batch: list[Record] = []
     num_bytes = 0

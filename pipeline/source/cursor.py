@@ -1,8 +1,8 @@
 """Reads consecutive slices of a Parquet file without going back to the start of a row group.
 
-Published lists have row groups of a million rows and more, each worth hundreds of shards. A cursor keeps its position
-between slices, so that reading all slices in order decodes every page once, with only a few pages in memory. Any other
-order works too, but requires decoding again from the start of the row group.
+Published lists have row groups of a million rows or more, each enough for hundreds of shards. A cursor keeps its
+position between slices, so reading all slices in order decodes every page once, with only a few pages in memory. Any
+other order works too, but decodes again from the start of the row group.
 """
 
 from bisect import bisect_right
@@ -26,10 +26,10 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
-"""Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once."""
+"""Bytes per batch. Arrow cannot read more than 2 GiB of structs (such as pictures) at once."""
 _MAX_SHARD_BYTES, _MAX_PICTURE_SHARD_BYTES = 1 << 30, 2 << 30
-"""Maximum bytes of the rows of a shard, without and with columns of bytes. Shards of pictures are planned to have
-about a gigabyte on average."""
+"""Maximum bytes of a shard's rows, for files without and with columns of bytes. Shards of pictures are planned to
+average about a gigabyte."""
 
 
 class ReadError(PairmillError, RuntimeError):
@@ -51,7 +51,7 @@ def resolve(store: Store, uri: str) -> str:
 
 
 class Cursor:
-    """An open Parquet file and a position in it. Not thread-safe."""
+    """An open Parquet file with a reading position. Not thread-safe."""
 
     def __init__(self, store: Store, uri: str, fingerprint: str) -> None:
         self.uri = uri
@@ -99,7 +99,7 @@ class Cursor:
         return list(self._parquet.schema_arrow.names)
 
     def _decode(self, first_group: int, max_rows: int) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]:
-        """All batches from a row group on, each with its INT96 columns in nanoseconds."""
+        """All batches from a row group onward, each with its INT96 columns in nanoseconds."""
         for group in range(first_group, self._parquet.num_row_groups):
             size = batch_rows(self._file, self._parquet, group, min(max_rows, _BATCH_ROWS), _BATCH_BYTES)
             reading: dict[str, Any] = {"row_groups": [group], "use_threads": False}
@@ -111,7 +111,7 @@ class Cursor:
     def rows(self, first_row: int, num_rows: int) -> pa.Table:
         """Rows [first_row, first_row + num_rows), all columns. Raises ReadError.
 
-        Rows that are too large are null, and MALFORMED_COLUMN says so.
+        Rows that are too large are null, with the reason in MALFORMED_COLUMN.
         """
         if first_row + num_rows > self._group_starts[-1]:
             present = counted(self._group_starts[-1], "row")

@@ -1,7 +1,7 @@
 """Detects the delimiter of a CSV file from its header and first records.
 
-`csv.Sniffer` counts characters and finds delimiters in prose. Here, a delimiter must yield a header that contains the
-column that the job needs.
+`csv.Sniffer` counts characters and can mistake punctuation in prose for a delimiter. Here, a delimiter must yield a
+header with the column that the job needs.
 """
 
 import csv
@@ -28,7 +28,7 @@ def first_lines(lines: Iterator[bytes]) -> list[bytes]:
 
 
 def detect_delimiter(sample: Sequence[bytes], usual: str, is_known: Callable[[list[str]], bool]) -> str:
-    """The usual delimiter if it gives a header with the needed column, else the only other one that does.
+    """The usual delimiter if it yields a header with the needed column, else the only other delimiter that does.
 
     `is_known`: whether the given names include the column that the job needs. A delimiter other than the usual one must
     also split most records of the sample into as many fields as the header.

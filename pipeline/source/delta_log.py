@@ -1,8 +1,8 @@
-"""Refuses Delta tables with files that hold changed or deleted rows.
+"""Refuses Delta tables whose folders contain files with changed or deleted rows.
 
-A change of a Delta table leaves the old Parquet files in the folder; only the log says which files are the table
-(https://github.com/delta-io/delta/blob/master/PROTOCOL.md). If all files were read, changed rows would come twice, and
-deleted ones would come back.
+A change to a Delta table leaves the old Parquet files in the folder; only the log says which files are current
+(https://github.com/delta-io/delta/blob/master/PROTOCOL.md). If all files were read, changed rows would appear twice,
+and deleted rows would reappear.
 """
 
 import json
@@ -27,8 +27,8 @@ _ROWS = 1_024
 
 
 def check_tables(uris: Iterable[str], files: Files) -> None:
-    """Raise SourceError if one of these Parquet files is in the folder of a Delta table, but is not a part of its
-    current version, or has deleted rows there."""
+    """Raise SourceError if one of these Parquet files is in the folder of a Delta table but is not part of the table's
+    current version, or has rows that are deleted in that version."""
     tables: dict[str, list[str]] = {}
     for uri in uris:
         if uri.lower().endswith(".parquet"):
@@ -39,7 +39,7 @@ def check_tables(uris: Iterable[str], files: Files) -> None:
 
 
 def _check_table(root: str, uris: Sequence[str], files: Files) -> None:
-    """The same for the Parquet files of one folder, which may not be a Delta table."""
+    """Check the Parquet files of one folder, which need not be a Delta table."""
     if not files.is_folder(join(root, _LOG)):
         return
     current = _current_files(root, files)
@@ -52,7 +52,7 @@ def _check_table(root: str, uris: Sequence[str], files: Files) -> None:
 
 
 def _root(uri: str) -> str:
-    """The folder of the table that a file may belong to: the one above its partitions, such as `lang=en`."""
+    """The folder of the table that a file may belong to: the one above any partition folders, such as `lang=en`."""
     folders = uri.split("/")[:-1]
     while "=" in folders[-1]:
         folders.pop()
@@ -60,7 +60,7 @@ def _root(uri: str) -> str:
 
 
 def _current_files(root: str, files: Files) -> set[str]:
-    """Paths, relative to the table, of the files whose rows are all in its current version. Raises SourceError."""
+    """Paths, relative to the table, of the files with all their rows in its current version. Raises SourceError."""
     log = join(root, _LOG)
     names = sorted(entry.name for entry in entries_in(log, files))
     commits = {int(match[1]): match[0] for match in map(_COMMIT.fullmatch, names) if match}
@@ -77,7 +77,7 @@ def _current_files(root: str, files: Files) -> set[str]:
         for version in later:
             with files.open_decompressed(join(log, commits[version])) as file:
                 actions = [json.loads(line) for line in file if line.strip()]
-            for action in actions:  # the same file may be removed, and added with a list of its deleted rows
+            for action in actions:  # one version may remove a file and add it again with a list of its deleted rows
                 is_whole.pop(action.get("remove", {}).get("path"), None)
             is_whole |= dict(_entry(action["add"]) for action in actions if "add" in action)
     except (ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:

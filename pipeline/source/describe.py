@@ -1,4 +1,4 @@
-"""Describes a plan for people: shards, files, memory and columns. Suggests a better `shard_rows` if there is one."""
+"""Describes a plan in text: shards, files, memory and columns. Suggests a better `shard_rows` if there is one."""
 
 import os
 
@@ -15,8 +15,8 @@ _SHARDS_PER_ACTOR = 4
 
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
-    """Shards, output files, memory per download actor, columns, a better `shard_rows` if there is one, detected
-    formats, and files that are skipped."""
+    """The plan as text: shards, output files, memory per download actor, columns, a better `shard_rows` if there is
+    one, detected formats, and skipped files."""
     told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs), *describe_left_out(plan.inputs)]
     seen = describe_passed_over(plan.seen, plan.rows_in_inputs, plan.parts, plan.passed_over)
     return "\n".join([_describe_shards(plan, job), *told, *([seen] if seen else [])])
@@ -53,7 +53,7 @@ def _describe_pictures(mapping: ColumnMapping) -> str:
 
 
 def _describe_columns(mapping: ColumnMapping) -> str:
-    """The columns in use, given or guessed."""
+    """A list of the columns in use, given or guessed."""
     names = {
         "URLs": mapping.url_column,
         "captions": mapping.caption_column,

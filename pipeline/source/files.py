@@ -1,4 +1,4 @@
-"""Finds the input files, and inspects those in Parquet.
+"""Finds the input files and inspects the Parquet files among them.
 
 A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or plain lists of URLs. All but Parquet may
 be gzipped.
@@ -33,7 +33,7 @@ _KINDS: dict[str, Kind] = {
 }
 PICTURE_ENDINGS = (
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "avifs"),
-    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # they are not decoded: their rows say so
+    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not supported, which the status of their rows says
 )
 _PICTURES = (".tar", *(f".{ending}" for ending in PICTURE_ENDINGS))
 SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind != "parquet"))
@@ -46,15 +46,17 @@ MALFORMED_COLUMN = "__pairmill_malformed"
 """Only in converted files: null, or why the row could not be read, and the beginning of its text."""
 
 CAPTION_PROBLEM_COLUMN = "__pairmill_caption_problem"
-"""Only in indexes of tars and folders: null, or why the text beside the picture is not a caption."""
+"""Only in indexes of tars and folders: null, or why the text beside the picture cannot be read as a caption."""
 
 WITHDRAWN_ROW = "withdrawn"
 """The value of MALFORMED_COLUMN in a row that a purge has blanked: all its other columns are null."""
 WITHDRAWN_CAPTION = b"\xffwithdrawn"
-"""Only in lists of captions in converted files: what a purge leaves of one caption. No text begins with this byte."""
+"""Only in caption lists of converted files: the value with which a purge replaces a caption. No text starts with this
+byte."""
 
 INT96_UNIT = "us"
-"""Unit of Parquet's INT96: in Arrow's usual nanoseconds, years before 1677 and after 2262 would wrap around."""
+"""Unit in which Parquet's INT96 is read. In nanoseconds, Arrow's default, years before 1677 and after 2262 would wrap
+around."""
 
 _SHOWN_COLUMNS = 30
 
@@ -67,7 +69,7 @@ class SourceError(PairmillError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One input file, as described by its footer (Parquet), its header (CSV, TSV) or a first pass (JSON)."""
+    """One input file, as described by its footer (Parquet), its header (CSV, TSV) or a first pass over it (JSON)."""
 
     uri: str
     kind: Kind
@@ -82,7 +84,7 @@ class InputFile:
     delimiter: str | None = None
     """CSV, TSV: the character between fields."""
     partitions: tuple[str, ...] = ()
-    """Names of the columns whose value is in the file's path, the last ones in `schema`; see `partitions.py`."""
+    """Names of the columns whose value is in the file's path. They come last in `schema`; see `partitions.py`."""
 
     @property
     def own_names(self) -> list[str]:
@@ -119,7 +121,7 @@ class Inputs:
     """Everything else that was found at these paths."""
 
     def add(self, files: Iterable[str], listing: Listing) -> None:
-        """Add the files of one path that are used, and record its other files as skipped."""
+        """Add the usable files of one path, and record its other files as skipped."""
         used = set(files)
         self.files = list(dict.fromkeys([*self.files, *files]))
         for uri in listing.files:
@@ -167,7 +169,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
 
 
 def listed(path: str, files: Files, exclude: str) -> Listing:
-    """List a path, without the folder `exclude`. Raises SourceError if there is nothing."""
+    """List a path, without the folder `exclude`. Raises SourceError if nothing else is found."""
     try:
         return list_path(path, files, exclude)
     except FileNotFoundError as error:
@@ -209,7 +211,7 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
 
 
 def with_partitions(file: InputFile) -> InputFile:
-    """The file with a text column for each partition of its path, unless it has its own column of that name."""
+    """The file with a text column for each partition in its path, unless it has its own column of that name."""
     names = tuple(name for name in partitions_of(file.uri) if name not in file.schema.names)
     schema = pa.schema([*file.schema, *(pa.field(name, pa.string()) for name in names)])
     return replace(file, schema=schema, partitions=names)

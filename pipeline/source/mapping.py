@@ -1,4 +1,4 @@
-"""Defines the meaning of the input's columns, and the source of its pictures. Both are decided once, when the input is
+"""Defines the meaning of the input's columns and the source of its pictures. Both are decided once, when the input is
 first planned."""
 
 import base64
@@ -11,7 +11,8 @@ import pyarrow as pa
 _COLUMN = "column:"
 
 ALTERNATES_COLUMN = "image_alternates"
-"""In indexes and in flight: more pictures with the same key, as structs of STORED. The first that decodes is used."""
+"""In indexes and in flight: further pictures with the same key, as structs of STORED. The first picture that decodes
+is used."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class WebPictures:
 
 @dataclass(frozen=True)
 class IndexedPictures:
-    """Pictures in tars or folders. An index, made when planning, says where each one is."""
+    """Pictures in tars or folders. An index, made during planning, records the location of each picture."""
 
 
 @dataclass(frozen=True)
 class PairsPictures:
-    """Pictures of another pairmill output, whose pairs files say where each one is."""
+    """Pictures of another pairmill output, whose pairs files record the location of each picture."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ _NAMES: dict[PictureSource, str | None] = {
     PairsPictures(): "pairs",
     NoPictures(): "none",
 }
-"""Names in plan files. A column is `column:NAME`."""
+"""The name of each source in plan files. A column of pictures is `column:NAME`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ColumnMapping:
     json_fields: Mapping[str, str] = field(default_factory=dict)
     """For tars and folders: field of the JSON beside a picture -> its name in `extra_columns`."""
     has_checksums: bool = False
-    """Whether the pairs have the column CHECKSUM; plans from before 0.2 do not say so."""
+    """Whether the pairs have the column CHECKSUM. Plans made before 0.2 do not record it."""
 
     @property
     def has_captions(self) -> bool:
@@ -90,7 +91,7 @@ class ColumnMapping:
         return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
 
     def carried(self, wanted: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
-        """Output names of the carried columns that `images.carry` names, by their names in the input or the output.
+        """Output names of the columns in `images.carry`, which may be given by their input or output names.
 
         Raises ValueError for a column that is not carried.
         """

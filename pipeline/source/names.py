@@ -1,7 +1,7 @@
-"""Finds columns, and keys of JSON, by name.
+"""Finds columns and JSON keys by name.
 
-Names are matched exactly; failing that, ignoring case and outer blanks; failing that, also with blanks and hyphens
-treated as underscores (`Image Link` is `image_link`).
+Names are matched exactly; failing that, ignoring case and outer blanks; failing that, also treating blanks and hyphens
+as underscores (`Image Link` is `image_link`).
 """
 
 import re
@@ -12,8 +12,8 @@ _SEPARATORS = re.compile(r"[\s_-]+")
 
 
 class Names:
-    """Names that can be searched. Each is folded once, and only if needed, because a corpus may have millions of JSON
-    files."""
+    """A searchable set of names. Each name is folded once, and only if needed, because a corpus may have millions of
+    JSON files."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)

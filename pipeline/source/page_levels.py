@@ -1,4 +1,4 @@
-"""Finds how much data a few bytes of a Parquet page may stand for: the longest row, and the longest dictionary entry.
+"""Finds how much data a few bytes of a Parquet page can encode: the longest row and the longest dictionary entry.
 
 Repetition levels and dictionaries are decoded as in https://parquet.apache.org/docs/file-format/data-pages/encodings.
 """
@@ -38,7 +38,7 @@ def longest_row(file: IO[bytes], pages: Iterable[Page], codec: str, max_level: i
 
 
 def longest_entry(file: IO[bytes], page: Page, codec: str) -> int:
-    """Bytes of the longest text in a dictionary page, or a bound on that: the size of the page."""
+    """Bytes of the longest text in a dictionary page, or the size of the page as an upper bound."""
     if page.num_bytes > _MAX_DICTIONARY_BYTES:
         return page.num_bytes
     try:
@@ -84,7 +84,7 @@ def _row_starts(file: IO[bytes], page: Page, codec: str, width: int) -> Iterator
 
 
 def _repeat(is_start: bool, count: int) -> Iterator[npt.NDArray[np.bool_]]:
-    """A run of equal levels, in pieces of a megabyte, because a run's header may announce two billion."""
+    """A run of equal levels, in pieces of a megabyte, because a run's header can announce two billion levels."""
     for start in range(0, count, 1 << 20):
         yield np.full(min(count - start, 1 << 20), is_start)
 

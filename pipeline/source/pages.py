@@ -36,13 +36,13 @@ class Page:
 
     @property
     def is_data(self) -> bool:
-        """Whether it has values of rows."""
+        """Whether it is a data page rather than a dictionary."""
         return self.kind != DICTIONARY
 
 
 def pages_of(file: IO[bytes], chunk: Any) -> Iterator[Page]:
-    """The pages of a column chunk in order, until they have as many values as the footer says, because readers
-    stop there. Raises ValueError if the headers cannot be read."""
+    """The pages of a column chunk in order, up to the number of values in the footer, where readers stop. Raises
+    ValueError if the headers cannot be read."""
     starts = [chunk.data_page_offset, chunk.dictionary_page_offset]
     position = min(start for start in starts if start)
     end = position + chunk.total_compressed_size

@@ -28,7 +28,7 @@ def partitions_of(uri: str) -> dict[str, str | None]:
 
 
 def append_partitions(table: pa.Table, uri: str) -> pa.Table:
-    """The table of a file's rows with the partitions of its path, unless it has its own column of that name."""
+    """A file's rows plus a column for each partition in its path, unless the file has its own column of that name."""
     for name, value in partitions_of(uri).items():
         if name not in table.schema.names:
             table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))

@@ -1,7 +1,7 @@
 """Estimates the size of the pictures in a Parquet file from its metadata alone, without reading them.
 
-The footer gives the size of each row group, and a page header the size of its page. Pages are looked up only in row
-groups that are larger than a shard may be, so a file of ordinary size costs a few hundred bytes.
+The footer records the size of each row group, and a page header the size of its page. Page headers are read only for
+row groups that exceed the limit for a shard, so a file of ordinary size costs a few hundred bytes.
 """
 
 from typing import IO, Any
@@ -14,14 +14,14 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.pages import pages_of
 
 MAX_SHARD_BYTES = 1 << 30
-"""Maximum bytes of pictures in a planned shard, which several workers keep in memory."""
+"""Maximum total bytes of the pictures in a planned shard. Several workers keep a shard in memory."""
 
 
 def shard_ends(uri: str, files: Files, column: str, first_row: int, num_rows: int, shard_rows: int) -> list[int]:
     """Cut `num_rows` rows, starting at `first_row`, into shards of at most `shard_rows`. Returns the row after each.
 
-    By the averages of their pages, shards have at most MAX_SHARD_BYTES. The pages that a shard touches do not have more
-    than that in total either, unless the shard is within a single page.
+    Estimated by the average row of each page, a shard has at most MAX_SHARD_BYTES. The pages that a shard touches do
+    not exceed that in total either, unless the shard is within a single page.
     """
     rows, num_bytes = _cumulative_bytes(uri, files, column)
     ends, start, end = [], first_row, first_row + num_rows
@@ -37,7 +37,8 @@ def shard_ends(uri: str, files: Files, column: str, first_row: int, num_rows: in
 
 
 def _cumulative_bytes(uri: str, files: Files, column: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(rows, bytes of the pictures before each), at the edges of row groups and of pages in large row groups."""
+    """Row numbers, and the bytes of the pictures before each of these rows. The rows are the boundaries of row groups
+    and, in large row groups, of pages."""
     spans = [(0, 0)]
     with files.open(uri) as file, pq.ParquetFile(file) as parquet:
         leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]

@@ -1,8 +1,8 @@
 """Splits the input into shards, once. Writes `plan/0.parquet`, and another file for each later extension.
 
-Each row of a plan file is a shard. The file's metadata has the meaning of the columns, and the input files that the
-plan file adds.
-Plan files are create-only: if two drivers plan at the same time, one wins and the other reads its plan.
+Each row of a plan file is a shard. The file's metadata records the meaning of the columns and the input files that the
+plan file adds. Plan files are create-only: if two drivers plan at the same time, one wins and the other reads the
+winner's plan.
 """
 
 from collections import Counter
@@ -66,8 +66,8 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
 
     `record` is stored in the plan, which ties the output folder to this job. Text formats are converted. Rows beyond
     `source.limit_rows` stay unplanned; lowering the limit later does not remove planned rows. Raises SourceError for
-    unusable input, PlanError for a planned file that was changed or removed, and OtherJobError if the plan is another
-    job's.
+    unusable input, PlanError for a planned file that was changed or removed, and OtherJobError if another job made the
+    plan.
     """
     job = record.job
     corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
@@ -98,7 +98,7 @@ class _Slice:
 
 @dataclass
 class _Planner:
-    """The state of one `make_plan` call; reused if another driver's plan comes first."""
+    """The state of one `make_plan` call; reused if another driver writes its plan first."""
 
     record: JobRecord
     store: Store
@@ -137,7 +137,7 @@ class _Planner:
         for name in mapping.extra.names:
             if name.lower() in self.job.score_columns.names:
                 raise SourceError(
-                    f"scores: the input has a column {name!r}, as a score would make; choose another name for the score"
+                    f"scores: the input has a column {name!r}, which a score would make; choose another score name"
                 )
         return self._to_bytes(slices, replace(mapping, has_checksums=True), first_shard=0)
 
@@ -180,7 +180,7 @@ class _Planner:
         for known in plan.inputs:
             if known.source not in listed:
                 raise PlanError(
-                    f"{known.source}: is in the plan of {root}, but is missing or no longer among source.paths; "
+                    f"{known.source}: is in the plan of {root}, but is missing or no longer in source.paths; "
                     f"put it back, or use another output"
                 )
         self._hash(known.source for known in plan.inputs)
@@ -289,13 +289,13 @@ class _Planner:
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record, passed_over)
 
     def _left_out_fields(self, uri: str, mapping: ColumnMapping) -> int:
-        """Number of values in an index's JSON that are too large, plus fields that have no column in the plan."""
+        """Number of values left out of an index, plus the number of its JSON fields that have no column in the plan."""
         assert self.corpus is not None
         notes = self.corpus.fields(uri, self.store)
         return notes.left_out + len([name for name in notes.columns() if name not in mapping.json_fields])
 
     def _ends(self, piece: _Slice, mapping: ColumnMapping) -> Sequence[int]:
-        """The row after each shard of a slice; the last shard gets the remainder."""
+        """The end row (exclusive) of each shard of a slice. The last shard gets the remainder."""
         end, shard_rows = piece.first_row + piece.num_rows, self.job.shard_rows
         if isinstance(mapping.pictures, ColumnPictures):
             uri, column = resolve(self.store, piece.uri), mapping.pictures.column
@@ -309,7 +309,7 @@ def _inspect(uri: str, files: Files, config: SourceConfig) -> InputFile:
 
 
 def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:
-    """Rows of planned files that limit_rows left unplanned."""
+    """The rows of planned files that limit_rows left unplanned."""
     planned = plan.shards.group_by("uri").aggregate([("num_rows", "sum")])
     done = dict(zip(planned["uri"].to_pylist(), planned["num_rows_sum"].to_pylist(), strict=True))
     slices = []
@@ -323,7 +323,7 @@ def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:
 
 
 def _cut(piece: _Slice, fingerprint: str, ends: Sequence[int], first_shard: int) -> pa.Table:
-    """One row of PLAN_SCHEMA for each shard. `ends`: the row after each."""
+    """One row of PLAN_SCHEMA for each shard. `ends`: the end row (exclusive) of each shard."""
     first_rows = np.array([piece.first_row, *ends[:-1]], np.int64)
     num_shards = len(first_rows)
     columns = [

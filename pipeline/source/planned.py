@@ -1,7 +1,7 @@
 """Reads and writes `plan/K.parquet`.
 
-Each row is a shard. The metadata has the meaning of the columns (the same in every file), and the input files that this
-plan file adds.
+Each row is a shard. The metadata records the meaning of the columns (the same in every file) and the input files that
+this plan file adds.
 """
 
 import io
@@ -55,18 +55,18 @@ class PlannedInput:
     parts: int = 0
     """Entries of a tar or folder that belong to another entry's row, such as captions."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> number of unused entries, in a tar or folder."""
+    """Reason -> number of unused entries in a tar or folder."""
     uncaptioned: int = 0
     """Rows of a tar or folder that have JSON but no caption."""
     json_keys: Sequence[str] = ()
     """Some keys of that JSON."""
     left_out_fields: int = 0
-    """Values of the JSON in a tar or folder that are in no column."""
+    """Number of values in the JSON of a tar or folder that are in no column."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of an output folder, in order, and the meaning of their columns."""
+    """All shards of an output folder in order, and the meaning of their columns."""
 
     shards: pa.Table
     """PLAN_SCHEMA; shard numbers count from 0."""
@@ -77,7 +77,7 @@ class Plan:
     record: JobRecord
     """The record of the job that made this plan. `job.yaml` is a copy for people."""
     unplanned: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> number of files and folders in `source.paths` left out when the plan was last extended."""
+    """Reason -> number of files and folders in `source.paths` that were left out when the plan was last extended."""
 
     @property
     def rows_in_inputs(self) -> int:
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def passed_over(self) -> dict[str, int]:
-        """Reason -> number of inputs that are neither a row nor a part of one."""
+        """Reason -> number of inputs that are neither a row nor part of a row."""
         total: Counter[str] = Counter(self.unplanned)
         for file in self.inputs:
             total.update(file.passed_over)
@@ -169,8 +169,8 @@ def to_bytes(
     record: JobRecord,
     passed_over: Mapping[str, int] = _NOTHING,
 ) -> bytes:
-    """The content of a plan file that adds `shards` and `inputs`. `passed_over`: what was listed beside these and
-    all earlier inputs."""
+    """The content of a plan file that adds `shards` and `inputs`. `passed_over`: reason -> number of listed files and
+    folders that were not planned."""
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "job": record.to_json(),
@@ -184,21 +184,21 @@ def to_bytes(
 
 
 def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
-    """One line if JSON beside pictures has no caption in the usual places, else nothing."""
+    """One line if some JSON beside pictures has no caption under the usual keys, else nothing."""
     rows = sum(file.uncaptioned for file in inputs)
     if not rows:
         return []
     keys = dict.fromkeys(key for file in inputs for key in file.json_keys)
     return [
-        f"{counted(rows, 'row')} with JSON but without a caption in the usual keys; to take it from another, set "
-        f"source.caption_column (keys there: {shown(list(keys))})"
+        f"{counted(rows, 'row')} with JSON but no caption under the usual keys; to use another key, set "
+        f"source.caption_column (keys found: {shown(list(keys))})"
     ]
 
 
 def describe_left_out(inputs: Sequence[PlannedInput]) -> list[str]:
     """One line if some values of the JSON beside pictures are in no column, else nothing."""
     values = sum(file.left_out_fields for file in inputs)
-    return [f"{counted(values, 'value')} of the .json beside pictures left out: large, or too many"] if values else []
+    return [f"{counted(values, 'JSON value')} beside pictures left out (too large or too many)"] if values else []
 
 
 def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:

@@ -46,12 +46,12 @@ def csv_header(lines: Iterator[bytes], delimiter: str) -> list[bytes] | None:
 
 
 def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int, url: int | None = None) -> Iterator[Record]:
-    """Records with quotes as in RFC 4180. `lines` starts after the header. `url`: index of the column of URLs.
+    """The records, quoted as in RFC 4180. `lines` starts after the header. `url`: index of the URL column.
 
     If the quotes do not match, or the number of fields is wrong, the record's first line becomes a record by itself,
     and parsing continues with the next line. So a stray quote loses one row, not everything up to the next quote. In
-    TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields; and so
-    is the first line of a record that contains another line with a URL of its own, because its quotes are stray too.
+    TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields. The same
+    applies to the first line of a record that contains another line with its own URL: its quotes are stray too.
     """
     physical = _PhysicalLines(lines)
     reader = csv.reader(physical, delimiter=delimiter, strict=True)
@@ -82,8 +82,8 @@ def _next_fields(reader: Iterator[list[str]], physical: "_PhysicalLines") -> tup
 
 
 def _is_several(physical: "_PhysicalLines", num_columns: int, url: int | None) -> bool:
-    """Whether the lines of a TSV record look like several records: the first has all fields and a URL, and so does
-    another. A quoted caption with line breaks hardly ever looks like that."""
+    """Whether the lines of a TSV record look like several records: the first line and at least one other have all
+    fields and a URL. A quoted caption with line breaks hardly ever looks like that."""
     if url is None or len(physical.taken) < 2:
         return False
     first, *others = (
@@ -97,7 +97,7 @@ def _split_literally(line: str) -> list[str]:
 
 
 class _PhysicalLines:
-    """Lines for csv.reader, which reads several for a record with quoted line breaks. They can be put back."""
+    """The lines that csv.reader reads. All lines of a record but the first can be put back, to be read again."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         csv.field_size_limit(max(csv.field_size_limit(), text_file.MAX_RECORD_BYTES))  # process-wide; 128 KB by default
@@ -159,8 +159,9 @@ def _parse(line: bytes) -> Any:
 def json_records(
     lines: Iterator[bytes], names: list[str], list_names: frozenset[str], caption: str | None = None
 ) -> Iterator[Record]:
-    """The values of `names`; those in `list_names` as lists. Values other than text and null become JSON text, except
-    objects and lists in lists as the `caption`: their row is malformed, because JSON is useless as a caption."""
+    """The values of the keys `names`, as lists for those in `list_names`. Values other than text and null become JSON
+    text. A `caption` that is or contains an object, or is a nested list, makes its row malformed, because JSON is
+    useless as a caption."""
     for value, line in json_objects(lines):
         if value is None:
             yield _problem("not a JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
@@ -179,7 +180,7 @@ def json_records(
 
 
 def _not_a_caption(value: Any) -> str | None:
-    """What the value of a caption is if it is neither text nor a list of texts."""
+    """Why a value is useless as a caption: it is or contains an object, or is a nested list. None if it is usable."""
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, dict) for item in items):
         return "an object"

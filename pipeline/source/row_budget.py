@@ -1,7 +1,7 @@
 """Bounds the memory of a shard's rows: rows that are too large become null, and the others stay.
 
-Half of the budget is divided equally, so that no row can take the memory of others. The rest goes to larger rows, in
-order.
+Half of the budget is divided equally among the rows, so no row can use up the memory of the others. The other half goes
+to larger rows, in order.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from pairmill.pipeline.source.files import MALFORMED_COLUMN
 
 
 class RowBudget:
-    """The memory that is left for the rows of a shard."""
+    """The memory left for the rows of a shard."""
 
     def __init__(self, num_rows: int, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -25,7 +25,7 @@ class RowBudget:
         self._problems: dict[int, str] = {}
 
     def within(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The next rows of the shard, in which rows that do not fit are null."""
+        """The next rows of the shard, with null for each row that does not fit."""
         sizes = row_sizes(batch)
         refused = [row for row in np.flatnonzero(sizes > self._share) if not self._fits(int(row), int(sizes[row]))]
         self._num_seen += batch.num_rows
@@ -99,7 +99,7 @@ def _sizes(values: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _width(kind: pa.DataType) -> int | None:
-    """Bytes of each value of a type with a fixed width, else None."""
+    """Bytes per value of a fixed-width type; None for other types."""
     if pa.types.is_null(kind):
         return 0
     try:
@@ -109,7 +109,7 @@ def _width(kind: pa.DataType) -> int | None:
 
 
 def _sizes_of_lists(items: pa.Array, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Bytes of consecutive lists of these lengths."""
+    """Bytes of each list; `items` are the items of all lists in order."""
     if (width := _width(items.type)) is not None:
         return lengths * width
     before = np.concatenate([[0], np.cumsum(_sizes(items))])
@@ -124,7 +124,7 @@ def _text_sizes(values: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _integers(values: pa.Array) -> npt.NDArray[np.int64]:
-    """Integers with 0 for null."""
+    """The integers as NumPy values, with 0 for null."""
     return values.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
 
 

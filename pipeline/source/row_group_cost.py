@@ -1,8 +1,8 @@
-"""Computes from page headers how much memory the rows of a Parquet row group take, because a few bytes may stand for
+"""Computes from page headers how much memory the rows of a Parquet row group take, because a few bytes can encode
 gigabytes.
 
-A dictionary or a shared prefix repeats a long text for every row, a run repeats a value millions of times in one row,
-and a page of zeros unpacks to a thousand times its size. The sizes in the footer are only claims.
+A dictionary or a shared prefix can repeat a long text for every row, a run can repeat a value millions of times in one
+row, and a page of zeros unpacks to a thousand times its size. The sizes in the footer cannot be trusted.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +19,8 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 MAX_ROW_BYTES = 1 << 30
 """Maximum bytes of one row's values in a nested column."""
 MAX_PAGE_BYTES, MAX_PAGE_RATIO = 64 << 20, 20
-"""A page with more bytes than this must have at least a 20th of them in the file. Writers aim for 1 MiB; pictures,
-which do not compress, may make pages larger."""
+"""A page that unpacks to more bytes than this must take at least a 20th of them in the file. Writers aim for pages of
+1 MiB; pictures, which do not compress, can make pages larger."""
 
 _BATCH_ROWS, _BATCH_BYTES = 65_536, 256 << 20
 _DELTA_BYTE_ARRAY = 7
@@ -36,7 +36,7 @@ class CostError(PairmillError, ValueError):
 def bounded_batches(
     uri: str, file: IO[bytes], parquet: pq.ParquetFile, columns: Sequence[str], groups: Iterable[int]
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of some row groups, in batches of bounded memory. Raises SourceError."""
+    """The given columns of the given row groups, in batches of bounded memory. Raises SourceError."""
     for group in groups:
         try:
             size = batch_rows(file, parquet, group, _BATCH_ROWS, _BATCH_BYTES)
@@ -49,8 +49,8 @@ def bounded_batches(
 def batch_rows(file: IO[bytes], parquet: pq.ParquetFile, group: int, max_rows: int, max_bytes: int) -> int:
     """How many rows of a row group, at most `max_rows`, can be decoded at once in about `max_bytes` of memory.
 
-    The two pages of each column at the ends of the batch are not counted. Raises CostError, and ValueError if a page
-    header cannot be read.
+    Does not count the pages at the two ends of the batch. Raises CostError, or ValueError if a page header cannot be
+    read.
     """
     metadata = parquet.metadata.row_group(group)
     share = max_bytes // max(metadata.num_columns, 1)
@@ -62,7 +62,7 @@ def batch_rows(file: IO[bytes], parquet: pq.ParquetFile, group: int, max_rows: i
 
 
 def _row_bytes(file: IO[bytes], chunk: Any, leaf: Any, share: int) -> int:
-    """Maximum bytes of a row in one column. 0 for a nested column if all its rows take at most `share`."""
+    """Maximum bytes of a row in one column; 0 for a nested column whose rows take at most `share` in total."""
     if not chunk.num_values:
         return 0
     pages = list(pages_of(file, chunk))
@@ -84,17 +84,17 @@ def _row_bytes(file: IO[bytes], chunk: Any, leaf: Any, share: int) -> int:
 
 
 def _value_bytes(file: IO[bytes], pages: list[Page], chunk: Any, leaf: Any) -> int:
-    """Maximum bytes of a value; for text that is neither in a dictionary nor shares prefixes, the average of a page."""
+    """Maximum bytes of a value. For text without a dictionary or shared prefixes, the highest average of a page."""
     if leaf.physical_type in _WIDTHS:
         return _WIDTHS[leaf.physical_type]
     if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY":
         return int(leaf.length)
     is_text = leaf.logical_type.type == "STRING"
-    longest = 8  # of its offset
+    longest = 8  # bytes of an offset
     for page in pages:
         if page.kind == DICTIONARY:
             num_bytes = longest_entry(file, page, chunk.compression)
-        elif page.encoding == _DELTA_BYTE_ARRAY or not is_text:  # perhaps a single picture: no average describes it
+        elif page.encoding == _DELTA_BYTE_ARRAY or not is_text:  # perhaps one large picture, so an average says little
             num_bytes = page.num_bytes
         else:
             num_bytes = page.num_bytes // max(page.num_values, 1)

@@ -70,7 +70,7 @@ def uid_texts(table: pa.Table, column: str | None) -> pa.Array:
         return _as_bytes([None if value is None else value.hex() for value in values.to_pylist()])
     try:
         return values.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and so on, as text for the message
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and so on become text for the message
         return _as_bytes([None if value is None else str(value) for value in values.to_pylist()])
 
 

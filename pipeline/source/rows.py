@@ -37,7 +37,7 @@ from pairmill.schemas.status import Status
 
 MAX_CAPTIONS_PER_ROW = 1_000
 MAX_REPEATED_BYTES = 1 << 30
-"""Maximum bytes of a shard's rows with several captions, after each row is repeated for every caption."""
+"""Maximum total bytes of a shard's rows with several captions, after each row is repeated for every caption."""
 _CUT_BYTES = 8_192
 """URLs and captions that are rejected as too long stay in their rows, cut to this length."""
 
@@ -149,13 +149,13 @@ class _Rows:
 
 @dataclass
 class _Verdicts:
-    """Status and `status_detail` of every row. The first rejection of a row counts."""
+    """Status and `status_detail` of every row. A row keeps the status of its first rejection."""
 
     num_rows: int
     refused: dict[int, tuple[Status, str | None]] = field(default_factory=dict)
 
     def refuse(self, status: Status, details: pa.Array) -> None:
-        """Refuse the rows that have a detail."""
+        """Refuse each row with a non-null detail."""
         for row in pc.indices_nonzero(details.is_valid()).to_pylist():
             self.refuse_row(row, status, details[row].as_py())
 
@@ -163,7 +163,7 @@ class _Verdicts:
         self.refused.setdefault(row, (status, clean_text(detail)))
 
     def columns(self) -> list[pa.Array]:
-        """`status` and `status_detail`."""
+        """The columns `status` and `status_detail`."""
         statuses = [Status.OK.value] * self.num_rows
         details: list[str | None] = [None] * self.num_rows
         for row, (status, detail) in self.refused.items():
@@ -214,14 +214,14 @@ def _withdrawn(rows: _Rows) -> list[int]:
 
 
 def _strings(table: pa.Table, name: str | None) -> pa.Array:
-    """A text column that pairmill wrote; null if the file has none."""
+    """A text column that pairmill wrote; all nulls if the file has no such column."""
     if name is None or name not in table.schema.names:
         return pa.nulls(table.num_rows, pa.string())
     return table[name].combine_chunks().cast(pa.string())
 
 
 def _with_plain_captions(table: pa.Table, mapping: ColumnMapping) -> pa.Table:
-    """The rows of an index, with plain captions instead of lists if no list has more than one."""
+    """The rows of an index, with plain captions instead of lists if no list has more than one caption."""
     index = table.schema.get_field_index(mapping.caption_column or "")
     lists = table.column(index)
     if not pa.types.is_list(lists.type) or (pc.max(pc.list_value_length(lists)).as_py() or 0) > 1:
@@ -231,10 +231,10 @@ def _with_plain_captions(table: pa.Table, mapping: ColumnMapping) -> pa.Table:
 
 
 def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """Returns (the lists, null where there are too many captions; the problems of these rows). No row may fill a shard
-    alone.
+    """Replace the lists of rows with too many captions by null. Returns (lists, the problem of each such row).
 
-    URL and carried columns are repeated for every caption, so their bytes count once per caption.
+    The URL and the carried columns are repeated for every caption, so their bytes count once per caption. The limits
+    keep a single row from filling the shard.
     """
     lengths = [length or 1 for length in pc.list_value_length(lists).to_pylist()]
     is_small = table.nbytes * min(max(lengths, default=1), MAX_CAPTIONS_PER_ROW) <= MAX_REPEATED_BYTES
@@ -283,7 +283,7 @@ def _extra_columns(table: pa.Table, mapping: ColumnMapping) -> list[pa.Array]:
 
 
 def _bad_digests(column: pa.Array) -> pa.Array:
-    """The problem of each value that is not a SHA-256 in hex; null for valid and missing ones."""
+    """The problem of each value that is not a SHA-256 in hex; null for valid and missing values."""
     texts = pc.utf8_trim_whitespace(decode_lossy(column.cast(pa.large_binary())))
     bad = pc.invert(pc.match_substring_regex(texts, "^([0-9a-fA-F]{64})?$")).fill_null(False)
     return pc.if_else(bad, pc.binary_join_element_wise("not a SHA-256 in hex: ", texts, ""), None)

@@ -1,8 +1,8 @@
 """Finds the URLs and captions that several pictures of a corpus share, so that their uids can include the picture.
 
-A URL may be a placeholder, or the page that several pictures were on. Different pictures, even in different shards,
+A URL may be a placeholder, or the page where several pictures appeared. Different pictures, even in different shards,
 would then have the same uid, and all but one would be lost as duplicates. So the planner finds the uids of such rows in
-the whole input, and writes them to `input/` for all workers. Rows whose URL and caption are unique keep the uid that a
+the whole input and writes them to `input/` for all workers. Rows whose URL and caption are unique keep the uid that a
 build of the same list gives them.
 """
 
@@ -26,7 +26,8 @@ from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes
 from pairmill.pipeline.source.uid import is_blank, pair_uid
 
 _PREFIX_CHARS = 16
-"""Hex digits of a uid, 64 bits. If two unique pairs agree in them, their uids include the picture too: harmless."""
+"""Leading hex digits of a uid that are compared (64 bits). If two unique pairs agree in them, their uids include the
+picture too, which is harmless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class SharedUrls:
 
 
 def note_shared_urls(store: Store, uris: Iterable[str], mapping: ColumnMapping) -> str | None:
-    """Write the shared URLs of all files of a plan. Returns the file's name, None if there are none.
+    """Write the shared URLs of all files of a plan. Returns the file's name, or None if no URLs are shared.
 
     Reads the URL and caption columns, and keeps eight bytes per row in memory.
     """
@@ -87,7 +88,7 @@ def _tables(store: Store, uri: str, mapping: ColumnMapping) -> Iterator[pa.Table
 
 
 def _uids(table: pa.Table, mapping: ColumnMapping) -> Iterator[str]:
-    """Uids of URL and caption, for rows that have a URL and no uid of their own."""
+    """The uids computed from URL and caption, for rows that have a URL and no uid of their own."""
     columns = columns_of(mapping, table.schema.names)
     assert columns.url is not None
     if table[columns.url].null_count == table.num_rows:
@@ -100,7 +101,7 @@ def _uids(table: pa.Table, mapping: ColumnMapping) -> Iterator[str]:
 
 
 def _captions(table: pa.Table, column: str | None) -> list[list[bytes | None]]:
-    """The captions of each row; a single null where there are none."""
+    """The captions of each row; a single null for a row without captions."""
     if column is None:
         return [[None]] * table.num_rows
     if pa.types.is_nested(table[column].type):

@@ -26,7 +26,7 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark starts with that of UTF-
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_GZIP_MAGIC = b"\x1f\x8b"  # of RFC 1952; no text starts with it
+_GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952; no text starts with these bytes
 _NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard"),
     (b"\xfd7zX", "is compressed with xz"),
@@ -34,13 +34,13 @@ _NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"PK\x03\x04", "is a ZIP archive"),
     (b"PAR1", "is a Parquet file; give it the extension .parquet"),
 )
-"""First bytes of files that often have a wrong extension. In some encoding they would be text, but not useful text."""
+"""First bytes of files that often have a wrong extension. Some encodings would decode them, but to garbage."""
 _FEW_LINES = 3
 """In a file with at most this many lines, one that is not UTF-8 is enough to refuse it."""
 _BROKEN_SHARE = 1_000
 """One line in this many may be broken in a file that is otherwise ASCII."""
 _MANY_LINES = 10_000
-"""Each time this many more broken lines are read, check whether to refuse the file without reading the rest."""
+"""After every this many broken lines, check whether to refuse the file without reading the rest."""
 
 Split = Callable[[io.BufferedReader], Iterator[bytes]]
 """Splits a file into pieces, each with one record or a part of one."""
@@ -56,7 +56,7 @@ def split_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 def split_any_lines(file: IO[bytes]) -> Iterator[bytes]:
     """Like `split_lines`, but a bare carriage return ends a line too, as in pandas and spreadsheets on old Macs."""
-    rest = b""  # the start of a line whose end is not read yet
+    rest = b""  # the start of a line whose end has not been read yet
     is_skipped = False  # whether the start of that line was yielded, truncated
     while block := file.read(_BUFFER_BYTES):
         lines = (rest + block).splitlines(keepends=True)
@@ -99,7 +99,7 @@ def lines_of(
 
 
 def marked_encoding(uri: str, files: Files) -> str | None:
-    """The encoding of the file's byte order mark; None without one."""
+    """The encoding that the file's byte order mark indicates; None without a mark."""
     with _open_decompressed(uri, files) as file:
         return _byte_order_mark(_first_bytes(file))[1]
 
@@ -118,7 +118,7 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
 
 
 def _refuse_other_kinds(uri: str, head: bytes) -> None:
-    """Raise SourceError, with what to do, for a file that is not text."""
+    """Raise SourceError for a file that is not text. The message says what to do."""
     for start, kind in _NOT_TEXT:
         if head.startswith(start):
             remedy = "" if ";" in kind else "; unpack it, or compress it with gzip"
@@ -139,7 +139,7 @@ def _byte_order_mark(head: bytes) -> tuple[bytes, str | None]:
 
 
 def _check_encoding(uri: str, lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass the lines through. Raises SourceError, at the latest at the end, if the file is in another encoding.
+    """Yield the lines unchanged. Raises SourceError, at the latest at the end, if the file is in another encoding.
 
     Non-ASCII lines in Latin-1 and the like are hardly ever valid UTF-8. In a UTF-8 file with a few broken lines, most
     non-ASCII lines are valid.
@@ -163,7 +163,7 @@ def _check_encoding(uri: str, lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _is_utf8_file(num_lines: int, valid: int, invalid: int) -> bool:
-    """Decide by how many non-ASCII lines are valid UTF-8 and how many are not."""
+    """Decide from the numbers of non-ASCII lines that are and are not valid UTF-8."""
     is_isolated = invalid * _BROKEN_SHARE < num_lines or (invalid == 1 and num_lines > _FEW_LINES)
     return invalid <= valid or is_isolated
 
@@ -178,8 +178,8 @@ def _is_utf8(line: bytes) -> bool:
 
 
 class _Rejoined(io.RawIOBase):
-    """A file whose first bytes were already read: yields these, then the rest. It exists because not every file read
-    over HTTP can be rewound."""
+    """A file whose first bytes were already read: yields these, then the rest. Needed because not every file read over
+    HTTP can be rewound."""
 
     def __init__(self, head: bytes, file: Any) -> None:
         self._head = head

@@ -1,8 +1,8 @@
 """Converts text columns of any Arrow type to arrays that later steps and all readers can use.
 
-A shard's string column may exceed the 2 GiB of an Arrow `string` array, and Parquet files may declare bytes as strings
-that are not UTF-8. So url, caption and uid are read as `large_binary`; carried columns keep their type, but lose what
-cannot be decoded.
+A shard's string column may exceed the 2 GiB limit of an Arrow `string` array, and a Parquet string column may contain
+bytes that are not UTF-8. So url, caption and uid are read as `large_binary`; carried columns keep their type, but lose
+what cannot be decoded.
 """
 
 from typing import Any
@@ -13,18 +13,18 @@ from pairmill.pipeline.source.files import decode_lossy
 
 
 def raw_bytes(column: pa.ChunkedArray) -> pa.Array:
-    """Text of any type as one `large_binary` array, byte for byte."""
+    """A text column of any type as one `large_binary` array, byte for byte."""
     return column.cast(pa.large_binary()).combine_chunks()
 
 
 def raw_byte_lists(column: pa.ChunkedArray) -> pa.Array:
-    """Lists of text as one array of `large_list<large_binary>`, byte for byte."""
+    """A column of text lists as one `large_list<large_binary>` array, byte for byte."""
     return column.cast(pa.large_list(pa.large_binary())).combine_chunks()
 
 
 def readable(column: pa.Array) -> pa.Array:
-    """The same values in the type `plain_type`, with U+FFFD in place of invalid UTF-8 at any depth, because readers
-    would fail on it.
+    """The same values converted to their `plain_type`. Invalid UTF-8, on which readers would fail, becomes U+FFFD at
+    any depth.
     """
     column = column.cast(plain_type(column.type))
     try:

@@ -1,4 +1,4 @@
-"""Finds the common type of a column that several files have, if there is one that can store all their values.
+"""Finds a common type for a column that several files have, if some type can store all their values.
 
 No value changes silently. The common type of integers is a wider integer, or a float whose mantissa is wide enough.
 64-bit integers become doubles (as pandas writes integers with missing values), and uint64 becomes int64, only if the
@@ -32,7 +32,7 @@ class Fit(Enum):
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """A type that can store the values of both, at least if they are small enough; None if there is none."""
+    """A type that can store the values of both types, at least if they are small enough; None if no type can."""
     if one.equals(other):
         return one
     one, other = _plain(one), _plain(other)
@@ -96,7 +96,8 @@ def first_leaf(parquet: pq.ParquetFile, column: str) -> int:
 
 
 def lost_nanoseconds(batch: pa.RecordBatch, finer: pa.RecordBatch) -> str | None:
-    """The first column of `finer` whose times, read in nanoseconds, have more digits than in `batch`; or None.
+    """The first column of `finer` whose times, read in nanoseconds, have more digits than in `batch`; None if no
+    column has.
 
     The cast wraps around as Arrow's reader does, so it gives the same nanoseconds unless digits were cut off.
     """
@@ -107,7 +108,7 @@ def lost_nanoseconds(batch: pa.RecordBatch, finer: pa.RecordBatch) -> str | None
 
 
 def _num_leaves(kind: pa.DataType) -> int:
-    """How many columns a Parquet file has for a top-level column of this type."""
+    """The number of leaf columns in a Parquet file for a top-level column of this type."""
     if isinstance(kind, pa.BaseExtensionType):
         return _num_leaves(kind.storage_type)
     return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields)) or 1
@@ -147,8 +148,8 @@ def _fit_number(target: pa.DataType, source: pa.DataType) -> Fit | None:
 
 
 def _fit_time(target: pa.DataType, source: pa.DataType) -> Fit | None:
-    """Times fit only into times of the same kind and time zone, in the same or a finer unit. Times of day always fit
-    into a finer one; timestamps and durations may overflow."""
+    """Whether times fit: only into times of the same kind and time zone, in the same or a finer unit. Times of day
+    always fit into a finer unit; timestamps and durations may overflow."""
     if pa.types.is_timestamp(target) and pa.types.is_timestamp(source) and target.tz != source.tz:
         return Fit.NEVER
     for is_kind in (pa.types.is_timestamp, pa.types.is_duration, pa.types.is_time):

@@ -16,12 +16,12 @@ _OWN = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-f
 
 
 def pair_uid(url: bytes | None, caption: bytes | None) -> str:
-    """The uid of the raw bytes of url and caption. Null and empty are different."""
+    """The uid of a URL and caption, given as raw bytes. Null and empty are different."""
     return hashlib.blake2b(_part(url) + _part(caption), digest_size=16).hexdigest()
 
 
 def picture_uid(url: bytes | None, caption: bytes | None, sha256: str | None) -> str:
-    """The uid of a corpus picture whose URL does not identify it. `sha256`: in hex; None if unread."""
+    """The uid of a corpus picture whose URL does not identify it. `sha256`: in hex; None if the picture is unread."""
     digest = sha256.encode() if sha256 else None
     if is_blank(url) or digest is None:
         return pair_uid(digest or url, caption)
@@ -29,7 +29,7 @@ def picture_uid(url: bytes | None, caption: bytes | None, sha256: str | None) ->
 
 
 def is_blank(url: bytes | None) -> bool:
-    """Whether the URL is missing: null, empty, or only white space."""
+    """Whether the URL is missing: null, empty or only whitespace."""
     return not (url and url.strip())
 
 

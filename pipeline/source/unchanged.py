@@ -1,7 +1,7 @@
 """Checks that the input files are still the ones that were planned.
 
-Row numbers in a plan mean nothing in another file: if a list had been sorted since, some rows would be lost and others
-repeated.
+Row numbers in a plan mean nothing in a changed file: if a list was sorted after planning, some rows would be lost and
+others repeated.
 """
 
 from collections.abc import Collection
@@ -38,7 +38,7 @@ def changed(file: PlannedInput, store: Store) -> PlanError:
 
 
 def _fingerprint(file: PlannedInput, files: Files) -> str | None:
-    """None if there is no such file."""
+    """The file's current fingerprint; None if the file is missing."""
     try:
         return files.fingerprint(file.source)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Defines the stages that only `embed --add-model` has: they read committed pairs and write added columns."""
+"""Defines the stages that only `embed --add-model` uses: they read committed pairs and write added columns."""
 
 from dataclasses import asdict, dataclass
 from typing import ClassVar
@@ -83,6 +83,6 @@ class OpenColumnsWriter:
 
 
 def _left_out(table: pa.Table, alias: str) -> int:
-    """Number of pairs that have a picture, but no embedding of it."""
+    """The number of pairs that have a picture but no embedding of it."""
     lacking = table[f"image_embedding_{alias}"].is_null()
     return pc.sum(pc.and_(table["image_tar"].is_valid(), lacking)).as_py() or 0

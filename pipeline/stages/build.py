@@ -1,4 +1,4 @@
-"""Defines the stages of `build` and `embed`: read, then download or load, then encode, then commit."""
+"""Defines the stages of `build` and `embed`: read, download or load, encode, commit."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadRows(JobStage):
-    """Reads the rows of a planned shard, drops known ones, and applies caption and URL rules."""
+    """Reads the rows of a planned shard, drops known rows, and applies caption and URL rules."""
 
     name: ClassVar[StageName] = "read"
 
     def open(self, hooks: WorkerHooks) -> Stage:
-        """Open the reader; needs neither a model nor the network."""
+        """Open the reader, which needs neither a model nor the network."""
         return self.open_all()
 
     def open_all(self) -> "OpenReader":
@@ -94,7 +94,7 @@ class OpenDownload:
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """Fetch and decode the rows that are still `ok`."""
-        self.spec.custom_rules()  # before any download, so that a broken rule costs no requests
+        self.spec.custom_rules()  # before any download, so that a broken rule wastes no requests
         with self.progress.shard(batch.info.shard.num_rows) as progress:
             table = self.gate(self.downloader(batch.table, progress))
         return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
@@ -169,7 +169,7 @@ class Encode(JobStage):
 
 
 _COLUMNS_OF_DECODING = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
-"""Columns that an encoder may set, because it is the first to decode the pictures of a corpus."""
+"""Columns that an encoder can set, because it is the first to decode the pictures of a corpus."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class OpenEncode:
     progress: WorkProgress
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
-        """The score columns of every model, and for a corpus the columns that need pixels."""
+        """The score columns of every model and, for a corpus, the columns that need pixels."""
         pixels = "the original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
         contracts = tuple(replace(model.contract, pixels=pixels) for model in self.encoder.models)
         scores = [name for model in self.encoder.models for name in score_column_names(model.alias)]
@@ -200,7 +200,7 @@ class OpenEncode:
 
 @dataclass(frozen=True)
 class Commit(JobStage):
-    """Applies score rules, writes the shard, and returns its manifest."""
+    """Applies score rules, writes the shard and returns its manifest."""
 
     job_fingerprint: str = ""
     name: ClassVar[StageName] = "commit"
@@ -225,8 +225,8 @@ class Commit(JobStage):
         )
 
     def scored(self, batch: ShardBatch, gate: Gate) -> ShardBatch:
-        """Apply the score rules, and look once more which rows are withdrawn. Raises AccountingError if the batch has
-        lost rows."""
+        """Apply the score rules, and check once more for withdrawn rows. Raises AccountingError if the batch has lost
+        rows."""
         if batch.info.rows_in != batch.table.num_rows:
             raise AccountingError(f"{batch.info.rows_in} rows read, {batch.table.num_rows} to commit")
         batch = self.apply_rules(batch, Step.SCORE)

@@ -33,12 +33,12 @@ class Pipeline:
 
     @property
     def names(self) -> list[StageName]:
-        """Names of the stages, in order."""
+        """The names of the stages, in order."""
         return [spec.name for spec in self.stages]
 
     @property
     def is_isolated(self) -> bool:
-        """Whether stages work in child processes, one shard at a time."""
+        """Whether any stage works in a child process, one shard at a time."""
         return any(spec.isolated for spec in self.stages)
 
     def isolated(self) -> Self:
@@ -47,7 +47,7 @@ class Pipeline:
 
 
 def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) -> Pipeline:
-    """`build`, or `embed` if the source is a corpus."""
+    """The pipeline of `build`, or of `embed` if the source is a corpus."""
     commit = Commit(job, mapping, job_fingerprint=job_fingerprint)
     if job.source.is_corpus:
         return Pipeline(job, (ReadRows(job, mapping), Load(job, mapping), Encode(job, mapping), commit))
@@ -55,26 +55,26 @@ def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) 
 
 
 def retry_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str, statuses: Iterable[str]) -> Pipeline:
-    """`retry`: fetch again the rows of committed shards that have one of `statuses`."""
+    """The pipeline of `retry`: again fetch the rows of committed shards that have one of `statuses`."""
     read = ReadFailedRows(job, mapping, statuses=frozenset(statuses))
     commit = CommitNextGeneration(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (read, *_download_and_encode(job, mapping), commit))
 
 
 def add_model_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) -> Pipeline:
-    """`embed --add-model`: run the job's only model on the pairs of committed shards."""
+    """The pipeline of `embed --add-model`: run the job's only model on the pairs of committed shards."""
     write = WriteColumns(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (ReadPairs(job, mapping), Encode(job, mapping), write))
 
 
 def score_pipeline(job: BuildJob, mapping: ColumnMapping, score_name: str, sources: tuple[str, ...]) -> Pipeline:
-    """`score`, for scores that need pictures: score the pairs of committed shards."""
+    """The pipeline of `score` for scores that need pictures: score the pairs of committed shards."""
     score = ScorePictures(job, mapping, score_name=score_name, sources=sources)
     return Pipeline(job, (ReadPairs(job, mapping), score, WriteScore(job, mapping, score_name=score_name)))
 
 
 def _download_and_encode(job: BuildJob, mapping: ColumnMapping) -> tuple[StageSpec, ...]:
-    """From URLs to scores. Without models there is nothing to encode."""
+    """The stages from URLs to scores. Without models, there is nothing to encode."""
     download = Download(job, mapping)
     return (download, Encode(job, mapping)) if job.models else (download,)
 

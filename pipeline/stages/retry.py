@@ -1,4 +1,4 @@
-"""Defines the stages that only `retry` has: they read some rows of a shard and write its next generation."""
+"""Defines the stages that only `retry` uses: they read some rows of a shard and write its next generation."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class OpenFailedReader:
 
 @dataclass(frozen=True)
 class CommitNextGeneration(Commit):
-    """Commits the fetched rows, with all other rows of the shard unchanged, as its next generation."""
+    """Commits the next generation of a shard: the rows that were fetched again, and all other rows unchanged."""
 
     def open(self, hooks: WorkerHooks) -> Stage:
         """Write with this job's fingerprint."""

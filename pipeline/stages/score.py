@@ -22,11 +22,11 @@ from pairmill.schemas.manifest import ShardManifest
 
 @dataclass(frozen=True)
 class ScorePictures(JobStage):
-    """Adds the columns of a score to pairs with their pictures. Returns only these columns."""
+    """Computes the columns of a score for pairs with their pictures. Returns only these columns."""
 
     score_name: str = ""
     sources: tuple[str, ...] = ()
-    """The models and scores in `columns/` whose columns it reads."""
+    """The models and scores in `columns/` whose columns the score reads."""
     name: ClassVar[StageName] = "encode"
     returns_changes: ClassVar[bool] = True
 
@@ -62,7 +62,7 @@ class OpenScorePictures:
     def _score(self, rows: pa.Table) -> pa.Table:
         try:
             return score_rows(self.card, self.score, rows)
-        except TimeoutError:  # a decoder hangs in C code, and only exiting stops it
+        except TimeoutError:  # a decoder hangs in C code, so only exiting the process stops it
             if self.hooks.on_hang is not None:
                 self.hooks.on_hang()
             raise

@@ -19,7 +19,7 @@ StageName = Literal["read", "download", "load", "encode", "commit"]
 
 
 class Stage(Protocol):
-    """One step of the work, with state that lasts between shards (a session, a model)."""
+    """One step of the work, with state that is kept between shards (a session, a model)."""
 
     def __call__(self, batch: ShardBatch) -> ShardBatch | ShardManifest:
         """Process a batch for the next stage. The last stage returns the manifest of the committed shard."""
@@ -33,18 +33,19 @@ class StageSpec(Protocol):
 
     @property
     def name(self) -> StageName:
-        """Name of its worker pool."""
+        """The name of the stage's worker pool."""
 
     @property
     def isolated(self) -> bool:
-        """Whether it decodes and runs custom rules in a child process, so that a crash loses only one row."""
+        """Whether the stage decodes pictures and runs custom rules in a child process, so that a crash loses only one
+        row."""
 
     @property
     def returns_changes(self) -> bool:
         """Whether the returned batch has only the columns that the stage set or added."""
 
     def isolate(self) -> "StageSpec":
-        """The same stage, isolated, which is slower."""
+        """The same stage, isolated and slower."""
 
     def open(self, hooks: WorkerHooks) -> Stage:
         """Build the stage in this process."""
@@ -52,7 +53,7 @@ class StageSpec(Protocol):
 
 @dataclass(frozen=True)
 class JobStage:
-    """The common part of a job's stages."""
+    """The common base of a job's stages."""
 
     job: BuildJob
     mapping: ColumnMapping
@@ -69,7 +70,7 @@ class JobStage:
         return replace(self, isolated=True)
 
     def apply_rules(self, batch: ShardBatch, step: Step) -> ShardBatch:
-        """Apply the job's rules of one step, custom rules last."""
+        """Apply the job's rules for one step, custom rules last."""
         bound = rules.SourceRules.of(self.job, self.mapping)
         return batch.with_table(rules.apply_rules(batch.table, step, bound, self.custom_rules()))
 
@@ -80,7 +81,7 @@ class JobStage:
 
 
 def run_stage(name: StageName, stage: Stage, batch: ShardBatch) -> ShardBatch | ShardManifest:
-    """Call a stage, check that no row was lost or added, and record its wall time."""
+    """Call a stage, check that it lost or added no rows, and record its wall time."""
     started = time.perf_counter()
     result = stage(batch)
     if isinstance(result, ShardManifest):

@@ -1,1 +1,1 @@
-"""Contains the built-in model `tiny`: its weights, its training pictures, and its training."""
+"""Contains the built-in model `tiny`, and the code that draws its training pictures, trains it and evaluates it."""

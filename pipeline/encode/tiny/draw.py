@@ -1,13 +1,13 @@
 """Draws captioned pictures of colored shapes from a seed.
 
-A `Scene` is one thing, or two things with a spatial relation, on a plain background:
+A `Scene` shows one `Thing` (a colored shape), or two things in a spatial relation, on a plain background:
 
     rng = random.Random(7)
     scene = random_scene(rng)
     picture, words = render(scene, rng, 256), caption(scene, rng)
 
-The near misses (`wrong_color`, `wrong_shape`, `swapped_order`) return another scene whose caption is almost
-right for the first scene's picture. Every function is pure: equal scenes and equal states of `rng` give equal bytes.
+`wrong_color`, `wrong_shape` and `swapped_order` return near misses: scenes whose caption is almost right for the
+original picture. The functions are deterministic: equal scenes and equal states of `rng` give equal bytes.
 """
 
 import colorsys
@@ -39,19 +39,19 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "gray": (135, 138, 140),
     "beige": (226, 208, 176),
 }
-RELATIONS: dict[str, tuple[int, int]] = {  # direction from the second thing to the first: (x, y), y grows downwards
+RELATIONS: dict[str, tuple[int, int]] = {  # direction from the second thing to the first: (x, y), y grows downward
     "above": (0, -1),
     "below": (0, 1),
     "left of": (-1, 0),
     "right of": (1, 0),
 }
 CONVERSE = {"below": "above", "right of": "left of"}
-RADII = {"small": 0.75, "medium": 1.0, "large": 1.2}  # in units of the usual radius; "medium" is not mentioned
+RADII = {"small": 0.75, "medium": 1.0, "large": 1.2}  # in units of the usual radius; captions omit "medium"
 WORDINGS = ("{}", "{}", "a picture of {}", "a drawing of {}", "a photo of {}", "there is {}")
 
 
 def _polar(radii: list[float], corners: int, start: float = -math.pi / 2) -> Points:
-    """`corners` points (x, y) around the origin, whose distances from it are the radii in turn."""
+    """`corners` points (x, y) around the origin. Their distances from the origin are the radii in turn."""
     angles = start + 2 * math.pi * np.arange(corners) / corners
     length = np.resize(np.array(radii), corners)
     return np.stack([length * np.cos(angles), length * np.sin(angles)], axis=1)
@@ -72,13 +72,13 @@ def _heart() -> Points:
 
 
 def _ring() -> Points:
-    """A disc whose outline runs back along an inner circle: filling it leaves the hole open."""
+    """The outline of a ring: a disk whose outline returns along an inner circle, so that filling it leaves a hole."""
     outer = _polar([1.0], 64)
     inner = 0.55 * outer[::-1]
     return np.concatenate([outer, outer[:1], inner[-1:], inner])
 
 
-SHAPES: dict[str, Points] = {  # outlines, about 1 in radius; (corners, 2) as (x, y), y grows downwards
+SHAPES: dict[str, Points] = {  # outlines with a radius of about 1; (corners, 2) as (x, y), y grows downward
     "circle": 0.95 * _polar([1.0], 64),
     "square": 0.85 * np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),
     "triangle": np.array([(0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)]),
@@ -100,7 +100,7 @@ class Thing:
 
     @property
     def words(self) -> str:
-        """For example "a small red circle"."""
+        """The thing in words, such as "a small red circle"."""
         size = "" if self.size == "medium" else self.size + " "
         noun = f"{size}{self.color} {self.shape}"
         return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
@@ -108,7 +108,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing, or two things related by `relation`, a key of RELATIONS: "`first` left of `second`", for example."""
+    """One thing, or two things related by `relation`, a key of RELATIONS, as in "`first` left of `second`"."""
 
     background: str
     first: Thing
@@ -117,30 +117,30 @@ class Scene:
 
     @property
     def things(self) -> tuple[Thing, ...]:
-        """The one or two things, in the caption's order."""
+        """The one or two things, in the order of the caption."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
     @property
     def held_out(self) -> bool:
-        """Whether some thing's combination of color and shape was kept out of training."""
+        """Whether a thing in the scene has a combination of color and shape that was kept out of training."""
         return any((thing.color, thing.shape) in HELD_OUT for thing in self.things)
 
     @property
     def meaning(self) -> "Scene":
-        """Equal for scenes that look the same: "A below B" and "B above A"."""
+        """A canonical form, equal for scenes that look the same, such as "A below B" and "B above A"."""
         if self.relation in CONVERSE and self.second is not None:
             return Scene(self.background, self.second, CONVERSE[self.relation], self.first)
         return self
 
 
-# Each color and each shape is in one combination: training has both, and only the combination is new.
+# Each color and each shape is in one of these combinations. Training shows all of both, but no such combination.
 HELD_OUT = frozenset(zip(COLORS, SHAPES, strict=True))
 
 
 def random_scene(rng: Random, held_out: bool = False) -> Scene:
     """A scene of one (30%) or two different things.
 
-    Without `held_out`, neither thing is in HELD_OUT; with it, the first is, and the second may be.
+    Without `held_out`, neither thing is in HELD_OUT. With it, the first thing is, and the second can be.
     """
     background = rng.choice(list(BACKGROUNDS))
     first = _random_thing(rng, sorted(HELD_OUT) if held_out else _combinations(held_out=False))
@@ -151,7 +151,7 @@ def random_scene(rng: Random, held_out: bool = False) -> Scene:
 
 
 def caption(scene: Scene, rng: Random) -> str:
-    """The scene in words; `rng` chooses among a few wordings."""
+    """The scene in words. `rng` chooses among a few wordings."""
     words = scene.first.words
     if scene.second is not None:
         words = f"{words} {scene.relation} {scene.second.words}"
@@ -171,7 +171,7 @@ def wrong_shape(scene: Scene, rng: Random) -> Scene:
 def swapped_order(scene: Scene, rng: Random) -> Scene:
     """The scene with its two things swapped: the same words in another order.
 
-    Raises ValueError for a scene of one thing. `rng` is unused; it gives all near misses the same signature.
+    Raises ValueError for a scene of one thing. `rng` is unused, but gives all near misses the same signature.
     """
     if scene.second is None:
         raise ValueError("a scene of one thing has no order to swap")
@@ -181,8 +181,8 @@ def swapped_order(scene: Scene, rng: Random) -> Scene:
 def render(scene: Scene, rng: Random, width: int, height: int | None = None) -> Image.Image:
     """An RGB picture of `width` x `height` pixels (square unless `height` is given).
 
-    The things stay inside the central square, so that a center crop keeps them. Position, size, angle and hue
-    vary a little, light falls off to one side, and there is slight noise.
+    All things are inside the central square, so that a center crop keeps them. Position, size, angle and hue vary a
+    little, light falls off to one side, and slight noise is added.
     """
     height = height or width
     pixels = np.empty((height, width, 3), dtype=np.float32)
@@ -197,7 +197,7 @@ def render(scene: Scene, rng: Random, width: int, height: int | None = None) -> 
 
 
 def _combinations(held_out: bool) -> list[tuple[str, str]]:
-    """The (color, shape) combinations used in training, or with `held_out`, all of them."""
+    """The (color, shape) combinations used in training or, with `held_out`, all of them."""
     return [(color, shape) for color in COLORS for shape in SHAPES if held_out or (color, shape) not in HELD_OUT]
 
 
@@ -207,7 +207,7 @@ def _random_thing(rng: Random, combinations: list[tuple[str, str]]) -> Thing:
 
 
 def _change_one(scene: Scene, rng: Random, fits: Callable[[Thing, tuple[str, str]], bool]) -> Scene:
-    """`scene` with the color and shape of one thing, chosen by `rng`, replaced by others that `fits` accepts."""
+    """The scene with a new color and shape for one thing. `rng` chooses among those that `fits` accepts."""
     changes_first = scene.second is None or rng.random() < 0.5
     old, other = (scene.first, scene.second) if changes_first else (scene.second, scene.first)
     assert old is not None
@@ -219,7 +219,8 @@ def _change_one(scene: Scene, rng: Random, fits: Callable[[Thing, tuple[str, str
 
 
 def _layout(scene: Scene, rng: Random) -> list[tuple[Thing, tuple[float, float], float]]:
-    """Each thing's center, relative to the picture's center, and radius, in units of the central square's side."""
+    """The center of each thing, relative to the picture's center, and its radius, in units of the central square's
+    side."""
     dx, dy = RELATIONS[scene.relation] if scene.relation else (0, 0)
     usual = 0.19 if scene.second else 0.28
     layout = []

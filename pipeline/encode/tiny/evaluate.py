@@ -1,8 +1,8 @@
-"""Measures the built-in model `tiny` on synthetic pictures that it never saw. Calls it as any user of open_clip would.
+"""Measures the built-in model `tiny` on synthetic pictures that it never saw. Calls the model as users of open_clip do.
 
     python -m pairmill.pipeline.encode.tiny.train --evaluate-only
 
-The threshold in `calibration.json` comes from here too.
+This module also chooses the threshold in `calibration.json`.
 """
 
 import io
@@ -42,7 +42,7 @@ class Similarities:
 
 
 def distinct_scenes(rng: Random, count: int, held_out: bool) -> list[Scene]:
-    """`count` scenes that all look different, so that every caption fits just one picture."""
+    """`count` scenes that all look different, so that every caption fits exactly one picture."""
     scenes: dict[Scene, Scene] = {}
     while len(scenes) < count:
         scene = random_scene(rng, held_out)
@@ -51,14 +51,14 @@ def distinct_scenes(rng: Random, count: int, held_out: bool) -> list[Scene]:
 
 
 def stored_picture(scene: Scene, rng: Random) -> Image.Image:
-    """The scene at 256 to 640 pixels a side, through JPEG, like a picture from the web."""
+    """A picture of the scene at 256 to 640 pixels per side, stored as JPEG, like a picture from the web."""
     file = io.BytesIO()
     render(scene, rng, rng.randint(256, 640), rng.randint(256, 640)).save(file, "jpeg", quality=95)
     return Image.open(file)
 
 
 def captions_by_kind(scenes: list[Scene], rng: Random) -> dict[str, list[str]]:
-    """A caption of every kind for every scene; swapped order only for scenes with two things."""
+    """Kind -> one caption per scene. Only scenes with two things have a caption with swapped order."""
     described: dict[str, list[Scene]] = {
         "true": scenes,
         "wrong_caption": scenes[1:] + scenes[:1],
@@ -71,7 +71,7 @@ def captions_by_kind(scenes: list[Scene], rng: Random) -> dict[str, list[str]]:
 
 @torch.inference_mode()
 def similarities(folder: Path, seed: int, count: int, held_out: bool) -> Similarities:
-    """Score `count` scenes that were never used in training."""
+    """The similarities for `count` scenes that were never used in training."""
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
@@ -92,13 +92,13 @@ def similarities(folder: Path, seed: int, count: int, held_out: bool) -> Similar
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
-    """Probability that a random positive scores above a random negative; equal scores count half."""
+    """The probability that a random positive scores above a random negative. Equal scores count half."""
     above = positive[:, None] - negative
     return float(((above > 0).float() + 0.5 * (above == 0)).mean())
 
 
 def recall_at_1(scores: Tensor) -> float:
-    """Fraction of rows (queries) whose own column scores highest; a tie with another column is a miss."""
+    """The fraction of rows (queries) whose own column scores highest. A tie with another column is a miss."""
     others = scores.clone().fill_diagonal_(-math.inf).max(1).values
     return float((scores.diagonal() > others).float().mean())
 
@@ -129,7 +129,7 @@ def figures(found: Similarities, threshold: float) -> dict[str, float]:
 
 
 def measure(folder: Path, count: int) -> None:
-    """Print a table of the figures on unseen pictures, for trained combinations and for held-out ones."""
+    """Print a table of the figures on unseen pictures, for trained and for held-out combinations."""
     threshold = float(json.loads((folder / CALIBRATION).read_text())["min_similarity"])
     columns = [figures(similarities(folder, TEST_SEED, count, held_out), threshold) for held_out in (False, True)]
     print(f"| {count} unseen pictures | of trained combinations | with held-out combinations |\n|---|---|---|")

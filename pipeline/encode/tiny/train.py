@@ -1,12 +1,12 @@
-"""Trains and measures the built-in model `tiny`, a small open_clip CLIP, on pictures that `draw` makes.
+"""Trains and measures the built-in model `tiny`, a small open_clip CLIP model, on pictures from `draw`.
 
     python -m pairmill.pipeline.encode.tiny.train                    # train, write the weights, measure
     python -m pairmill.pipeline.encode.tiny.train --evaluate-only    # measure the existing weights
 
-A batch consists of families: a scene and three near misses of it (one wrong color, one wrong shape, swapped order),
-each as a picture and as a caption, so every member is a hard negative of the other three. The loss is the sum of two:
-CLIP's softmax loss ranks, and learns fast; SigLIP's sigmoid loss scores each pair by itself, so that one threshold on
-the cosine similarity means the same for every caption.
+A batch consists of families. A family is a scene and three near misses (one wrong color, one wrong shape, swapped
+order), each as a picture and as a caption, so every member is a hard negative of the other three. The loss is a sum:
+CLIP's softmax loss ranks captions and learns fast; SigLIP's sigmoid loss scores each pair by itself, so that one
+threshold on the cosine similarity means the same for every caption.
 """
 
 import argparse
@@ -46,8 +46,8 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
 SIDE = 64  # side of the model's input, in pixels
 MEMBERS = 4  # scenes in a family
-FAMILIES = 8_000  # drawn once; every step takes some of them
-BATCH = 128  # pictures, and captions
+FAMILIES = 8_000  # drawn once; every step uses some of them
+BATCH = 128  # pictures, and as many captions
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.1
 WARMUP = 50  # steps
@@ -58,7 +58,7 @@ TRAIN_SEED = 0
 
 @dataclass(frozen=True)
 class Pairs:
-    """Families of captioned pictures, one after another: n = MEMBERS * families."""
+    """Captioned pictures, family after family: n = MEMBERS * families."""
 
     pictures: Tensor  # uint8 [n, 3, SIDE, SIDE]
     tokens: Tensor  # int64 [n, context]
@@ -87,7 +87,7 @@ def draw_families(seed: str, count: int) -> tuple[list[Scene], list[str], npt.ND
 
 
 def draw_pairs(tokenize: Callable[[list[str]], Tensor], seed: int, families: int) -> Pairs:
-    """All training data, drawn by two processes."""
+    """All training data, drawn in two processes."""
     parts = 16
     with ProcessPoolExecutor(2) as pool:
         seeds = [f"train {seed} {part}" for part in range(parts)]
@@ -105,10 +105,10 @@ def draw_pairs(tokenize: Callable[[list[str]], Tensor], seed: int, families: int
 
 
 def batches(pairs: Pairs, steps: int, generator: torch.Generator) -> Iterable[Tensor]:
-    """Row indices [BATCH] for every step: whole families.
+    """Row indices [BATCH] of whole families for every step.
 
-    The first third omits "below" and "right of". Where each thing is depends on both the relation and the word order,
-    which the model learns several times faster once it knows half of the relations.
+    The first third of the steps omits "below" and "right of". The position of each thing depends on both the relation
+    and the word order, which the model learns several times faster once it knows half of the relations.
     """
     for step in range(steps):
         known = pairs.easy_families if step < steps // 3 else torch.arange(pairs.families)
@@ -117,7 +117,7 @@ def batches(pairs: Pairs, steps: int, generator: torch.Generator) -> Iterable[Te
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, meanings: Tensor) -> Tensor:
-    """Softmax loss plus sigmoid loss of L2-normalized features [b, dim]; scenes that look the same match each other."""
+    """Softmax loss plus sigmoid loss of L2-normalized features [b, dim]. Scenes that look the same match each other."""
     same = (meanings[:, None] == meanings).float()  # [b, b]
     logits = scale * image @ text.T
     right = same / same.sum(1, keepdim=True)
@@ -141,7 +141,8 @@ def schedule(step: int, steps: int) -> float:
 
 
 def encode(model: Any, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """L2-normalized float32 features [b, dim] of both. On processors that support bfloat16, it halves the time."""
+    """L2-normalized float32 features [b, dim] of pictures and captions. Computing in bfloat16 halves the time on
+    processors that support it."""
     pixels = (pictures / 127.5 - 1).contiguous(memory_format=torch.channels_last)  # mean and std of 0.5
     with torch.autocast("cpu", torch.bfloat16):
         image, text = model.encode_image(pixels), model.encode_text(tokens)
@@ -149,7 +150,7 @@ def encode(model: Any, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor
 
 
 def train(folder: Path, steps: int, seed: int) -> None:
-    """Train from scratch with the config in TINY; write config and weights (float16) to `folder`."""
+    """Train from scratch with the config in TINY, and write config and weights (float16) to `folder`."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{TINY}", load_weights=False).to(memory_format=torch.channels_last)
@@ -175,7 +176,7 @@ def train(folder: Path, steps: int, seed: int) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write config and weights, floats as float16."""
+    """Write the config and the weights, with floats as float16."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != TINY:
         (folder / CONFIG).write_text((TINY / CONFIG).read_text())

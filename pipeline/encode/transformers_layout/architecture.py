@@ -1,4 +1,4 @@
-"""Builds a CLIP or SigLIP model from a checkpoint in transformers' layout, out of open_clip's and timm's modules."""
+"""Builds a CLIP or SigLIP model for a checkpoint in transformers' layout from open_clip's and timm's modules."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class TwoTowers(nn.Module):
-    """Pictures and captions to embeddings, with the interface of open_clip's models."""
+    """Embeds pictures and captions, with the interface of open_clip's models."""
 
     def __init__(self, visual: nn.Module, text: nn.Module, has_bias: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TwoTowers(nn.Module):
 
 
 def build(config: Config) -> TwoTowers:
-    """The architecture, on the device `meta`: without memory or values."""
+    """The architecture on the device `meta`, without memory or values."""
     with torch.device("meta"):
         if isinstance(config, ClipConfig):
             return TwoTowers(_clip_visual(config), _text(config), has_bias=False)
@@ -54,14 +54,14 @@ def build(config: Config) -> TwoTowers:
 
 
 def fill(model: TwoTowers, tensors: dict[str, torch.Tensor]) -> None:
-    """Give all parameters their values. `tensors`: as in `model.state_dict()`."""
+    """Set the values of all parameters. `tensors`: values by name, as in `model.state_dict()`."""
     model.load_state_dict(tensors, assign=True)
     if model.text.attn_mask is not None:
         model.text.attn_mask = model.text.build_causal_mask()  # type: ignore[operator]
 
 
 def tensor_of(source: Source, tensors: dict[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
-    """The tensor of the architecture in float32, whose shape is `shape` if the checkpoint matches its config.json."""
+    """A tensor of the architecture in float32. It has this shape if the checkpoint matches its config.json."""
     found = torch.cat([tensors[name] for name in source.names]) if len(source.names) > 1 else tensors[source.names[0]]
     if source.rows is not None:
         third = len(found) // 3
@@ -74,7 +74,7 @@ def tensor_of(source: Source, tensors: dict[str, torch.Tensor], shape: torch.Siz
 
 
 def lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what is multiplied with matrices. Norms, embeddings and the scale stay in float32, as in open_clip."""
+    """Cast the weights of matrix multiplications. Norms, embeddings and the scale stay in float32, as in open_clip."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
             module.to(dtype)
@@ -127,7 +127,7 @@ def _text(config: Config) -> nn.Module:
 
 
 def _layers(tower: Tower) -> dict[str, Any]:
-    """What open_clip's two towers share."""
+    """The arguments that open_clip's two towers have in common."""
     return {
         "width": tower.hidden_size,
         "layers": tower.num_hidden_layers,
@@ -139,5 +139,5 @@ def _layers(tower: Tower) -> dict[str, Any]:
 
 
 def _mlp_ratio(tower: Tower) -> float:
-    """A ratio from which open_clip and timm, which round down, get `intermediate_size`."""
+    """A ratio from which open_clip and timm compute `intermediate_size`, although they round down."""
     return (tower.intermediate_size + 0.5) / tower.hidden_size

@@ -23,7 +23,7 @@ from pairmill.pipeline.encode.transformers_layout.preprocessing import (
 CONFIG = "config.json"
 _SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 TOKENIZER_FILES = (("spiece.model",), ("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""The files of a tokenizer, in order of preference; spiece.model only for SigLIP, and the last only for CLIP."""
+"""The files of a tokenizer, in order of preference. spiece.model is only for SigLIP, and the last only for CLIP."""
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", PREPROCESSOR, PROCESSOR)
 _MAX_SHARDS = 1_000
 
@@ -34,14 +34,14 @@ class IncompleteError(ModelError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json, weights, a tokenizer, and perhaps settings of the tokenizer and the preprocessing."""
+    """A folder with config.json, weights, a tokenizer and, optionally, settings of tokenizer and preprocessing."""
 
     folder: Path
     config: Config
     weights: tuple[Path, ...]
     """One file, or the shards of model.safetensors.index.json."""
     tokenizer: tuple[Path, ...]
-    """The files of one of `TOKENIZER_FILES`."""
+    """The files of one entry in `TOKENIZER_FILES`."""
     preprocessing: Preprocessing
 
     @cached_property
@@ -56,12 +56,12 @@ class Checkpoint:
         )
 
     def sha256(self) -> str:
-        """SHA-256, in hex, of what `sha256sum` prints for `files` in the order of their names."""
+        """SHA-256, in hex, of the output of `sha256sum` for `files` in the order of their names."""
         return hashlib.sha256("".join(sorted(map(_checksum_line, self.files), key=_name_of)).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raise ModelError if a weights file is incomplete, or holds other tensors than config.json asks for. Reads
-        only the files' headers."""
+        """Raise ModelError if a weights file is incomplete, or if its tensors do not match config.json. Reads only the
+        headers of the files."""
         names: set[str] = set()
         for path in self.weights:
             if path.suffix != ".safetensors":
@@ -71,26 +71,26 @@ class Checkpoint:
         self.check_names(names)
 
     def check_names(self, names: Iterable[str]) -> None:
-        """Raise ModelError unless these are the tensors of the model in config.json."""
+        """Raise ModelError unless these are the names of the tensors of the model in config.json."""
         found = {name for name in names if not is_ignored(name)}
         wanted = {name for source in sources(self.config).values() for name in source.names}
         for verb, problem in (("lacks", wanted - found), ("has unknown", found - wanted)):
             if problem:
                 raise ModelError(
-                    f"{self.weights[0]} is not the {self.config.model_type} model of {CONFIG}: it {verb} "
+                    f"{self.weights[0]} does not match the {self.config.model_type} model of {CONFIG}: it {verb} "
                     f"{counted(len(problem), 'tensor')}, such as {clean_text(min(problem))}"
                 )
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder. Raises ModelError if it is of another kind, or a file is missing."""
+    """The checkpoint in a folder. Raises ModelError if the model is of another kind or a file is missing."""
     config = read_config(folder / CONFIG)
     settings = read_preprocessing(folder, config)
     return Checkpoint(folder, config, _weights_in(folder), _tokenizer_in(folder, config), settings)
 
 
 def wanted_files(available: Iterable[str]) -> list[str]:
-    """Which files of a repository a checkpoint needs, among those at its top."""
+    """The files that a checkpoint needs, among those at the top level of a repository."""
     names = {name for name in available if "/" not in name}
     weights = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
     if _SAFETENSORS in names:
@@ -104,18 +104,18 @@ def wanted_files(available: Iterable[str]) -> list[str]:
 
 
 def check_complete(path: Path) -> None:
-    """Raise ModelError if a weights file cannot be complete. Reads only its header, or its table of contents."""
+    """Raise ModelError if a weights file cannot be complete. Reads only its header or its table of contents."""
     if path.suffix == ".safetensors":
         tensor_names(path)
         return
     with path.open("rb") as file:
-        is_old_pickle = file.read(1) == b"\x80"  # what torch.save wrote before 1.6; now it writes zip archives
+        is_old_pickle = file.read(1) == b"\x80"  # the format of torch.save before 1.6; now it writes zip archives
     if not is_old_pickle and not zipfile.is_zipfile(path):
         raise ModelError(f"{path}: not a complete weights file (half-written?)")
 
 
 def tensor_names(path: Path) -> set[str]:
-    """The names in a safetensors file. Raises ModelError if it cannot be complete."""
+    """The names of the tensors in a safetensors file. Raises ModelError if the file cannot be complete."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return set(file.keys())
@@ -137,12 +137,12 @@ def _shards(index: Path) -> tuple[Path, ...]:
     mapped = read_json(index).get("weight_map")
     names = sorted({str(name) for name in mapped.values()}) if isinstance(mapped, dict) else []
     if not 0 < len(names) <= _MAX_SHARDS:
-        raise ModelError(f"{index} names no weights files, or more than {_MAX_SHARDS:,}")
+        raise ModelError(f"{index} lists no weights files, or more than {_MAX_SHARDS:,}")
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index} names {clean_text(name)!r}, which is not a safetensors file beside it")
+            raise ModelError(f"{index} lists {clean_text(name)!r}, which is not a safetensors file in the same folder")
         if not (index.parent / name).is_file():
-            raise IncompleteError(f"{index.parent / name}, which {index.name} names, does not exist")
+            raise IncompleteError(f"{index.parent / name}, which {index.name} lists, does not exist")
     return tuple(index.parent / name for name in names)
 
 

@@ -1,7 +1,7 @@
 """Reads config.json, which describes the architecture of a CLIP or SigLIP model.
 
-The defaults are those of transformers' CLIPConfig and SiglipConfig 5.24, whose files leave out what equals them. All
-sizes are bounded, because the file comes from strangers.
+The defaults are those of CLIPConfig and SiglipConfig in transformers 5.24, because config files omit default values.
+All sizes are bounded, because the files come from strangers.
 """
 
 import json
@@ -15,8 +15,8 @@ from pairmill.pipeline.encode.model_error import ModelError
 
 MAX_JSON_BYTES = 8 << 20
 EOS_BEFORE_4_32 = 2
-"""`eos_token_id` of CLIP in configurations from before transformers 4.32. It was wrong, so that the embedding is read
-at the highest token instead (https://github.com/huggingface/transformers/pull/24773)."""
+"""`eos_token_id` of CLIP in configurations from before transformers 4.32. It was wrong, so the embedding is read at the
+highest token instead (https://github.com/huggingface/transformers/pull/24773)."""
 
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
 Layers = Annotated[int, Field(ge=1, le=512)]
@@ -28,7 +28,7 @@ class _Config(BaseModel):
 
 
 class Tower(_Config):
-    """The transformer of one side."""
+    """The transformer of one tower, for pictures or captions."""
 
     hidden_size: Size = 768
     intermediate_size: Size = 3072
@@ -49,11 +49,11 @@ class Text(Tower):
 
     vocab_size: Annotated[int, Field(ge=1, le=1 << 22)]
     max_position_embeddings: Positions
-    """Tokens of the context."""
+    """Length of the context, in tokens."""
 
 
 class Vision(Tower):
-    """A vision tower. Pictures and patches are square; sizes in pixels."""
+    """A vision tower. Pictures and patches are square, and sizes are in pixels."""
 
     num_channels: Literal[3] = 3
     image_size: Annotated[int, Field(ge=1, le=4096)] = 224
@@ -67,7 +67,7 @@ class Vision(Tower):
 
 
 class ClipText(Text):
-    """CLIP's text tower: causal, and read at the end-of-text token."""
+    """CLIP's text tower. It is causal, and the embedding is read at the end-of-text token."""
 
     hidden_size: Size = 512
     intermediate_size: Size = 2048
@@ -75,17 +75,18 @@ class ClipText(Text):
     vocab_size: Annotated[int, Field(ge=1, le=1 << 22)] = 49_408
     max_position_embeddings: Positions = 77
     eos_token_id: int = 49_407
-    """Where the embedding is read; see `EOS_BEFORE_4_32`."""
+    """The token at which the embedding is read. See also `EOS_BEFORE_4_32`."""
 
 
 class ClipVision(Vision):
-    """CLIP's vision tower: read at a class token."""
+    """CLIP's vision tower. The embedding is read at a class token."""
 
     patch_size: Size = 32
 
 
 class SiglipText(Text):
-    """SigLIP's text tower: attends both ways, and is read at the last token, which may be padding."""
+    """SigLIP's text tower. It attends in both directions, and the embedding is read at the last token, which may be
+    padding."""
 
     hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     layer_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
@@ -96,7 +97,7 @@ class SiglipText(Text):
 
 
 class SiglipVision(Vision):
-    """SigLIP's vision tower: read by attention pooling."""
+    """SigLIP's vision tower. Attention pooling computes the embedding."""
 
     hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     layer_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
@@ -105,7 +106,7 @@ class SiglipVision(Vision):
 
 
 class ClipConfig(_Config):
-    """config.json of a CLIPModel."""
+    """The config.json of a CLIPModel."""
 
     model_type: Literal["clip"] = "clip"
     text_config: ClipText = Field(default_factory=ClipText)
@@ -114,12 +115,12 @@ class ClipConfig(_Config):
 
     @property
     def embedding_dim(self) -> int:
-        """Dimensions of an embedding."""
+        """Number of dimensions of an embedding."""
         return self.projection_dim
 
 
 class SiglipConfig(_Config):
-    """config.json of a SiglipModel."""
+    """The config.json of a SiglipModel."""
 
     model_type: Literal["siglip"] = "siglip"
     text_config: SiglipText = Field(default_factory=SiglipText)
@@ -127,7 +128,7 @@ class SiglipConfig(_Config):
 
     @property
     def embedding_dim(self) -> int:
-        """Dimensions of an embedding."""
+        """Number of dimensions of an embedding."""
         return self.vision_config.hidden_size
 
     @model_validator(mode="after")
@@ -147,10 +148,12 @@ def read_config(path: Path) -> Config:
     kind = _KINDS.get(str(values.get("model_type")))
     if kind is None:
         found = clean_text(str(values.get("model_type")))
-        raise ModelError(f"{path}: a model of type {found!r}; in this layout, pairmill loads {' and '.join(_KINDS)}")
+        raise ModelError(
+            f"{path}: the model has type {found!r}; in this layout, pairmill loads only {' and '.join(_KINDS)}"
+        )
     for side in ("text_config", "vision_config"):
         parts = [part for name in (side, f"{side}_dict") if isinstance(part := values.get(name), dict)]
-        values[side] = {key: value for part in parts for key, value in part.items()}  # the older name wins, as there
+        values[side] = {key: value for part in parts for key, value in part.items()}  # the older name wins there too
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -158,7 +161,7 @@ def read_config(path: Path) -> Config:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelError if it is too large or not one."""
+    """The object in a JSON file. Raises ModelError if the file is too large or does not contain an object."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes")
@@ -173,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Where the first mistake is, and what it is, on one line."""
+    """The location and the description of the first mistake, on one line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     is_value = not isinstance(first["input"], dict | list | _Config)

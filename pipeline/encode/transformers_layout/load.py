@@ -26,10 +26,10 @@ def load_towers(checkpoint: Checkpoint) -> TwoTowers:
     for name, source in sources(checkpoint.config).items():
         try:
             filled[name] = tensor_of(source, tensors, shapes[name])
-        except RuntimeError:  # parts of a stack differ in width
+        except RuntimeError:  # stacked tensors differ in width
             filled[name] = torch.empty(0)
         if filled[name].shape != shapes[name]:
-            raise ModelError(f"{checkpoint.weights[0]}: {_shape(tensors, source.names[0])} does not fit to config.json")
+            raise ModelError(f"{checkpoint.weights[0]}: {_shape(tensors, source.names[0])} does not match config.json")
         if not bool(torch.isfinite(filled[name]).all()):
             raise ModelError(f"{checkpoint.weights[0]}: the weights are broken: {source.names[0]} is NaN or infinite")
     fill(model, filled)
@@ -41,7 +41,9 @@ def _read(path: Path) -> Tensors:
     try:
         found = load_untrusted(path)
     except UnsafeWeightsError:
-        raise ModelError(f"{path} has more in it than tensors, so it is not opened: ask for safetensors") from None
+        raise ModelError(
+            f"{path} contains objects that are not tensors, so it is not loaded; ask its authors for safetensors"
+        ) from None
     except (OSError, DamagedWeightsError) as error:
         raise ModelError(f"{path}: the weights do not load: {clean_text(str(error))}") from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):

@@ -1,7 +1,7 @@
-"""Says which of the checkpoint's tensors become which of the architecture's: names only, no tensors.
+"""Maps the names of a checkpoint's tensors to the names of the architecture's tensors.
 
-Sources are the names in transformers' CLIPModel and SiglipModel; targets are those of open_clip's VisionTransformer and
-TextTransformer, and for SigLIP's pictures of timm's VisionTransformer.
+Sources are the names in transformers' CLIPModel and SiglipModel. Targets are the names in open_clip's VisionTransformer
+and TextTransformer and, for SigLIP's pictures, in timm's VisionTransformer.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ _TIMM_LAYER = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.f
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a tensor of the architecture comes from."""
+    """The tensors of the checkpoint that become one tensor of the architecture."""
 
     names: tuple[str, ...]
-    """Tensors of the checkpoint, which are stacked along their first dimension."""
+    """Names of the checkpoint's tensors. Several tensors are stacked along their first dimension."""
     is_transposed: bool = False
     rows: tuple[int, int] | None = None
-    """Of a single tensor, only this range of thirds: its query is (0, 1), its key and value are (1, 3)."""
+    """If set, only this range of thirds of a single tensor is used: (0, 1) is the query, (1, 3) is key and value."""
 
 
 Sources = dict[str, Source]
@@ -35,7 +35,7 @@ def sources(config: Config) -> Sources:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a tensor of the checkpoint is only a count of positions, which older versions stored."""
+    """Whether a tensor of the checkpoint only counts positions. Older versions of transformers stored such tensors."""
     return name.endswith(".position_ids")
 
 
@@ -107,5 +107,5 @@ def _stacked(layer: str, part: str) -> Source:
 
 
 def _same(modules: Mapping[str, str]) -> Named:
-    """The weight and the bias of modules that differ only in name."""
+    """Target -> source of the weight and the bias of modules that differ only in name."""
     return {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in modules.items() for part in _PARTS}

@@ -1,7 +1,7 @@
-"""Reads preprocessor_config.json: how a model's pictures are resized, cropped and normalized.
+"""Reads preprocessor_config.json, which says how to resize, crop and normalize pictures for a model.
 
-Pixels are converted to RGB by `pairmill.pipeline.image`, as for any model. The defaults are those of transformers'
-CLIPImageProcessor and SiglipImageProcessor 5.24, with the model's size.
+`pairmill.pipeline.image` converts pixels to RGB, as for any model. The defaults are those of CLIPImageProcessor and
+SiglipImageProcessor in transformers 5.24, with the model's size.
 """
 
 import math
@@ -14,7 +14,7 @@ from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.transformers_layout.config import Config, first_problem, read_json
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-"""The second is what transformers 5 writes for a whole processor; the first wins."""
+"""transformers 5 writes the second file for a whole processor. If both exist, the first takes precedence."""
 Side = Annotated[int, Field(ge=1, le=4096)]
 _Level = Annotated[float, Field(ge=0, le=255)]
 _Spread = Annotated[float, Field(gt=0, le=255)]
@@ -23,7 +23,7 @@ _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.2613
 
 
 class _Size(BaseModel):
-    """A rectangle, or the length of the shorter edge. Pixels."""
+    """A rectangle or the length of the shorter edge, in pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -40,7 +40,7 @@ class Preprocessing(BaseModel):
     do_resize: Literal[True] = True
     size: _Size
     resample: Literal[2, 3] = 3
-    """Bilinear or bicubic, in Pillow's numbers."""
+    """Bilinear (2) or bicubic (3), numbered as in Pillow."""
     do_center_crop: bool
     crop_size: _Size
     do_rescale: Literal[True] = True
@@ -51,7 +51,7 @@ class Preprocessing(BaseModel):
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of every picture's result; None if it differs from picture to picture, or is padded."""
+        """(height, width) of every result. None if the size differs between pictures or pictures are padded."""
         size, crop = self.size, self.crop_size
         if size.shortest_edge and (size.height or size.width):
             return None
@@ -65,12 +65,13 @@ class Preprocessing(BaseModel):
     @classmethod
     def _is_of_bytes(cls, factor: float) -> float:
         if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-            raise ValueError("only 1/255 is possible")
+            raise ValueError("only 1/255 is supported")
         return factor
 
 
 def read_preprocessing(folder: Path, config: Config) -> Preprocessing:
-    """The settings in preprocessor_config.json or processor_config.json. Raises ModelError if pairmill cannot do it."""
+    """The settings in preprocessor_config.json or processor_config.json. Raises ModelError if pairmill does not support
+    them."""
     side, is_clip = config.vision_config.image_size, config.model_type == "clip"
     square = {"height": side, "width": side}
     values: dict[str, Any] = {
@@ -91,17 +92,17 @@ def read_preprocessing(folder: Path, config: Config) -> Preprocessing:
     try:
         found = Preprocessing.model_validate(values)
     except ValidationError as error:
-        raise ModelError(f"{folder}: the settings of preprocessing: {first_problem(error)}") from None
+        raise ModelError(f"{folder}: preprocessing settings: {first_problem(error)}") from None
     if found.output_size != (side, side):
         raise ModelError(
-            f"{folder}: the settings of preprocessing do not give the {side} x {side} pixels that the model "
-            "of config.json reads"
+            f"{folder}: the preprocessing settings do not produce the {side} x {side} pixels that the model of "
+            "config.json needs"
         )
     return found
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """What the folder says."""
+    """The settings stored in the folder, without nulls."""
     own, shared = folder / PREPROCESSOR, folder / PROCESSOR
     values = read_json(own) if own.is_file() else {}
     if not values and shared.is_file():

@@ -1,5 +1,5 @@
-"""Turns the settings of preprocessing into the steps that `ModelInput` runs, with the result of transformers' image
-processors (those with Pillow) to within one level of 255."""
+"""Turns preprocessing settings into the steps that `ModelInput` runs. The results match those of transformers' image
+processors (those that use Pillow) to within one level of 255."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ _MODES = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
 
 
 class FloorCrop(transforms.CenterCrop):  # type: ignore[misc]
-    """A center crop whose odd pixel is at the end, as in transformers; torchvision rounds to even."""
+    """A center crop that rounds the offset down, as in transformers. torchvision rounds to even."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """[..., height, width], which must not be smaller than the crop -> [..., crop height, crop width]."""
+        """[..., height, width] -> [..., crop height, crop width]. The input must not be smaller than the crop."""
         (height, width), (tall, wide) = image.shape[-2:], self.size
         top, left = (height - tall) // 2, (width - wide) // 2
         return image[..., top : top + tall, left : left + wide]
 
 
 def recipe(settings: Preprocessing) -> transforms.Compose:
-    """The steps for `ModelInput`: those on 8-bit pixels, then to RGB, to floats, normalize."""
+    """The steps for `ModelInput`: resizing and cropping 8-bit pixels, then to RGB, to floats, normalize."""
     size, crop = settings.size, settings.crop_size
     edge = size.shortest_edge or (size.height, size.width)
     steps: list[Any] = [transforms.Resize(edge, _MODES[settings.resample])]
@@ -34,7 +34,7 @@ def recipe(settings: Preprocessing) -> transforms.Compose:
 
 
 def described(settings: Preprocessing) -> dict[str, Any]:
-    """The settings in the words of open_clip's `get_model_preprocess_cfg`, for the score contract."""
+    """The settings in the form of open_clip's `get_model_preprocess_cfg`, for the score contract."""
     normalize = recipe(settings).transforms[-1]
     return {
         "size": list(settings.output_size or ()),

@@ -1,6 +1,6 @@
-"""Turns captions into the token ids that transformers' own tokenizers give, padded to the model's context.
+"""Turns captions into the same token ids as transformers' own tokenizers, padded to the model's context.
 
-Control tokens in a caption, such as `<|endoftext|>`, are text: a caption cannot end itself (transformers'
+Control tokens in a caption, such as `<|endoftext|>`, are treated as text, so they cannot end the caption (transformers'
 `split_special_tokens=True`).
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""CLIP's words: https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py"""
+"""CLIP's pattern for words: https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py"""
 
 _SPACE = "▁"
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -35,7 +35,7 @@ class FolderTokenizer:
     """The tokenizer in a checkpoint's folder: captions -> int64 [n, context_length]."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises ModelError if the tokenizer's files are broken, or do not belong to the model."""
+        """Load the tokenizer. Raises ModelError if its files are broken or do not belong to the model."""
         settings = _settings(checkpoint)
         text = checkpoint.config.text_config
         self.context_length = text.max_position_embeddings
@@ -55,8 +55,8 @@ class FolderTokenizer:
         _check_end(checkpoint, *self._encoder.encode(["a"]))
 
     def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
-        """Captions -> int64 [n, context_length]: longer ones keep their first tokens and the end-of-text token."""
-        import torch  # takes seconds, and checking a tokenizer needs none of it
+        """Captions -> int64 [n, context_length]. Longer captions keep their first tokens and the end-of-text token."""
+        import torch  # takes seconds, and checking a tokenizer does not need it
 
         tokens = torch.full((len(captions), self.context_length), self._encoder.pad_id)
         for row, ids in zip(tokens, self._encoder.encode(captions), strict=True):
@@ -70,7 +70,7 @@ class _Encoder(Protocol):
     largest_id: int
 
     def encode(self, captions: Sequence[str]) -> list[Ids]:
-        """Each caption's ids, at most as many as the context holds, the end-of-text token included."""
+        """The ids of each caption, truncated to the context, including the end-of-text token."""
 
 
 class _Fast:
@@ -87,12 +87,12 @@ class _Fast:
         self._tokenizer, self._prepare = tokenizer, prepare
 
     def encode(self, captions: Sequence[str]) -> list[Ids]:
-        """As `_Encoder` says."""
+        """See `_Encoder.encode`."""
         return [found.ids for found in self._tokenizer.encode_batch([self._prepare(caption) for caption in captions])]
 
 
 class _SentencePiece:
-    """A SentencePiece model, used as transformers' SiglipTokenizer does."""
+    """A SentencePiece model, used as in transformers' SiglipTokenizer."""
 
     def __init__(self, model: bytes, length: int, eos: str, pad: str, unknown: str) -> None:
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -104,13 +104,14 @@ class _SentencePiece:
         self._num_before = len(self._model.encode(unknown))
 
     def encode(self, captions: Sequence[str]) -> list[Ids]:
-        """As `_Encoder` says. Each text goes behind an unknown token, which keeps the space before its first word."""
+        """See `_Encoder.encode`. Each text is placed after an unknown token, which keeps the space before its first
+        word."""
         texts = [self._before + canonical(_SPACE + caption.replace(_SPACE, " ")) for caption in captions]
         return [[*ids[self._num_before :][: self._length - 1], self._eos_id] for ids in self._model.encode(texts)]
 
 
 def canonical(text: str) -> str:
-    """Lower case, without ASCII punctuation, single spaces: how SigLIP was trained
+    """The text in lower case, without ASCII punctuation and with single spaces, as in SigLIP's training
     (https://github.com/google-research/big_vision, prompt_engineering.py, as in transformers 5.24)."""
     return re.sub(r"\s+", " ", text.lower().translate(_WITHOUT_PUNCTUATION)).strip()
 
@@ -136,7 +137,7 @@ def _read(path: Path) -> tokenizers.Tokenizer:
 
 
 def _clip_tokenizer(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
-    """CLIP's tokenizer from its vocabulary and merges, as transformers' CLIPTokenizer makes it."""
+    """CLIP's tokenizer, made from its vocabulary and merges as in transformers' CLIPTokenizer."""
     model = models.BPE.from_file(str(vocab), str(merges), unk_token=_EOS, end_of_word_suffix="</w>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -153,13 +154,13 @@ def _clip_tokenizer(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, object]:
-    """special_tokens_map.json under tokenizer_config.json, whichever there is."""
+    """The settings in special_tokens_map.json and tokenizer_config.json, if they exist. The latter takes precedence."""
     paths = [checkpoint.folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     return {key: value for path in paths if path.is_file() for key, value in read_json(path).items()}
 
 
 def _token(settings: dict[str, object], name: str, default: str) -> str:
-    """A special token, which is text, or an object with its `content`."""
+    """The text of a special token. The setting is either the text or an object with a field `content`."""
     value = settings.get(name)
     if isinstance(value, dict):
         value = value.get("content")
@@ -167,13 +168,13 @@ def _token(settings: dict[str, object], name: str, default: str) -> str:
 
 
 def _check_end(checkpoint: Checkpoint, ids: Ids) -> None:
-    """Raise ModelError if captions do not end in the token at which the model reads their embeddings."""
+    """Raise ModelError if captions do not end with the token at which the model reads their embeddings."""
     config = checkpoint.config
     if not isinstance(config, ClipConfig):
         return
     eos = config.text_config.eos_token_id
     if ids.index(max(ids)) != len(ids) - 1 if eos == EOS_BEFORE_4_32 else ids[-1] != eos:
         raise ModelError(
-            f"{checkpoint.tokenizer[0]} does not end captions with the token {eos}, which config.json names as "
+            f"{checkpoint.tokenizer[0]} does not end captions with the token {eos}, which config.json gives as "
             "eos_token_id: the tokenizer belongs to another model"
         )

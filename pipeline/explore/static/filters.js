@@ -1,4 +1,4 @@
-// The gallery: sliders, live counts, and new pictures without a new page.
+// The gallery: sliders, live counts, and new results without reloading the page.
 "use strict";
 
 (() => {
@@ -43,12 +43,12 @@
       document.getElementById("save-query").value = parameters().toString();
     } catch (error) {
       if (error.name === "AbortError") return;
-      setProblem("The server does not answer. Is pairmill explore still running?");
+      setProblem("The server is not responding. Is pairmill explore still running?");
     }
     form.classList.remove("busy");
   }
 
-  // The new page is parsed as a document of its own, in which nothing runs, and its list of pairs takes the place of ours.
+  // Parse the new page as a separate document, in which no script runs, and replace our list of pairs with its list.
   async function show(page, keepAddress) {
     showing?.abort();
     showing = new AbortController();

@@ -1,4 +1,4 @@
-// The live page: asks every two seconds, and shows what has changed.
+// The live page: asks for the state every two seconds and updates the page.
 "use strict";
 
 (() => {
@@ -56,7 +56,7 @@
     const isFinished = state.shards_done >= state.shards;
     if (isFinished) at("rate").textContent = "";
     else if (state.rows_per_s !== null) at("rate").textContent = `${state.rows_per_s.toFixed(1)} rows/s in the last minute`;
-    at("live-status").textContent = isFinished ? "finished" : "looking every two seconds";
+    at("live-status").textContent = isFinished ? "finished" : "updates every two seconds";
     at("losses").tBodies[0].replaceChildren(...state.losses.map(lossRow));
     at("losses").hidden = state.losses.length === 0;
     at("no-losses").hidden = state.losses.length > 0;
@@ -75,7 +75,7 @@
       if (answer.ok) show(await answer.json());
       else at("live-status").textContent = (await answer.json()).error;
     } catch {
-      at("live-status").textContent = "The server does not answer. Is pairmill explore still running?";
+      at("live-status").textContent = "The server is not responding. Is pairmill explore still running?";
     }
     setTimeout(look, EVERY_MS);
   }

@@ -1,4 +1,5 @@
-// On every page: pictures that cannot be shown, copying, and the notice about new shards. Text is only ever set as text.
+// On every page: pictures that cannot be shown, copy buttons, and the notice about new shards. Text is never set as
+// HTML.
 "use strict";
 
 const pairmill = {
@@ -43,7 +44,7 @@ document.addEventListener("click", async (event) => {
     await navigator.clipboard.writeText(text);
     button.textContent = "copied";
   } catch {
-    button.textContent = "select it and press Ctrl-C";
+    button.textContent = "select the text and press Ctrl-C";
   }
   setTimeout(() => { button.textContent = "copy"; }, 1500);
 });
@@ -58,7 +59,7 @@ async function lookForShards() {
     document.getElementById("reload-text").textContent =
       `${pairmill.count(shards)} new ${shards === 1 ? "shard" : "shards"}`;
   } catch {
-    // the server has ended; the next page says so
+    // the server has stopped; the next page that is opened will show it
   }
 }
 lookForShards();

@@ -1,5 +1,5 @@
-// Labels by keyboard: j and k (or arrows) move, also to the next and the previous page; g is good, b is bad, u takes the
-// last label back.
+// Labels by keyboard: j and k (or arrows) move, also to the next and the previous page; g is good, b is bad, u undoes
+// the last label.
 "use strict";
 
 (() => {
@@ -29,7 +29,7 @@
     if (page) location.assign(`${page.href}#${card}`);
   }
 
-  // Where the keyboard left another page of the gallery.
+  // After the keyboard has turned the page, focus the first or last card.
   function arrive() {
     if (!["#first-card", "#last-card"].includes(location.hash)) return;
     focus(cards().at(location.hash === "#first-card" ? 0 : -1));
@@ -67,7 +67,7 @@
       if (found.uid) mark(found.uid, found.label);
       status.textContent = `${pairmill.count(found.good)} good, ${pairmill.count(found.bad)} bad`;
     } catch {
-      status.textContent = "The server does not answer: this label was not stored.";
+      status.textContent = "The server is not responding: this label was not saved.";
     }
   }
 

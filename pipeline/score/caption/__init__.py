@@ -1,5 +1,5 @@
-"""Measures captions, column by column, with Arrow's and NumPy's vector code.
+"""Measures captions column by column, with vectorized Arrow and NumPy code.
 
-Input: clean captions. Output: one value per caption; null for a null caption. The time that a caption takes is
-proportional to its length.
+Input: clean captions. Output: one value per caption; null for a null caption. The time per caption is proportional to
+its length.
 """

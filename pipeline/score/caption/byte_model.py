@@ -1,10 +1,10 @@
 """A small language model of a dataset's own captions: byte 4-grams with Witten-Bell smoothing.
 
-It needs no data but the dataset. A high value says that a caption is unlike most others: another language, a code, a
-list of keywords. Bytes of UTF-8 suit every script.
+It needs no data besides the dataset. A high value means that a caption is unlike most others: a different language, a
+code, or a list of keywords. UTF-8 bytes work for every script.
 
-Smoothing, for a byte c after a context h that was seen n(h) times, before T(h) distinct bytes (Witten and Bell 1991,
-"The zero-frequency problem", in the interpolated form of Chen and Goodman 1998, section 2.4):
+Smoothing, for a byte c after a context h that was seen n(h) times, followed by T(h) distinct bytes (Witten and Bell
+1991, "The zero-frequency problem", in the interpolated form of Chen and Goodman 1998, section 2.4):
 
     P(c | h) = (n(hc) + T(h) P(c | h without its first byte)) / (n(h) + T(h)),    P(c | nothing shorter) = 1/256
 """
@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 ORDER = 4
-"""Bytes of an n-gram: 3 of context, and the next one."""
+"""Length of an n-gram in bytes: 3 bytes of context and the next byte."""
 SAMPLE_ROWS, SAMPLE_BYTES = 20_000, 500
-"""The model is made from about this many captions, and from the first bytes of each: at most 10 MB of text."""
+"""The model is built from about this many captions, and from this many leading bytes of each: 10 MB of text at most."""
 _BLOCK_BYTES = 1 << 20
-"""Texts are measured in blocks of about this size, which need 50 times as much memory."""
+"""Approximate size of the blocks in which texts are measured. A block needs 50 times as much memory."""
 
 Keys = npt.NDArray[np.uint32]
 Doubles = npt.NDArray[np.float64]
@@ -33,11 +33,11 @@ class ByteModel:
     """Counts of n-grams. Equal samples in any order give equal models."""
 
     tensors: Mapping[str, npt.NDArray[np.generic]]
-    """For n = 1 to ORDER, `keys.n` (uint32 [n-grams], ascending: the n bytes as one number) and `counts.n` (uint32)."""
+    """For n = 1 to ORDER: `keys.n` (uint32 [n-grams], ascending; the n bytes as one number) and `counts.n` (uint32)."""
 
     @classmethod
     def of(cls, captions: pa.Array) -> "ByteModel":
-        """Count the n-grams of captions, each of which is preceded by zero bytes."""
+        """Count the n-grams of captions. Zero bytes are prepended to each caption."""
         keys, _ = _grams(captions)
         tensors: dict[str, npt.NDArray[np.generic]] = {}
         for order in range(1, ORDER + 1):
@@ -46,7 +46,7 @@ class ByteModel:
         return cls(tensors)
 
     def bits(self, captions: pa.Array) -> Doubles:
-        """-log2 of the probability of each caption, float64 [captions]. 0 for an empty or null one."""
+        """-log2 of the probability of each caption, float64 [captions]; 0 for an empty or null caption."""
         sizes = np.diff(_offsets(captions))
         edges = np.cumsum(sizes) // _BLOCK_BYTES  # the block of each caption
         starts = [0, *(np.flatnonzero(np.diff(edges)) + 1).tolist(), len(sizes)]
@@ -83,7 +83,7 @@ class ByteModel:
 
 
 def _grams(captions: pa.Array) -> tuple[Keys, npt.NDArray[np.int64]]:
-    """(the n-gram of ORDER bytes that ends at each byte, uint32 [bytes]; the bytes of each caption [captions])."""
+    """(n-gram of ORDER bytes that ends at each byte, uint32 [bytes]; number of bytes of each caption [captions])."""
     offsets = _offsets(captions)
     sizes = np.diff(offsets)
     data = captions.buffers()[2]
@@ -100,7 +100,7 @@ def _grams(captions: pa.Array) -> tuple[Keys, npt.NDArray[np.int64]]:
 
 
 def _offsets(captions: pa.Array) -> npt.NDArray[np.int64]:
-    """Where each caption's bytes begin, and where the last one's end, [captions + 1]. Null ones must be empty."""
+    """The start of each caption's bytes, then the end of all bytes, [captions + 1]. Null captions must be empty."""
     if not len(captions):
         return np.zeros(1, np.int64)
     buffer = captions.buffers()[1]

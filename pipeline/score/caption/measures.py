@@ -1,4 +1,4 @@
-"""Defines the measures of captions that need nothing but the caption."""
+"""Defines the measures that depend on the caption alone."""
 
 import math
 from collections import Counter
@@ -18,10 +18,11 @@ from pairmill.pipeline.score.caption.terms import TermList
 from pairmill.pipeline.score.caption.words import Words, split_at_spaces
 
 _GRAM = 10
-"""Length of the n-grams of both repetitions, Data-Juicer's default."""
+"""Length of the n-grams in both repetition measures, which is Data-Juicer's default."""
 
 MAX_REPETITION_CHARS = 20_000
-"""A caption of megabytes would take ten seconds; this one takes a twentieth of one."""
+"""Only this many characters are examined for repetition, which takes 50 ms; a caption of megabytes would take ten
+seconds."""
 
 _RELATIONS = """
     aboard above across against along alongside amid among around at atop behind below beneath beside between beyond by
@@ -33,29 +34,29 @@ _RELATIONS = """
 
 @dataclass(frozen=True)
 class Captions:
-    """Some captions, and what several measures share."""
+    """Captions, together with intermediate results that several measures share."""
 
     texts: pa.Array
     """string [captions]"""
 
     @cached_property
     def words(self) -> Words:
-        """Their words."""
+        """The words of the captions."""
         return split_at_spaces(self.texts)
 
     @cached_property
     def lower_words(self) -> pa.Array:
-        """The distinct words in lower case, without punctuation and symbols at their ends, [distinct]."""
+        """The distinct words in lower case, without leading and trailing punctuation and symbols, [distinct]."""
         return patterns.bare(self.words.distinct)
 
     @cached_property
     def num_words(self) -> pa.Array:
-        """int32 [captions], as the caption rules count them."""
+        """The number of words, as the caption rules count them, int32 [captions]."""
         return pc.count_substring_regex(self.texts, r"[^ ]+")
 
     @cached_property
     def num_characters(self) -> pa.Array:
-        """Unicode characters, int32 [captions]."""
+        """The number of Unicode characters, int32 [captions]."""
         return pc.utf8_length(self.texts)
 
 
@@ -80,10 +81,10 @@ def characters(captions: Captions) -> list[pa.Array]:
 
 
 def readability(captions: Captions) -> list[pa.Array]:
-    """Flesch's reading ease (1948, "A new readability yardstick"), for English. Null without a Latin letter.
+    """Flesch's reading ease (1948, "A new readability yardstick"), for English. Null if there is no Latin letter.
 
-    206.835 - 1.015 words / sentences - 84.6 syllables / words. A sentence ends where `.`, `!` or `?` precede a space.
-    Syllables are groups of vowels, without a silent e at the end.
+    206.835 - 1.015 words / sentences - 84.6 syllables / words. A sentence ends where `.`, `!` or `?` precedes a space.
+    Syllables are groups of vowels; a silent e at the end does not count.
     """
     letters = pc.replace_substring_regex(pc.utf8_lower(captions.words.distinct), "[^a-z]+", "")
     is_word = np.asarray(pc.greater(pc.utf8_length(letters), 0).to_numpy(zero_copy_only=False), np.int64)
@@ -97,12 +98,12 @@ def readability(captions: Captions) -> list[pa.Array]:
 
 
 def repetition(captions: Captions) -> list[pa.Array]:
-    """(of characters, of words), from 0 to 1: Data-Juicer's, whose source is the filters of ROOTS (2303.03915).
+    """(character repetition, word repetition), from 0 to 1, as in Data-Juicer, which follows ROOTS (2303.03915).
 
-    Of characters: of all 10-grams, the share of the √n most frequent ones that occur more than once, where n is the
-    number of distinct ones. Of words in lower case without outer punctuation: the share of 10-grams that occur more
-    than once. 0 for captions that are too short for a 10-gram. Of a longer caption, only the first MAX_REPETITION_CHARS
-    characters count.
+    Character repetition: the share of all 10-grams that belong to the √n most frequent distinct ones and occur more
+    than once, where n is the number of distinct 10-grams. Word repetition: the share of 10-grams that occur more than
+    once, over words in lower case without outer punctuation. 0 for captions that are too short for a 10-gram. Only the
+    first MAX_REPETITION_CHARS characters of a caption count.
     """
     captions = Captions(pc.utf8_slice_codeunits(captions.texts, 0, MAX_REPETITION_CHARS))
     texts = captions.texts.to_pylist()
@@ -118,7 +119,7 @@ def repetition(captions: Captions) -> list[pa.Array]:
 
 
 def digits(captions: Captions) -> list[pa.Array]:
-    """Share of characters that are decimal digits, of any script."""
+    """Share of characters that are decimal digits in any script."""
     return [_share(captions, r"\p{Nd}+")]
 
 
@@ -133,7 +134,7 @@ def alphanumeric(captions: Captions) -> list[pa.Array]:
 
 
 def capitals(captions: Captions) -> list[pa.Array]:
-    """Share of words whose first character, after punctuation and symbols, is a capital: a stand-in for the share of
+    """Share of words whose first character, ignoring punctuation and symbols, is a capital: a proxy for the share of
     named entities."""
     is_capital = pc.match_substring_regex(captions.words.distinct, r"^[\pP\pS]*[\p{Lu}\p{Lt}]")
     counts = captions.words.totals(is_capital.to_numpy(zero_copy_only=False))
@@ -141,16 +142,19 @@ def capitals(captions: Captions) -> list[pa.Array]:
 
 
 def relations(captions: Captions) -> list[pa.Array]:
-    """Number of English prepositions of place, direction and company: a stand-in for the relations between objects that
-    CAT (2301.02280) counts with a parser."""
+    """Number of English prepositions of place, direction and company: a proxy for the number of relations between
+    objects, which CAT (2301.02280) counts with a parser."""
     is_relation = pc.is_in(captions.lower_words, pa.array(_RELATIONS.split()))
     counts = captions.words.totals(is_relation.to_numpy(zero_copy_only=False))
     return [_masked(counts.astype(np.int32), captions)]
 
 
 def boilerplate(captions: Captions) -> list[pa.Array]:
-    """Share of the characters of words that belong to entries of the built-in list of boilerplate. 1 if a caption rule
-    would drop the caption as boilerplate, a file name, a date, a hash or a URL. Null without any of both."""
+    """Share of word characters that belong to entries of the built-in boilerplate list.
+
+    1 if a caption rule would drop the caption as boilerplate, a file name, a date, a hash or a URL. Otherwise, null if
+    the caption has no word characters.
+    """
     _, covered, total = _boilerplate_terms().find(captions.texts)
     with np.errstate(invalid="ignore"):
         share = np.minimum(covered / total, 1).astype(np.float32)
@@ -159,12 +163,12 @@ def boilerplate(captions: Captions) -> list[pa.Array]:
 
 
 def toxic(terms: TermList) -> Measure:
-    """Number of the list's terms in the caption."""
+    """A measure that counts occurrences of the list's terms in each caption."""
     return lambda captions: [_masked(terms.find(captions.texts)[0].astype(np.int32), captions)]
 
 
 def _syllables(words: pa.Array) -> npt.NDArray[np.int64]:
-    """Syllables of English words in lower-case letters, int64 [words]; at least 1."""
+    """The number of syllables of English words in lower-case letters, int64 [words]; at least 1."""
     groups = pc.count_substring_regex(words, "[aeiouy]+").to_numpy().astype(np.int64)
     ends_in_e = pc.match_substring_regex(words, "[^aeiouy](?:e|es|ed)$")
     is_spoken = pc.match_substring_regex(words, "(?:[^aeiouy]le|[^aeiouy]les|[csxzg]es|[cs]hes|[td]ed)$")
@@ -183,7 +187,7 @@ def _character_repetition(text: str) -> float:
 
 
 def _word_repetition(words: list[int], empty: int) -> float:
-    if len(words) - len(set(words)) < _GRAM:  # each word of a repeated n-gram occurs once more
+    if len(words) - len(set(words)) < _GRAM:  # each word of a repeated n-gram occurs at least twice
         return 0.0
     words = [word for word in words if word != empty]
     counts = Counter(tuple(words[start : start + _GRAM]) for start in range(len(words) - _GRAM + 1))

@@ -1,8 +1,8 @@
-"""Finds the terms of a list in captions: as whole words, ignoring case and what stands between their words.
+"""Finds the terms of a list in captions: as whole words, ignoring case and the characters between their words.
 
 A term is found where the caption rules would find it as a blocked term, and also with other punctuation between its
 words. In scripts without spaces between words, it is found anywhere. A term with symbols, such as `$ex`, `c++`, `f*ck`
-or an emoji, is found only as it is written; where it begins or ends with a letter or a digit, a word must do so too.
+or an emoji, must occur exactly as written (ignoring case) and must not start or end inside a longer word.
 """
 
 import re
@@ -20,18 +20,18 @@ from pairmill.pipeline.score.caption.words import BETWEEN_RUNS, Integers, split_
 _Key = tuple[int, ...]
 
 _LITERAL = r"^[^\pL\pM\pN_]|[^\pL\pM\pN_]$|[*@#%\\]|\pS"
-"""Matches a term that is more than words with something between them."""
+"""Matches a term that contains symbols and therefore is not just a sequence of words."""
 
 
 class _Literals:
-    """Terms that are found only as they are written."""
+    """Terms that must occur exactly as written."""
 
     def __init__(self, lower: pa.Array) -> None:
         self._terms = sorted(set(lower.to_pylist()))
         self._any = _alternatives(lower)
 
     def count(self, lower: pa.Array) -> Integers:
-        """How often the terms are in each caption, [captions]."""
+        """The number of occurrences of the terms in each caption, [captions]."""
         counts = np.zeros(len(lower), np.int64)
         if self._any:
             found = _numbers(pc.match_substring_regex(lower, self._any).cast(pa.int64()))
@@ -41,7 +41,7 @@ class _Literals:
 
 
 def _occurrences(text: str, term: str) -> int:
-    """How often a term is in a text, not within a longer word."""
+    """The number of occurrences of a term in a text, not counting those within a longer word."""
     count, start = 0, text.find(term)
     while start >= 0:
         end = start + len(term)
@@ -52,18 +52,18 @@ def _occurrences(text: str, term: str) -> int:
 
 
 def _joins(left: str, right: str) -> bool:
-    """Whether two characters, or an end of the text, belong to one word."""
+    """Whether two adjacent characters belong to the same word. At an end of the text, one of them is empty."""
     return all(each == "_" or (each and unicodedata.category(each)[0] in "LMN") for each in (left, right))
 
 
 def _alternatives(terms: pa.Array) -> str:
-    """A regular expression for any of the terms, the longest first; empty without terms."""
+    """A regular expression that matches any of the terms, longest first; empty if there are no terms."""
     distinct = sorted(set(terms.to_pylist()), key=lambda term: (-len(term), term))
     return "|".join(re.escape(term.strip()) for term in distinct)
 
 
 class TermList:
-    """Terms, ready to be found."""
+    """Terms, compiled for searching."""
 
     def __init__(self, terms: Iterable[str]) -> None:
         lower = pc.utf8_lower(pa.array([unicodedata.normalize("NFC", term) for term in terms], pa.string()))
@@ -76,17 +76,18 @@ class TermList:
         self._runs = pa.array(sorted({run for term in runs for run in term}), pa.string())
         number = {run: index for index, run in enumerate(self._runs.to_pylist())}
         self._terms: dict[int, dict[int, set[_Key]]] = {}
-        """Number of the first run -> number of runs, most first -> the terms."""
+        """Number of the first run -> number of runs (descending) -> terms."""
         for term in sorted(runs, key=len, reverse=True):
             if term:
                 key = tuple(number[run] for run in term)
                 self._terms.setdefault(key[0], {}).setdefault(len(key), set()).add(key)
 
     def find(self, captions: pa.Array) -> tuple[Integers, Integers, Integers]:
-        """For each caption: the number of terms found, their characters, and all characters of words, each [captions].
+        """(number of terms found, number of their characters, number of all word characters), each [captions].
 
-        Terms of words do not overlap: the first comes first, and of several that start together, the longest. Terms
-        with symbols are found besides. Only the characters of runs count (see `words.py`). 0 for a null caption.
+        Matches of terms without symbols do not overlap: earlier matches win and, among those with the same start, the
+        longest. Terms with symbols are counted independently. Only the characters of runs count (see `words.py`). 0 for
+        a null caption.
         """
         lower = pc.utf8_lower(captions)
         words = split_into_runs(lower)
@@ -105,7 +106,7 @@ class TermList:
         return self._with_unspaced(lower, found) if self._unspaced else found
 
     def _matches(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
-        """(position of its first run, number of runs) of each term in one caption."""
+        """(position of the first run, number of runs) of each term in one caption."""
         found, position = [], 0
         while position < len(numbers):
             step = 1
@@ -120,7 +121,7 @@ class TermList:
     def _with_unspaced(
         self, lower: pa.Array, found: tuple[Integers, Integers, Integers]
     ) -> tuple[Integers, Integers, Integers]:
-        """Add the terms in scripts without spaces."""
+        """Add the matches of terms in scripts without spaces."""
         hits, covered, total = found
         more = _numbers(pc.count_substring_regex(lower, self._unspaced))
         left = pc.utf8_length(pc.replace_substring_regex(lower, self._unspaced, ""))

@@ -10,23 +10,23 @@ import pyarrow.compute as pc
 Integers = npt.NDArray[np.int64]
 
 BETWEEN_RUNS = r"[^\pL\pM\pN_]+"
-"""What separates runs of letters, marks, digits and underscores, the "whole words" of the caption rules."""
+"""Matches separators between runs of letters, marks, digits and underscores, the "whole words" of the caption rules."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some captions, in order."""
+    """The words of captions, in order."""
 
     distinct: pa.Array
-    """string [distinct]; perhaps one empty text."""
+    """The distinct words, string [distinct]. One of them can be empty."""
     codes: Integers
     """The index of each word in `distinct`, [words]."""
     bounds: Integers
-    """The words of caption i are `codes[bounds[i]:bounds[i + 1]]`, [captions + 1]. A null caption has none."""
+    """The words of caption i are `codes[bounds[i]:bounds[i + 1]]`, [captions + 1]. A null caption has no words."""
 
     @classmethod
     def of(cls, lists: pa.ListArray) -> "Words":
-        """From the words of each caption, as Arrow's functions split them."""
+        """Create Words from the words of each caption, as Arrow's functions split them."""
         encoded = lists.flatten().dictionary_encode()
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         return cls(
@@ -36,21 +36,21 @@ class Words:
         )
 
     def totals(self, values: npt.NDArray[np.generic]) -> Integers:
-        """Sum of whole numbers, one for each distinct word, over the words of each caption, int64 [captions]."""
+        """The sum over the words of each caption, int64 [captions]. `values`: an integer per distinct word."""
         return self.sums(values[self.codes])
 
     def sums(self, values: npt.NDArray[np.generic]) -> Integers:
-        """Sum of whole numbers, one for each word, over each caption, int64 [captions]."""
+        """The sum over the words of each caption, int64 [captions]. `values`: an integer per word, in order."""
         sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
         totals: Integers = sums[self.bounds[1:]] - sums[self.bounds[:-1]]
         return totals
 
 
 def split_at_spaces(captions: pa.Array) -> Words:
-    """The words that the caption rules count. Clean captions have no other white space."""
+    """Split captions into the words that the caption rules count. Clean captions contain no other white space."""
     return Words.of(pc.split_pattern(captions, " "))
 
 
 def split_into_runs(lower: pa.Array) -> Words:
-    """The runs of letters, marks, digits and underscores of captions in lower case."""
+    """Split captions in lower case into runs of letters, marks, digits and underscores."""
     return Words.of(pc.split_pattern_regex(lower, BETWEEN_RUNS))

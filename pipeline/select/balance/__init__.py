@@ -1,1 +1,1 @@
-"""Counts the entries of rows, and thins out the frequent ones: the step `balance`."""
+"""Counts the rows of each entry and drops rows of frequent entries: the step `balance`."""

@@ -1,5 +1,8 @@
-"""Balances the rows of a selection: counts in one pass, draws in another. Counts never come to one machine as a whole,
-unless the entries have languages; those with more rows than t do."""
+"""Balances the rows of a selection: one pass counts the rows of each entry, a second draws the rows that stay.
+
+The full counts stay in the tasks. This process receives only totals, the most frequent entries and, if the curve is a
+share, a sample of the entries.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -32,17 +35,18 @@ from pairmill.schemas.balance import CONCEPT, Balance, BalanceReport, EntryRows
 from pairmill.schemas.share import Share
 
 PARTITION_ROWS = 4_000_000
-"""Per partition of the counts: if each row has one entry of its own, one task merges this many."""
+"""Rows per partition of the counts. If every row has its own entry, one task merges this many counts."""
 SAMPLED_ROWS = 200_000
-"""From which t is solved for a share. What is kept differs by about the standard error of such a sample."""
+"""Rows in the sample from which t is solved if the curve is a share. The share that is kept differs from it by about
+the standard error of such a sample."""
 SHOWN_ENTRIES = 20
 KEPT_BYTES = 128
-"""Of the entries of a row, as an estimate: 12 bytes each."""
+"""Estimated size of the kept entries of a row, at 12 bytes per entry."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What the first pass found."""
+    """Results of the first pass."""
 
     partitions: Sequence[Handle[Counts]]
     rows: int
@@ -50,15 +54,16 @@ class Counted:
     """Rows without an entry."""
     sampled_rows: int
     sampled: npt.NDArray[np.void]
-    """SAMPLED_ENTRYs of these rows."""
+    """SAMPLED_ENTRYs of the sampled rows."""
     languages: dict[int, str]
     """Hash of the language -> language."""
     entries: Sequence[Handle[KeptEntries | None]]
-    """Those of the rows of each chunk, if it is quicker to keep them and there is room."""
+    """For each chunk, the entries of its rows; None if finding them again is cheap or they do not fit into memory."""
 
 
 def balance_rows(selector: Selector, number: int, balance: Balance, entries: Entries) -> BalanceReport:
-    """Let the next scan drop the rows that do not stay. Raises StepError if no row has a value."""
+    """Balance the remaining rows: the next scan drops those that were not drawn. Raises StepError if no row has a
+    value."""
     found = _count(selector, balance, entries)
     if found.rows == found.unmatched > 0 and balance.by != CONCEPT:
         raise StepError(f"{balance.by!r} is null in all rows; use another column")
@@ -85,7 +90,7 @@ def balance_rows(selector: Selector, number: int, balance: Balance, entries: Ent
 
 
 def _count(selector: Selector, balance: Balance, entries: Entries) -> Counted:
-    selector.scan(NoOutput())  # so that it is known which rows are left, and how many
+    selector.scan(NoOutput())  # to find out which rows remain, and how many
     remaining, tasks = selector.counts[NOT_DROPPED], selector.tasks
     share = min(1.0, SAMPLED_ROWS / max(1, remaining)) if isinstance(balance.curve, Share) else 0.0
     keeps_entries = entries.is_costly and remaining * KEPT_BYTES <= tasks.memory_bytes
@@ -117,7 +122,7 @@ def _thresholds(tasks: Tasks, balance: Balance, found: Counted) -> Thresholds:
 
 
 def _solved(tasks: Tasks, share: Share, keeps_unmatched: bool, found: Counted) -> float:
-    """The t that keeps about this share."""
+    """The t that keeps about this share of the rows."""
     sampled = np.sort(found.sampled, order=["row", "key"])  # the same order, however the rows are divided
     keys, inverse = np.unique(sampled["key"], return_inverse=True)
     counted = tasks.get(tasks.map(counts_of, [(keys, each) for each in found.partitions]))
@@ -130,7 +135,7 @@ def _solved(tasks: Tasks, share: Share, keeps_unmatched: bool, found: Counted) -
 def _draw(
     selector: Selector, number: int, task: DrawTask, heads: Handle[Heads], shown: Counts, found: Counted
 ) -> Iterator[EntryRows]:
-    """Let the next scan drop rows. Returns the shown entries, most rows first."""
+    """Draw rows and let the next scan drop the others. Returns the shown entries, most rows first."""
     chunks = zip(selector.chunks, selector.drop_step, found.entries, strict=True)
     calls = [(task, chunk, drop_step, heads, entries) for chunk, drop_step, entries in chunks]
     drawn, tasks = selector.tasks.map_split(draw, calls, outputs=3), selector.tasks

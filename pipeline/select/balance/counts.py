@@ -16,18 +16,18 @@ from pairmill.pipeline.select.sums import add_up
 
 ENTRY_COUNT = np.dtype([("key", "<u8"), ("rows", "<u8")])
 SAMPLED_ENTRY = np.dtype([("row", "<u8"), ("key", "<u8")])
-"""An entry of a sampled row, which its hash of the uid identifies."""
+"""An entry of a sampled row. `row`: a hash of the row's uid. `key`: the entry."""
 
 Counts = npt.NDArray[np.void]
-"""An array of ENTRY_COUNTs, in ascending order of different keys; shape (entries,)."""
+"""An array of ENTRY_COUNTs with distinct keys in ascending order; shape (entries,)."""
 
 _MAX_PENDING = 4_000_000
-"""Entries of rows that are collected before they are counted."""
+"""Maximum number of entries to collect before they are counted."""
 
 
 @dataclass(frozen=True)
 class CountTask:
-    """Counts the entries of the rows of a chunk that no step has dropped. Picklable."""
+    """Describes how to count the entries of the remaining rows of a chunk. Picklable."""
 
     entries: Entries
     partitions: int
@@ -38,7 +38,7 @@ class CountTask:
 
     @property
     def outputs(self) -> int:
-        """How many values `count` returns."""
+        """Number of values that `count` returns."""
         return self.partitions + 4
 
 
@@ -50,8 +50,11 @@ class KeptEntries:
 
 
 def count(task: CountTask, chunk: Chunk, drop_step: DropStep) -> tuple[Any, ...]:
-    """Returns (Counts of each partition .., SAMPLED_ENTRYs, [rows, rows without an entry, sampled rows], names of the
-    languages by their hashes, KeptEntries or None)."""
+    """Count the entries of the rows of a chunk that no step has dropped.
+
+    Returns (Counts of each partition .., SAMPLED_ENTRYs, [rows, rows without an entry, sampled rows], names of the
+    languages by their hashes, KeptEntries or None).
+    """
     merged, pending, num_pending, kept = np.zeros(0, ENTRY_COUNT), list[U64](), 0, list[RowEntries]()
     sampled, totals, languages = [np.zeros(0, SAMPLED_ENTRY)], np.zeros(3, np.int64), dict[int, str]()
     columns = task.entries.columns | {"uid"} if task.sampled_share else task.entries.columns
@@ -79,12 +82,12 @@ def count(task: CountTask, chunk: Chunk, drop_step: DropStep) -> tuple[Any, ...]
 
 
 def merge(*parts: Counts) -> Counts:
-    """The sums of some counts."""
+    """Add up the counts of each entry."""
     return add_up(ENTRY_COUNT, parts)
 
 
 def counts_of(keys: U64, *partitions: Counts) -> npt.NDArray[np.float64]:
-    """How many rows each key has; shape (keys,)."""
+    """The number of rows with each key; shape (keys,)."""
     found = np.zeros(len(keys))
     for counts in partitions:
         at = np.searchsorted(counts["key"], keys)
@@ -102,5 +105,5 @@ def _counted(merged: Counts, pending: list[U64]) -> Counts:
 
 
 def _below(hashes: U64, share: float) -> npt.NDArray[np.bool_]:
-    """True for about this share of the hashes."""
+    """A mask that is true for about this share of the hashes."""
     return hashes >> np.uint64(11) < np.uint64(min(share, 1.0) * (1 << 53))

@@ -1,4 +1,4 @@
-"""The curve of MetaCLIP (https://arxiv.org/abs/2309.16671, algorithm 1), and the t that it needs."""
+"""The balancing curve of MetaCLIP (https://arxiv.org/abs/2309.16671, algorithm 1), and a solver for its threshold t."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ HEAD = np.dtype([("key", "<u8"), ("rows", "<u8"), ("log_drop", "<f8")])
 """An entry with more rows than t. `log_drop`: ln(1 - p), where p is the probability that the entry keeps a row."""
 
 Heads = npt.NDArray[np.void]
-"""An array of HEADs, in ascending order of their keys; shape (heads,)."""
+"""An array of HEADs in ascending order of their keys; shape (heads,)."""
 
 Doubles = npt.NDArray[np.float64]
 
 _STEPS = 60
-"""Of the bisection, which halve an interval of ln t each."""
+"""Steps of the bisection. Each halves an interval of ln t."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The t of all entries, or of each language."""
+    """One t for all entries, or one per language."""
 
     curve: float
     languages: Mapping[int, float] | None = None
@@ -41,7 +41,7 @@ class Thresholds:
 
 
 def head(thresholds: Thresholds, *partitions: Counts) -> Heads:
-    """The entries with more rows than t. All others keep all their rows."""
+    """The entries with more rows than t. All other entries keep all their rows."""
     counts = merge(*partitions)
     t = thresholds.of(counts["key"])
     is_head = counts["rows"] > t
@@ -65,10 +65,10 @@ def probabilities(rows: npt.NDArray[np.int64], keys: U64, num_rows: int, heads: 
 
 
 def solve(row_starts: npt.NDArray[np.int64], counts: Doubles, rows_to_keep: float) -> float:
-    """The t that is expected to keep this many of the rows.
+    """The t with which this many of the rows are expected to stay.
 
-    row_starts: where the entries of each row begin, ascending; shape (rows,). Each row has one or more.
-    counts: the rows of each of these entries.
+    row_starts: index of the first entry of each row, ascending; shape (rows,). Each row has at least one entry.
+    counts: the number of rows with each of these entries.
     """
     if not len(row_starts) or rows_to_keep >= len(row_starts):
         return float(counts.max(initial=1.0))
@@ -83,10 +83,12 @@ def solve(row_starts: npt.NDArray[np.int64], counts: Doubles, rows_to_keep: floa
 
 
 def language_thresholds(curve: float, reference: int, *partitions: Counts) -> dict[int, float]:
-    """The t of each language: of its counts, the one whose share of the matches up to and including it is nearest the
-    share that the reference has in entries below `curve` (MetaCLIP 2, https://arxiv.org/abs/2507.22062, section 3.2).
+    """The t of each language, chosen so that about the same share of its matches is in the tail as in the reference.
 
-    Languages are hashes, as in `language_of`. Raises StepError if the reference has no matches.
+    In the reference language, entries with fewer than `curve` rows are the tail. In another language, t is the number
+    of rows of one of its entries, such that entries with at most t rows have the closest share of its matches (MetaCLIP
+    2, https://arxiv.org/abs/2507.22062, section 3.2). Languages are hashes, as in `language_of`. Raises StepError if
+    the reference has no matches.
     """
     counts = merge(*partitions)
     languages = language_of(counts["key"])

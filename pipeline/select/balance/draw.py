@@ -18,13 +18,13 @@ from pairmill.schemas.balance import Balance
 
 @dataclass(frozen=True)
 class DrawTask:
-    """Draws the rows of a chunk that stay. Picklable."""
+    """Describes how to draw the rows of a chunk that stay. Picklable."""
 
     entries: Entries
     balance: Balance
     ordinal: int
-    """Steps of this kind before this one. Each has its own draw: with one, the rows that the first step drew would all
-    be lucky in the second."""
+    """Number of balance steps before this one. Each step draws independently; otherwise, the rows that one step draws
+    would be likelier to be drawn by the next."""
     shown: tuple[int, ...]
     """Keys of the entries whose rows are counted, ascending."""
 
@@ -32,7 +32,10 @@ class DrawTask:
 def draw(
     task: DrawTask, chunk: Chunk, drop_step: DropStep, heads: Heads, kept_entries: KeptEntries | None
 ) -> tuple[Any, ...]:
-    """Returns (row indices of the rows to drop, how many rows of each of the shown entries stay, their names)."""
+    """Draw the rows of a chunk that stay.
+
+    Returns (row indices of the rows to drop, number of rows of each shown entry that stay, names of these entries).
+    """
     known = iter(kept_entries.shards) if kept_entries else None
     columns = frozenset({"uid"}) | (frozenset() if known else task.entries.columns)
     dropped, kept_rows = [np.zeros(0, np.int64)], np.zeros(len(task.shown), np.int64)

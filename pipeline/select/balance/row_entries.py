@@ -15,27 +15,27 @@ from pairmill.pipeline.select.keys import U64, can_be_key, is_comparable
 
 _HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]+)"
 _MAX_HOST_END = 320
-"""The characters of a URL in which its host is looked for, so that long URLs cost no time."""
+"""Only this many characters of a URL are searched for its host, so that long URLs cost no extra time."""
 _ENTRY_BITS = 24
-"""A concept's key: its number in the list, and above it a hash of the language."""
+"""Low bits of a concept's key, which store its number in the list. The bits above store a hash of the language."""
 _NAME_CHARS = 200
 
 
 class RowEntries(NamedTuple):
-    """The entries of some rows."""
+    """Matches of rows and entries: a row index and an entry each."""
 
     rows: Integers
-    """Index of the row, ascending; shape (matches,)."""
+    """Row indices, ascending; shape (matches,)."""
     keys: U64
-    """The entry; shape (matches,). No row has an entry twice."""
+    """Keys of the entries; shape (matches,). No row has an entry twice."""
 
 
 class Entries(Protocol):
-    """What rows are balanced by. Picklable."""
+    """The kind of entry that rows are balanced by. Picklable."""
 
     @property
     def is_costly(self) -> bool:
-        """Whether finding them again takes longer than keeping them in memory."""
+        """Whether the entries are kept in memory, because finding them again would take long."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -48,12 +48,12 @@ class Entries(Protocol):
         """The entries of each row of a table."""
 
     def names(self, table: pa.Table, keys: Collection[int]) -> dict[int, str]:
-        """The names of those of the keys whose names are in this table."""
+        """The names of these keys, as far as the table contains them."""
 
 
 @dataclass(frozen=True)
 class ColumnEntries:
-    """The value of a column. Null and NaN are no entries."""
+    """Uses the values of a column as entries, except null and NaN."""
 
     column: str
     is_costly: bool = False
@@ -64,14 +64,14 @@ class ColumnEntries:
         return frozenset({self.column})
 
     def check(self, schema: pa.Schema) -> None:
-        """It must have values that can be compared. Raises ExpressionError."""
+        """Check that the column's values can be compared. Raises ExpressionError."""
         if self.column not in schema.names:
-            raise ExpressionError(f"{no_column(schema, self.column)}; beside columns, by takes concept and host")
+            raise ExpressionError(f"{no_column(schema, self.column)}; `by` also accepts concept and host")
         if not can_be_key(kind := schema.field(self.column).type):
             raise ExpressionError(f"column {self.column!r} is {kind}, and balance cannot compare such values")
 
     def of(self, table: pa.Table) -> RowEntries:
-        """A hash of the text of each value."""
+        """The entry of each row: a hash of the value's text."""
         rows, codes, texts = self._coded(table)
         return RowEntries(rows, _hashes(texts)[codes])
 
@@ -82,7 +82,7 @@ class ColumnEntries:
         return {key: text[:_NAME_CHARS] for key, text in found if key in keys}
 
     def _coded(self, table: pa.Table) -> tuple[Integers, Integers, pa.Array]:
-        """(rows with a value, the number of that value, the text of each number)."""
+        """(rows with a value, index of each row's value, text of each value)."""
         values = self._values(table)
         rows = np.flatnonzero(is_comparable(values).combine_chunks().to_numpy(zero_copy_only=False))
         if pa.types.is_floating(values.type):
@@ -99,7 +99,7 @@ class ColumnEntries:
 
 @dataclass(frozen=True)
 class HostEntries(ColumnEntries):
-    """The host of `url`, in lower case. A URL without one has no entry."""
+    """Uses the host of `url`, in lower case, as the entry. A URL without a host has no entry."""
 
     column: str = "url"
 
@@ -110,7 +110,7 @@ class HostEntries(ColumnEntries):
 
 @dataclass(frozen=True)
 class ConceptEntries:
-    """The entries of a word list that are in a caption; with `language`, in each language by itself."""
+    """Finds the entries of a word list in captions. With `language`, an entry counts separately in each language."""
 
     file: WordFile
     caption: str
@@ -119,11 +119,11 @@ class ConceptEntries:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The caption, and the language."""
+        """The columns of the caption and, if there is one, of the language."""
         return frozenset({self.caption} | ({self.language} if self.language else set()))
 
     def check(self, schema: pa.Schema) -> None:
-        """Both must be text. Raises ExpressionError."""
+        """Check that both columns are text. Raises ExpressionError."""
         require_columns(schema, self.columns)
         for name in sorted(self.columns):
             kind = schema.field(name).type
@@ -132,7 +132,7 @@ class ConceptEntries:
                 raise ExpressionError(f"column {name!r} is {kind}, not text")
 
     def of(self, table: pa.Table) -> RowEntries:
-        """The number of each entry, and a hash of the language."""
+        """The entries in each caption: the number of the entry, combined with a hash of the language."""
         rows, numbers = self.file.load().find(_plain(table[self.caption]))
         keys = numbers.astype(np.uint64)
         if self.language:
@@ -140,13 +140,15 @@ class ConceptEntries:
         return RowEntries(rows, keys)
 
     def names(self, table: pa.Table, keys: Collection[int]) -> dict[int, str]:
-        """The entries as the file has them, which need no table."""
+        """The entries as written in the file. The table is not used."""
         listed = self.file.load().entries
         return {key: listed[key & ((1 << _ENTRY_BITS) - 1)].as_py()[:_NAME_CHARS] for key in keys}
 
     def languages(self, table: pa.Table) -> dict[int, str]:
-        """The languages of a table, by `language_of` of their keys; empty without a column of languages. A null one is
-        the language `unknown`."""
+        """Map the hashes of a table's languages, as in `language_of`, to their names. Empty without a language column.
+
+        A null language is called `unknown`.
+        """
         return self._languages(table)[1] if self.language else {}
 
     def _languages(self, table: pa.Table) -> tuple[U64, dict[int, str]]:
@@ -164,7 +166,7 @@ def language_of(keys: U64) -> U64:
 
 
 def language_hash(language: str) -> int:
-    """`language_of` the keys of a language."""
+    """The hash of a language, as in `language_of`."""
     return int(language_of(_hashes(pa.array([language])))[0])
 
 

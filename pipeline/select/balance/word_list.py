@@ -1,10 +1,11 @@
 """Finds the entries of a word list in captions, as MetaCLIP does (https://arxiv.org/abs/2309.16671, section 3).
 
-The text is wrapped in spaces, with a space before and after each of `, . ; : ? !` and the backtick, and an entry is in
-it if " entry " is. Case counts, and an entry counts once per text. Two differences: entries get the same spaces round
-their punctuation, without which "St. Louis" would never be found; and in scripts without spaces between words, an end
-of an entry needs no space, as in MetaCLIP 2 (https://arxiv.org/abs/2507.22062). All entries are found in one pass, by
-the automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855).
+A space is added at both ends of the text and around each of `, . ; : ? !` and the backtick. The text then contains an
+entry if it contains " entry ". Matching is case-sensitive, and an entry counts once per text. There are two
+differences: entries get the same spaces around their punctuation, because otherwise "St. Louis" would never be found;
+and in scripts without spaces between words, no space is needed next to an entry, as in MetaCLIP 2
+(https://arxiv.org/abs/2507.22062). An Aho-Corasick automaton (1975, https://doi.org/10.1145/360825.360855) finds all
+entries in one pass.
 """
 
 import zlib
@@ -23,21 +24,21 @@ from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.step_file import digest_of
 
 MAX_ENTRIES = 2_000_000
-"""Every process that scans rows keeps all entries: about 450 bytes each."""
+"""Every process that scans rows keeps all entries in memory, about 450 bytes each."""
 MAX_FILE_BYTES = 256 << 20
-"""Of the decompressed file."""
+"""Maximum size of the file after decompression."""
 _BLOCK_ROWS = 16_384
-"""Captions that are searched at a time: a match takes 200 bytes until it is in an array."""
+"""Captions to search at a time: until matches are in an array, each takes 200 bytes."""
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 _ROW_END = "\n"
-"""Ends each caption in the text that is searched. No entry contains it."""
+"""Terminates each caption in the searched text. No entry contains it."""
 
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class WordFile:
-    """A file of entries in a certain state. Cheap to pickle: each process reads the file once."""
+    """A file of entries, together with its checksum. Cheap to pickle: each process reads the file once."""
 
     files: Files
     uri: str
@@ -49,15 +50,15 @@ class WordFile:
         return cls(files, uri, digest_of(files, uri))
 
     def load(self) -> "WordList":
-        """Its entries. Raises StepError if it is not such a file, or has changed."""
+        """The entries in the file. Raises StepError if it is not a valid list or has changed."""
         return _load(self)
 
 
 class WordList:
-    """Entries, ready to be found."""
+    """Entries, compiled for searching."""
 
     def __init__(self, lines: list[str]) -> None:
-        """Surrounding white space, empty lines and repeated entries are left out."""
+        """Compile the entries, one per line. Surrounding white space, empty lines and repeated entries are ignored."""
         entries = pa.array(lines, pa.string())
         spaced = pc.utf8_trim_whitespace(_spaced(entries))
         is_first = np.zeros(len(entries), bool)
@@ -66,7 +67,7 @@ class WordList:
             is_first[row] = text not in seen
             seen.add(text)
         self.entries = pc.utf8_trim_whitespace(entries).filter(pa.array(is_first))
-        """The entries as they are in the file, string (entries,)."""
+        """The entries as written in the file, string (entries,)."""
         patterns = _wrapped(spaced.filter(pa.array(is_first)))
         self._automaton = ahocorasick_rs.BytesAhoCorasick(
             patterns.cast(pa.binary()).to_pylist(), implementation=ahocorasick_rs.Implementation.ContiguousNFA
@@ -76,8 +77,8 @@ class WordList:
         return len(self.entries)
 
     def find(self, captions: pa.ChunkedArray) -> tuple[Integers, Integers]:
-        """(indices of captions, indices of entries in them), without repetition, in ascending order; both (matches,).
-        There is nothing in a null caption."""
+        """(indices of captions, indices of the entries in them), distinct and in ascending order; both (matches,).
+        A null caption contains no entries."""
         found = [
             self._find(captions.slice(start, _BLOCK_ROWS), start) for start in range(0, len(captions), _BLOCK_ROWS)
         ]
@@ -85,7 +86,7 @@ class WordList:
         return pairs // len(self), pairs % len(self)
 
     def _find(self, captions: pa.ChunkedArray, first: int) -> Integers:
-        """row * entries + entry for each row and entry in it, ascending. `first`: index of the first caption."""
+        """The value row * entries + entry for each match, ascending. `first`: index of the first caption."""
         block = captions.combine_chunks().cast(pa.large_string())
         before, after, between = (pa.scalar(text, pa.large_string()) for text in (" ", f" {_ROW_END}", ""))
         whole = pc.binary_join_element_wise(before, pc.fill_null(_spaced(block), ""), after, between)
@@ -99,12 +100,12 @@ class WordList:
 
 
 def _spaced(texts: pa.Array) -> pa.Array:
-    """With spaces round punctuation, and in place of tabs and line ends."""
+    """The texts with spaces around punctuation, and with tabs and line ends replaced by spaces."""
     return pc.replace_substring_regex(pc.replace_substring_regex(texts, "[\t\n]", " "), "([,.;:?!`])", r" \1 ")
 
 
 def _wrapped(entries: pa.Array) -> pa.Array:
-    """With a space at each end, unless that end is in a script without spaces between words."""
+    """The entries with a space at each end, unless that end is in a script without spaces between words."""
     empty, space = pa.scalar(""), pa.scalar(" ")
     before = pc.if_else(pc.match_substring_regex(entries, f"^{_UNSPACED}"), empty, space)
     after = pc.if_else(pc.match_substring_regex(entries, f"{_UNSPACED}$"), empty, space)
@@ -130,5 +131,5 @@ def _load(file: WordFile) -> WordList:
         raise StepError(f"{file.uri} has {len(lines):,} lines; at most {MAX_ENTRIES:,} entries fit into memory")
     words = WordList(lines)
     if not len(words):
-        raise StepError(f"{file.uri} has no entry: write one per line")
+        raise StepError(f"{file.uri} has no entries: write one per line")
     return words

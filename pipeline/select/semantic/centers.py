@@ -13,24 +13,31 @@ from pairmill.pipeline.known.embeddings import Floats, Halves
 from pairmill.pipeline.select.semantic.vectors import GRID
 
 MIN_CLUSTER_ROWS = 2_000
-"""Mean rows of a cluster, except in huge datasets. Larger clusters cut fewer pairs, but need more comparisons."""
+"""Mean rows per cluster, except in huge datasets. Larger clusters separate fewer pairs but need more comparisons."""
 SAMPLES_PER_CLUSTER = 32
 _ITERATIONS = 8
 _MAX_SHARE = 4
-"""Clusters with this many times the mean number of samples are cut again, because the cost grows with the square."""
+"""Clusters with more than this many times the mean number of samples are cut again, because the cost of a cluster grows
+with the square of its size."""
 _BLOCK_CELLS = 1 << 23
 
 Labels = npt.NDArray[np.intp]
 
 
 def num_clusters(num_rows: int) -> int:
-    """How many clusters this many rows are cut into. Beyond 16 million rows, clusters and their number both grow with
-    the square root of the rows, and so does the cost per row."""
+    """The number of clusters for this many rows.
+
+    Beyond 16 million rows, the number of clusters and their mean size both grow with the square root of the number of
+    rows, and so does the cost per row.
+    """
     return max(1, round(num_rows / max(MIN_CLUSTER_ROWS, math.sqrt(num_rows) / 2)))
 
 
 def find_centers(clusters: int, dim: int, *samples: Halves) -> Floats:
-    """The centers of about this many clusters, float32 [clusters, dim] on the GRID. `samples`: [n, dim] on the GRID."""
+    """The centers of approximately `clusters` clusters, float32 [clusters, dim] on the GRID.
+
+    `samples`: [n, dim] on the GRID.
+    """
     points = _shuffled(np.concatenate([np.zeros((0, dim), np.float16), *samples]))
     if clusters == 1 or not len(points):
         return np.zeros((1, dim), np.float32)
@@ -45,14 +52,14 @@ def find_centers(clusters: int, dim: int, *samples: Halves) -> Floats:
 
 
 def _shuffled(sample: Halves) -> Floats:
-    """The different vectors of a sample, in an order that does not depend on that of the dataset."""
+    """The distinct vectors of a sample, in an order that does not depend on the order of the dataset."""
     row = np.dtype((np.void, sample.shape[1] * sample.itemsize))
     found = np.unique(np.ascontiguousarray(sample).view(row)).view(np.float16).reshape(-1, sample.shape[1])
     return found[np.random.default_rng(0).permutation(len(found))].astype(np.float32)
 
 
 def nearest(points: Floats, centers: Floats) -> Labels:
-    """The center with the largest dot product; of equal ones the first; [rows]."""
+    """For each point, the index of the center with the largest dot product (the first if several are equal); [rows]."""
     return np.concatenate([np.argmax(points[rows] @ centers.T, axis=1) for rows in _blocks(len(points), len(centers))])
 
 
@@ -62,7 +69,7 @@ def _blocks(rows: int, cells_per_row: int) -> Iterator[slice]:
 
 
 def _k_means(points: Floats, clusters: int) -> Floats:
-    """Lloyd's iterations, from the first points. A cluster that becomes empty keeps its center."""
+    """Run Lloyd's algorithm with the first points as centers. A cluster that becomes empty keeps its center."""
     centers = points[:clusters].copy()
     for _ in range(_ITERATIONS):
         labels = nearest(points, centers)

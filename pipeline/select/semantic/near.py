@@ -1,8 +1,8 @@
-"""Compares the rows of one cluster, the best rows first.
+"""Compares the rows of one cluster, best rows first.
 
-The cosine of two rows is that of the stored float16 vectors, without rounding errors that matter: float32 decides
-where it is clear, and float64, in which the dot product of two float16 unit vectors is exact, where it is close to the
-threshold. So the answer depends on no block size, order or machine.
+The cosine of two rows is that of the stored float16 vectors, and rounding errors never change a decision: float32
+decides the clear cases; close to the threshold, float64 decides, in which the dot product of two float16 unit vectors
+is exact. The result therefore does not depend on block size, order or machine.
 """
 
 import numpy as np
@@ -12,9 +12,9 @@ from pairmill.pipeline.known.embeddings import Floats, Halves, exact_cosines, un
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 
 _BLOCK_ROWS = 256
-"""Rows that are compared with all rows after them at a time."""
+"""Rows to compare with all later rows at a time."""
 _STRIPE_ROWS = 2_048
-"""Rows they are compared with at a time: 2 MB of cosines, which stay in the cache."""
+"""Later rows to compare a block with at a time: their cosines take 2 MB, which fits into the cache."""
 _EXACT_PAIRS = 4_096
 _COMPACT_SHARE = 0.75
 
@@ -22,10 +22,11 @@ STAYS = -1
 
 
 def near_rows(vectors: Halves, is_guest: RowMask, threshold: float) -> RowIndices:
-    """For each row of a cluster, the row because of which it would go if there were no other cluster, or STAYS; [rows].
+    """For each row of a cluster, the better row that drops it (its parent), or STAYS; [rows]. Ignores other clusters.
 
-    `vectors`: float16 [columns, rows, dim], the best row first. A row goes if its cosine with a better row that stays
-    is at least the threshold, in all columns. Two guests are not compared: they meet where one of them is at home.
+    `vectors`: float16 [columns, rows, dim], best row first. A row is dropped if, in all columns, its cosine with a
+    better row that stays is at least the threshold. Two guests are not compared with each other here: they are compared
+    in the home cluster of either, if both are in it.
     """
     cluster = _Cluster(vectors, is_guest, threshold)
     while cluster.has_pairs:
@@ -34,12 +35,12 @@ def near_rows(vectors: Halves, is_guest: RowMask, threshold: float) -> RowIndice
 
 
 class _Cluster:
-    """The rows that are still to be compared, residents and guests apart, each the best row first."""
+    """The rows that have not been compared yet: residents and guests separately, each with the best row first."""
 
     def __init__(self, vectors: Halves, is_guest: RowMask, threshold: float) -> None:
         self.parents = np.full(len(is_guest), STAYS, np.int64)
         self._vectors, self._is_guest, self._threshold = vectors, is_guest, threshold
-        margin = (vectors.shape[2] + 8) * 2.0**-24  # of a float32 dot product of unit vectors (Higham 2002, 3.1)
+        margin = (vectors.shape[2] + 8) * 2.0**-24  # the error of a float32 dot product (Higham 2002, 3.1)
         self._low, self._high = np.float32(threshold - margin), np.float32(threshold + margin)
         self._waiting = [np.flatnonzero(~is_guest), np.flatnonzero(is_guest)]
         self._units = [unit(vectors[:, rows]) for rows in self._waiting]
@@ -50,7 +51,7 @@ class _Cluster:
         return residents > 0 and residents + guests > 1
 
     def step(self) -> None:
-        """Decide about the best rows, then compare those that stay with all rows after them."""
+        """Decide about the best rows, then compare those that stay with all later rows."""
         best = np.sort(np.concatenate([rows[:_BLOCK_ROWS] for rows in self._waiting]))[:_BLOCK_ROWS]
         heads = [int(np.searchsorted(rows, best[-1], "right")) for rows in self._waiting]
         rows = np.concatenate([rows[:head] for rows, head in zip(self._waiting, heads, strict=True)])
@@ -69,7 +70,7 @@ class _Cluster:
         self._compact()
 
     def _decide(self, rows: RowIndices, units: Floats) -> None:
-        """Compare rows with each other, the best row first."""
+        """Compare rows with each other, best row first, and set the parents of those that are dropped."""
         near = np.triu(self._is_near(_cosines(units, units), rows, rows), 1)
         guests = self._is_guest[rows]
         near &= ~(guests[:, None] & guests)
@@ -79,7 +80,7 @@ class _Cluster:
                 self.parents[later[self.parents[later] == STAYS]] = rows[row]
 
     def _compare(self, rows: RowIndices, units: Floats, to_guests: bool) -> None:
-        """Compare rows that stay with all that are waiting, or only with the residents among them."""
+        """Compare rows that stay with all waiting rows, or only with the residents among them."""
         for waiting, others in list(zip(self._waiting, self._units, strict=True))[: 2 if to_guests else 1]:
             for start in range(0, len(waiting) if len(rows) else 0, _STRIPE_ROWS):
                 stripe = slice(start, start + _STRIPE_ROWS)
@@ -92,7 +93,7 @@ class _Cluster:
                     self.parents[found[goes]] = rows[near[goes].argmax(axis=1)]
 
     def _is_near(self, cosines: Floats, rows: RowIndices, others: RowIndices) -> npt.NDArray[np.bool_]:
-        """[rows, others], from their cosines in float32."""
+        """Whether each pair of rows is near, from their cosines in float32; [rows, others]."""
         near: npt.NDArray[np.bool_] = cosines >= self._high
         close = np.flatnonzero((cosines >= self._low) & ~near)
         for start in range(0, len(close), _EXACT_PAIRS):
@@ -103,7 +104,7 @@ class _Cluster:
         return near
 
     def _compact(self) -> None:
-        """Forget rows that go, once they are many."""
+        """Remove dropped rows from the waiting rows if there are many of them."""
         for side, rows in enumerate(self._waiting):
             stays = self.parents[rows] == STAYS
             if stays.sum() < _COMPACT_SHARE * len(rows):
@@ -111,7 +112,7 @@ class _Cluster:
 
 
 def _cosines(one: Floats, other: Floats) -> Floats:
-    """The lowest cosine of all columns, [columns, n, dim] and [columns, m, dim] -> [n, m]."""
+    """The lowest cosine over all columns. [columns, n, dim] and [columns, m, dim] -> [n, m]."""
     found: Floats = one[0] @ other[0].T
     for left, right in zip(one[1:], other[1:], strict=True):
         np.minimum(found, left @ right.T, out=found)

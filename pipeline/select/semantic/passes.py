@@ -1,4 +1,4 @@
-"""The passes over a chunk: what a sample of it looks like, which clusters its rows are in, and the rows themselves."""
+"""Makes the passes over a chunk: samples its embeddings, assigns its rows to clusters, and gathers their members."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,30 +21,32 @@ from pairmill.pipeline.select.semantic.vectors import Vectors, on_grid
 
 MAX_CLUSTERS_PER_ROW = 8
 MARGIN_SHARE = 0.15
-"""A row is a guest in every cluster whose center is nearly as similar as that of its own. `nearly`: this share of the
-largest distance between near duplicates. Measured in docs/decisions/022-semantic-dedup.md."""
+"""A row is a guest in every cluster whose center is nearly as similar to it as the center of its own cluster. This is
+the allowed difference, as a share of the largest distance between near duplicates. Measured in
+docs/decisions/022-semantic-dedup.md."""
 
 MEMBERSHIP = np.dtype([("row_index", "<i8"), ("cluster", "<i4"), ("is_guest", "?")])
-"""A row in one of its clusters."""
+"""The membership of a row in one of its clusters."""
 EDGE = np.dtype([("row_index", "<i8"), ("parent", "<i8"), *RANK.descr])
-"""A row that goes if another one, its parent, stays; the rank is that of the parent."""
+"""A row that is dropped if another row, its parent, stays. The rank is that of the parent."""
 
 _SAMPLE_OF_ROWS = 22
-"""The purpose of uid hashes (see `keys`); an earlier step may have dropped the rows with low hashes for another one."""
+"""A purpose of uid hashes (see `keys`). It is separate because an earlier step may have dropped all rows with low
+hashes for another purpose."""
 _BLOCK_ROWS = 512
-"""Rows that are compared with all centers at a time."""
+"""Rows to compare with all centers at a time."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is read of a row: its embeddings and its score."""
+    """Describes what is read from each row: its embeddings and its score."""
 
     vectors: Vectors
     best: str | None
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns of both."""
+        """The columns of the embeddings and the score."""
         return self.vectors.columns | (Expression(self.best).columns if self.best else frozenset())
 
     def ranks(self, table: pa.Table) -> Ranks:
@@ -81,10 +83,10 @@ class SampledVectors:
 def assign(
     chunk: Chunk, drop_step: DropStep, rows: Rows, margin: float, centers: Floats
 ) -> tuple[Array, npt.NDArray[np.int64], Array, npt.NDArray[np.int64]]:
-    """(MEMBERSHIPs in the order of the rows, number of them in each cluster, EDGEs of equal vectors, [number of rows
-    without usable embeddings]).
+    """Assign the remaining rows of a chunk to clusters.
 
-    Of rows with equal vectors, only the best has memberships.
+    Returns (MEMBERSHIPs in row order, number of memberships of each cluster, EDGEs between rows with equal vectors,
+    [number of rows without usable embeddings]). Among rows with equal vectors, only the best has memberships.
     """
     memberships, keys, unusable = [np.zeros(0, MEMBERSHIP)], [np.zeros(0, _EQUAL_KEY)], 0
     for table, row_indices in remaining_rows(chunk, drop_step, rows.columns):
@@ -102,7 +104,7 @@ def assign(
 
 
 def member_dtype(columns: int, dim: int) -> np.dtype[Any]:
-    """A row in one of its clusters, with what it is compared by."""
+    """The type of a member: a row in one of its clusters, with its rank and vectors."""
     return np.dtype([*MEMBERSHIP.descr, *RANK.descr, ("vector", "<f2", (columns, dim))])
 
 
@@ -115,7 +117,7 @@ def gather(
     wanted: npt.NDArray[np.bool_],
     memberships: Array,
 ) -> list[Any]:
-    """The number of members, then those of each of some partitions.
+    """Gather the members of clusters in a chunk. Returns [number of members, members of each partition ..].
 
     `bounds`: the first cluster of each partition, and the end of the last. `wanted`: which of these clusters to gather.
     """
@@ -138,14 +140,17 @@ def gather(
 
 
 def margin_of(threshold: float) -> float:
-    """How much less similar the center of another cluster may be. Near duplicates are at most sqrt(2 - 2t) apart."""
+    """How much less similar the center of another cluster can be than that of the row's own (see MARGIN_SHARE).
+
+    Near duplicates are at most sqrt(2 - 2 * threshold) apart.
+    """
     return MARGIN_SHARE * float(np.sqrt(2 - 2 * threshold))
 
 
 def _with_memberships(
     chunk: Chunk, drop_step: DropStep, columns: frozenset[str], memberships: Array
 ) -> Iterator[tuple[pa.Table, RowIndices, Array]]:
-    """The remaining rows and their indices with their memberships, for each shard that has any."""
+    """(table, row indices, memberships) of the rows with memberships, for each shard that has any."""
     hidden = np.full(chunk.num_rows, NOT_DROPPED + 1, np.int8)
     found = memberships["row_index"] - chunk.first_row_index
     hidden[found] = drop_step[found]
@@ -155,7 +160,7 @@ def _with_memberships(
 
 
 def _memberships(points: Floats, centers: Floats, margin: float, row_indices: RowIndices) -> Array:
-    """The clusters of each row: that of the nearest center, and as a guest those within the margin."""
+    """The MEMBERSHIPs of each row: at home with the nearest center, and as a guest with centers within the margin."""
     similar = points @ centers.T  # [rows, clusters], without rounding
     home = similar.argmax(axis=1)
     lowest = similar[np.arange(len(points)), home] - np.float32(margin)
@@ -173,7 +178,7 @@ _EQUAL_KEY = np.dtype([("high", "<u8"), ("low", "<u8"), *RANK.descr, ("row_index
 
 
 def _equal_keys(vectors: Halves, found: Ranks, row_indices: RowIndices) -> Array:
-    """The BLAKE2b-128 of each row's vectors, with its rank."""
+    """The BLAKE2b-128 of each row's vectors, with the row's rank and index."""
     keys = np.zeros(len(row_indices), _EQUAL_KEY)
     data = np.ascontiguousarray(vectors.transpose(1, 0, 2)).reshape(len(row_indices), -1).view(np.uint8)
     digests = b"".join([hashlib.blake2b(row.data, digest_size=16).digest() for row in data])
@@ -184,7 +189,7 @@ def _equal_keys(vectors: Halves, found: Ranks, row_indices: RowIndices) -> Array
 
 
 def _equal_edges(keys: Array) -> Array:
-    """An EDGE, without rank, from every row to the best one with equal vectors, in the order of the rows."""
+    """An EDGE, without a rank, from every row to the best row with equal vectors, in row order."""
     keys = keys[np.lexsort((keys["row_index"], ~keys["low_bits"], ~keys["rank"], keys["low"], keys["high"]))]
     same = np.zeros(len(keys), np.bool_)
     same[1:] = (keys["high"][1:] == keys["high"][:-1]) & (keys["low"][1:] == keys["low"][:-1])

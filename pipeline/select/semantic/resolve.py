@@ -1,9 +1,9 @@
-"""Decides which rows go, once every cluster has said because of which rows (their parents) it would let them go.
+"""Decides which rows to drop, once each cluster has found the parents of its rows: better rows that they resemble.
 
-A row that no cluster would let go stays, and a row with such a parent goes. The others have only parents that may go
-themselves. They are compared again with the rows that stay, until all are decided: the first of them in every cluster
-always is. In the end, every row that goes resembles a row that stays, and no two rows that stay resemble each other if
-they share a cluster.
+A row without a parent in any cluster stays, and a row with a parent that stays is dropped. All parents of the other
+rows may be dropped themselves. These rows are compared again with each other and with the rows that stay, round by
+round, until all are decided; each round decides at least the first of them in every cluster. In the end, every dropped
+row resembles a row that stays, and no two rows that stay resemble each other if they share a cluster.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from pairmill.pipeline.select.semantic.passes import EDGE
 
 ROW_IS_OPEN, ROW_STAYS, ROW_GOES = 0, 1, 2
 States = npt.NDArray[np.uint8]
-"""For each row of a chunk. Rows that are in no cluster stay open."""
+"""The state of each row of a chunk, one of the three above. Rows that are in no cluster stay open."""
 
 
 def no_states(num_rows: int) -> States:
@@ -30,9 +30,9 @@ def no_states(num_rows: int) -> States:
 
 
 def find_edges(threshold: float, guests_first: bool, chunk_starts: Sequence[int], *parts: Array) -> list[Any]:
-    """The number of EDGEs, then those of the rows of each chunk, from the members of one partition's clusters.
+    """Compare the members of one partition's clusters. Returns [number of EDGEs, EDGEs of the rows of each chunk ..].
 
-    The better row is first in a cluster; with `guests_first`, all guests are before the others.
+    Better rows come first in a cluster. With `guests_first`, all guests come before the other rows.
     """
     members = np.concatenate(parts)
     late = ~members["is_guest"] & guests_first
@@ -46,7 +46,7 @@ def find_edges(threshold: float, guests_first: bool, chunk_starts: Sequence[int]
 
 
 def let_stay(first_row_index: int, memberships: Array, states: States, *parts: Array) -> tuple[Array, States]:
-    """(EDGEs of a chunk; its states, in which open rows without edges stay)."""
+    """Let the open rows of a chunk that have no edges stay. Returns (EDGEs of the chunk; its states)."""
     edges = np.concatenate([np.zeros(0, EDGE), *parts])
     compared = np.zeros(len(states), np.bool_)
     compared[memberships["row_index"] - first_row_index] = True
@@ -55,9 +55,10 @@ def let_stay(first_row_index: int, memberships: Array, states: States, *parts: A
 
 
 def let_go(edges: Array, at: int, chunk_starts: Sequence[int], *states: States) -> tuple[Array, States]:
-    """(for each row of chunk `at` that goes, the EDGE to its best parent that stays; its states).
+    """Drop the rows of chunk `at` that have a parent that stays.
 
-    `states`: those of all chunks, after `let_stay`.
+    Returns (for each of these rows, the EDGE to its best parent that stays; the states of the chunk). `states`: the
+    states of all chunks after `let_stay`.
     """
     edges = edges[_states_of(edges["parent"], chunk_starts, states) == ROW_STAYS]
     edges = edges[np.lexsort((edges["parent"], ~edges["low_bits"], ~edges["rank"], edges["row_index"]))]
@@ -70,9 +71,9 @@ def let_go(edges: Array, at: int, chunk_starts: Sequence[int], *states: States) 
 def left_over(
     first_row_index: int, memberships: Array, states: States, clusters: int
 ) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(memberships of the rows that are open or stay; for each cluster, how many; how many of them are open).
+    """(memberships of the rows that are open or stay; their number in each cluster; the number of open rows in each).
 
-    Those that stay become guests: they need not be compared with each other again.
+    Rows that stay become guests, because they need not be compared with each other again.
     """
     of_rows = states[memberships["row_index"] - first_row_index]
     found = memberships[of_rows != ROW_GOES]
@@ -85,9 +86,11 @@ def left_over(
 
 
 def rows_that_go(equal: Array, buckets: int, *edges: Array) -> list[Array]:
-    """The rows of a chunk that go, sorted; then, for each bucket, how many go because of each row (DUPLICATE_GROUP).
+    """Returns [the dropped rows of a chunk, sorted; DUPLICATE_GROUPs of each bucket ..].
 
-    `equal`: the EDGEs of rows with the same vectors as a better one, which always go. `edges`: those of `let_go`.
+    The size of a group is the number of rows that were dropped because of the row that stays.
+    `equal`: the EDGEs of rows with the same vectors as a better row, which are always dropped. `edges`: the EDGEs from
+    `let_go`.
     """
     found = np.concatenate(edges)
     found = found[np.argsort(found["row_index"])]
@@ -114,7 +117,7 @@ def largest_groups(*parts: Array) -> Array:
 
 
 def _edges_of(members: Array, threshold: float) -> Array:
-    """The EDGEs of one cluster, in its order."""
+    """The EDGEs of one cluster, in the order of its members."""
     vectors = np.ascontiguousarray(members["vector"].transpose(1, 0, 2))
     parents = near_rows(vectors, members["is_guest"], threshold)
     goes = np.flatnonzero(parents != STAYS)
@@ -125,7 +128,7 @@ def _edges_of(members: Array, threshold: float) -> Array:
 
 
 def _states_of(rows: RowIndices, chunk_starts: Sequence[int], states: Sequence[States]) -> States:
-    """The states of rows anywhere in the dataset."""
+    """The states of the given rows, which can be anywhere in the dataset."""
     order = np.argsort(rows)
     found = np.zeros(len(rows), np.uint8)
     parts = split_by_chunk(rows[order], chunk_starts)

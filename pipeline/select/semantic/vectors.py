@@ -1,4 +1,4 @@
-"""Reads the embeddings that rows are compared by, and brings them into the forms that the passes need."""
+"""Reads the embeddings by which rows are compared, and converts them to the forms that the passes need."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +13,9 @@ Compared = Literal["embedding", "text_embedding", "pair"]
 """What is compared: pictures, captions, or both at once."""
 
 GRID = np.float32(2048)
-"""Steps per unit of the grid. All products of two numbers on it are multiples of 2**-22, and the sum of those of two
-unit vectors stays below 4 on the way, so a float32 holds it without rounding: dot products on the grid are the same on
-every machine, with any number of threads and in any order."""
+"""Steps per unit of the grid. Products of two numbers on the grid are multiples of 2**-22. In the dot product of two
+unit vectors, all partial sums stay below 4, so float32 represents them exactly: dot products on the grid are the same
+on every machine, with any number of threads and in any order."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,29 @@ class Vectors:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns: one, or for pairs those of picture and caption."""
+        """The names of the columns: one, or two (picture and caption) for pairs."""
         names = score_column_names(self.model)
         of = {"embedding": (names.image_embedding,), "text_embedding": (names.text_embedding,)}
         return of.get(self.by, (names.image_embedding, names.text_embedding))
 
     @property
     def columns(self) -> frozenset[str]:
-        """The same as a set."""
+        """The names of the columns, as a set."""
         return frozenset(self.names)
 
     def read(self, table: pa.Table) -> tuple[Halves, Any]:
-        """(float16 [columns, rows, dim], whether each row can be compared [rows]). Rows of which an embedding is null,
-        zero, NaN or infinite cannot be compared."""
+        """(vectors, float16 [columns, rows, dim]; whether each row can be compared, [rows]).
+
+        A row cannot be compared if one of its embeddings is null, zero, NaN or infinite.
+        """
         read = [read_vectors(table[name]) for name in self.names]
         return np.stack([vectors for vectors, _ in read]), np.logical_and.reduce([usable for _, usable in read], axis=0)
 
 
 def on_grid(vectors: Halves) -> Floats:
-    """float16 [columns, rows, dim] -> float32 [rows, columns * dim] of length about 1, rounded to the GRID.
+    """Join the columns of each row into a vector of length about 1, rounded to the GRID.
+
+    float16 [columns, rows, dim] -> float32 [rows, columns * dim].
 
     The cosine of two results is the mean of the cosines of the columns.
     """

@@ -1,1 +1,1 @@
-"""The steps of a select job, one file per kind. THE place to add a kind of step."""
+"""The steps of a select job, one file per kind. New kinds of steps go here."""

@@ -1,4 +1,4 @@
-"""The step `balance`: fewer rows of frequent entries."""
+"""The step `balance`: keeps fewer rows of frequent entries."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from pairmill.schemas.subset import StepReport
 
 @dataclass
 class BalanceStep:
-    """Keeps rows by the curve of MetaCLIP."""
+    """Balances rows by the curve of MetaCLIP."""
 
     balance: Balance
     entries: Entries
@@ -24,24 +24,24 @@ class BalanceStep:
 
     @classmethod
     def open(cls, files: Files, balance: Balance) -> "BalanceStep":
-        """Read the list of entries, if there is one, to check it. Raises StepError."""
+        """Create the step. Reads the list of entries, if there is one, to check it. Raises StepError."""
         if balance.by != CONCEPT:
             return cls(balance, HostEntries() if balance.by == HOST else ColumnEntries(balance.by))
         assert balance.entries is not None
         try:
             file = WordFile.of(files, balance.entries)
         except StepError as error:
-            raise StepError(f"{error}; entries is a list that you write, with an entry per line") from None
+            raise StepError(f"{error}; `entries` must name a text file with one entry per line") from None
         file.load()
         return cls(balance, ConceptEntries(file, balance.caption, balance.language))
 
     @property
     def columns(self) -> frozenset[str]:
-        """Those of the entries, and the uid."""
+        """The columns of the entries, and the uid."""
         return self.entries.columns | {"uid"}
 
     def check(self, schema: pa.Schema) -> None:
-        """Values must be comparable; captions and languages must be text. Raises ExpressionError."""
+        """Check that values can be compared and that captions and languages are text. Raises ExpressionError."""
         if self.balance.by == HOST and HOST in schema.names:
             self.entries = ColumnEntries(HOST)
         self.entries.check(schema)
@@ -51,7 +51,7 @@ class BalanceStep:
         self.found = balance_rows(selector, number, self.balance, self.entries)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """The entries, and whether their file has changed since."""
+        """Add the entries, and whether their file has changed since the last selection."""
         assert self.found is not None
         found = self.found
         if isinstance(self.entries, ConceptEntries):

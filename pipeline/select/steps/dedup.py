@@ -1,4 +1,4 @@
-"""The step `dedup`: one row of each group of duplicates."""
+"""The step `dedup`: keeps one row of each group of duplicates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,17 +30,17 @@ class DedupStep:
 
     dedup: Dedup
     clusters: Array = field(default_factory=lambda: np.zeros(0, DUPLICATE_GROUP))
-    """The largest groups, of shape (groups,)."""
+    """The largest groups; shape (groups,)."""
 
     @property
     def columns(self) -> frozenset[str]:
-        """The column to compare, and those of the score."""
+        """The column to compare and the columns of the score."""
         by, best = self.dedup.by, self.dedup.best
         keys = HashKeys(by, best, 1, 0, 1) if self.dedup.distance else DedupKeys(by, best, 1, 0, 1)
         return keys.columns
 
     def check(self, schema: pa.Schema) -> None:
-        """Values must be comparable, and the score a number. Raises ExpressionError."""
+        """Check that values can be compared and that the score is a number. Raises ExpressionError."""
         name = self.dedup.by
         if self.dedup.best is not None:
             Expression(self.dedup.best).check(schema, "number")
@@ -56,7 +56,7 @@ class DedupStep:
             raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
 
     def run(self, selector: Selector, number: int) -> None:
-        """Find equal values or, if a distance is allowed, similar ones."""
+        """Find equal values or, if the step has a distance, similar hashes."""
         if self.dedup.distance:
             self.clusters = drop_near_duplicates(selector, number, self.dedup)
             return
@@ -65,7 +65,7 @@ class DedupStep:
         self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """The largest groups."""
+        """Add the largest groups."""
         return report.model_copy(update={"largest_clusters": list(described(selector, self.clusters))})
 
 
@@ -76,8 +76,10 @@ def exact_duplicates(
     merge: Callable[..., Sequence[Array]] = merge_duplicates,
     before: Sequence[object] = (),
 ) -> list[Handle[Array]]:
-    """Let the next scan drop exact duplicates. `merge` decides which ones, and gets `before` as its first arguments.
-    Returns handles of the DUPLICATE_GROUPs."""
+    """Find exact duplicates and let the next scan drop them. Returns handles of the DUPLICATE_GROUPs.
+
+    `merge` decides which rows to drop; it receives `before` as its first arguments.
+    """
     groups: list[Handle[Array]] = []
     duplicates: list[list[Handle[RowIndices] | RowIndices]] = [[] for _ in selector.chunks]
     for keys in _partitions(selector, step):
@@ -94,7 +96,7 @@ def exact_duplicates(
 
 
 def _partitions(selector: Selector, step: Dedup) -> list[DedupKeys]:
-    """The partitions of the keys to collect in each scan, as many as fit into the memory of the tasks."""
+    """The key partitions to collect in each scan: as many as fit into the memory of the tasks."""
     num_rows, memory_bytes = selector.num_rows, selector.tasks.memory_bytes
     partitions = max(1, math.ceil(num_rows / PARTITION_ROWS))
     per_scan = max(1, int(partitions * memory_bytes // max(1, num_rows * DEDUP_KEY.itemsize)))

@@ -1,4 +1,4 @@
-"""The step `dedup` with a model: one row of each group of rows with similar embeddings."""
+"""The step `dedup` with a model: keeps one row of each group of rows with similar embeddings."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,13 +34,14 @@ from pairmill.schemas.select_steps import DEFAULT_THRESHOLD, Dedup
 from pairmill.schemas.subset import StepReport
 
 PARTITION_BYTES = 1 << 26
-"""Members that one call compares; more only if they are one cluster."""
+"""Maximum size of the members that one call compares, unless they are a single cluster."""
 _BUCKETS = 16
 MAX_ROUNDS = 32
-"""Each round decides most of what is open; a handful are enough. Rows that are open in the end stay."""
+"""Maximum number of rounds. Each decides most of the open rows, so a handful are enough. Rows that are still open after
+the last round stay."""
 
 Handles = list[Handle[Any]]
-"""One per chunk."""
+"""Handles of results, one per chunk."""
 Sizes = npt.NDArray[np.int64]
 """Number of rows of each cluster."""
 
@@ -53,22 +54,22 @@ class EmbeddingDedupStep:
     threshold: float
     dim: int = 0
     clusters: Array = field(default_factory=lambda: np.zeros(0, DUPLICATE_GROUP))
-    """The largest groups, of shape (groups,)."""
+    """The largest groups; shape (groups,)."""
     not_compared: int = 0
 
     @classmethod
     def of(cls, dedup: Dedup, model: str) -> "EmbeddingDedupStep":
-        """The step of a job file, with the alias of its model."""
+        """The step for a job file's `dedup`. `model`: alias of the model."""
         threshold = DEFAULT_THRESHOLD if dedup.threshold is None else dedup.threshold
         return cls(Rows(Vectors(cast(Compared, dedup.by), model), dedup.best), threshold)
 
     @property
     def columns(self) -> frozenset[str]:
-        """The embeddings, and the columns of the score."""
+        """The columns of the embeddings and the score."""
         return self.rows.columns
 
     def check(self, schema: pa.Schema) -> None:
-        """The model must have embeddings, and the score must be a number. Raises ExpressionError."""
+        """Check that the model has embeddings and that the score is a number. Raises ExpressionError."""
         if self.rows.best is not None:
             Expression(self.rows.best).check(schema, "number")
         for name in self.rows.vectors.names:
@@ -80,7 +81,7 @@ class EmbeddingDedupStep:
         self.dim = schema.field(self.rows.vectors.names[0]).type.list_size
 
     def run(self, selector: Selector, number: int) -> None:
-        """Cut the embeddings into clusters, compare the rows of each, and let those go that a better one resembles."""
+        """Cut the embeddings into clusters, compare the rows of each, and drop rows that resemble a better row."""
         selector.scan(NoOutput())
         centers = self._centers(selector)
         margin = margin_of(self.threshold)
@@ -92,7 +93,7 @@ class EmbeddingDedupStep:
         self._drop(selector, number, equal, gone)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """The largest groups, and how many rows were not compared."""
+        """Add the largest groups and the number of rows that were not compared."""
         found = {"largest_clusters": list(described(selector, self.clusters)), "not_compared": self.not_compared}
         return report.model_copy(update=found)
 
@@ -110,7 +111,7 @@ class EmbeddingDedupStep:
         return selector.tasks.map(find_centers, [(clusters, dim, *samples)])[0]
 
     def _compare(self, selector: Selector, memberships: Handles, sizes: Sizes) -> list[Handles]:
-        """For each chunk, the EDGEs of the rows that go, one array per round."""
+        """For each chunk, the EDGEs of the rows to drop, one array per round."""
         tasks, starts = selector.tasks, selector.chunk_starts
         states: Handles = list(tasks.map(no_states, [(chunk.num_rows,) for chunk in selector.chunks]))
         gone: list[Handles] = [[] for _ in selector.chunks]
@@ -134,7 +135,7 @@ class EmbeddingDedupStep:
         tasks, num_chunks = selector.tasks, len(selector.chunks)
         found: list[Handles] = [[] for _ in range(num_chunks)]
         member_bytes = member_dtype(len(self.rows.vectors.names), self.dim).itemsize
-        for bounds in _groups(sizes * member_bytes, tasks.memory_bytes // 2):  # they exist twice while they move
+        for bounds in _groups(sizes * member_bytes, tasks.memory_bytes // 2):  # members exist twice while they move
             wanted = sizes[bounds[0] : bounds[-1]] > 0
             if not wanted.any():
                 continue
@@ -144,9 +145,9 @@ class EmbeddingDedupStep:
             members = _columns(tasks.map_split(gather, calls, outputs=len(bounds)))[1:]
             partitions = [(self.threshold, guests_first, selector.chunk_starts, *parts) for parts in members]
             results = tasks.map_split(find_edges, partitions, outputs=1 + num_chunks)
-            del calls, members, partitions  # nothing but the calls that wait holds the members now
+            del calls, members, partitions  # now only the pending calls keep the members alive
             for _ in tasks.get([result[0] for result in results]):
-                pass  # they are gone before those of the next group come
+                pass  # wait, so that these members are freed before the next group is gathered
             for of_chunk, edges in zip(found, _columns(results)[1:], strict=True):
                 of_chunk += edges
         return found
@@ -157,7 +158,7 @@ class EmbeddingDedupStep:
         return total
 
     def _drop(self, selector: Selector, number: int, equal: Handles, gone: Sequence[Handles]) -> None:
-        """Let the next scan drop the rows that go."""
+        """Let the next scan drop rows, and find the largest groups."""
         tasks = selector.tasks
         goes, *buckets = _map(tasks, rows_that_go, 1 + _BUCKETS, [equal, [_BUCKETS] * len(equal)], gone)
         self.clusters = largest(np.concatenate(list(tasks.get(tasks.map(largest_groups, buckets)))))
@@ -171,20 +172,23 @@ def _map(
     arguments: Sequence[Sequence[Any]],
     more: Sequence[Sequence[Any]] | None = None,
 ) -> list[Handles]:
-    """Call a function once per chunk. `arguments`: for each argument, its value of every chunk; `more`: for each chunk,
-    the arguments after these. Returns for each output its handles of all chunks."""
+    """Call a function once per chunk. Returns, for each output, its handles from all chunks.
+
+    `arguments`: for each argument, its values for all chunks. `more`: for each chunk, any further arguments.
+    """
     rest = more if more is not None else [()] * len(arguments[0])
     calls = [(*call, *each) for *call, each in zip(*arguments, rest, strict=True)]
     return _columns(tasks.map_split(function, calls, outputs))
 
 
 def _columns(results: Sequence[Sequence[Handle[Any]]]) -> list[Handles]:
-    """For each output of a call, its handles of all calls."""
+    """For each output, its handles from all calls."""
     return [list(each) for each in zip(*results, strict=True)]
 
 
 def _groups(cluster_bytes: npt.NDArray[np.int64], memory_bytes: int) -> Iterator[npt.NDArray[np.int64]]:
-    """For each group of partitions that fit into the memory together: the first cluster of each, and the end."""
+    """For each group of partitions that fit into memory together, the first cluster of each partition, then the end of
+    the last."""
     partitions = _cuts(cluster_bytes, PARTITION_BYTES)
     of_partitions = np.add.reduceat(cluster_bytes, partitions[:-1])
     groups = _cuts(of_partitions, memory_bytes)
@@ -193,7 +197,8 @@ def _groups(cluster_bytes: npt.NDArray[np.int64], memory_bytes: int) -> Iterator
 
 
 def _cuts(sizes: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
-    """Where to cut a list so that each part has at most `limit` in all, or one item; with its start and end."""
+    """Where to cut a list so that each part has a total size of at most `limit`, or a single item. Includes 0 and the
+    end of the list."""
     cuts, total = [0], 0
     for position, size in enumerate(sizes.tolist()):
         if total and total + size > limit:

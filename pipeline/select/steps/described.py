@@ -1,4 +1,4 @@
-"""Describes groups of duplicates for the report of a step."""
+"""Describes groups of duplicates for a step's report."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pairmill.schemas.subset import Cluster
 
 
 def described(selector: Selector, groups: Array) -> Iterator[Cluster]:
-    """DUPLICATE_GROUPs, each with what identifies the row that stays."""
+    """Convert DUPLICATE_GROUPs to Clusters, which identify the row that stays by its row_id and URL."""
     for row_index, rows in groups:
         chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
         row = chunk.read_row(row_index, frozenset({"row_id", "url"}))

@@ -1,4 +1,4 @@
-"""The first step of every job: which statuses to start from."""
+"""The first step of every job: selects the statuses to start from."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class KeptStep:
         return frozenset({"status"}) if self.only_kept else frozenset()
 
     def check(self, schema: pa.Schema) -> None:
-        """There is nothing to check."""
+        """Nothing to check."""
 
     def run(self, selector: Selector, number: int) -> None:
         """Add a filter, unless all pairs stay."""

@@ -1,4 +1,4 @@
-"""The step `known`: drops the rows that another dataset or a list has."""
+"""The step `known`: drops the rows that another dataset or a list contains."""
 
 import hashlib
 from contextlib import ExitStack
@@ -44,7 +44,7 @@ class NotKnown:
 
 @dataclass(frozen=True)
 class NotNearKnown:
-    """Keeps the rows whose embedding is near to no known one, and those without an embedding."""
+    """Keeps the rows whose embedding is near no known embedding, and those without an embedding."""
 
     step: int
     column: str
@@ -53,11 +53,11 @@ class NotNearKnown:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The embeddings."""
+        """The column of embeddings."""
         return frozenset({self.column})
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Compare each row with all known ones."""
+        """Compare each row with all known embeddings."""
         vectors, usable = read_vectors(table[self.column])
         kept = np.ones(len(vectors), np.bool_)
         kept[usable] = ~self.vectors.near(vectors[usable], self.threshold)
@@ -75,7 +75,7 @@ class KnownStep:
 
     @classmethod
     def open(cls, files: Files, known: Known) -> "KnownStep":
-        """Check that the other dataset or list is there. Raises StepError."""
+        """Create the step. Checks that the other dataset or list exists. Raises StepError."""
         rows = known.values or KnownRows(path=known.path, rows=known.rows, subset=known.subset)
         try:
             source = open_source(rows, files, None)
@@ -87,13 +87,13 @@ class KnownStep:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns with the values, and with the embeddings if the model is named."""
+        """The columns of the values and, once the model is known, of the embeddings."""
         values, model = self.known.values, self.model or self.known.model
         names = () if values is None else values.by or DEFAULT_KINDS
         return frozenset({*names, *(column_of(kind, model) for kind in self.known.embeddings if model)})
 
     def check(self, schema: pa.Schema) -> None:
-        """The dataset must have the columns. Raises ExpressionError and StepError."""
+        """Check that the dataset has the columns. Raises ExpressionError or StepError."""
         if self.known.embeddings:
             try:
                 self.model = chosen_model(schema, self.known.model)
@@ -102,8 +102,8 @@ class KnownStep:
         require_columns(schema, self.columns)
 
     def run(self, selector: Selector, number: int) -> None:
-        """Make files of the known values, and drop the rows that have one in a scan of its own, which ends while the
-        files exist."""
+        """Write the known values to files, and drop the rows that have one of them. Scans at once, while the files
+        exist."""
         store: Store = selector.chunks[0].store
         with ExitStack() as files:
             values, unused, digests = dict[str, int](), dict[str, int](), list[str]()
@@ -125,7 +125,7 @@ class KnownStep:
         self.found = KnownReport(values=values, unused=unused, blake2b=blake2b)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """What the rows were compared with, and whether it has changed since."""
+        """Add what the rows were compared with, and whether it has changed since the last selection."""
         found = cast(KnownReport, self.found)
         before = earlier.known.blake2b if earlier and earlier.known else None
         found = found.model_copy(update={"earlier_blake2b": before if before != found.blake2b else None})

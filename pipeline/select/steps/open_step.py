@@ -1,4 +1,4 @@
-"""Turns the steps of a job file into steps that can run."""
+"""Converts the steps of a job file to steps that can run."""
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.select.expressions import Expression
@@ -15,7 +15,8 @@ from pairmill.schemas.select_steps import SelectStep
 
 
 def open_step(step: SelectStep, files: Files) -> Step:
-    """The step of a job file. Opens what else it reads. Raises ExpressionError or StepError."""
+    """Create the step for an entry of a job file, and open the files that it names. Raises ExpressionError or
+    StepError."""
     if step.where is not None:
         return WhereStep(Expression(step.where))
     if step.top is not None:

@@ -1,4 +1,4 @@
-"""The step `repeat`: how often each row is shown per epoch."""
+"""The step `repeat`: sets how often each row is shown per epoch."""
 
 from dataclasses import dataclass, field
 
@@ -14,19 +14,19 @@ from pairmill.schemas.repeat import MAX_WEIGHT, Repeat, RepeatReport
 from pairmill.schemas.subset import StepReport
 
 _MAX_ERROR = 1e-3
-"""Of the sum of the weights, which is usually right to about one part in a million."""
+"""Maximum relative error of the sum of the weights, which is usually accurate to about one part in a million."""
 
 
 @dataclass
 class RepeatStep:
-    """Gives each row a weight, and keeps those whose weight is above 0."""
+    """Assigns a weight to each row, and keeps the rows whose weight is above 0."""
 
     repeat: Repeat
     found: RepeatReport | None = field(default=None, init=False)
 
     @property
     def expression(self) -> Expression:
-        """What the weight is made from."""
+        """The expression from which the weight is computed."""
         return Expression(self.repeat.by or self.repeat.weight or "")
 
     @property
@@ -35,13 +35,14 @@ class RepeatStep:
         return self.expression.columns
 
     def check(self, schema: pa.Schema) -> None:
-        """It must be a number. Raises ExpressionError, and StepError if the dataset itself has a column `weight`."""
+        """Check that the expression is a number. Raises ExpressionError, or StepError if the dataset already has a
+        column `weight`."""
         if WEIGHT in schema.names:
-            raise StepError(f"the dataset has a column {WEIGHT!r} of its own, so a subset cannot have one")
+            raise StepError(f"the dataset already has a column {WEIGHT!r}, so repeat cannot add one")
         self.expression.check(schema, "number")
 
     def run(self, selector: Selector, number: int) -> None:
-        """Find the scale of a soft cap in one pass; then add a filter. Raises StepError."""
+        """Solve for the scale of a soft cap, if there is one, and drop the rows without a weight. Raises StepError."""
         highest = self.repeat.max or float("inf")
         weighting = Weighting(self.expression, highest=highest)
         samples = None
@@ -53,23 +54,23 @@ class RepeatStep:
         selector.weighting = weighting
         ticks, below, most = selector.scan_sorted(WeightSums(weighting))
         if most.max(initial=0.0) > MAX_WEIGHT:
-            raise StepError(f"the highest weight is {most.max():,.6g}; set max, to {MAX_WEIGHT:,.0f} or less")
+            raise StepError(f"the highest weight is {most.max():,.6g}; set max to {MAX_WEIGHT:,.0f} or less")
         weight_sum = sum_of_ticks(ticks)
         if samples is not None and abs(weight_sum - samples) > _MAX_ERROR * samples + selector.num_rows * TICK:
             raise StepError(
-                f"scale by down: its numbers lie so far apart that the weights add up to {weight_sum:,.6g}, not to the "
-                f"{samples:,.6g} samples asked for"
+                f"scale `by` down: its values are so far apart that the weights add up to {weight_sum:,.6g} instead of "
+                f"the requested {samples:,.6g} samples"
             )
         self.found = RepeatReport(
             weight_sum=weight_sum, highest=float(most.max(initial=0.0)), rows_below_one=int(below.sum())
         )
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """The weights."""
+        """Add the weights."""
         return report.model_copy(update={"repeat": self.found})
 
     def _solved(self, selector: Selector, alpha: float, highest: float) -> tuple[float, float]:
-        """(the shift of the soft cap, the samples that it was solved for)."""
+        """(the shift of the soft cap, the number of samples for which it was solved)."""
         tasks = selector.tasks
         parts = [part for (part,) in selector.scan(NumberBuckets(self.expression))]
         buckets = merge_buckets()

@@ -8,7 +8,7 @@ from pairmill.pipeline.select.steps.step import Step
 
 
 def run_steps(selector: Selector, steps: Sequence[Step]) -> None:
-    """Run all steps, in order, numbered from 0; afterwards `drop_step` and `counts` of the selector are final."""
+    """Run all steps in order, numbered from 0. Afterwards, `drop_step` and `counts` of the selector are final."""
     for number, step in enumerate(steps):
         selector.on_step(number)
         step.run(selector, number)

@@ -1,4 +1,4 @@
-"""Defines what a kind of step does."""
+"""Defines the interface of a step."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from pairmill.schemas.subset import StepReport
 
 
 class Step(Protocol):
-    """One step of a select job. It runs once, and keeps what it found for its report."""
+    """One step of a select job. It runs once and keeps its findings for its report."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -19,8 +19,8 @@ class Step(Protocol):
         """Check columns and types. Raises ExpressionError or StepError."""
 
     def run(self, selector: Selector, number: int) -> None:
-        """Find the rows to drop, and add filters with this number that drop them in the next scan."""
+        """Find the rows to drop, and add filters with this step number that drop them in the next scan."""
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """`report` with what this step found. `earlier`: the same step's report when the subset was last selected, with
-        the same steps."""
+        """Add the findings of this step to `report`. `earlier`: the report of this step from the last time that the
+        subset was selected with the same steps."""

@@ -1,4 +1,4 @@
-"""The steps `top` and `sample`: the first rows of an order."""
+"""The steps `top` and `sample`: keep the first rows of an order."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,13 @@ from pairmill.schemas.select_steps import Sample, Top
 from pairmill.schemas.subset import StepReport
 
 SAMPLED_SHARDS = 64
-"""Keys are sampled from at least this many evenly spread shards, if there are that many."""
+"""Keys are sampled from at least this many evenly spaced shards, if there are that many."""
 SAMPLED_ROWS = 200_000
-"""With this many sampled keys, the window around a quantile has a few percent of the rows."""
+"""Approximate number of sampled keys. With this many, the window around a quantile contains a few percent of the
+rows."""
 WINDOW_SIGMAS = 20.0
-"""Half the width of that window, in standard errors of a random sample. Rows of a shard may resemble each other, so the
-sample tells less than a random one of the same size."""
+"""Half the width of that window, in standard errors of a random sample. Rows of the same shard may resemble each other,
+so the sample is less informative than a random sample of the same size."""
 
 
 @dataclass
@@ -37,7 +38,7 @@ class TopStep:
 
     @classmethod
     def of(cls, share: Top | Sample) -> "TopStep":
-        """The order of a top is by a score, that of a sample by a hash of the uid."""
+        """Create the step. `top` orders rows by a score, `sample` by a hash of the uid."""
         return cls(Order(share.by) if isinstance(share, Top) else Order(None, share.seed), share)
 
     @property
@@ -46,14 +47,16 @@ class TopStep:
         return self.order.columns
 
     def check(self, schema: pa.Schema) -> None:
-        """The score must be a number. Raises ExpressionError."""
+        """Check that the score is a number. Raises ExpressionError."""
         if self.order.by is not None:
             Expression(self.order.by).check(schema, "number")
 
     def run(self, selector: Selector, number: int) -> None:
-        """Find the key of the last row to keep. A sample of the keys gives a window that almost surely contains it; all
-        keys within the window then determine it exactly (Floyd and Rivest 1975, "Expected time bounds for
-        selection")."""
+        """Find the key of the last row to keep, and drop the rows below it.
+
+        A sample of the keys yields a window that almost surely contains this key; all keys within the window then
+        determine it exactly (Floyd and Rivest 1975, "Expected time bounds for selection").
+        """
         sampled, remaining = _sample(selector, self.order)
         to_keep, sigmas = self.share.rows_to_keep(remaining), WINDOW_SIGMAS
         while True:
@@ -77,17 +80,17 @@ class TopStep:
         self.threshold = score_of(last.rank, last.low_bits) if self.order.by else None
 
     def _has_scores(self, selector: Selector) -> bool:
-        """Whether any of the remaining rows has a score, neither null nor NaN."""
+        """Whether any remaining row has a score that is neither null nor NaN."""
         _, above = selector.scan_sorted(KeysWithin(self.order, NO_SCORE, NO_SCORE))
         return bool(above.any())
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """The threshold."""
+        """Add the threshold."""
         return report.model_copy(update={"threshold": self.threshold})
 
 
 def _sample(selector: Selector, order: Order) -> tuple[Array, int]:
-    """(sorted keys of a sample of the remaining rows, the estimated number of remaining rows)."""
+    """(sorted keys of a sample of the remaining rows, estimated number of remaining rows)."""
     shards, tasks = sum(len(chunk.shards) for chunk in selector.chunks), selector.tasks
     for every in (max(1, shards // SAMPLED_SHARDS), 1):
         output = SampledKeys(order, SAMPLED_ROWS * every / max(1, selector.num_rows))
@@ -95,7 +98,7 @@ def _sample(selector: Selector, order: Order) -> tuple[Array, int]:
         seen, remaining = (sum(tasks.get([result[index] for result in results])) for index in (0, 1))
         keys = np.concatenate([np.zeros(0, ORDER_KEY), *tasks.get([result[2] for result in results])])
         if len(keys):
-            break  # otherwise, all the remaining rows may be in other shards
+            break  # otherwise, all remaining rows may be in other shards
     return np.sort(keys), round(remaining * selector.num_rows / max(1, seen))
 
 

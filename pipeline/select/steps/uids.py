@@ -1,4 +1,4 @@
-"""The step `uids`: a file of uids."""
+"""The step `uids`: keeps the rows that a file lists."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class UidsStep:
 
     @classmethod
     def open(cls, files: Files, uri: str) -> "UidsStep":
-        """Read the file, to check it. Raises StepError."""
+        """Create the step. Reads the file to check it. Raises StepError."""
         file = UidFile.of(files, uri)
         file.load()
         return cls(file)
@@ -29,14 +29,14 @@ class UidsStep:
         return frozenset({"uid"})
 
     def check(self, schema: pa.Schema) -> None:
-        """The file was checked when it was opened."""
+        """Nothing to check: `open` has already checked the file."""
 
     def run(self, selector: Selector, number: int) -> None:
         """Add a filter."""
         selector.filters.append(UidIn(number, self.file))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """What the file is, and whether it has changed since."""
+        """Add the file, and whether it has changed since the last selection."""
         before = earlier.uids.blake2b if earlier and earlier.uids else None
         found = UidFileReport(
             num_uids=len(self.file.load()),

@@ -1,4 +1,4 @@
-"""The step `where`: an expression."""
+"""The step `where`: keeps the rows for which an expression is true."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class WhereStep:
         return self.expression.columns
 
     def check(self, schema: pa.Schema) -> None:
-        """It must be a boolean. Raises ExpressionError."""
+        """Check that the expression is boolean. Raises ExpressionError."""
         self.expression.check(schema, "boolean")
 
     def run(self, selector: Selector, number: int) -> None:

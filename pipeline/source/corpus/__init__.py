@@ -1,1 +1,1 @@
-"""Reads corpora that need no download: tars, folders of pictures, Parquet with pictures, pairmill's own outputs."""
+"""Reads corpora that need no download: tars, folders of pictures, Parquet files with pictures, and pairmill outputs."""

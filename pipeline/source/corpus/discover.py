@@ -78,7 +78,7 @@ _BATCH_BYTES = 32 << 20
 
 
 class Corpus:
-    """The files of one corpus, all of the same kind: the first in the table above that the paths contain."""
+    """The files of one corpus, all of the same kind: the first kind in the table above that the paths contain."""
 
     def __init__(self, source: SourceConfig, files: Files) -> None:
         self._source = source
@@ -87,8 +87,8 @@ class Corpus:
         self._columns: dict[str, str | None] = {}  # Parquet file -> its picture column
 
     def inputs(self, exclude: str) -> Inputs:
-        """Planned files in order, and everything else that was found, except in `exclude`. Folders of pictures
-        end in `/`. Raises SourceError."""
+        """The files to plan, in order, and everything else that was found, except in `exclude`. Names of picture
+        folders end in `/`. Raises SourceError."""
         found = Inputs()
         for path in self._source.paths:
             if outputs := _outputs(path, self._files):
@@ -142,7 +142,7 @@ class Corpus:
         return "parquet" if kind == "parquet" else "texts"
 
     def inspect(self, uri: str) -> InputFile:
-        """Columns and number of rows, as far as they are known before the file is indexed."""
+        """The columns and the number of rows, as far as they are known before the file is indexed."""
         kind = self.kind(uri)
         if kind in ("folders", "tars"):
             return with_partitions(InputFile(uri, "index", INDEX_SCHEMA, None, self._files))
@@ -155,8 +155,8 @@ class Corpus:
         return _drop_columns(file, lambda name: name == column)
 
     def fingerprint(self, uri: str) -> str:
-        """Identifies the content: a tar, which is too large to read twice, by its size and blocks spread over it; a
-        folder by the names and sizes of its files."""
+        """An identifier of the content. For a tar, which is too large to read twice, it covers the size and some evenly
+        spaced blocks; for a folder, the names and sizes of its files."""
         kind = self.kind(uri)
         if kind == "folders":
             listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri, Tally()))
@@ -197,11 +197,11 @@ class Corpus:
                 f"{file.uri}: {new[0]!r} is new in its path, but this output's plan fixes its columns" if new else None
             )
         if file.uri in self._columns and _pictures(self._columns[file.uri]) != mapping.pictures:
-            return f"{file.uri}: its pictures are not where this output's plan says"
+            return f"{file.uri}: its pictures are not where this output's plan expects them"
         return misfit(mapping, file)
 
     def converted_name(self, file: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
-        """Name of the index or converted file in the output folder. The name changes whenever the content would."""
+        """Name of the index or converted file in the output folder. It changes whenever the content would change."""
         if file.kind != "index":
             return converted_name(file, fingerprint, mapping, shard_rows)
         rules = self._rules
@@ -227,14 +227,14 @@ class Corpus:
             store.create_from(name, target)
 
     def tally(self, name: str, store: Store) -> Tally:
-        """What became of the entries of an index; empty for indexes that earlier versions wrote."""
+        """The number of indexed entries by fate. An index from an earlier version counts only rows."""
         with store.files.open(store.path(name)) as file, pq.ParquetFile(file) as parquet:
             text = (parquet.metadata.metadata or {}).get(TALLY_KEY.encode())
             rows = parquet.metadata.num_rows
         return Tally.from_json(json.loads(text)) if text else Tally(rows, rows)
 
     def with_fields(self, mapping: ColumnMapping, indexes: Sequence[str], store: Store) -> ColumnMapping:
-        """The mapping with the fields of the JSON in these indexes as columns."""
+        """The mapping, with the JSON fields in these indexes as additional columns."""
         notes = FieldNotes()
         for name in dict.fromkeys(indexes):
             notes.add(self.fields(name, store))
@@ -244,7 +244,7 @@ class Corpus:
         return replace(mapping, extra=carried_columns(columns), extra_columns=tuple(columns), json_fields=names)
 
     def fields(self, name: str, store: Store) -> FieldNotes:
-        """The fields of the JSON in an index."""
+        """The JSON fields in an index."""
         with store.files.open(store.path(name)) as file, pq.ParquetFile(file) as parquet:
             return FieldNotes.from_json((parquet.metadata.metadata or {}).get(FIELDS_KEY.encode()))
 

@@ -1,5 +1,5 @@
-"""Indexes folders of picture files. The caption is in a .txt or .json file with the same name. If there is none and the
-job says so, the file name is the caption."""
+"""Indexes folders of picture files. The caption is in a .txt or .json file with the same name. If neither exists, the
+file name can be the caption, if the job says so."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -38,8 +38,8 @@ def folder_rows(
     sources: Sequence[str] = (),
 ) -> Iterator[IndexRow]:
     """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Texts without a picture, such as
-    readmes, are skipped. `tally` counts what became of each file. `sources`: the paths that the job names; texts
-    may be symlinks to any file in them."""
+    readmes, are skipped. `tally` counts the fate of each file. `sources`: the paths that the job names; texts may
+    be symlinks to any file in them."""
     tally, trusted = tally or Tally(), trusted_folders(folder, sources)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
@@ -75,7 +75,7 @@ def _add(sample: Sample, path: str, size: int, files: Files, trusted: Sequence[P
     elif size > sample.rules.max_bytes(ending):
         sample.texts.add_too_large(name, size)
     elif links_outside(path, trusted):  # a symlink could turn a secret file into a caption
-        sample.problem = f"{name} is a link to outside its folder and the source"
+        sample.problem = f"{name} is a link to a file outside its folder and the source"
     else:
         with files.open(path) as file:
             data = file.read(sample.rules.max_bytes(ending))

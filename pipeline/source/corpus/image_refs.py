@@ -23,10 +23,10 @@ _OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 
 
 def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, uri: str, files: Files) -> pa.Table:
-    """`rows` (in_flight_schema) with the columns of STORED, and ALTERNATES_COLUMN if an index has it. `table` has the
-    input's columns, for the same rows.
+    """`rows` (in_flight_schema) plus the columns of STORED, and ALTERNATES_COLUMN if the index has it. `table` has the
+    input's columns for the same rows.
 
-    References to pictures in Parquet have a file but no offset; the row identifies the picture.
+    A reference to a picture in Parquet has a file but no offset; the row identifies the picture.
     """
     image_refs = [pa.nulls(rows.num_rows, field.type) for field in STORED]
     if isinstance(pictures, (IndexedPictures, PairsPictures)):
@@ -61,13 +61,14 @@ def picture_file(name: str, root: str, files: Files) -> str | None:
     planned = _planned_sources(root, files)
     if name in planned or f"{name.rpartition('/')[0]}/" in planned:
         return name
-    origin, _, tar = name.rpartition("/images/")  # a tar of the output that this one was embedded from
+    origin, _, tar = name.rpartition("/images/")  # a tar of the output from which this output was embedded
     return name if _OWN_TAR.fullmatch(f"images/{tar}") and f"{origin}/pairs/" in planned else None
 
 
 @lru_cache(maxsize=8)
 def _planned_sources(root: str, files: Files, generations: int = 8) -> frozenset[str]:
-    """Files and folders that an output was planned from, and if any are outputs, what those were planned from."""
+    """The files and folders that an output was planned from. If any are outputs themselves, includes what those were
+    planned from."""
     plan = load(Store(root, files.s3)) if generations else None
     found = {file.source for file in plan.inputs} if plan else set()
     for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:
@@ -76,6 +77,6 @@ def _planned_sources(root: str, files: Files, generations: int = 8) -> frozenset
 
 
 def _bytes_of(column: pa.ChunkedArray) -> pa.Array:
-    """large_binary from bytes, or from Hugging Face's structs of `bytes` and `path`."""
+    """The pictures as large_binary, from a column of bytes or of Hugging Face's structs of `bytes` and `path`."""
     is_struct = pa.types.is_struct(column.type)
     return raw_bytes(pc.struct_field(column, "bytes") if is_struct else column)  # null if the struct is null

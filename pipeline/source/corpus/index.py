@@ -22,7 +22,7 @@ INDEX_LAYOUT = 4
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100
-"""Maximum number of pictures with the same key. They are tried in turn until one decodes, one read each."""
+"""Maximum number of pictures with the same key. They are read and tried one by one until a picture decodes."""
 
 _MAX_KEY_CHARS = 4_096  # Linux's PATH_MAX
 
@@ -33,7 +33,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("caption", pa.list_(pa.binary())),
         pa.field("uid", pa.string()),  # from the sample's JSON, if it is a valid uid
         *STORED,
-        pa.field(ALTERNATES_COLUMN, pa.list_(pa.struct(list(STORED)))),  # more pictures with this key, in order
+        pa.field(ALTERNATES_COLUMN, pa.list_(pa.struct(list(STORED)))),  # further pictures with this key, in order
         pa.field(MALFORMED_COLUMN, pa.string()),
         pa.field(CAPTION_PROBLEM_COLUMN, pa.string()),
         pa.field(FIELDS_COLUMN, pa.string()),
@@ -111,11 +111,12 @@ class Sample:
     key: str
     rules: TextRules
     images: list[ImageRef] = field(default_factory=list)
-    """Pictures called KEY.ENDING."""
+    """Pictures named KEY.ENDING."""
     dotted_images: list[tuple[str, ImageRef]] = field(default_factory=list)
-    """(INFIX, picture) of those called KEY.INFIX.ENDING, such as `a.seg.png`, which are used if no other decodes."""
+    """(INFIX, picture) for each picture named KEY.INFIX.ENDING, such as `a.seg.png`, used if no other picture decodes.
+    """
     names: set[int] = field(default_factory=set)
-    """Hashes of its files' names, because names may be long. A repeated name, as in concatenated tars, begins another
+    """Hashes of the file names, because names may be long. A repeated name, as in concatenated tars, begins another
     sample."""
     num_files: int = 0
     lost_images: list[str] = field(default_factory=list)
@@ -123,33 +124,34 @@ class Sample:
     problem: str | None = None
     texts: Texts = field(init=False)
     dotted_texts: Texts = field(init=False)
-    """Texts of files called KEY.INFIX.ENDING, used where `texts` has nothing."""
+    """Texts of files named KEY.INFIX.ENDING, used for whatever `texts` lacks."""
     text_infixes: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.texts, self.dotted_texts = Texts(self.rules), Texts(self.rules)
 
     def add_image(self, image: ImageRef, infix: str = "") -> None:
-        """Add a picture, unless there are enough."""
+        """Add a picture, unless there are already MAX_PICTURES."""
         if infix and len(self.dotted_images) < MAX_PICTURES:
             self.dotted_images.append((infix, image))
         elif not infix and len(self.images) < MAX_PICTURES:
             self.images.append(image)
 
     def texts_of(self, infix: str) -> Texts:
-        """Where texts called KEY.INFIX.ENDING belong."""
+        """The Texts to which a file named KEY.INFIX.ENDING belongs."""
         if infix and len(self.text_infixes) < MAX_PICTURES:
             self.text_infixes.add(infix)
         return self.dotted_texts if infix else self.texts
 
     @property
     def own_infix(self) -> str | None:
-        """The infix of a picture with a text of its own, if no picture is called KEY.ENDING."""
+        """The infix of the first picture that has its own text, if no picture is named KEY.ENDING."""
         with_text = (infix for infix, _ in self.dotted_images if infix in self.text_infixes)
         return None if self.images else next(with_text, None)
 
     def _images_in_order(self) -> list[ImageRef]:
-        """First the one that other readers of WebDataset use: open_clip's trainer asks for `jpg;png;jpeg;webp`."""
+        """All pictures, starting with the one that other WebDataset readers use: open_clip's trainer asks for
+        `jpg;png;jpeg;webp`."""
         own = self.own_infix
         dotted = sorted(self.dotted_images, key=lambda each: each[0] != own)
         return [*self.images, *(image for _, image in dotted)][:MAX_PICTURES]

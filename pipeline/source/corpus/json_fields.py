@@ -1,8 +1,8 @@
-"""Collects the other fields of the JSON beside pictures: license, exif, scores and anything else except captions.
+"""Collects the fields of the JSON beside pictures other than captions: license, exif, scores and so on.
 
-An index keeps them as text, and its footer lists them, so that they become columns like those of Parquet, with types
-that can hold all values. Fields that only repeat the row's own caption, URL, uid or key are left out. So are
-large ones, which would slow down every reader: segmentation annotations take a megabyte per picture.
+An index keeps them as text, and its footer lists them, so they become columns like those of Parquet, with types that
+can store all values. Fields that only repeat the row's own caption, URL, uid or key are left out. So are large fields,
+which would slow down every reader: segmentation annotations take a megabyte per picture.
 """
 
 import json
@@ -17,7 +17,7 @@ FIELDS_COLUMN = "__pairmill_json"
 FIELDS_KEY = "pairmill_json_fields"
 """Key of FieldNotes in the footer of an index."""
 MAX_FIELDS = 200
-"""Maximum number of columns for fields."""
+"""Maximum number of columns for JSON fields."""
 MAX_FIELD_BYTES = 16 << 10
 MAX_ROW_BYTES = 64 << 10
 
@@ -33,10 +33,10 @@ class FieldNotes:
     kinds: dict[str, set[str]] = field(default_factory=dict)
     """Name -> kinds of its values: bool, int, float, text, json, and big for integers that are not exact as doubles."""
     own: set[str] = field(default_factory=set)
-    """Names with values that are in no other column of the row."""
+    """Names of fields with a value that is in no other column of its row."""
     left_out: int = 0
-    """Number of values left out because they are too large, because there are too many names, or because their name is
-    not UTF-8 and is shown like another."""
+    """Number of values left out because they are too large, because there are too many names, or because their name,
+    once made valid UTF-8, equals another."""
 
     def keep(self, fields: Mapping[str, Any], repeated: Iterable[str | None]) -> str | None:
         """Record the fields of a row, and return those to keep as a JSON object. `repeated`: the row's own texts, which
@@ -87,7 +87,7 @@ class FieldNotes:
 
 
 def type_of(kinds: Iterable[str]) -> pa.DataType:
-    """The type that can store values of all these kinds; text can store any."""
+    """The type that can store values of all these kinds; text can store any value."""
     found = set(kinds)
     if found == {"int", "big"} or found == {"big"}:
         return pa.int64()
@@ -107,7 +107,7 @@ def holds(kind: pa.DataType, kinds: Iterable[str]) -> bool:
 
 
 def column_names(fields: Iterable[str], taken: Sequence[str]) -> dict[str, str]:
-    """Field -> name of its column in the index, with the prefix `json_` if the name is already taken."""
+    """Field -> name of its column, with the prefix `json_` if the name is already taken."""
     names: dict[str, str] = {}
     for name in fields:
         column = name
@@ -118,7 +118,7 @@ def column_names(fields: Iterable[str], taken: Sequence[str]) -> dict[str, str]:
 
 
 def append_fields(table: pa.Table, columns: Mapping[str, tuple[str, pa.DataType]]) -> pa.Table:
-    """The rows of an index with these columns: field -> (name, type). Fields that a row lacks are null."""
+    """The rows of an index with additional columns: field -> (name, type). Fields that a row lacks are null."""
     if not columns or FIELDS_COLUMN not in table.column_names:
         return table
     rows = [json.loads(text) if text else {} for text in table[FIELDS_COLUMN].to_pylist()]

@@ -1,7 +1,7 @@
-"""Implements the load stage of a corpus, which reads a shard's pictures from the input, by range.
+"""Implements the load stage of a corpus, which reads a shard's pictures from the input by range.
 
 The stage adds checksums, format and size, which need no decoding. It refuses files that cannot be pictures; the encode
-stage refuses damaged ones.
+stage refuses damaged pictures.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class _Row:
     original_width: int | None = None
     original_height: int | None = None
     stored: _Ref | None = None
-    """Where the picture is, if it is not the first with its key."""
+    """The chosen picture, if several pictures have the row's key."""
 
     def refuse(self, status: Status, detail: str | None) -> None:
         self.status, self.detail, self.image = status.value, detail, None
@@ -79,9 +79,9 @@ class Loader:
             self._isolated.close()
 
     def __call__(self, table: pa.Table, has_pictures: bool, progress: ShardProgress | None = None) -> pa.Table:
-        """The same rows with their pictures, facts about the bytes, and uids that depend on them.
+        """The same rows with their pictures, the facts about the bytes, and the uids that depend on them.
 
-        A row is a pair if it has a picture that may be decodable or, without `has_pictures`, if it has a caption.
+        A row becomes a pair if it has a picture that may be decodable or, without `has_pictures`, if it has a caption.
         """
         names = ("status", "status_detail", "uid")
         rows = [_Row(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
@@ -139,15 +139,15 @@ class Loader:
             raise ReadError(f"{file}: cannot be read: {error}") from error
 
     def _read_first_that_decodes(self, row: _Row, refs: Sequence[_Ref], progress: ShardProgress) -> None:
-        """Use the first of several pictures that decodes. If none does, the row gets the first one's Status and a
-        detail that lists all."""
+        """Use the first of several pictures that decodes. If none does, the row gets the Status of the first picture
+        and a detail that lists all of them."""
         tries = []
         for ref in refs:
             attempt = _Row(row.status, row.detail, row.uid, stored=ref)
             if (sound := _sound(attempt, ref)) is not None:
                 file, offset, length = sound
                 self._read_file(file, [(offset, length, attempt)], unwatched())
-            if attempt.status == KEPT_STATUS and self._isolated is None:  # it was already decoded
+            if attempt.status == KEPT_STATUS and self._isolated is None:  # otherwise already decoded
                 self._check_decodes(attempt)
             tries.append(attempt)
             if attempt.status == KEPT_STATUS:
@@ -186,8 +186,8 @@ class Loader:
 
 @contextmanager
 def _costing_one(row: _Row) -> Iterator[None]:
-    """The error boundary of a row: an error in this block loses only the row, not the shard, unless the machine is at
-    fault."""
+    """The error boundary of a row: an error in this block loses only the row, not the shard, unless the machine caused
+    it."""
     try:
         yield
     except ImageError as error:
@@ -199,7 +199,7 @@ def _costing_one(row: _Row) -> Iterator[None]:
 
 
 def _alternates(table: pa.Table) -> dict[int, list[_Ref]]:
-    """Row -> more pictures with its key."""
+    """Row -> further pictures with its key."""
     if ALTERNATES_COLUMN not in table.schema.names:
         return {}
     lists = table[ALTERNATES_COLUMN].to_pylist()

@@ -20,7 +20,8 @@ CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20
 """Larger caption files are refused unread."""
 MAX_JSON_BYTES = 4 << 20
-"""Larger JSON is not read, because it takes up to ten times its size once parsed. Its sample needs another caption."""
+"""Larger JSON is not read, because it takes up to ten times its size once parsed. The sample then needs another source
+for its caption."""
 
 Captions = tuple[bytes | None, ...]
 
@@ -28,7 +29,7 @@ _SHOWN_KEYS = 20
 _MAX_PROBLEMS = 100
 _CAPTION_KEYS = (*CAPTION_NAMES, "description", "prompt")
 _IN_OBJECTS = ("caption", "text", "raw", "sentence")
-"""Keys of the caption in each object of a list: COCO, Visual Genome, Karpathy's splits."""
+"""Keys of the caption in each object of a list, as in COCO, Visual Genome and Karpathy's splits."""
 _UTF_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -43,9 +44,9 @@ class TextUse:
     column: str | None = None
     was_found: bool = False
     keys: dict[str, None] = field(default_factory=dict)
-    """Some keys of its JSON, for error messages."""
+    """Some of the JSON keys, for error messages."""
     uncaptioned: int = 0
-    """Samples that have JSON but no caption, there or elsewhere."""
+    """Samples that have JSON but no caption, in the JSON or elsewhere."""
 
     def saw(self, keys: Iterable[str], is_named: bool) -> None:
         """Note the keys of one JSON object."""
@@ -54,10 +55,10 @@ class TextUse:
             self.keys.update(dict.fromkeys(list(keys)[:_SHOWN_KEYS]))
 
     def check(self, uri: str) -> None:
-        """Raise SourceError if no text has it, because all captions would be missing."""
+        """Raise SourceError if no text has that key or extension, because all captions would be missing."""
         if self.column is None or self.was_found:
             return
-        known = f"the keys there are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
+        known = f"the keys are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
         raise SourceError(
             f"{uri}: no .json beside a picture has the key {self.column!r}, and no file has it as its extension "
             f"(source.caption_column); {known}"
@@ -66,7 +67,7 @@ class TextUse:
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """Where a job finds the captions, URLs and uids of tars and folders. None: the usual places."""
+    """Where a job finds the captions, URLs and uids of tars and folders. None: under the usual names."""
 
     caption: str | None = None
     """A key of the JSON, or the extension of a text file."""
@@ -108,7 +109,7 @@ class Texts:
 
     rules: TextRules
     named: Captions | None = None
-    """Captions from the place that the job names."""
+    """Captions from the key or extension that the job names."""
     plain: Captions | None = None
     """Captions from a text file."""
     usual: Captions | None = None
@@ -145,7 +146,7 @@ class Texts:
             self.problems.append(problem)
 
     def complete_with(self, other: "Texts") -> None:
-        """Take what is missing here from other texts."""
+        """Fill in whatever is missing from other texts."""
         self.named, self.usual = self.named or other.named, self.usual or other.usual
         if self.plain is None or (other.plain is not None and _is_blank(self.plain)):
             self.plain = other.plain
@@ -154,9 +155,9 @@ class Texts:
         self.has_json, self.fields = self.has_json or other.has_json, self.fields or other.fields
 
     def captions(self) -> tuple[Captions | None, str | None]:
-        """Returns (captions, None), or (None, the reason) if there are no captions although some text might be one. The
-        first caption that is not blank is used, looking first where the job says, then in the text file, then in the
-        JSON."""
+        """Returns (captions, None), or (None, the reason) if no caption was found but some text could not be read.
+        Uses the first of these that is not blank: the captions from the key or extension that the job names, from the
+        text file, and from the JSON."""
         found = [each for each in (self.named, self.plain, self.usual) if each is not None]
         best = next((each for each in found if not _is_blank(each)), None)
         if best is None and self.problems:
@@ -216,7 +217,8 @@ def _parse(data: bytes, encoding: str | None) -> Any:
 
 
 def _usual_captions(value: dict[str, Any], names: Names) -> Captions | None:
-    """The captions of the first usual key that has any. Raises UnreadableText if such keys have only other values."""
+    """The captions of the first usual key that has any. Raises UnreadableText if none of these keys has a usable
+    value."""
     problem: UnreadableText | None = None
     found: Captions | None = None
     for usual in _CAPTION_KEYS:
@@ -253,11 +255,11 @@ def _captions_in(value: Any, depth: int = 0) -> Captions | None:
 
 
 def _is_caption(item: Any) -> bool:
-    """Whether an unnamed item of a list is a caption, and the list is not, for example, one of bounding boxes."""
+    """Whether an item of a top-level list is a caption, and not, for example, a bounding box."""
     return isinstance(item, str) or (isinstance(item, dict) and any(item.get(name) is not None for name in _IN_OBJECTS))
 
 
-_KINDS = {bool: "a truth value", int: "a number", float: "a number", list: "a list in a list", dict: "an object"}
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", list: "a list in a list", dict: "an object"}
 
 
 def _text_in(value: dict[str, Any], names: Names, wanted: str) -> bytes | None:

@@ -20,12 +20,12 @@ BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME_BYTES = 64 << 10
 """Maximum size of a long name; Linux allows 4 KB."""
 _MAX_ZEROS = 4 << 20
-"""Zero blocks are skipped, as by `tar --ignore-zeros`, so that concatenated tars can be read; this many bytes of zeros
-mark the end."""
+"""Zero blocks are skipped, as with `tar --ignore-zeros`, so that concatenated tars can be read. This many bytes of
+zeros mark the end."""
 _MAX_LINKS = 8
 """Maximum length of a chain of links."""
 _MAX_REMEMBERED_BYTES = 256 << 20
-"""Maximum memory for the positions of members that links may lead to."""
+"""Maximum memory for the positions of members to which links may point."""
 _REMEMBERED_BYTES = 512
 """Memory per remembered member, in addition to the text of its name and link."""
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE})
@@ -38,9 +38,9 @@ _NEEDED_KEYS = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sp
 _SPARSE = "its bytes are not contiguous (a sparse file)"
 _GNU_MAGIC, _GNU_MAGIC_AT = b"ustar  \0", slice(257, 265)
 _GNU_TIME, _GNU_TIME_AT = re.compile(rb"[0-7]{11}\0|[\x80\xff].{11}", re.DOTALL), slice(345, 357)
-"""Octal, or binary before 1970 and in the distant future. Other programs write a part of the name there."""
+"""Octal, or binary for times before 1970 and in the distant future. Other programs write part of the name there."""
 _FIRST_CHUNK_BYTES, _CHUNK_BYTES = 4 << 10, 1 << 20
-"""The next header is usually near; if not, reads get larger."""
+"""The next header is usually near; if it is not, the reads get larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Member:
 
 @dataclass(slots=True)
 class _Pending:
-    """What the headers before a member say about it."""
+    """What the extension headers before a member say about it."""
 
     values: dict[str, str] = field(default_factory=dict)
     is_sparse: bool = False
@@ -120,7 +120,7 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
 def _header(block: bytes) -> tarfile.TarInfo:
     """Parse a header. Raises tarfile.HeaderError.
 
-    `tarfile` takes the times of access and change, which `tar --listed-incremental` writes in GNU's format, for the
+    `tarfile` mistakes the access and change times, which `tar --listed-incremental` writes in GNU's format, for the
     first part of the name (https://www.gnu.org/software/tar/manual/html_node/Standard.html: `struct oldgnu_header`).
     """
     header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -202,7 +202,7 @@ def _read_pax(file: IO[bytes], position: int, end: int, pending: _Pending) -> No
 
 
 class LinkTargets:
-    """Finds the members that links lead to, as `tarfile.extractfile` does. Tars without links cost nothing."""
+    """Finds the members to which links point, as `tarfile.extractfile` does. Tars without links cost nothing."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size = file, size
@@ -210,7 +210,7 @@ class LinkTargets:
         self._where = "in the tar"
 
     def resolve(self, link: Member) -> Member:
-        """The regular file that a link leads to, under the link's own name; or the link, with a problem."""
+        """The regular file to which a link points, under the link's own name, or the link itself with a problem."""
         found, seen = link, 0
         while found.type in (tarfile.LNKTYPE, tarfile.SYMTYPE) and seen < _MAX_LINKS:
             target = self._target(found)
@@ -222,7 +222,8 @@ class LinkTargets:
         return replace(found, name=link.name, position=link.position)
 
     def _target(self, link: Member) -> Member | None:
-        """A hard link leads to the last member of that name before it, a symbolic link to the last of all."""
+        """The target of a link: for a hard link, the last member of that name before it; for a symbolic link, the last
+        member of that name anywhere."""
         is_hard = link.type == tarfile.LNKTYPE
         name = link.link if is_hard else posixpath.join(posixpath.dirname(link.name), link.link)
         found = self._members().get(_plain(name), [])

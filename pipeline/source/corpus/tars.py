@@ -1,9 +1,9 @@
-"""Indexes WebDataset tars by walking their headers: records where each picture's bytes are, and what its text files
+"""Indexes WebDataset tars by walking their headers: records where each picture's bytes are and what its text files
 contain.
 
-Consecutive files with the same key are a sample. A key is a name up to the first dot after its last slash, as in
-WebDataset. If `photo.1.jpg` has a caption `photo.1.txt`, and `photo.2.jpg` follows, the dots are part of the names, and
-these are two samples. Names that begin with a dot are hidden, and files of other kinds do not end the sample.
+Consecutive files with the same key form a sample. As in WebDataset, a key is a name up to the first dot after its last
+slash. If `photo.1.jpg` has a caption `photo.1.txt`, and `photo.2.jpg` follows, the dots are part of the names, and
+these are two samples. Hidden files, whose names begin with a dot, and files of other kinds do not end a sample.
 """
 
 import re
@@ -21,13 +21,13 @@ from pairmill.schemas.passed_over import PassedOver, Tally
 _SPECIAL = frozenset({tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE})
 _LINKS = frozenset({tarfile.LNKTYPE, tarfile.SYMTYPE})
 _HIDDEN_PATH = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
-"""Matches a path with a part that begins with a dot and is neither `.` nor `..`."""
+"""Matches a path if one of its parts begins with a dot and is neither `.` nor `..`."""
 
 
 def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRules = USUAL_TEXTS) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA. A truncated or damaged part of the tar is a row that says where it is.
+    """Rows of INDEX_SCHEMA. A truncated or damaged part of the tar becomes a row that says where it is.
 
-    `tally` counts what became of each member. Raises SourceError if the file is not a tar.
+    `tally` counts the fate of each member. Raises SourceError if the file is not a tar.
     """
     with files.open(uri) as file:
         size = file.seek(0, 2)
@@ -60,7 +60,7 @@ class _TarIndexer:
         self._rules, self._tally = rules, tally
         self._targets = LinkTargets(file, size)
         self._dotted: str | None = None
-        """A key whose samples are distinguished by what follows its dot."""
+        """A key whose samples are distinguished by the infix after its dot."""
 
     def rows(self) -> Iterator[IndexRow]:
         """A row per sample and per gap."""
