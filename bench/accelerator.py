@@ -40,7 +40,7 @@ DIM = 512
 
 
 class Accelerator(torch.nn.Module):
-    """Stands in for an open_clip model: takes a fixed time per input, and returns unit vectors."""
+    """A stand-in for an open_clip model: takes a fixed time per input, and returns unit vectors."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Accelerator(torch.nn.Module):
         return self._work(len(inputs), self.rate)
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The same as in `TextTower`, which this class also replaces."""
+        """The number of tokens of each caption, as in `TextTower`, which this class also replaces."""
         return torch.full((len(tokens),), tokens.shape[1])
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

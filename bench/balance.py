@@ -1,11 +1,11 @@
-"""Measures the steps `balance` and `repeat` of `select` on Ray, on 1 and then 10 million rows of generated metadata.
+"""Measures the `balance` and `repeat` steps of `select` on Ray, on 1 and then 10 million rows of generated metadata.
 
     python -m bench.balance --rows 1000000 10000000
 
-Captions have eight words, of a vocabulary of 200,000 that is as skewed as language (Zipf, exponent 1.1), and the list
-of 500,000 entries has all words and 300,000 pairs of them. URLs are of a million hosts, as skewed. The clock starts
-once Ray is up. `CPU` is the time of all of Ray's workers, which other work on the machine changes less, and `MB` the
-private memory of the largest of them at the end.
+Captions have eight words, drawn from a vocabulary of 200,000 whose frequencies are as skewed as those of natural
+language (Zipf, exponent 1.1). The list of 500,000 entries has all words and 300,000 pairs of them. URLs have a million
+hosts, with frequencies that are just as skewed. The clock starts once Ray is up. `CPU` is the CPU time of all of Ray's
+workers, which other work on the machine affects less, and `MB` is the private memory of the largest worker at the end.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WORDS, PAIRS, HOSTS, CAPTION_WORDS, EXPONENT = 200_000, 300_000, 1_000_000, 8, 1
 
 
 def columns(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]:
-    """The columns of a shard."""
+    """The generated columns of a shard."""
     rng = np.random.default_rng([seed, shard, 7])
     words = vocabulary().take(pa.array(zipf(rng, rows * CAPTION_WORDS, WORDS)))
     captions = pc.binary_join(pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * CAPTION_WORDS, words), " ")
@@ -42,7 +42,7 @@ def columns(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]
 
 @cache
 def vocabulary() -> pa.Array:
-    """Different words of 3 to 9 letters."""
+    """Distinct words of 3 to 9 letters."""
     rng = np.random.default_rng(8)
     letters, lengths = rng.integers(97, 123, (WORDS * 2, 9), np.uint8), rng.integers(3, 10, WORDS * 2)
     words = dict.fromkeys(bytes(row[:length]).decode() for row, length in zip(letters, lengths, strict=True))
@@ -51,25 +51,25 @@ def vocabulary() -> pa.Array:
 
 @cache
 def cumulative(values: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of the weights of a Zipf distribution."""
+    """The cumulative probabilities of a Zipf distribution, float64 [values]."""
     sums = np.cumsum(np.arange(1, values + 1) ** -EXPONENT)
     return np.asarray(sums / sums[-1])
 
 
 def zipf(rng: np.random.Generator, size: int, values: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Numbers below `values`, low ones often."""
+    """Random numbers below `values` that follow a Zipf distribution: low numbers are frequent."""
     return np.searchsorted(cumulative(values), rng.random(size))
 
 
 def write_entries(path: Path) -> None:
-    """All words, and pairs of frequent ones."""
+    """Write a list of entries: all words, and pairs of frequent words."""
     pairs = np.stack([zipf(np.random.default_rng(n), PAIRS, WORDS) for n in (1, 2)], axis=1)
     words = vocabulary().to_pylist()
     path.write_text("\n".join([*words, *(f"{words[one]} {words[other]}" for one, other in pairs.tolist())]))
 
 
 def steps(entries: Path) -> dict[str, dict[str, Any]]:
-    """What is measured."""
+    """Name -> the step that is measured under this name."""
     return {
         "concept": {"balance": {"by": "concept", "entries": str(entries), "curve": 2_000}},
         "concept, 30 %": {"balance": {"by": "concept", "entries": str(entries), "curve": {"fraction": 0.3}}},
@@ -81,7 +81,7 @@ def steps(entries: Path) -> dict[str, dict[str, Any]]:
 
 
 def select_once(dataset: str, step: str) -> dict[str, float]:
-    """Select with one step. Returns seconds and rows."""
+    """Run `select` with one step. Returns the seconds and the number of selected rows."""
     from pairmill.jobs import select as jobs
     from pairmill.jobs.cluster import session
     from pairmill.schemas.job.run import RunConfig
@@ -111,7 +111,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 def measure(dataset: Path, step: dict[str, Any]) -> dict[str, float]:
-    """In a process of its own."""
+    """Measure a step in a separate process. Returns the figures that the process prints."""
     command = [sys.executable, "-m", "bench.balance", "--dataset", str(dataset), "--step", json.dumps(step)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -135,7 +135,7 @@ def lines(dataset: Path, rows: int, only: list[str]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--dataset", type=Path, help="written if missing, and kept; a temporary folder by default")
+    parser.add_argument("--dataset", type=Path, help="written if missing, and kept; by default, a temporary folder")
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -68,7 +68,7 @@ class Run:
 
     killed: str
     hit: bool
-    """Whether every fault took effect: the run had not ended yet, and it had a process of the kind to kill."""
+    """Whether every fault took effect: the run had not ended yet, and it had a process of the kind that was to die."""
     seconds: float
     resumed: int
     rows: list[str]
@@ -80,7 +80,7 @@ Driver = subprocess.Popen[str]
 
 
 def kill_driver(world: World, driver: Driver, rng: random.Random) -> bool:
-    """Kill the driver. Like all functions in KILLS, returns whether there was something to kill."""
+    """Kill the driver. Like all functions in KILLS, this returns whether it found something to kill."""
     os.killpg(driver.pid, signal.SIGKILL)
     return True
 
@@ -128,7 +128,7 @@ def _kill_actor(world: World, title: str, rng: random.Random) -> bool:
 
 
 def _processes(world: World, title: str) -> list[psutil.Process]:
-    """Actors of this cluster only, because those of other clusters may run on the machine too."""
+    """The processes of this cluster's actors; other clusters may be running on the same machine."""
     raylets = {node.all_processes["raylet"][0].process.pid for node in [world.cluster.head_node, *world.nodes]}
     found = []
     for process in psutil.process_iter(["cmdline", "ppid"]):
@@ -138,7 +138,7 @@ def _processes(world: World, title: str) -> list[psutil.Process]:
 
 
 def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Run:
-    """Run a build until it succeeds. These faults are injected one after another, within the first WORK_S of its
+    """Run a build until it succeeds, and inject these faults one after another within the first WORK_S of its
     work."""
     output = f"s3://mill/{name}"
     world.s3.faults = (

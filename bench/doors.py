@@ -4,7 +4,7 @@
 
 An invariant ("law") is a `test_law_*` in `tests`, with an independent oracle. Each round runs all of them with a new
 random seed, and with the hypothesis profile `doors` from `tests/conftest.py`. Prints the number of examples and
-failures per file. Failures are printed in full, with what is needed to reproduce them.
+failures per file. Failures are printed in full, with all that is needed to reproduce them.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Counts:
         self.cases[law] += report.when == "call"
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
-        """Count the examples of a test; one that generates none counts as one example."""
+        """Count the examples of a test. A test without generated examples counts as one."""
         tried = EXAMPLES.findall(getattr(item, "hypothesis_statistics", ""))
         self.examples[item.path.stem] += sum(int(passing) + int(failing) for passing, failing in tried) or 1
 

@@ -70,7 +70,7 @@ def write_tars(folder: Path, rows: int) -> list[str]:
 
 
 def save_weights(folder: Path) -> tuple[str, str]:
-    """(folder for pairmill, file for clip-retrieval) with the same seeded random ViT-B-32."""
+    """Write the same seeded random ViT-B-32 twice. Returns (the folder for pairmill, the file for clip-retrieval)."""
     import open_clip
     import safetensors.torch
     import torch
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def fastest(peer: Callable[[int, str], list[str]]) -> int:
-    """The faster of two batch sizes for clip-retrieval. `peer` gives its command for a batch size and an output."""
+    """The faster of two batch sizes for clip-retrieval. `peer` returns its command for a batch size and an output."""
     with tempfile.TemporaryDirectory() as out:
         tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
     best = max(tried, key=lambda size: tried[size])

@@ -3,8 +3,8 @@
     python -m bench.million_rows /tmp/million --rows 1000000
     python -m bench.explore /tmp/million
 
-The server runs in a process of its own, first without a cache of columns, then with one. Times are those of a client on
-the same machine, over HTTP.
+The server runs in a separate process, first without a cache of columns, then with one. Times are those of an HTTP
+client on the same machine.
 """
 
 import argparse
@@ -27,12 +27,12 @@ import psutil
 
 SLIDES = 40
 TARGETS = {"first page, warm": 1.0, "count, number": 0.2, "count, text": 0.2}
-"""Seconds."""
+"""Name of a measurement -> its target, in seconds."""
 
 
 @dataclass
 class Client:
-    """One connection that stays open, as a browser's does."""
+    """A client with one connection that stays open, like a browser's."""
 
     host: str
 
@@ -40,7 +40,7 @@ class Client:
         self.connection = http.client.HTTPConnection(self.host, timeout=120)
 
     def get(self, address: str) -> tuple[float, bytes]:
-        """(seconds until the whole answer is here, the answer)."""
+        """Request a path. Returns (the seconds until the whole response has arrived, the response)."""
         started = time.perf_counter()
         self.connection.request("GET", address)
         answer = self.connection.getresponse()
@@ -52,7 +52,7 @@ class Client:
 
 @contextmanager
 def server(dataset: str, cache: str) -> Iterator[tuple[Client, psutil.Process, float]]:
-    """A client of a new server, its process, and the seconds from its start to its printed address."""
+    """Start a server. Returns (a client, the server's process, the seconds until it printed its address)."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "pairmill", "explore", dataset, "--port", "0"], text=True, stdout=subprocess.PIPE,
@@ -69,25 +69,25 @@ def server(dataset: str, cache: str) -> Iterator[tuple[Client, psutil.Process, f
 
 
 def sliding(client: Client, parameter: str, values: list[str]) -> list[float]:
-    """Seconds of each count while a filter moves through the values."""
+    """The seconds that each count takes while a filter moves through the values."""
     return [client.get(f"/api/count?{quote(parameter)}={quote(value)}")[0] for value in values]
 
 
 def report(name: str, seconds: list[float]) -> None:
-    """Print median and maximum, and whether the target is met."""
+    """Print the median and the maximum, and whether the target is met."""
     target = TARGETS.get(name)
     verdict = "" if target is None else f"  target {target:g} s: {'met' if max(seconds) <= target else 'MISSED'}"
     print(f"{name:<34} median {statistics.median(seconds):7.3f} s  max {max(seconds):7.3f} s{verdict}")
 
 
 def memory(process: psutil.Process) -> str:
-    """Memory of the process: its own, and the part that is mapped files and can be given back."""
+    """The memory of the process: its own, and that of mapped files, which the kernel can reclaim."""
     info = process.memory_info()
     return f"{(info.rss - info.shared) / 1e9:.2f} GB own, {info.shared / 1e9:.2f} GB mapped files"
 
 
 def measure(dataset: str, cache: str, label: str) -> None:
-    """One start of the server."""
+    """Start the server once, and print all measurements."""
     with server(dataset, cache) as (client, process, ready_s):
         report(f"start to address, {label}", [ready_s])
         seconds, page = client.get("/")

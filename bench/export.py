@@ -4,7 +4,7 @@
 
 The dataset is a corpus of real photographs in tars, embedded by `tiny`; its rows repeat the photographs. All pictures
 are exported unchanged to tars on the same disk. webdataset reads the corpus and writes its samples with `TarWriter`,
-which shuffles nothing and checks nothing; `copy` copies the files. pairmill runs in one process, as in all exports of
+which neither shuffles nor checks anything; `copy` copies the files. pairmill runs in one process, as in all exports of
 fewer than 20,000 rows. The sides alternate; ratios are medians over the rounds.
 """
 
@@ -31,7 +31,7 @@ SHARD_ROWS = 1_000
 
 
 def write_corpus(photos: Path, folder: Path, rows: int) -> None:
-    """Write tars of SHARD_ROWS photographs, each with a different caption."""
+    """Write tars of SHARD_ROWS photographs each. Every photograph has a different caption."""
     import tarfile
 
     folder.mkdir()

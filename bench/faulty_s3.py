@@ -37,13 +37,13 @@ class Faults:
     """Faults to inject from now on. Each rate is a fraction of the requests."""
 
     slow_down: float = 0.0
-    """Requests answered with 503 SlowDown."""
+    """The share of requests that are answered with 503 SlowDown."""
     reset: float = 0.0
-    """Requests whose connection is cut before the server sees them."""
+    """The share of requests whose connection is cut before the server sees them."""
     lost_replies: float = 0.0
-    """Requests that the server executes, but whose connection is cut before the reply."""
+    """The share of requests that the server executes, but whose connection is cut before the reply."""
     lose_reply_to: str | None = None
-    """The server executes the next request with this text in its method, path and query, but the reply is lost."""
+    """The server executes the next request whose method, path and query contain this text, but its reply is lost."""
     down: bool = False
     """Cut every connection immediately."""
     deny_writes: bool = False

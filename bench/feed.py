@@ -127,7 +127,7 @@ def add_vectors(dataset: Path) -> None:
 
 
 def measure(side: str, folder: Path) -> float:
-    """The rate of the faster configuration, measured in a separate process."""
+    """The rate of the faster configuration. Each is measured in a separate process."""
     command = [sys.executable, "-W", "ignore", "-m", "bench.feed", "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rates: list[float] = json.loads(done.stdout.splitlines()[-1])

@@ -58,13 +58,13 @@ THUMBNAIL_PX = 200
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
 DEAD_SHARE, NO_NAME_SHARE = 0.05, 0.03
-"""Fractions of hosts that accept connections but never answer, and of names that do not resolve."""
+"""The share of hosts that accept connections but never answer, and the share of names that do not resolve."""
 DNS_S = 0.020
 Figures = dict[str, float]
 
 
 def corpus(folder: Path, count: int, median_px: int) -> list[str]:
-    """Write pictures of 100 to 4,000 px on the longer side, with median `median_px`. Returns their file names."""
+    """Write pictures whose longer side is 100 to 4,000 px (median `median_px`). Returns their file names."""
     rng = np.random.default_rng(11)
     files = []
     for number in range(count):
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="median length of the longer side")
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="../shared/data/pairs: serve real photographs")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="serve real photographs: ../shared/data/pairs")
     parser.add_argument("--https", action="store_true", help="TLS, with thousands of host names; as root")
     parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
     parser.add_argument("--only", help="comma-separated tools to run besides pairmill and img2dataset")
@@ -216,7 +216,7 @@ def named_hosts(stack: ExitStack, folder: Path, rows: int) -> list[str]:
 
 
 def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
-    """Add latency to the hosts and to name look-ups; some hosts never answer, and some look-ups fail. Returns base
+    """Add latency to the hosts and to name lookups; some hosts never answer, and some lookups fail. Returns base
     URLs."""
     delays = np.random.default_rng(5).uniform(*LATENCY_S, len(bases)).tolist()
     dead = stack.enter_context(silent_hosts(round(DEAD_SHARE * len(bases))))

@@ -7,10 +7,10 @@ wrong caption, which describes another scene (20%), or gets one color (12%) or o
 previous picture, under another URL and with the caption of another scene, and 10% are junk (noise or a plain color).
 Half of the scenes have combinations of color and shape that `tiny`, which scores the pool, never saw.
 
-The training sets are the whole pool, a random half of it, the rows above a threshold of similarity, each picture once,
-and the better half by similarity, by negCLIPLoss and by a mix of both. For each seed, the same small CLIP is trained on
-each set, from the same random weights and with the same number of samples. Then its retrieval (R@1, in both directions)
-is measured on 500 new scenes, and its zero-shot accuracy over 64 kinds of colored shapes.
+The training sets are the whole pool, a random half of it, the rows above a similarity threshold (without near
+duplicates), and the better half by similarity, by negCLIPLoss and by a mix of both. For each seed, the same small CLIP
+is trained on each set, from the same random weights and with the same number of samples. Then its retrieval (R@1, in
+both directions) is measured on 500 new scenes, and its zero-shot accuracy over 64 kinds of colored shapes.
 """
 
 import argparse
@@ -101,7 +101,7 @@ class Experiment:
     """A pool of pairs, and the training sets to make of it."""
 
     pairs: Sequence[tuple[bytes, str, str]]
-    """(picture, caption, kind of pair)."""
+    """(picture, caption, kind of pair) for each pair."""
     scores: Mapping[str, dict[str, object]]
     """Name -> the score, in the order in which they are added."""
     subsets: Mapping[str, Steps]
@@ -135,10 +135,10 @@ def make_sets(folder: Path, experiment: Experiment) -> None:
 
 
 def run(description: str | None, make: Callable[[Path, int], Experiment], pool_size: int) -> None:
-    """The command line of such a benchmark. `make` gets a folder of its own, and the size of the pool."""
+    """Run the command line of a benchmark of this kind. `make` is given a new folder and the size of the pool."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=pool_size)
-    parser.add_argument("--only-sets", type=Path, metavar="FOLDER", help="write the sets there, and train none")
+    parser.add_argument("--only-sets", type=Path, metavar="FOLDER", help="write the sets here, and do not train")
     add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

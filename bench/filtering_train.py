@@ -2,8 +2,9 @@
 
     python -m bench.filtering_train FOLDER [--samples 20480] [--seeds 1 2 3] [--device cuda]
 
-FOLDER holds one folder of tars per set, as `python -m bench.filtering_helps --only-sets FOLDER` writes them. This half
-needs torch, open_clip and webdataset, but neither Ray nor a finished dataset, so it also runs on a bare GPU machine.
+FOLDER contains one folder of tars per set, as written by `python -m bench.filtering_helps --only-sets FOLDER`. This
+half needs torch, open_clip and webdataset, but neither Ray nor a finished dataset, so it also runs on a bare GPU
+machine.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def train(tars: str, model: Path, options: argparse.Namespace, seed: int, logs: 
 
 @torch.inference_mode()
 def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
-    """Evaluate on scenes that are in no training set, half of them with combinations that `tiny` never saw."""
+    """Evaluate a model on scenes that are in no training set; half of them have combinations that `tiny` never saw."""
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{model_folder}")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     model.load_state_dict(state)
@@ -109,7 +110,7 @@ def train_all(folder: Path, options: argparse.Namespace) -> None:
 
 
 def print_table(sets: dict[str, int], results: dict[str, list[dict[str, float]]]) -> None:
-    """One row per set, and whether each filter's worst seed beats the best seed without a filter."""
+    """Print one row per set, and whether each filter's worst seed beats the best seed without a filter."""
     measures = list(next(iter(results.values()))[0])
     print(f"\n| set | pairs | {' | '.join(measures)} |\n|---|---|---|---|---|")
     for name, per_seed in results.items():
@@ -125,7 +126,7 @@ def print_table(sets: dict[str, int], results: dict[str, list[dict[str, float]]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of training."""
+    """Add the options of training."""
     parser.add_argument("--samples", type=int, default=20_480, help="samples per training run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--device", default="cpu")

@@ -28,7 +28,7 @@ BATCHES_AHEAD = 3
 
 
 def draw(count: int, width: int, height: int) -> list[torch.Tensor]:
-    """JPEG files of smooth noise with grain, at quality 90: the bytes of each as a uint8 tensor [num_bytes]."""
+    """JPEG files of smooth noise with grain, at quality 90, each as a uint8 tensor [num_bytes]."""
     generator, jpegs = torch.Generator().manual_seed(3), []
     for _ in range(count):
         coarse = torch.rand(3, 12, 16, generator=generator)
@@ -84,8 +84,8 @@ class Bench:
         return torch.nn.functional.normalize(embeddings.float(), dim=-1)
 
     def stream(self, jpegs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield the embeddings of all pictures, batch by batch. The next BATCHES_AHEAD batches are decoded
-        meanwhile."""
+        """Yield the embeddings of all pictures, batch by batch, while the next BATCHES_AHEAD batches are being
+        decoded."""
         batches = [jpegs[start : start + self.batch_size] for start in range(0, len(jpegs), self.batch_size)]
         pending = [self.start_decoding(batch) for batch in batches[:BATCHES_AHEAD]]
         for following in [*batches[BATCHES_AHEAD:], *[None] * BATCHES_AHEAD]:

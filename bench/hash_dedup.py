@@ -3,13 +3,18 @@
     python -m bench.hash_dedup --rows 10000000 --by phash --distance 4
     python -m bench.hash_dedup --rows 1000000 --hashes ball
 
-`random`: one hash in five differs from another in a few bits. The other kinds are crowded: all `equal`; a `ball` of
-hashes within 8 bits of each other; `flat`: few bits are set; `chain`: each differs from the next in one bit; `cube`:
-all differ in 20 bits only.
+In the kind `random`, one hash in five differs from another in a few bits. The other kinds are crowded:
+
+- `equal`: all hashes are equal.
+- `ball`: all hashes are within 8 bits of each other.
+- `flat`: few bits are set.
+- `chain`: each hash differs from the next in one bit.
+- `cube`: the hashes differ only in the same 20 bits.
 
 Rows have a phash and a pdq. The clock starts once Ray is up and includes reading the columns and writing the subset.
-cpu_s: CPU time of this process and Ray's workers.
-megabytes: the peak of their memory together, with Ray's object store; shared memory counts once (PSS).
+
+- `cpu_s`: CPU time of this process and Ray's workers.
+- `megabytes`: the peak of their combined memory, with Ray's object store; shared memory counts once (PSS).
 """
 
 import argparse
@@ -32,7 +37,7 @@ BITS = {"phash": 64, "pdq": 256}
 
 
 def bit(words: int, at: npt.NDArray[np.int64]) -> U64:
-    """uint64 [rows, words], with one bit set each."""
+    """Words with a single bit set in each row, uint64 [rows, words]."""
     rows = np.arange(len(at))
     found = np.zeros((len(at), words), np.uint64)
     found[rows, at // 64] = np.uint64(1) << (at % 64).astype(np.uint64)
@@ -40,7 +45,10 @@ def bit(words: int, at: npt.NDArray[np.int64]) -> U64:
 
 
 def hashes(kind: str, words: int, first: int, rows: int) -> U64:
-    """uint64 [rows, words]; the same for a row however the rows are divided, but for `flat` and `ball`."""
+    """The hashes of a range of rows, uint64 [rows, words].
+
+    Except for `flat` and `ball`, a row's hash does not depend on how the rows are divided into ranges.
+    """
     rng = np.random.default_rng([first, words])
     if kind == "equal":
         return np.full((rows, words), 0x0F0F, np.uint64)
@@ -69,7 +77,7 @@ def hashes(kind: str, words: int, first: int, rows: int) -> U64:
 
 
 def scrambled(numbers: U64) -> U64:
-    """SplitMix64: bits that look random, a function of each number."""
+    """Pseudorandom bits for each number (SplitMix64)."""
     numbers = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -77,7 +85,7 @@ def scrambled(numbers: U64) -> U64:
 
 
 def write(folder: str, rows: int, kind: str) -> None:
-    """A dataset whose rows all have a uid of their own."""
+    """Write a dataset in which every row has a different uid."""
 
     def columns(shard: int, first: int, some: int, seed: int) -> dict[str, pa.Array]:
         numbers = np.arange(first, first + some, dtype=np.uint64)
@@ -93,7 +101,7 @@ def write(folder: str, rows: int, kind: str) -> None:
 
 
 def select(dataset: str, by: str, distance: int) -> dict[str, float]:
-    """Select. Returns seconds, not counting the start of Ray, and what the step found."""
+    """Run `select`. Returns the seconds after Ray's start, and the figures of the step."""
     from pairmill.jobs import select as module
     from pairmill.jobs.cluster import session
     from pairmill.schemas.job.run import RunConfig
@@ -117,7 +125,7 @@ def select(dataset: str, by: str, distance: int) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace, dataset: str) -> dict[str, float]:
-    """Run in a process of its own."""
+    """Run in a separate process."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("by", "distance")]
     result, peak = run_watched("bench.hash_dedup", ["--inner", f"--dataset={dataset}", *arguments], proportional)
     return {**result, "megabytes": peak / 1e6}
@@ -129,7 +137,7 @@ def main() -> None:
     parser.add_argument("--by", choices=BITS, default="phash")
     parser.add_argument("--distance", type=int, default=4)
     parser.add_argument("--hashes", choices=["random", "equal", "ball", "flat", "chain", "cube"], default="random")
-    parser.add_argument("--dataset", help="written if missing, and kept; a temporary folder by default")
+    parser.add_argument("--dataset", help="written if missing, and kept; by default, a temporary folder")
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inner:

@@ -1,10 +1,10 @@
-"""Measures `rules.known`: making a filter from lists of URLs, its size, and what it adds to each row of a build.
+"""Measures `rules.known`: making a filter from lists of URLs, the filter's size, and the time that it adds to each row.
 
     python -m bench.known --values 1000000 10000000 100000000
 
-For each number, in processes of their own: writes synthetic URLs as text, makes the filter, then applies the rules of
-the step `input` to shards of 4,096 rows, half of which are known, with the filter and without. Times are CPU times of
-the process. The first lookups find the filter in the page cache, because it has just been written.
+For each number of URLs, separate processes write synthetic URLs as text, make the filter, and apply the rules of the
+`input` step to shards of 4,096 rows, half of which are known, with and without the filter. Times are CPU times of these
+processes. The first lookups find the filter in the page cache, because it has just been written.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PIECE = 5_000_000
 
 
 def urls(first: int, count: int) -> pa.Array:
-    """Different URLs of about 60 bytes, by number."""
+    """Distinct URLs of about 60 bytes for a range of numbers."""
     numbers = pa.array(np.arange(first, first + count))
     mixed = pa.array(np.arange(first, first + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     parts = ["http://cdn", pc.cast(pa.array(np.arange(count) % 977), pa.string()), ".example.com/photos/"]
@@ -40,7 +40,7 @@ def urls(first: int, count: int) -> pa.Array:
 
 
 def write(folder: Path, values: int) -> int:
-    """Write lists of URLs. Returns their bytes."""
+    """Write lists of URLs. Returns their size in bytes."""
     (folder / "lists").mkdir()
     options = pacsv.WriteOptions(include_header=False, quoting_style="none")
     for first in range(0, values, PIECE):
@@ -50,13 +50,13 @@ def write(folder: Path, values: int) -> int:
 
 
 def peak_mb() -> float:
-    """Greatest resident memory of this process. Unlike ru_maxrss, not that of the process that started it."""
+    """The peak resident memory of this process. Unlike ru_maxrss, it does not include the parent's from before exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1e3
 
 
 def make(folder: Path) -> dict[str, float]:
-    """Make the filter."""
+    """Make the filter. Returns the time and memory that this took, and the filter's size."""
     started, wall = time.process_time(), time.perf_counter()
     known = KnownRows(path=str(folder / "lists"), by=["url"])
     record = prepared(Store(str(folder / "out")), [known])
@@ -70,7 +70,7 @@ def make(folder: Path) -> dict[str, float]:
 
 
 def shard(number: int, values: int) -> pa.Table:
-    """Every other row is known."""
+    """A shard of which every other row is known."""
     rng = np.random.default_rng(number)
     known, new = (urls_at(rng.integers(first, first + values, SHARD_ROWS // 2)) for first in (0, values))
     column = pa.concat_arrays([known, new]).take(pa.array(rng.permutation(SHARD_ROWS)))
@@ -89,7 +89,7 @@ def urls_at(numbers: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> pa.Array:
 
 
 def look_up(folder: Path, values: int, rows: int) -> dict[str, float]:
-    """Apply the rules of the step `input` with and without the filter, twice each."""
+    """Apply the rules of the `input` step. Returns the time per row that the filter adds, in two passes."""
     shards = [shard(number, values) for number in range(rows // SHARD_ROWS)]
     with_filter, without = SourceRules(output=str(folder / "out")), SourceRules()
     seconds: dict[str, float] = {}

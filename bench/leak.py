@@ -1,9 +1,9 @@
-"""Measures which share of planted evaluation pictures the hashes of `leak` find, and how many other rows.
+"""Measures the share of planted evaluation pictures that the hashes of `leak` find, and how many other rows they find.
 
     python -m bench.leak ../shared/data/pairs
 
-Half of the photographs are the evaluation set. Copies of them are resized and re-encoded, mirrored or cropped at random
-places, and looked up at each distance. The other half, with copies of their own, must not be found.
+Half of the photographs are the evaluation set. Copies of them are resized and re-encoded, mirrored, or cropped at
+random positions, and looked up at each distance. The other half and their copies must not be found.
 """
 
 import argparse
@@ -27,7 +27,7 @@ AREA, SIDE = 0.8**0.5, 0.8
 
 
 def photographs(folder: Path, most: int) -> list[Pixels]:
-    """Different photographs, at most 640 pixels wide and tall, uint8 [height, width, 3]."""
+    """Distinct photographs, at most 640 pixels wide and tall, uint8 [height, width, 3]."""
     paths = sorted(folder.rglob("*.jpg"))
     found: list[Pixels] = []
     seen = np.zeros(0, np.uint64)
@@ -45,18 +45,18 @@ def photographs(folder: Path, most: int) -> list[Pixels]:
 
 
 def gray(pixels: Pixels) -> Pixels:
-    """Its brightness."""
+    """The brightness of a picture, uint8 [height, width]."""
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
 def saved(pixels: Pixels, scale: float, quality: int) -> Pixels:
-    """Resized, and through a JPEG."""
+    """The picture resized, encoded as a JPEG and decoded again."""
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.imdecode(cv2.imencode(".jpg", small, [1, quality])[1], 1), np.uint8)
 
 
 def cropped(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
-    """A part with this share of each side, anywhere."""
+    """A crop with this share of each side, at a random position."""
     height, width = pixels.shape[:2]
     tall, wide = round(height * share), round(width * share)
     top, left = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)
@@ -64,7 +64,7 @@ def cropped(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
 
 
 def changed(pixels: Pixels, rng: np.random.Generator) -> dict[str, Pixels]:
-    """The copies of a picture."""
+    """Name of a change -> the picture changed in this way."""
     mirrored = np.ascontiguousarray(pixels[:, ::-1])
     return {
         "resized to 50 %, JPEG quality 75": saved(pixels, 0.5, 75),
@@ -77,19 +77,19 @@ def changed(pixels: Pixels, rng: np.random.Generator) -> dict[str, Pixels]:
 
 
 def hash_of(kind: LeakKind, luma: Pixels) -> Words:
-    """uint64 [words], as a build computes it."""
+    """The hash of a picture as a build computes it, uint64 [words]."""
     digits = phash_of_luma(luma) if kind == "phash" else pdq(luma).digits
     return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
 
 
 def distances(hashes: Words, asked: Words) -> npt.NDArray[np.int64]:
-    """[hashes]."""
+    """The number of bits in which each hash differs from `asked`, int64 [hashes]."""
     bits: npt.NDArray[np.int64] = np.bitwise_count(hashes ^ asked).sum(axis=1, dtype=np.int64)
     return bits
 
 
 def measure(kind: LeakKind, evaluation: list[Pixels], others: list[Pixels]) -> dict[str, object]:
-    """Recalls by copy and distance, and the share of other rows found."""
+    """The recall for each kind of copy and each distance, and the share of other rows found."""
     rng, started = np.random.default_rng(1), time.process_time()
     variants = [variant_hashes(gray(each), kind, VARIANTS)[0] for each in evaluation]
     seconds = (time.process_time() - started) / len(evaluation)
@@ -120,8 +120,8 @@ def measure(kind: LeakKind, evaluation: list[Pixels], others: list[Pixels]) -> d
 def main() -> None:
     """Print one JSON line per hash."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path, help="folder with .jpg files")
-    parser.add_argument("--most", type=int, default=800, help="how many to use")
+    parser.add_argument("pictures", type=Path, help="a folder with .jpg files")
+    parser.add_argument("--most", type=int, default=800, help="how many photographs to use")
     args = parser.parse_args()
     found = photographs(args.pictures, args.most)
     found = [each for each in found if not is_plain(gray(each))]

@@ -88,7 +88,7 @@ def _processes(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def measure(job: Job, rows: int, folder: Path) -> tuple[dict[str, int], float]:
-    """(peak bytes by kind, seconds) of one job."""
+    """Run one job. Returns (the peak bytes for each kind of process, the seconds)."""
     peaks: dict[str, int] = defaultdict(int)
     stop = threading.Event()
     os.environ["RAY_TMPDIR"] = str(folder)  # where Ray spills

@@ -74,7 +74,7 @@ SIDES: dict[str, Callable[[], Callable[[bytes], object]]] = {
 
 
 def milliseconds(side: str, folder: Path) -> dict[str, float]:
-    """Size class -> CPU milliseconds per picture, in the best of three passes over the class."""
+    """Size class -> CPU milliseconds per picture in the best of three passes over the class."""
     cv2.setNumThreads(1)
     work, found = SIDES[side](), {}
     for name, bodies in pictures(folder).items():

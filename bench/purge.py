@@ -1,11 +1,11 @@
-"""Purges uids from a synthetic dataset: how long it takes, and which shards it touches.
+"""Measures how long it takes to purge uids from a synthetic dataset, and checks which shards the purge rewrites.
 
     python -m bench.purge [--rows 10000000] [--uids 10000] [--shards 500]
     python -m bench.purge --rows 400000 --kills 10
 
-The uids are drawn from `--shards` shards. One row in ten repeats the uid of an earlier row, in whatever shard, so more
-shards hold them; the oracle is a plain scan with Arrow. With `--kills`, the command is killed (SIGKILL) at random
-times, and then run to its end. Finally, no uid may be left in any file, and no other row may be missing.
+The uids are drawn from `--shards` shards. One row in ten repeats the uid of an earlier row in any shard, so more shards
+contain them. The oracle is a plain scan with Arrow. With `--kills`, the command is killed (SIGKILL) at random times,
+and then run to completion. Afterwards, no purged uid may be left in any file, and no other row may be missing.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def uid_column(path: Path) -> pa.Array:
 
 
 def draw(out: Path, uids: int, shards: int, rng: random.Random) -> list[str]:
-    """Different uids, as many from each of the chosen shards."""
+    """Distinct uids, with about the same number from each of the randomly chosen shards."""
     paths = rng.sample(sorted((out / "pairs").glob("*.parquet")), shards)
     found = set[str]()
     for number, path in enumerate(paths):
@@ -43,7 +43,7 @@ def draw(out: Path, uids: int, shards: int, rng: random.Random) -> list[str]:
 
 
 def shards_with(out: Path, uids: pa.Array) -> dict[str, int]:
-    """Shard -> rows with these uids, by a plain scan."""
+    """Shard -> the number of rows with these uids, found by a plain scan."""
     found = {}
     for path in sorted((out / "pairs").glob("*.parquet")):
         if rows := pc.sum(pc.is_in(uid_column(path), value_set=uids)).as_py():
@@ -52,13 +52,13 @@ def shards_with(out: Path, uids: pa.Array) -> dict[str, int]:
 
 
 def run_killed(command: list[str], kills: int, rng: random.Random, longest_s: float) -> float:
-    """Run a command until it was killed so many times, then to its end. Returns the seconds of the last run."""
+    """Kill a command this many times, then run it to completion. Returns the seconds of the last run."""
     killed = 0
     while killed < kills:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(rng.uniform(0.5, longest_s))
-            print(f"  run ended by itself with {process.returncode}, after {killed} kills")
+            print(f"  the run ended by itself with exit status {process.returncode}, after {killed} kills")
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -71,15 +71,15 @@ def run_killed(command: list[str], kills: int, rng: random.Random, longest_s: fl
 
 
 def main() -> None:
-    """Write the dataset, purge it, and compare with the oracle."""
+    """Write the dataset, purge the uids, and compare the result with the oracle."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--shard-rows", type=int, default=4_096)
     parser.add_argument("--uids", type=int, default=10_000)
     parser.add_argument("--shards", type=int, default=500)
     parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=3.0, help="seconds until a kill, at most")
-    parser.add_argument("--folder", type=Path, help="keep the dataset here")
+    parser.add_argument("--longest", type=float, default=3.0, help="maximum number of seconds until a kill")
+    parser.add_argument("--folder", type=Path, help="a folder in which the dataset is kept")
     options = parser.parse_args()
     rng = random.Random(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def check(out: Path, uids: list[str], before: dict[str, int], rows: int) -> None:
-    """Compare the dataset with the oracle."""
+    """Compare the purged dataset with the oracle."""
     generations = Counter(path.name.partition(".")[2] for path in (out / "manifests").iterdir())
     touched = {path.name[:9] for path in (out / "manifests").glob("*.g*.json")}
     assert touched == before.keys(), (len(touched), len(before))

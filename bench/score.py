@@ -3,9 +3,9 @@
     python -m bench.score [--rows 200000] [--dim 512] [--rounds 5]
 
 `head` is the scoring function on a table in memory; `numpy` is the same product on the same memory, converted to
-float32 in blocks of the best size. Both run on one thread, in rows per second of its CPU time. Each round runs both,
-and the ratio is the median of the rounds. `command` is the whole of `pairmill score`, with reading and writing, on a
-dataset of shards of 4,096 rows, in rows per second of wall-clock time.
+float32 in blocks of the fastest size. Both run on one thread and are given in rows per second of its CPU time. Each
+round runs both, and the ratio is the median over the rounds. `command` is all of `pairmill score`, with reading and
+writing, on a dataset with shards of 4,096 rows, in rows per second of wall-clock time.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.proces
 
 
 def numpy_head(vectors: Halves, weight: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
-    """The linear head by NumPy."""
+    """The scores of the linear head, computed with NumPy."""
     scores = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), block):
         scores[start : start + block] = vectors[start : start + block].astype(np.float32) @ weight

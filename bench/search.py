@@ -6,9 +6,9 @@
 The embeddings are float16 [rows, 512] with the statistics of OpenAI's ViT-B-32 on Flickr8k: two pictures have a cosine
 of 0.56 on average, a caption and its picture 0.33, a caption and another picture 0.18. Pictures come in groups of
 unequal sizes. Queries are either a slightly changed picture, or a caption. Recall is that of the ten nearest rows
-against brute force. Each library runs in its own process, one query at a time, with the index mapped into memory where
-the library can do that. CPU counts all threads; MB is the memory of the process that the index adds, mapped pages
-included.
+compared with brute force. Each library runs in its own process, one query at a time, with the index mapped into memory
+if the library supports this. CPU counts all threads; MB is the memory that the index adds to the process, including
+mapped pages.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import psutil
 DIM, QUERIES, NEAREST, SEED = 512, 200, 10, 0
 Floats = npt.NDArray[np.float32]
 Search = Callable[[Floats], npt.NDArray[np.int64]]
-"""One query [1, dim] -> rows [1, k]."""
+"""A function from one query [1, dim] to the nearest rows [1, k]."""
 
 CANDIDATES = (
     *("faiss flat fp16", "faiss IVF fp16", "faiss IVF SQ8", "faiss IVF PQ+refine"),
@@ -37,7 +37,7 @@ CANDIDATES = (
 
 
 class Synthetic:
-    """Draws embeddings: a common direction, a group's direction, and a row's own, on a decaying spectrum."""
+    """Draws embeddings as sums of a common, a group's and a row's direction, the last two with a decaying spectrum."""
 
     def __init__(self, rows: int) -> None:
         self.rng = np.random.default_rng(SEED)
@@ -62,7 +62,7 @@ class Synthetic:
             0.8 * self.groups[group] + 0.6 * self._spectral(n)))  # fmt: skip
 
     def captions_of(self, images: Floats) -> Floats:
-        """A caption for each picture."""
+        """The embedding of a caption for each picture, L2-normalized, float32 [n, dim]."""
         about = _normalized(images - images @ self.image_mean[:, None] * self.image_mean)
         noise = 0.38 * self._spectral(len(images)) + 0.55 * self._unit(len(images))
         return _normalized(0.71 * self.text_mean + 0.23 * about + noise)
@@ -95,7 +95,7 @@ def make(folder: Path, rows: int) -> None:
 
 
 def faiss_index(name: str, folder: Path) -> tuple[Callable[[], None], Callable[[], dict[str, Search]], Path]:
-    """How to build one of faiss's indexes, how to open it for several settings, and where it is."""
+    """Returns (how to build one of faiss's indexes, how to open it with several settings, its path)."""
     import faiss
 
     path, inner = folder / f"{name.replace(' ', '-')}.faiss", faiss.METRIC_INNER_PRODUCT
@@ -135,7 +135,7 @@ def faiss_index(name: str, folder: Path) -> tuple[Callable[[], None], Callable[[
 
 
 def usearch_index(name: str, folder: Path) -> tuple[Callable[[], None], Callable[[], dict[str, Search]], Path]:
-    """The same for usearch."""
+    """Like `faiss_index`, for usearch."""
     from usearch.index import Index
 
     path = folder / "usearch.index"
@@ -160,7 +160,7 @@ def usearch_index(name: str, folder: Path) -> tuple[Callable[[], None], Callable
 
 
 def lance_index(_: str, folder: Path) -> tuple[Callable[[], None], Callable[[], dict[str, Search]], Path]:
-    """The same for Lance, whose files hold the vectors too."""
+    """Like `faiss_index`, for Lance, whose files also contain the vectors."""
     import lance
     import pyarrow as pa
 

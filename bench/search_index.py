@@ -1,10 +1,10 @@
-"""Measures `pairmill index` and `pairmill search` on a dataset of a million rows, against brute force.
+"""Measures `pairmill index` and `pairmill search` on a dataset of a million rows, and compares them with brute force.
 
     python -m bench.search_index --rows 1000000 [--folder FOLDER]
 
-The embeddings are those of `bench.search`. Prints the CPU time and memory of indexing, the size of the index, how long
-it takes to open, and the time of one search and its recall, for changed pictures and for captions, in the whole dataset
-and in a tenth of it; then the time of the whole command `pairmill search --uid`.
+The embeddings are those of `bench.search`. Prints the CPU time and memory of indexing, the size of the index, and the
+time to open it. Then prints the time and recall of one search, for changed pictures and for captions, in the whole
+dataset and in a tenth of it, and the time of the whole command `pairmill search --uid`.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def add_columns(folder: Path, vectors: npt.NDArray[np.float16]) -> None:
 
 
 def run(*arguments: str) -> tuple[float, float, str]:
-    """Seconds, CPU seconds and the output of a pairmill command."""
+    """Run a pairmill command. Returns the seconds, the CPU seconds and the output."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "pairmill", *arguments], check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -71,7 +71,7 @@ def run(*arguments: str) -> tuple[float, float, str]:
 
 
 def measure(index: SearchIndex, queries: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Milliseconds of a search and recall, one query at a time."""
+    """Print the milliseconds per search and the recall, with one query at a time."""
     times, hits = [], 0
     for query, best in zip(queries, truth, strict=True):
         started = time.perf_counter()
@@ -86,7 +86,7 @@ def measure(index: SearchIndex, queries: npt.NDArray[np.float32], truth: npt.NDA
 
 
 def in_a_tenth(index: SearchIndex, queries: npt.NDArray[np.float32]) -> dict[str, float]:
-    """The same among a random tenth of the rows, with scores of brute force as the truth."""
+    """The same among a random tenth of the rows; recall is measured with the scores of brute force."""
     allowed = np.random.default_rng(1).random(index.num_rows) < 0.1
     times, hits = [], 0
     everything = np.concatenate([index.embeddings.read(shard)[0] for shard in index.embeddings.snapshot.chunk.shards])

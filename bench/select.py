@@ -3,9 +3,9 @@
     python -m bench.select --rows 10000000 --rounds 5
 
 The steps keep one row per uid, rows with similarity >= 0.2, the top 30% by similarity, and one row per sha256. Both
-write the selected rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its
-own process. The clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's
-workers together.
+sides write the selected rows as Parquet; DuckDB uses one thread per core. The two sides alternate, each in its own
+process. The clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's workers
+together.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dataset", type=Path, help="written if missing, and kept; a temporary folder by default")
+    parser.add_argument("--dataset", type=Path, help="written if missing, and kept; by default, a temporary folder")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:

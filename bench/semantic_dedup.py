@@ -4,12 +4,12 @@
     python -m bench.semantic_dedup /tmp/embedded --rows 10000000
 
 The embeddings are a mixture of 100 topics in each of 500 subjects; one row in five is a near copy of an earlier one,
-with a cosine between 0.9 and 1. The folder is written if it has fewer rows, and kept.
+with a cosine between 0.9 and 1. The dataset is kept, and is written again only if it has too few rows.
 
 - `cpu_s`: CPU time of the process and Ray's workers, once Ray is up.
-- `megabytes`: the peak of their memory together, with Ray's object store; shared memory counts once (PSS).
-- `found`: the share of planted pairs with a cosine of at least the threshold of which not both rows stay, in a sample
-  of the shards.
+- `megabytes`: the peak of their combined memory, with Ray's object store; shared memory counts once (PSS).
+- `found`: the share of planted pairs, with a cosine of at least the threshold, from which at least one row was dropped,
+  in a sample of the shards.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def write(folder: Path, rows: int) -> None:
 
 
 def whole_shards(rows: int) -> int:
-    """The copies in the last shard may be of any of its rows."""
+    """The number of rows, rounded up to whole shards, because a copy can be of any row in the last shard."""
     return -(-rows // SHARD_ROWS) * SHARD_ROWS
 
 
@@ -51,7 +51,7 @@ def vectors(shard: int) -> npt.NDArray[np.float16]:
 
 
 def copies_of(shard: int) -> tuple[npt.NDArray[np.int64], int, npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """(rows that are copies, the shard of their originals, the originals' rows there, the copies' vectors)."""
+    """Returns (the rows that are copies, the shard of their originals, the rows there, the copies' vectors)."""
     rng = np.random.default_rng([2, shard])
     source = int(rng.integers(0, shard + 1))
     copies = np.flatnonzero(rng.random(SHARD_ROWS) < COPIES)
@@ -67,7 +67,7 @@ def copies_of(shard: int) -> tuple[npt.NDArray[np.int64], int, npt.NDArray[np.in
 
 
 def _own(shard: int) -> npt.NDArray[np.float32]:
-    """What the embeddings of a shard would be without copies."""
+    """The embeddings of a shard before copies replace some of them."""
     rng = np.random.default_rng([1, shard])
     noise = _unit(rng.standard_normal((SHARD_ROWS, DIM), np.float32))
     return _unit(_topics()[rng.integers(0, TOPICS, SHARD_ROWS)] + SPREAD * noise)
@@ -106,7 +106,7 @@ def select(dataset: str, threshold: float) -> dict[str, float]:
 
 
 def found(dataset: Path, threshold: float, sampled: int = 50) -> float:
-    """The share of the planted near pairs that took part in the last step of which not both rows stay."""
+    """The share of planted near pairs of which the last step dropped a row, among the pairs that reached this step."""
     store = Store(str(dataset))
     subset = read_subset(store, "b")
     steps = {each.shard: each.drop_step for each in read_shards(store, subset)}

@@ -1,16 +1,17 @@
-"""Measures which ways to put rows into clusters find the pairs of near duplicates, and at what cost.
+"""Measures how many pairs of near duplicates different ways of assigning rows to clusters find, and at what cost.
 
     python -m bench.semantic_recall ../shared/data/clip_b32/flickr8k500_pairs/image_embeddings.npy
 
-Two sets: mixtures of two or three of CLIP's embeddings of 500 photographs, and a mixture of 2,000 topics in 128
-dimensions. A fifth of the rows are near copies, half of them in a random direction, half in that of another row.
+There are two datasets: mixtures of two or three of CLIP's embeddings of 500 photographs, and a mixture of 2,000 topics
+in 128 dimensions. A fifth of the rows are near copies, half of them displaced in a random direction, and half toward
+another row.
 
-- `recall`: share of the planted pairs at or above the threshold that meet in a cluster; `at the edge`: of those within
-  0.01 of the threshold.
+- `recall`: the share of the planted pairs at or above the threshold that meet in a cluster.
+- `at the edge`: the same, for the pairs within 0.01 of the threshold.
 - `cost`: comparisons per row, in units of the mean size of a cluster.
 
-In the end, the whole step runs on 20,000 rows. `found` is the share of the rows with a near row that brute force finds
-of which this is true: no other row that resembles it stays with it.
+Finally, the whole step runs on 20,000 rows. Brute force finds all rows that have a near row; `found` is the share of
+these that are not kept, or are kept without any of their near rows.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def topics(rows: int) -> npt.NDArray[np.float64]:
 
 
 def nearest(points: Floats, centers: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-    """(the MOST nearest centers of each row, how much less similar than the nearest each is)."""
+    """Returns (the MOST nearest centers of each row, how much less similar each is than the nearest)."""
     found, less = np.zeros((len(points), MOST), np.int64), np.zeros((len(points), MOST), np.float32)
     for start in range(0, len(points), 4_096):
         similar = points[start : start + 4_096] @ centers.T
@@ -57,7 +58,7 @@ def nearest(points: Floats, centers: Floats) -> tuple[npt.NDArray[np.int64], Flo
 
 
 def ways(radius: float, less: Floats) -> Iterator[tuple[str, npt.NDArray[np.bool_], bool]]:
-    """(name, which of its nearest clusters each row is in, whether rows that are not at home there are compared)."""
+    """Yield (name, which of its nearest clusters each row is in, whether guests of a cluster are compared)."""
     place = np.arange(MOST)
     for most in (1, 2, 3):
         yield f"nearest {most}, all compared", np.broadcast_to(place < most, less.shape), True
@@ -91,7 +92,7 @@ def measure(name: str, vectors: npt.NDArray[np.float64], threshold: float, clust
 
 
 def whole_step(name: str, vectors: npt.NDArray[np.float64], threshold: float) -> None:
-    """Compare the step with brute force; `check` also checks that every row that goes resembles one that stays."""
+    """Compare the step with brute force. `check` also checks that every dropped row resembles a kept one."""
     copied = with_copies(vectors, threshold)
     with tempfile.TemporaryDirectory() as folder:
         write_embedded(Path(folder), copied, shard_rows=4_096)

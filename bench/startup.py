@@ -53,8 +53,8 @@ def write_source(path: Path, rows: int) -> bytes:
 
 
 def plan(what: BuildJob) -> None:
-    """Write the plan of an output that has manifests but no plan. A build would refuse such an output, because it does
-    not look like pairmill's."""
+    """Write the plan of an output that has manifests but no plan. A build would reject such an output, because it does
+    not look like one of pairmill's."""
     checked, fingerprint = check(what)
     make_plan(JobRecord(checked, fingerprint), Store(checked.output, checked.s3))
 

@@ -1,4 +1,4 @@
-"""Runs a benchmark in a process of its own, and tracks the peak memory of it and Ray's workers together."""
+"""Runs a benchmark in a separate process, and tracks the peak of its memory together with that of Ray's workers."""
 
 import json
 import subprocess
@@ -15,18 +15,18 @@ Memory = Callable[[psutil.Process], int]
 
 
 def private(process: psutil.Process) -> int:
-    """Without memory that is shared, such as Ray's object store."""
+    """The process's memory without shared memory, such as Ray's object store."""
     memory = process.memory_info()
     return int(memory.rss - memory.shared)
 
 
 def proportional(process: psutil.Process) -> int:
-    """With its part of the memory that it shares (PSS), so that over all processes this counts once."""
+    """The process's memory with its part of shared memory (PSS), which thus counts once over all processes."""
     return int(process.memory_full_info().pss)
 
 
 def run_watched(module: str, arguments: list[str], memory: Memory) -> tuple[dict[str, float], int]:
-    """Run `python -m module`. Returns the JSON of its last line on stdout, and the peak in bytes."""
+    """Run `python -m module`. Returns the JSON in its last line on stdout, and the peak memory in bytes."""
     process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
     peak, stop = [0], threading.Event()
     listener = threading.Thread(target=_watch, args=(psutil.Process(process.pid), memory, peak, stop))
@@ -40,7 +40,7 @@ def run_watched(module: str, arguments: list[str], memory: Memory) -> tuple[dict
 
 
 def with_workers(root: psutil.Process) -> Iterator[psutil.Process]:
-    """The process and Ray's workers."""
+    """The process itself and Ray's workers."""
     yield root
     for process in root.children(recursive=True):
         try:
@@ -51,7 +51,7 @@ def with_workers(root: psutil.Process) -> Iterator[psutil.Process]:
 
 
 def cpu_s() -> float:
-    """CPU time of this process and Ray's workers."""
+    """The CPU seconds of this process and Ray's workers."""
     return sum(sum(each.cpu_times()[:2]) for each in with_workers(psutil.Process()))
 
 

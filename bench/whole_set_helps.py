@@ -2,12 +2,13 @@
 
     python -m bench.whole_set_helps [--pool 6000] [--samples 20480] [--seeds 1 2 3]
 
-Like bench.filtering_helps, but with another pool, which has the faults that these steps are for. A third of its pairs
-are new: their 64 combinations of color and shape follow Zipf's law, so that the most frequent one is in a fifth of them
-and the rarest in a few. Half of these have a caption that gets something wrong. The other two thirds are near copies of
-a few stock pictures, cropped and encoded again, each with a right caption in new words.
+Like bench.filtering_helps, but with a pool that has the faults that these steps correct. A third of its pairs are new:
+their 64 combinations of color and shape follow Zipf's law, so the most frequent combination is in a fifth of them and
+the rarest in a few. Half of the new pairs have a caption that gets something wrong. The other two thirds of the pool
+are near copies of a few stock pictures, cropped and encoded again, each with a correct caption in new words.
 
-Every step is measured with and without: each training set has the same number of samples, from the same random weights.
+Training sets are made with and without each step. All models are trained from the same random weights, with the same
+number of samples.
 """
 
 import io
@@ -21,14 +22,14 @@ from bench.filtering_helps import CHANGE_SCENE, Experiment, Steps, jpeg, run
 from pairmill.pipeline.encode.tiny.draw import COLORS, SHAPES, Scene, Thing, caption, random_scene, render
 
 THINGS = [(color, shape) for shape in SHAPES for color in COLORS]
-"""Combinations, the most frequent first."""
+"""The combinations of color and shape, the most frequent first."""
 SHARE_OF_COPIES, NUM_STOCK = 2 / 3, 40
 SHARE_OF_WRONG = 0.5
 PER_ENTRY = 40
 
 
 def zipf_scene(rng: Random) -> Scene:
-    """A scene whose things are the n-th of THINGS with a probability proportional to 1 / n."""
+    """A random scene. Its objects are drawn from THINGS, the n-th with a probability proportional to 1 / n."""
     weights = [1 / rank for rank in range(1, len(THINGS) + 1)]
     scene, looks = random_scene(rng), rng.choices(THINGS, weights, k=2)
     first, second = (Thing(*look, scene.first.size) for look in looks)
@@ -38,7 +39,7 @@ def zipf_scene(rng: Random) -> Scene:
 
 
 def near_copy(picture: bytes, rng: Random) -> bytes:
-    """The picture without up to 4 % of each side, encoded again."""
+    """The picture with up to 4% of each side cropped off, encoded again."""
     image = Image.open(io.BytesIO(picture))
     left, top, right, bottom = (rng.randrange(6) for _ in range(4))
     made = io.BytesIO()
@@ -61,7 +62,7 @@ def pool(count: int, seed: int) -> Iterator[tuple[bytes, str, str]]:
 
 
 def experiment(folder: Path, count: int) -> Experiment:
-    """The pool, and the sets with and without each step."""
+    """Write the pool, and the training sets with and without each step."""
     entries = folder / "entries.txt"
     entries.write_text("".join(f"{color} {shape}\n" for color, shape in THINGS))
     dedup: Steps = [{"dedup": {"by": "embedding", "model": "tiny", "threshold": 0.97, "best": "similarity"}}]

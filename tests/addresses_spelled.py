@@ -1,4 +1,4 @@
-"""Spells one IPv4 address in every way that URLs may: in the forms of inet_aton(3), browsers, IDNA and IPv6."""
+"""Spells an IPv4 address in every way that a URL can: in the forms of inet_aton(3), browsers, IDNA and IPv6."""
 
 import ipaddress
 from collections.abc import Callable, Iterator
@@ -42,17 +42,17 @@ def _numeric(address: str) -> Iterator[tuple[str, str]]:
             yield f"{name}, {count} parts", ".".join(map(write, numbers))
         mixed = [write(number) for number, write in zip(numbers, list(_NUMBERS.values())[::-1], strict=False)]
         yield f"mixed, {count} parts", ".".join(mixed)
-        yield f"hex, {count} parts, a dot at the end", ".".join(map(hex, numbers)) + "."
-    yield "a dot at the end", address + "."
-    yield "two dots at the end", address + ".."
-    yield "a zero in front", "0." + address
+        yield f"hex, {count} parts, a trailing dot", ".".join(map(hex, numbers)) + "."
+    yield "a trailing dot", address + "."
+    yield "two trailing dots", address + ".."
+    yield "a leading zero part", "0." + address
     yield "a port", address + ":80"
     yield "a user", "example.com@" + address
     yield "a user and a password", "example.com:80@" + address
     yield "a user, encoded", "example.com%2f@" + address
     yield "a backslash", "example.com\\@" + address
     yield "overflow", str(int(ipaddress.IPv4Address(address)) + 2**32)
-    yield "overflow of a part", f"{a + 256}.{b}.{c}.{d}"
+    yield "overflow in one part", f"{a + 256}.{b}.{c}.{d}"
     yield "padded", ".".join(f"{number:03d}" for number in (a, b, c, d))
 
 

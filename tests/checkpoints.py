@@ -1,4 +1,4 @@
-"""Makes small CLIP and SigLIP checkpoints with transformers itself: seeded random weights, and tokenizers with few
+"""Makes small CLIP and SigLIP checkpoints with transformers itself: seeded random weights and tokenizers with few
 tokens."""
 
 import io
@@ -13,7 +13,7 @@ import torch
 import transformers
 
 SIDE = 33
-"""Pixels of the pictures that the models read; odd, so that crops are uneven."""
+"""Side in pixels of the pictures that the models read; odd, so that crops are uneven."""
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 SENTENCES = [f"a photo of {n} {what} on the {where}" for n in range(30) for what in ("dogs", "cats", "red cars")
              for where in ("table", "street", "beach")]  # fmt: skip
@@ -34,7 +34,7 @@ def clip_tokenizer() -> Any:
 
 
 def save_clip(folder: Path, act: str = "quick_gelu", projection: int = 24, eos: int | None = None) -> Any:
-    """A CLIPModel with everything that belongs to it. `eos`: the number in config.json; None: the tokenizer's."""
+    """Save a CLIPModel with its tokenizer and processor. `eos`: the number in config.json; None: the tokenizer's."""
     _quietly()
     tokenizer = clip_tokenizer()
     sides = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": act}
@@ -51,7 +51,7 @@ def save_clip(folder: Path, act: str = "quick_gelu", projection: int = 24, eos: 
 
 
 def save_siglip(folder: Path, act: str = "gelu_pytorch_tanh", width: int = 48) -> Any:
-    """A SiglipModel with everything that belongs to it. Its text tower may be narrower than its embeddings."""
+    """Save a SiglipModel with its tokenizer and processor. Its text tower can be narrower than its embeddings."""
     _quietly()
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -71,7 +71,7 @@ def save_siglip(folder: Path, act: str = "gelu_pytorch_tanh", width: int = 48) -
 
 
 def siglip_tokenizer(folder: Path) -> Any:
-    """transformers' own tokenizer over the folder's spiece.model."""
+    """transformers' own tokenizer for the folder's spiece.model."""
     return transformers.SiglipTokenizer(vocab_file=str(folder / "spiece.model"))
 
 

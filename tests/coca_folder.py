@@ -42,7 +42,8 @@ END = 49407
 
 
 def write_coca(folder: Path, seed: int = 0) -> Path:
-    """The folder of a model whose captions differ from picture to picture, and end after a few tokens or not at all."""
+    """Write a model whose captions differ between pictures and end after a few tokens or not at all. Returns its
+    folder."""
     torch.manual_seed(seed)
     model = open_clip.CoCa(**{name: value for name, value in MODEL.items() if name != "custom_text"})
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -25,7 +25,7 @@ CONTRACT = ScoreContract("tiny", "tiny", None, "0" * 64, {}, "float32", 16)
 
 
 def pair(caption: str, similarity: float | None = None, **columns: Any) -> dict[str, Any]:
-    """A row whose picture was decoded. `size`: of its picture."""
+    """A row whose picture was decoded. `size`: the size of the picture."""
     return {"caption": caption, "similarity_tiny": similarity, "is_pair": True, "status": "ok", **columns}
 
 
@@ -47,7 +47,7 @@ def write_dataset(
 ) -> Store:
     """Plan and commit shards of rows made by `pair` and `reject`. `planned`: how many shards are planned.
 
-    `contract`, `dim`: of the model `tiny`.
+    `contract`, `dim`: the score contract and embedding width of the model `tiny`.
     """
     store = Store(str(root))
     values = {

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-"""Otherwise torch's threads spin while they wait for each other, which takes three times the CPU time, and the time of
-the tests beside them, if several processes share the cores. Set before torch is loaded."""
+"""Otherwise, torch's threads spin while they wait for each other. If several processes share the cores, that triples
+the CPU time and slows down the other tests. Must be set before torch is loaded."""
 
 settings.register_profile("pairmill", deadline=None)  # a slow machine must not fail a test
 settings.register_profile(  # for bench.doors
@@ -22,7 +22,7 @@ settings.register_profile("few", deadline=None, max_examples=20)  # for the othe
 settings.load_profile("pairmill")
 
 MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS
-"""Pillow's own limit."""
+"""Pillow's default limit."""
 
 
 @pytest.fixture(autouse=True)

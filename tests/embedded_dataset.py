@@ -1,4 +1,4 @@
-"""Gives datasets that `synthetic_dataset` writes the embeddings of an added model."""
+"""Adds the embeddings of an added model to datasets that `synthetic_dataset` writes."""
 
 import hashlib
 import json
@@ -25,9 +25,11 @@ def add_embeddings(
     text: Callable[[slice], Vectors] | None = None,
     weights: str = "w" * 64,
 ) -> None:
-    """Write the embeddings of every shard that lacks them. `image`, `text`: the vectors [rows, dim] of a slice of all
-    rows; rows that begin with NaN are null. Without `text`, there are only those of pictures. `weights`: SHA-256 of
-    the model's."""
+    """Write the embeddings of every shard that lacks them.
+
+    `image`, `text`: functions from a slice of all rows to their vectors [rows, dim]; a vector that begins with NaN
+    becomes null. Without `text`, only picture embeddings are written. `weights`: SHA-256 of the model's weights.
+    """
     (dataset / f"columns/{alias}/manifests").mkdir(parents=True, exist_ok=True)
     (dataset / f"columns/{alias}/model.json").write_text("{}")
     for path in sorted((dataset / "manifests").iterdir()):
@@ -46,9 +48,10 @@ def add_embeddings(
 def write_embedded(
     folder: Path, image: Vectors, text: Vectors | None = None, shard_rows: int = 700, order: Any = None
 ) -> Path:
-    """A dataset with these embeddings, of the model `m`, of which no earlier step drops a row. Returns its folder.
+    """Write a dataset with these embeddings of the model `m`, in which every row is kept. Returns its folder.
 
-    The uid of a row is its number, and `similarity` a permutation of the numbers. `order`: in which the rows stand.
+    The uid of a row is its number, and `similarity` is a permutation of the numbers. `order`: the numbers of the rows
+    in the order in which they are written.
     """
     rows = np.arange(len(image)) if order is None else np.asarray(order)
     whole = default_columns(0, 0, len(image), 1)

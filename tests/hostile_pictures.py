@@ -1,4 +1,4 @@
-"""Generates pictures that announce, or hide, far more work than their size suggests: one of each kind, per format."""
+"""Generates pictures that announce or hide far more work than their size suggests: one of each kind per format."""
 
 import io
 import struct
@@ -20,11 +20,11 @@ class Hostile:
     name: str
     body: bytes
     status: Status | None = None
-    """None: any status will do."""
+    """None: any status is acceptable."""
 
 
 def png_of_zeros(width: int, height: int, bits: int = 8, color_type: int = 0, interlaced: bool = False) -> bytes:
-    """All pixels are present, and zero."""
+    """A PNG with all of its pixels present and zero."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
     if interlaced:
         passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -45,7 +45,7 @@ def png_of_zeros(width: int, height: int, bits: int = 8, color_type: int = 0, in
 
 
 def lossless_webp(width: int, height: int) -> bytes:
-    """42 bytes of VP8L that announce this size."""
+    """A VP8L file of 42 bytes that announces this size."""
     bits = (width - 1) | (height - 1) << 14
     data = b"\x2f" + struct.pack("<I", bits) + b"\x88\x88\x08" + bytes(14)
     return b"RIFF" + struct.pack("<I", 12 + len(data)) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
@@ -79,13 +79,13 @@ def many_scans(size: tuple[int, int], count: int) -> bytes:
 
 
 def motion_photo() -> bytes:
-    """A phone's motion photo: a JPEG followed by a video, here one of 200 progressive JPEGs."""
+    """A phone's motion photo: a JPEG followed by a video, here a video of 200 progressive JPEGs."""
     film = saved(photo(), "JPEG", progressive=True)
     return saved(photo(), "JPEG", quality=95) + b"\0\0\0\x18ftypmp42" + film * 200
 
 
 def multi_picture() -> bytes:
-    """A camera's file: several consecutive pictures, listed in the first one (CIPA DC-007)."""
+    """A camera file with several consecutive pictures, listed in the first one (CIPA DC-007)."""
     stream = io.BytesIO()
     photo().save(stream, "MPO", save_all=True, append_images=[photo()] * 70)
     return stream.getvalue()
@@ -103,7 +103,7 @@ def tiff_header(width: int, height: int, **tags: list[int]) -> bytes:
 
 
 def refused() -> Iterator[Hostile]:
-    """Pictures whose header makes them bombs."""
+    """Pictures that announce too much work, most of which are refused as bombs."""
     bomb = Status.IMAGE_BOMB
     yield Hostile("png of one row", png_of_zeros(100_000_000, 1, 1), bomb)
     yield Hostile("png of one column", png_header(1, 10_000_000), bomb)
@@ -132,12 +132,12 @@ def refused() -> Iterator[Hostile]:
     yield Hostile("gif", gif_header(65_535, 65_535), bomb)
     yield Hostile("motion photo", motion_photo(), Status.OK)
     yield Hostile("multi-picture", multi_picture(), Status.OK)
-    yield Hostile("png of 100 megapixels, cut off", png_header(10_000, 9_999), Status.IMAGE_CORRUPT)
-    yield Hostile("tiff of 100 megapixels, cut off", tiff_header(10_000, 9_999), Status.IMAGE_CORRUPT)
+    yield Hostile("truncated png of 100 megapixels", png_header(10_000, 9_999), Status.IMAGE_CORRUPT)
+    yield Hostile("truncated tiff of 100 megapixels", tiff_header(10_000, 9_999), Status.IMAGE_CORRUPT)
 
 
 def metadata_without_end() -> Iterator[Hostile]:
-    """Small pictures whose metadata is costly because of its amount or repetition."""
+    """Small pictures whose metadata is costly because there is so much of it or because it is repeated."""
     ok, bomb = Status.OK, Status.IMAGE_BOMB
     large = saved(Image.new("RGB", (2_100, 2_000)), "JPEG")
     yield Hostile("jpeg that ends in fill bytes", large[:-2] + b"\xff" * 200_000)
@@ -145,8 +145,8 @@ def metadata_without_end() -> Iterator[Hostile]:
     jpeg, gif = saved(photo(), "JPEG"), saved(Image.new("P", (8, 8)), "GIF")
     yield Hostile("jpeg of comments", jpeg[:2] + b"\xff\xfe\0\2" * 4_500_000 + jpeg[2:], bomb)
     yield Hostile("jpeg of fill bytes", jpeg[:2] + b"\xff" * 18_000_000 + jpeg[2:], bomb)
-    yield Hostile("jpeg with comments behind its pixels", jpeg[:-2] + b"\xff\xfe\0\2" * 4_500_000 + jpeg[-2:], ok)
-    yield Hostile("jpeg with fill bytes behind its pixels", jpeg[:-2] + b"\xff" * 18_000_000 + jpeg[-2:], ok)
+    yield Hostile("jpeg with comments after its pixels", jpeg[:-2] + b"\xff\xfe\0\2" * 4_500_000 + jpeg[-2:], ok)
+    yield Hostile("jpeg with fill bytes after its pixels", jpeg[:-2] + b"\xff" * 18_000_000 + jpeg[-2:], ok)
     palette_end = 13 + (3 * (2 << (gif[10] & 7)) if gif[10] & 0x80 else 0)
     yield Hostile("gif of comments", gif[:palette_end] + b"\x21\xfe\1a\0" * 3_600_000 + gif[palette_end:], ok)
     yield Hostile("gif of one large comment", gif[:palette_end] + b"\x21\xfe" + (b"\xff" + bytes(255)) * 70_000 + b"\0"
@@ -163,11 +163,11 @@ def metadata_without_end() -> Iterator[Hostile]:
     )
     yield Hostile("avif of empty boxes", saved(photo(), "AVIF") + boxes, ok)
     for tag in (700, 34675, 274, 273):  # XMP, profile, orientation, offsets of strips
-        yield Hostile(f"tiff of one tag {tag} again and again", tiff_of_repeated(tag, 18_000_000), ok)
+        yield Hostile(f"tiff with tag {tag} repeated", tiff_of_repeated(tag, 18_000_000), ok)
 
 
 def tiff_of_repeated(tag: int, num_bytes: int) -> bytes:
-    """60,000 entries of one tag after the picture's own, each with nearly all bytes of the file."""
+    """A TIFF with 60,000 entries of one tag after the regular ones, each referring to nearly all bytes of the file."""
     body = saved(Image.new("L", (8, 8)), "TIFF")
     (start,) = struct.unpack_from("<I", body, 4)
     (count,) = struct.unpack_from("<H", body, start)
@@ -206,8 +206,8 @@ def most_expensive_accepted(megapixels: float) -> Iterator[Hostile]:
     yield Hostile("gif", saved(Image.new("P", (side, side)), "GIF"))
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"):
         yield Hostile(f"tiff {compression}", saved(flat, "TIFF", compression=compression, tiffinfo={278: side}))
-    yield Hostile("gif, cut off", gif_header(side, side))
-    yield Hostile("jpeg, cut off", jpeg_header(side, side))
+    yield Hostile("gif truncated", gif_header(side, side))
+    yield Hostile("jpeg truncated", jpeg_header(side, side))
     part = int((megapixels * 0.35 * 1e6) ** 0.5)
     small = Image.new("RGBA", (part, part), (255, 0, 0, 100))
     yield Hostile("webp lossless", saved(small, "WEBP", lossless=True, method=0, quality=0))

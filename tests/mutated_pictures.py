@@ -17,7 +17,7 @@ SEED_BYTES = 200_000
 
 
 def draw_seeds() -> list[bytes]:
-    """One small picture in every format and pixel mode that Pillow writes."""
+    """One small picture for every format and pixel mode that Pillow writes."""
     small = np.random.default_rng(7).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     picture = Image.fromarray(small)
     exif = Image.Exif()
@@ -79,8 +79,8 @@ def seeds_from(folder: Path | None) -> list[bytes]:
 def decode_mutations(
     seeds: Sequence[bytes], seed: int, count: int, failures: Path | None = None
 ) -> tuple[Counter[str], float]:
-    """Decode `count` mutations. Returns how often each Status, or `exception: ...`, was the result, and the longest
-    decode in seconds. A picture that raises an exception is written to the folder `failures`."""
+    """Decode `count` mutations. Returns the number of times that each Status or `exception: ...` was the result, and
+    the seconds of the longest decode. A picture that raises an exception is written to the folder `failures`."""
     processor = ImageProcessor(ImagesConfig(size=64, max_pixels=4_000_000))
     found: Counter[str] = Counter()
     slowest = 0.0

@@ -1,7 +1,8 @@
-"""Decodes a file with three independent decoders, to 8-bit sRGB, with the orientation applied, over white. The result
+"""Decodes a file with three independent decoders: to 8-bit sRGB, over white, with the orientation applied. The result
 of a decoder that refuses the file is None.
 
-Each does as much as it can by itself. OpenCV does not support profiles, so only the other two decode those pictures.
+Each decoder does as much as it can by itself. OpenCV does not support profiles, so only the other two decode pictures
+that have one.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def pillow(body: bytes) -> Pixels | None:
-    """Decode with Pillow, and make the conversions that it leaves to its caller: TIFF's tags 258, 262 and 339, tRNS,
-    alpha, profiles."""
+    """Decode with Pillow and do the conversions that it leaves to its caller: TIFF's tags 258, 262 and 339, tRNS, alpha
+    and profiles."""
     try:
         image = Image.open(io.BytesIO(body))
         tags, profile = dict(getattr(image, "tag_v2", {})), image.info.get("icc_profile")

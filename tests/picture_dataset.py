@@ -1,9 +1,9 @@
-"""Writes a finished dataset of any size with pictures, scores and embeddings, as a build writes it, without the build.
+"""Writes a finished dataset of any size, with pictures, scores and embeddings, like a build's but without a build.
 
-A few dozen small photographs, or drawings, repeat over all rows, with their captions. The rest is as in a dataset from
-the web: hosts of Zipf sizes, of which some lose most of their rows, dead links, small pictures, duplicates,
-similarities ~ N(0.25, 0.05) of which those below 0.2 are dropped, and embeddings of 512 elements in one cluster per
-picture and subject. Scores cannot be recomputed, because the model never ran.
+A few dozen small photographs or drawings and their captions repeat over all rows. Everything else resembles a dataset
+from the web: hosts with Zipf-distributed sizes, some of which lose most of their rows; dead links, small pictures and
+duplicates; similarities ~ N(0.25, 0.05), with pairs below 0.2 dropped; and embeddings of 512 elements, in one cluster
+per picture and subject. Scores cannot be recomputed, because the model never ran.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Photograph:
-    """One of the pictures that repeat."""
+    """One of the repeating pictures."""
 
     jpeg: bytes
     width: int
@@ -67,7 +67,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class World:
-    """What all shards share."""
+    """The data that all shards share."""
 
     photographs: Sequence[Photograph]
     hosts: int
@@ -77,7 +77,8 @@ class World:
 
 
 def photographs(folder: Path | None) -> list[Photograph]:
-    """Small copies of the first pictures of a folder with `pairs.jsonl` or of any folder; drawings without one."""
+    """Small copies of pictures spread over a folder, with captions from its `pairs.jsonl` if it has one; drawings if
+    there is no folder."""
     if folder is None:
         return [_drawing(Random(seed)) for seed in range(PICTURES)]
     found = []
@@ -100,7 +101,7 @@ def _drawing(rng: Random) -> Photograph:
 
 
 def _captions(folder: Path) -> dict[str, str]:
-    """Name of a picture -> its caption, from `pairs.jsonl`."""
+    """File name of each picture -> its caption, from `pairs.jsonl`."""
     try:
         rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     except FileNotFoundError:
@@ -109,7 +110,7 @@ def _captions(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path, num_rows: int, pictures: Path | None, seed: int = 1, shard_rows: int = SHARD_ROWS) -> None:
-    """Write plan and shards. Shards that are already there stay."""
+    """Write the plan and the shards. Existing shards stay."""
     store = Store(str(folder))
     rng = np.random.default_rng(seed)
     found = photographs(pictures)
@@ -212,7 +213,8 @@ def _shard(world: World, shard: Shard) -> pa.Table:
 
 
 def _embeddings(rng: np.random.Generator, centers: Floats, similarity: Floats) -> tuple[Floats, Floats]:
-    """Picture and caption embeddings near the centers, whose cosine is the similarity. (rows, DIM), unit norm."""
+    """Picture and caption embeddings near the centers. The cosine of each pair is its similarity. (rows, DIM), unit
+    norm."""
     image = _unit(centers + rng.normal(0, 0.7 / DIM**0.5, centers.shape).astype(np.float32))
     other = _unit(np.roll(centers, 7, axis=1) + rng.normal(0, 0.7 / DIM**0.5, centers.shape).astype(np.float32))
     other = _unit(other - (other * image).sum(axis=1, keepdims=True) * image)

@@ -1,4 +1,4 @@
-"""Generates small pictures of every kind that a header can announce, byte by byte if no library writes them.
+"""Generates small pictures of every kind that a header can announce, byte by byte if no library can write them.
 
 Sources: PNG specification (third edition), TIFF 6.0, EXIF 2.3.
 """
@@ -23,14 +23,14 @@ WIDTH, HEIGHT = 24, 16
 
 @dataclass(frozen=True)
 class Case:
-    """One picture, described by `name`. `tolerance`: in levels of 255, for every pixel."""
+    """One picture, described by `name`. `tolerance`: maximum difference of any pixel, in levels of 255."""
 
     name: str
     body: bytes
     tolerance: int = 2
     right: Values | None = None
-    """The pixels that its specification requires (or browsers show) where decoders disagree: uint8 [height, width] or
-    [height, width, 3]."""
+    """The correct pixels where decoders disagree, by the specification or by what browsers show: uint8 [height, width]
+    or [height, width, 3]."""
 
 
 def values(bits: int, channels: int, seed: int = 5) -> Values:
@@ -61,7 +61,8 @@ def png(
     first: bytes = b"",
     pixels: Values | None = None,
 ) -> bytes:
-    """A PNG of `values`; `first`, `before` and `after` are whole chunks before the palette, and around the pixels."""
+    """A PNG of `pixels` or `values`. `first` is whole chunks before the palette; `before` and `after` are whole chunks
+    around the pixels."""
     data = values(bits, PNG_CHANNELS[color_type]) if pixels is None else pixels
     header = struct.pack(">IIBBBBB", data.shape[1], data.shape[0], bits, color_type, 0, 0, 0)
     palette = chunk(b"PLTE", palette_colors(1 << bits)) if color_type == 3 else b""
@@ -85,7 +86,8 @@ def packed(row: Values, bits: int, order: str) -> bytes:
 
 
 def transparency(color_type: int, bits: int, stray: int = 0) -> bytes:
-    """tRNS for a color that the picture has. `stray` is set in the bits above the picture's depth."""
+    """The data of a tRNS chunk that makes one of the picture's colors transparent. `stray` goes into the bits above the
+    picture's depth."""
     if color_type == 3:
         return bytes((0, 128, 255)[index % 3] for index in range(min(1 << bits, 7)))
     key = values(bits, PNG_CHANNELS[color_type])[HEIGHT // 2, WIDTH // 2]
@@ -94,7 +96,7 @@ def transparency(color_type: int, bits: int, stray: int = 0) -> bytes:
 
 @cache
 def profile(space: str) -> bytes:
-    """An ICC profile of this data color space (`RGB `, `GRAY`, `CMYK`) that visibly changes colors."""
+    """An ICC profile for this color space (`RGB `, `GRAY`, `CMYK`) that visibly changes colors."""
     if space == "RGB ":
         return _wide_rgb()
     if space == "GRAY":
@@ -103,7 +105,7 @@ def profile(space: str) -> bytes:
 
 
 def _wide_rgb() -> bytes:
-    """sRGB with red and blue exchanged, so that it is obvious whether the profile was applied."""
+    """The sRGB profile with red and blue swapped, which makes it obvious whether the profile was applied."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for at in range(132, 132 + 12 * struct.unpack_from(">I", data, 128)[0], 12):
         name = bytes(data[at : at + 4])
@@ -114,7 +116,7 @@ def _wide_rgb() -> bytes:
 
 
 def _gray_profile() -> bytes:
-    """Gamma 1.0 on D50: mid-grays become much brighter."""
+    """A gray profile with gamma 1.0 and white point D50: mid-grays become much brighter."""
     xyz = struct.pack(">4sIiii", b"XYZ ", 0, 0xF6D6, 0x10000, 0xD32D)
     curve = struct.pack(">4sII", b"curv", 0, 0) + b""
     desc = b"desc" + struct.pack(">II", 0, 2) + b"g\0" + bytes(4 + 4 + 2 + 1 + 67)
@@ -132,7 +134,7 @@ def _gray_profile() -> bytes:
 
 
 def exif(orientation: int) -> bytes:
-    """A TIFF structure with one tag."""
+    """A TIFF structure whose only tag is the orientation."""
     return b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
@@ -152,7 +154,7 @@ def tiff(
     rows_per_strip: int = HEIGHT,
     is_planar: bool = False,
 ) -> bytes:
-    """A TIFF of unsigned `pixels` (their bits are written as they are) with these values of tags 258, 262 and 339."""
+    """A TIFF of unsigned `pixels`, whose bits are written unchanged, with these values of tags 258, 262 and 339."""
     per_pixel = pixels.shape[2]
     strips = []
     for plane in np.split(pixels, per_pixel, axis=2) if is_planar else [pixels]:
@@ -201,7 +203,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def photo(mode: str = "RGB") -> Image.Image:
-    """A smooth, colored picture without symmetry."""
+    """A smooth color picture without symmetry."""
     y, x = np.mgrid[0 : HEIGHT * 4, 0 : WIDTH * 4] / 64
     planes = [128 + 100 * np.sin(2 * x + y), 128 + 100 * np.cos(3 * y - x), 255 * (x / 2 + y / 4).clip(0, 1)]
     image = Image.fromarray(np.stack(planes, -1).clip(0, 255).astype(np.uint8))
@@ -276,7 +278,7 @@ def tiff_cases() -> Iterator[Case]:
 
 
 def odd_tiff_cases() -> Iterator[Case]:
-    """Layouts on which Pillow's own reader, which it uses for uncompressed files, differs from libtiff."""
+    """Layouts for which Pillow's own reader, used for uncompressed files, differs from libtiff."""
     for order, bits, deflate in itertools.product("<>", (8, 16), (False, True)):
         rest = f"{'MM' if order == '>' else 'II'} {bits} bits{' deflate' if deflate else ''}"
         for channels in (3, 4):
@@ -301,13 +303,14 @@ def odd_tiff_cases() -> Iterator[Case]:
 
 
 def over_white(samples: Values) -> Values:
-    """Colors, with or without alpha, 0 to 1 -> uint8 [height, width, 3]."""
+    """Colors from 0 to 1, with or without alpha, over white: uint8 [height, width, 3]."""
     alpha = samples[..., 3:] if samples.shape[2] == 4 else 1
     return np.rint(255 * (samples[..., :3] * alpha + 1 - alpha)).astype(np.uint8)
 
 
 def ycbcr_tiff(across: int, down: int) -> bytes:
-    """Uncompressed YCbCr with this subsampling (TIFF 6.0, section 21): each block's brightness, then its color."""
+    """An uncompressed YCbCr TIFF with this subsampling (TIFF 6.0, section 21): for each block, its luma values, then
+    its chroma values."""
     data = values(8, 3)
     blocks = [
         np.concatenate([data[y : y + down, x : x + across, 0].ravel(), data[y, x, 1:]])
@@ -359,7 +362,8 @@ def other_cases() -> Iterator[Case]:
 
 
 def offset_gif(background: int, options: dict[str, Any]) -> Case:
-    """A frame that covers a part of the screen. Browsers show the page around it for any background color."""
+    """A GIF whose frame covers only part of the screen. Browsers show the page around it, whatever the background
+    color."""
     gray = photo("L").quantize(16)
     body = bytearray(saved(gray, "GIF", **options))
     frame = body.index(b"," + bytes(4) + struct.pack("<HH", *gray.size))

@@ -1,4 +1,4 @@
-"""Writes a finished dataset of generated metadata, of any size: the real files of a build, without pictures.
+"""Writes a finished dataset of generated metadata, of any size: the same files as a build, but without pictures.
 
 One row in ten repeats the uid of an earlier row. One in five repeats the sha256 of an earlier row and has a phash that
 differs from that row's in at most two bits.
@@ -26,13 +26,13 @@ SHARD_ROWS = 4_096
 
 U64 = npt.NDArray[np.uint64]
 Columns = Callable[[int, int, int, int], dict[str, pa.Array]]
-"""A function of a shard, its first row, its number of rows, and a seed: the columns that are not all null."""
+"""Returns the columns that are not all null, given a shard, its first row, its number of rows, and a seed."""
 
 
 def write_dataset(
     folder: Path, num_rows: int, seed: int = 1, shard_rows: int = SHARD_ROWS, columns: Columns | None = None
 ) -> None:
-    """Write plan, pairs and manifests. Existing shards stay, so a second call with more rows adds shards."""
+    """Write the plan, pairs and manifests. Existing shards stay, so a second call with more rows adds shards."""
     make = columns or default_columns
     store = Store(str(folder))
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def default_columns(shard: int, first: int, rows: int, seed: int) -> dict[str, p
     own = np.arange(first, first + rows)
 
     def repeating(share: float) -> U64:
-        """Row numbers. A share of the rows have the number of an earlier row instead of their own."""
+        """Row numbers, in which a share of the rows have the number of an earlier row instead of their own."""
         return np.where(rng.random(rows) < share, rng.integers(0, first + rows, rows), own).astype(np.uint64)
 
     uid, sha256 = repeating(0.1), repeating(0.2)
@@ -128,6 +128,6 @@ def hex_digits(words: U64) -> pa.Array:
 
 
 def _scrambled(numbers: U64) -> U64:
-    """Bits that look random, a function of each number. The multiplier is that of Knuth's MMIX generator."""
+    """A pseudorandom value computed from each number, with the multiplier of Knuth's MMIX generator."""
     numbers = (numbers + np.uint64(1)) * np.uint64(6364136223846793005)
     return (numbers ^ (numbers >> np.uint64(29))) * np.uint64(6364136223846793005)

@@ -1,4 +1,4 @@
-"""Chromium for the tests of pages, and axe-core, which finds what a screen reader or a keyboard cannot use."""
+"""Chromium for the tests of pages, and axe-core, which finds problems for users of screen readers and keyboards."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def axe() -> str:
-    """The text of axe-core, fetched once from the npm registry; npm checks its integrity."""
+    """The source of axe-core, downloaded once from the npm registry; npm checks its integrity."""
     if not AXE.is_file():
         AXE.parent.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", f"axe-core@{AXE_VERSION}"]
@@ -40,7 +40,7 @@ def axe() -> str:
 
 
 def serious_violations(page: Page) -> list[str]:
-    """What axe-core finds on a page that is serious or critical. The page's context must bypass its policy."""
+    """The serious and critical problems that axe-core finds on a page. The page's context must bypass its CSP."""
     page.evaluate(axe())
     found: dict[str, Any] = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [

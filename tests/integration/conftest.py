@@ -25,8 +25,8 @@ LONGEST = [
         "install",
     )
 ]
-"""The test files that take longest as a whole or in a single test. They run first, because at the end they would run
-without others beside them."""
+"""The test files that take longest, as a whole or in a single test. They run first, because if they ran last, no other
+tests would run in parallel with them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

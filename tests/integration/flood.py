@@ -88,20 +88,20 @@ def _serve(hosts: range, ready: Connection) -> None:
 
 @dataclass(frozen=True)
 class Flood:
-    """Addresses of the hosts."""
+    """Running hosts, by number."""
 
     hosts: range
     port: int
 
     def url(self, kind: str, row: int) -> str:
-        """`kind`: `good`, or one of KINDS. Rows are spread over the hosts."""
+        """The URL of a row. `kind`: `good`, or one of KINDS. Rows are spread over the hosts."""
         scheme = "https" if kind == "tls" else "http"
         return f"{scheme}://{_address(self.hosts[row % len(self.hosts)])}:{self.port}/{kind}/{row}.jpg"
 
 
 @contextmanager
 def flooding(hosts: range) -> Iterator[Flood]:
-    """Hosts with these numbers, on loopback addresses, that serve every kind of response."""
+    """Run hosts with these numbers, on loopback addresses, that serve every kind of response."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(hosts, there), daemon=True)

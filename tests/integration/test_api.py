@@ -25,7 +25,7 @@ LOOPBACK = {"fetch.allow_networks": ["127.0.0.0/8"], "shard_rows": 8}
 
 
 def looks_like(one: Image.Image, other: Image.Image) -> bool:
-    """Whether two pictures are the same, apart from small differences due to JPEG compression and decoders."""
+    """Whether two pictures are the same, except for small differences due to JPEG compression and decoders."""
     pixels = [np.asarray(each.convert("RGB"), np.int16) for each in (one, other)]
     return pixels[0].shape == pixels[1].shape and float(np.abs(pixels[0] - pixels[1]).mean()) < 3
 
@@ -44,7 +44,7 @@ def source(web: PictureWeb, tmp_path: Path) -> Path:
     return write_input(tmp_path / "in.parquet", rows)
 
 
-def test_the_whole_path_from_urls_to_training(
+def test_the_whole_path_from_urls_to_training_works(
     ray_session: None, web: PictureWeb, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -103,7 +103,7 @@ def test_the_whole_path_from_urls_to_training(
     assert len(pairmill.open(out)) == 20
 
 
-def test_progress_is_shown_on_stderr_unless_told_otherwise(
+def test_progress_is_shown_on_stderr_unless_it_is_turned_off(
     ray_session: None, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = pairmill.build(source, tmp_path / "out", settings=LOOPBACK)
@@ -132,7 +132,7 @@ def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
     assert sum(1 for _ in dataset.rows(pictures=False)) == 6
 
 
-def test_pictures_inside_parquet_are_opened_too(plain_loop: None, tmp_path: Path) -> None:
+def test_pictures_inside_parquet_can_be_opened_too(plain_loop: None, tmp_path: Path) -> None:
     rows = pa.table({"image": [picture(n) for n in range(3)], "caption": ["one", "two", "three"], "n": [0, 1, 2]})
     pq.write_table(rows, tmp_path / "in.parquet")
     pairmill.embed(tmp_path / "in.parquet", tmp_path / "emb", models="tiny", device="cpu", progress=False)
@@ -141,9 +141,7 @@ def test_pictures_inside_parquet_are_opened_too(plain_loop: None, tmp_path: Path
         assert looks_like(dataset.picture(row["uid"]), Image.open(io.BytesIO(picture(row["n"]))))
 
 
-def test_a_dataset_on_s3_is_opened_with_the_settings_that_are_passed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_on_s3_is_opened_with_the_passed_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moto.server import ThreadedMotoServer
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

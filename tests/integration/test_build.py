@@ -59,7 +59,7 @@ def job(source: Path, output: Path, **settings: Any) -> BuildJob:
 
 
 def mixed_rows(web: PictureWeb, count: int = 35) -> list[dict[str, Any]]:
-    """Good pictures, dead links, broken files, doubled pairs, bad captions, spread over all shards."""
+    """Good pictures, dead links, broken files, duplicate pairs and bad captions, spread over all shards."""
     rows: list[dict[str, Any]] = []
     for n in range(count):
         url = web.add(f"/{n}.jpg", picture(n))
@@ -97,7 +97,7 @@ def dataset(output: Path | str, folder: str) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in paths).sort_by("row_id")
 
 
-def test_the_plain_loop_and_ray_give_equal_tables(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+def test_the_plain_loop_and_ray_produce_equal_tables(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
     source = write_input(tmp_path / "in.parquet", mixed_rows(web))
     settings = {"models": [{"name": "tiny"}], "rules": {"min_similarity": 0.0}}
     sequentially(job(source, tmp_path / "plain", **settings))
@@ -229,7 +229,7 @@ def test_verify_passes_after_a_build_and_names_damage_that_a_build_then_repairs(
     }
 
 
-def test_a_second_run_does_nothing_and_another_job_is_refused_by_field(
+def test_a_second_run_does_nothing_and_a_different_job_is_refused_with_the_changed_field(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
@@ -242,7 +242,7 @@ def test_a_second_run_does_nothing_and_another_job_is_refused_by_field(
         build(job(source, tmp_path / "out", images={"size": 256}))
 
 
-def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_that_the_old_plan_may_be_deleted(
+def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_that_the_old_plan_can_be_deleted(
     web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -261,7 +261,7 @@ def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_that_the_old_p
         prepare(build_job.model_copy(update={"images": ImagesConfig(size=64)}))
 
 
-def test_damaged_shards_at_the_front_do_not_block_the_good_ones(
+def test_damaged_shards_at_the_start_do_not_block_the_good_ones(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(60)]
@@ -285,7 +285,7 @@ def test_damaged_shards_at_the_front_do_not_block_the_good_ones(
     assert unreadable >= {0, 1}  # enough in a row to stop the run
 
 
-def test_a_worker_that_cannot_start_stops_the_run_with_its_reason(
+def test_a_worker_that_cannot_start_stops_the_run_and_the_error_says_why(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     """This simulates a cluster with a node that lacks the weights, which is noticed only on that node."""
@@ -331,7 +331,7 @@ def test_a_shard_with_damaged_input_fails_alone(ray_session: None, web: PictureW
 
 @pytest.fixture(scope="module")
 def one_null_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output of three shards; `note` is all null in the first."""
+    """An output of three shards; in the first, `note` is null in every row."""
     folder, web = tmp_path_factory.mktemp("null"), PictureWeb()
     rows = [
         {"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}", "note": None if n < 10 else n}
@@ -398,7 +398,7 @@ def test_tars_open_in_webdataset(one_null_shard: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not SHARED_DATA.exists(), reason=f"LOUD: {SHARED_DATA} is missing, the real photographs are not tried"
+    not SHARED_DATA.exists(), reason=f"LOUD: {SHARED_DATA} is missing, so the real photographs are not tested"
 )
 def test_a_build_works_on_real_photographs(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
     listed = [json.loads(line) for line in (SHARED_DATA / "pairs" / "pairs.jsonl").read_text().splitlines()]

@@ -1,5 +1,6 @@
-"""Tests scores of pictures that a build computes in its own decode: they are those that `pairmill score` computes from
-the stored pictures afterwards, wherever the stored pixels are the measured ones."""
+"""Tests the picture scores that a build computes while it decodes.
+
+They equal those that `pairmill score` computes later from the stored pictures, if these have the measured pixels."""
 
 import hashlib
 import io
@@ -53,7 +54,7 @@ def added(output: Path, name: str) -> pa.Table:
 
 
 def same(built: pa.Table, later: pa.Table, name: str, other: str) -> list[str]:
-    """The measures that differ in any row."""
+    """The measures whose values differ in any row."""
     suffixes = [column.removeprefix(other) for column in later.column_names if column != "row_id"]
     return [each for each in suffixes if built[f"{name}{each}"].to_pylist() != later[f"{other}{each}"].to_pylist()]
 
@@ -69,7 +70,7 @@ def of_list(source: Path, output: Path, **settings: Any) -> BuildJob:
     return BuildJob.model_validate({**values, **settings})
 
 
-def test_a_build_from_urls_has_the_scores_that_its_stored_pictures_get(
+def test_a_build_from_urls_has_the_same_scores_as_its_stored_pictures(
     plain_loop: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     bodies = [*PHOTOGRAPHS, as_png(PHOTOGRAPHS[0], 200), PHOTOGRAPHS[1][:500]]
@@ -94,16 +95,16 @@ def test_a_build_from_urls_has_the_scores_that_its_stored_pictures_get(
     assert same(built.filter(kept), later.filter(kept), "look", "later") == []
     again = pc.invert(kept)
     assert same(built.filter(again), later.filter(again), "look", "later") != []
-    for measure, near in (("exposure", 0.01), ("border", 0.05), ("colorfulness", 2.0)):  # encoded once more
+    for measure, near in (("exposure", 0.01), ("border", 0.05), ("colorfulness", 2.0)):  # encoded again
         for one, other in zip(built[f"look_{measure}"].to_pylist(), later[f"later_{measure}"].to_pylist(), strict=True):
             assert one == pytest.approx(other, abs=near)
     is_png = pc.equal(built["original_format"], "PNG")
     assert built.filter(is_png)["look_jpeg_quality"].to_pylist() == [None]
-    assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # that of the job
+    assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # the job's quality
 
 
 def assert_another_measure_is_found(folder: Path, output: Path, column: str) -> None:
-    """Change a column of a copy, and its checksum, as a wrong decoder would have."""
+    """Check that `verify` finds wrong values of a column, as from a broken decoder, if the checksum matches them."""
     copy = Path(shutil.copytree(output, folder / "copy"))
     shutil.rmtree(copy / "columns")
     (manifest, *_) = (each for each in read_manifests(Store(str(copy))) if each.pairs)
@@ -127,8 +128,8 @@ def with_words(body: bytes) -> bytes:
 
 
 def assert_text_is_masked(output: Path, bodies: set[bytes]) -> None:
-    """The similarity without text is the stored one where there is no text; elsewhere, what the model gives for the
-    picture that is painted over."""
+    """Check the similarity without text: for pictures with text, it is that of the picture with the text painted over,
+    and for others, it is the stored similarity."""
     job = {"dataset": str(output), "name": "words", "text": {"mask": {}}}
     assert score(ScoreJob.model_validate(job)).failures == {}
     assert verify(Store(str(output)), rescore=4).problems == []
@@ -151,7 +152,7 @@ def assert_text_is_masked(output: Path, bodies: set[bytes]) -> None:
     assert texts == 1
 
 
-def test_a_corpus_is_measured_as_it_is_in_the_input(plain_loop: None, tmp_path: Path) -> None:
+def test_the_pictures_of_a_corpus_are_measured_as_they_are_in_the_input(plain_loop: None, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, body in enumerate([*PHOTOGRAPHS, as_png(PHOTOGRAPHS[0], 600)]):
@@ -172,10 +173,10 @@ def test_a_corpus_is_measured_as_it_is_in_the_input(plain_loop: None, tmp_path: 
     assert_text_is_masked(output, {path.read_bytes() for path in folder.iterdir()})
 
 
-def test_a_column_of_the_input_with_the_name_of_a_score_is_refused(tmp_path: Path) -> None:
+def test_an_input_column_with_the_name_of_a_score_is_refused(tmp_path: Path) -> None:
     rows = [{"url": "http://host/1.jpg", "caption": "a picture", "Look_border": 0.5}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
-    with pytest.raises(SourceError, match="has a column 'Look_border', as a score would make; choose another name"):
+    with pytest.raises(SourceError, match="has a column 'Look_border', which a score would make; choose another"):
         build(of_list(tmp_path / "in.parquet", tmp_path / "out"))
     with pytest.raises(ValueError, match="two columns 'similarity_"):
         of_list(

@@ -1,4 +1,4 @@
-"""Tests a CLIP checkpoint in the layout of transformers through `embed`, `verify`, `search` and `--add-model`.
+"""Tests a CLIP checkpoint in the layout of transformers with `embed`, `verify`, `search` and `--add-model`.
 
 The oracle is transformers.
 """
@@ -30,7 +30,7 @@ def test_a_checkpoint_is_a_model_like_any_other(
     found = sorted((SHARED_DATA / "pairs" / "cc_challenge18").glob("*.jpg"))[:6]
     write_tar(tmp_path / "in.tar", [member for n, path in enumerate(found) for member in (
         (f"{n}.jpg", path.read_bytes()), (f"{n}.txt", CAPTION.format(n).encode()))])  # fmt: skip
-    monkeypatch.chdir(tmp_path)  # where a folder's name is relative
+    monkeypatch.chdir(tmp_path)  # because the name of the model is a relative path
     build(embed_job(tmp_path / "out", tmp_path / "in.tar", models=[{"name": "clip", "alias": "mine"}]))
     holds(tmp_path / "out")
 

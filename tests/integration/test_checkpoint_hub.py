@@ -1,5 +1,5 @@
-"""Tests that a checkpoint of the hub is downloaded, and only the files that are needed. The hub is a loopback server
-that answers as the real one does."""
+"""Tests that a checkpoint is downloaded from the hub, and only the files that are needed. The hub is a loopback server
+that responds like the real one."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ REPO, COMMIT = "people/clip-held", "a" * 40
 
 @contextmanager
 def hub_with(folder: Path) -> Iterator[tuple[str, set[str]]]:
-    """(endpoint, names of the files that were fetched)."""
+    """Run a hub with one repository. Yields (its endpoint, the names of the files that were downloaded)."""
     fetched: set[str] = set()
     files = {name: (folder / name).stat().st_size for name in files_of(folder)}
     info = {"id": REPO, "modelId": REPO, "sha": COMMIT, "tags": [], "siblings": [{"rfilename": name} for name in files]}
@@ -61,7 +61,7 @@ def hub_with(folder: Path) -> Iterator[tuple[str, set[str]]]:
     thread.join()
 
 
-def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_needed_files_are_downloaded_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     save_clip(tmp_path / "held")
@@ -74,6 +74,6 @@ def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, monkeyp
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         assert find_weights(ModelConfig(name=REPO)).sha256() == expected
         assert fetched == set(files_of(tmp_path / "held")) - {"README.md", "pytorch_model.bin"}
-        with pytest.raises(ModelError, match="'people/other' of the hub cannot be fetched"):
+        with pytest.raises(ModelError, match="'people/other' on the Hub cannot be fetched"):
             find_weights(ModelConfig(name="people/other"))
     assert find_weights(ModelConfig(name=REPO)).sha256() == expected  # there is no hub anymore

@@ -61,7 +61,9 @@ def files(output: Path) -> set[str]:
 
 
 @pytest.mark.timeout(300)
-def test_after_kill_9_the_same_command_gives_what_an_uninterrupted_run_gives(web: PictureWeb, tmp_path: Path) -> None:
+def test_after_kill_9_the_same_command_produces_the_output_of_an_uninterrupted_run(
+    web: PictureWeb, tmp_path: Path
+) -> None:
     """The command is killed in its first run, and again when it resumes."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(120)]
     rows[7]["url"] += ".gone"
@@ -92,7 +94,7 @@ def manifests(output: Path) -> set[Path]:
 
 
 def without_attempts(names: set[str]) -> list[str]:
-    """The names without attempts' ids, which a shard's names have if its first worker died while committing it."""
+    """The file names without attempt ids, which a shard's files have if its first worker died while committing it."""
     return sorted(f"{name.split('.')[0]}.{name.split('.')[-1]}" for name in names)
 
 
@@ -103,7 +105,7 @@ def without_attempts(names: set[str]) -> list[str]:
 def test_a_signal_leaves_a_resumable_output_and_says_so(
     web: PictureWeb, tmp_path: Path, send: Callable[[int, int], None], ending: signal.Signals
 ) -> None:
-    """Ctrl-C, `kill`, a job scheduler, a closed terminal: some of them reach Ray's processes too."""
+    """Ctrl-C, `kill`, job schedulers and closed terminals send signals. Some of these also reach Ray's processes."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(400)]
     output = tmp_path / "out"
     slowly = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.05"]
@@ -135,14 +137,14 @@ def test_a_signal_leaves_a_resumable_output_and_says_so(
         (["verify", "nowhere"], "nowhere"),
     ],
 )
-def test_a_job_that_cannot_run_is_one_clear_message_before_ray_starts(
+def test_a_job_that_cannot_run_ends_with_one_clear_message_before_ray_starts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
-    """In this process, because each new one would load pyarrow again, or even open_clip."""
+    """The command runs in this process, because each new process would load pyarrow again, or even open_clip."""
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a cat\n")
     (tmp_path / "job.yaml").write_text("fetch:\n  retries: 1\nimages: {size: none}\n")
     write_input(tmp_path / "half.parquet", [{"url": "http://127.0.0.1/a.jpg", "caption": "a"}])
@@ -165,7 +167,7 @@ def test_a_job_that_cannot_run_ends_the_process_with_one_message(tmp_path: Path)
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_ends_with_its_own_exit_status_time_after_time(tmp_path: Path) -> None:
+def test_the_command_reliably_ends_with_its_own_exit_status(tmp_path: Path) -> None:
     """Arrow's threads once freed Python bytes while the interpreter shut down, which aborted one run in twenty."""
     write_dataset(tmp_path / "out", 40_000, shard_rows=4_000)
     for name, least in (("low", 0.2), ("high", 0.3)):

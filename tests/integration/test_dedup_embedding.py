@@ -1,4 +1,4 @@
-"""Compares dedup by embedding on Ray with the same in a plain loop."""
+"""Compares dedup by embedding on Ray with dedup by embedding in a plain loop."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.embedded_dataset import write_embedded
 from tests.unit.select.test_dedup_embedding import goes, photographs, with_copies
 
 
-def test_dedup_by_embedding_gives_the_same_on_ray_and_in_a_plain_loop(
+def test_dedup_by_embedding_drops_the_same_rows_on_ray_and_in_a_plain_loop(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write_embedded(tmp_path, with_copies(photographs(900)[:, :64], 0.9))

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.integration.test_command import run
 
 
-def test_the_demo_accounts_for_every_row_and_keeps_right_pairs(tmp_path: Path) -> None:
+def test_the_demo_accounts_for_every_row_and_keeps_correct_pairs(tmp_path: Path) -> None:
     done = run(["demo", "--out", "demo", "--pairs", "400", "--json"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
@@ -19,4 +19,4 @@ def test_the_demo_accounts_for_every_row_and_keeps_right_pairs(tmp_path: Path) -
     assert "<script" not in sheet
     again = run(["demo", "--out", ".", "--pairs", "400"], tmp_path)
     assert again.returncode == 1
-    assert "the folder is not a demo's: it has " in again.stderr
+    assert "the demo did not write this folder, which contains " in again.stderr

@@ -92,7 +92,7 @@ def rows(table: pa.Table) -> list[dict[str, Any]]:
     return found
 
 
-def test_every_column_of_a_good_row(web: HostileWeb, open_downloader: Open) -> None:
+def test_a_good_row_has_the_right_value_in_every_column(web: HostileWeb, open_downloader: Open) -> None:
     body = jpeg(1)
     web.serve("/a.jpg", body)
     web.send("/moved", redirect("/a.jpg"))
@@ -279,7 +279,7 @@ def test_a_concurrency_above_the_limit_of_open_files_is_refused(
         open_downloader(concurrency=10_000)(shard(["http://127.0.0.1/a.jpg"]))
 
 
-def test_two_shards_overlap(web: HostileWeb, open_downloader: Open) -> None:
+def test_two_shards_are_downloaded_at_the_same_time(web: HostileWeb, open_downloader: Open) -> None:
     slow = [web.send(f"/slow{row}", 1.0, response(jpeg(row))) for row in range(3)]
     quick = [web.serve(f"/quick{row}", jpeg(row)) for row in range(50)]
     downloader = open_downloader()
@@ -329,7 +329,7 @@ def test_slow_decoding_delays_the_download(
     assert max(ahead) <= 5 + 4 + 2  # the budget, requests in flight, pictures being decoded
 
 
-def test_an_empty_shard_and_one_with_nothing_to_fetch(open_downloader: Open) -> None:
+def test_an_empty_shard_or_one_with_nothing_to_fetch_starts_no_thread(open_downloader: Open) -> None:
     downloader = open_downloader()
     assert downloader(shard([])).num_rows == 0
     (row,) = rows(downloader(shard(["http://10.0.0.1/"], ["caption_missing"])))
@@ -358,7 +358,7 @@ def test_closing_cancels_running_downloads(web: HostileWeb, open_downloader: Ope
 def test_interrupting_the_caller_cancels_its_requests(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C arrives in the waiting thread; the requests in the other one must end too."""
+    """Ctrl-C arrives in the waiting thread, but the requests in the other thread must end too."""
     gone = threading.Event()
 
     async def handler(request: Request, writer: Any) -> None:

@@ -133,7 +133,7 @@ def test_folders_of_pictures_and_img2dataset_s_files_are_embedded(tmp_path: Path
         (folder / f"{n:09d}.jpg").write_bytes(picture(n))
         (folder / f"{n:09d}.json").write_text(json.dumps({"caption": f"number {n}", "url": f"http://e.org/{n}"}))
     (folder / "a-red_circle.png").write_bytes(picture(9, kind="PNG"))
-    pq.write_table(pa.table({"url": ["http://e.org/0"]}), tmp_path / "in" / "00000.parquet")  # img2dataset's own
+    pq.write_table(pa.table({"url": ["http://e.org/0"]}), tmp_path / "in" / "00000.parquet")  # from img2dataset
     sequentially(embed_job(tmp_path / "out", tmp_path / "in", source={"caption_from_name": True}))
     rows = {row["key"]: row for row in rows_in(tmp_path / "out")}
     assert [rows[f"{n:09d}"]["caption"] for n in range(3)] == ["number 0", "number 1", "number 2"]
@@ -239,7 +239,7 @@ def test_a_missing_tar_fails_its_shards_until_it_is_back(tmp_path: Path) -> None
     assert sequentially(embed_job(tmp_path / "out", path)).kept == 4
 
 
-def test_lists_of_captions_share_their_picture(tmp_path: Path) -> None:
+def test_the_captions_in_a_list_share_their_picture(tmp_path: Path) -> None:
     rows = [{"image": picture(n), "text": [f"one {n}", f"two {n}"]} for n in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
     sequentially(embed_job(tmp_path / "out", tmp_path / "in.parquet"))
@@ -261,7 +261,7 @@ def test_files_added_later_must_have_pictures_in_the_planned_column(tmp_path: Pa
     assert sequentially(embed_job(tmp_path / "out", tmp_path / "in")).kept == 2
 
 
-def test_a_single_picture_is_refused_and_not_taken_for_its_folder(tmp_path: Path) -> None:
+def test_a_single_picture_is_refused_and_not_mistaken_for_its_folder(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(picture(1))
     with pytest.raises(SourceError, match="give the folder"):
         sequentially(embed_job(tmp_path / "out", tmp_path / "a.jpg"))
@@ -278,7 +278,7 @@ def test_a_stopped_run_resumes_and_writes_the_same_output(tmp_path: Path) -> Non
     assert calm.equals(again)
 
 
-def test_a_changed_or_missing_tar_is_named(tmp_path: Path) -> None:
+def test_a_changed_or_missing_tar_is_named_in_the_error(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples(6))
     sequentially(embed_job(tmp_path / "out", path))
     write_tar(path, samples(6, 50))
@@ -291,7 +291,7 @@ def test_a_changed_or_missing_tar_is_named(tmp_path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def test_unusable_input_to_embed_is_a_clear_error(tmp_path: Path) -> None:
+def test_unusable_input_to_embed_is_reported_with_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError):
         sequentially(embed_job(tmp_path / "out", tmp_path / "empty"))
@@ -320,7 +320,7 @@ def test_the_real_tars_and_pictures_of_clip_retrieval_are_embedded(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["build", "tars", "parquet"])
-def test_adding_a_model_later_equals_one_pass_with_both(
+def test_adding_a_model_later_has_the_same_result_as_one_pass_with_both(
     plain_loop: None, web: PictureWeb, tmp_path: Path, kind: str
 ) -> None:
     first, second = {"name": "tiny", "alias": "first"}, {"name": "tiny", "alias": "second"}
@@ -376,7 +376,7 @@ def test_adding_a_model_counts_pictures_that_are_missing_or_have_changed(plain_l
     assert table["similarity"].equals(table["similarity_more"])
 
 
-def test_adding_a_model_to_a_damaged_tar_of_the_dataset_is_an_error_with_its_name(
+def test_adding_a_model_to_a_dataset_with_a_damaged_tar_fails_and_names_the_tar(
     plain_loop: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": CAPTION.format(n)} for n in range(3)]

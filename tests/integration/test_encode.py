@@ -86,7 +86,7 @@ def table_of(bodies: list[bytes], captions: list[str | None]) -> pa.Table:
 
 
 def plain(folder: Path, bodies: list[bytes], captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """What a user of open_clip would write."""
+    """The image and text embeddings, computed as a user of open_clip would."""
     located = f"local-dir:{folder}"
     model, preprocess = open_clip.create_model_from_pretrained(located)
     tokenize = open_clip.get_tokenizer(located)
@@ -126,7 +126,7 @@ def test_scores_equal_those_of_plain_open_clip(name: str, folders: dict[str, Pat
 
 
 @pytest.mark.parametrize("name", ["tiny", "ViT-B-32", "EVA02-B-16", "RN50"])
-def test_captions_without_their_padding_give_the_same_embeddings(name: str, folders: dict[str, Path]) -> None:
+def test_captions_have_the_same_embeddings_without_their_padding(name: str, folders: dict[str, Path]) -> None:
     model = load_model(config_of(name, folders, alias="m"), RunConfig(device="cpu", batch_size=3))
     assert model._text.is_trimmed
     _, text = plain(folders[name], photographs()[:1], CAPTIONS)
@@ -139,7 +139,7 @@ def test_text_towers_that_attend_to_the_padding_get_it(name: str, folders: dict[
     assert not model._text.is_trimmed
 
 
-def test_two_models_in_one_pass_give_the_same_scores_as_each_alone(folders: dict[str, Path]) -> None:
+def test_two_models_in_one_pass_compute_the_same_scores_as_each_alone(folders: dict[str, Path]) -> None:
     configs = [config_of("tiny", folders, alias="a"), config_of("RN50", folders, alias="b")]
     table = table_of(photographs(), [*CAPTIONS])
     run = RunConfig(device="cpu", batch_size=4)
@@ -150,7 +150,7 @@ def test_two_models_in_one_pass_give_the_same_scores_as_each_alone(folders: dict
             assert both[name].equals(alone[name])
 
 
-def test_two_shards_at_a_time_give_the_scores_of_one_after_the_other(folders: dict[str, Path]) -> None:
+def test_shards_encoded_two_at_a_time_have_the_same_scores_as_one_after_the_other(folders: dict[str, Path]) -> None:
     """This is how an actor on a GPU works."""
     pictures = photographs()
     shards = [table_of(pictures[n:] + pictures[:n], CAPTIONS[n:] + CAPTIONS[:n]) for n in range(6)]
@@ -206,14 +206,14 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch: p
     assert model.batch_size == 4
 
 
-def test_a_model_may_be_a_folder_whose_checksum_is_verified(tmp_path: Path) -> None:
+def test_a_model_can_be_a_folder_whose_checksum_is_verified(tmp_path: Path) -> None:
     for file in TINY_FOLDER.glob("*"):
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     config = ModelConfig(name=str(tmp_path), alias="mine")
     (digest,) = resolve_weights([config])
     assert digest == resolve_weights([ModelConfig(name="tiny")])[0]
-    with pytest.raises(ModelError, match="the job asks for 00000"):
+    with pytest.raises(ModelError, match="the job expects 00000"):
         resolve_weights([config.model_copy(update={"weights_sha256": "0" * 64})])
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="contains no weights"):

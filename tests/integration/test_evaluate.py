@@ -39,7 +39,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return folder / "out", folder / "classes.txt", folder / "colors.parquet"
 
 
-def test_zero_shot_accuracy_is_that_of_the_models_own_embeddings_and_of_the_score(
+def test_zero_shot_accuracy_matches_the_stored_embeddings_and_the_score(
     drawn: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     out, classes, labels = drawn
@@ -62,7 +62,7 @@ def test_zero_shot_accuracy_is_that_of_the_models_own_embeddings_and_of_the_scor
     assert "Classes, lowest accuracy first" in done.stdout and "<svg" in page.read_text()
 
 
-def test_a_probe_of_captions_tells_colors_apart_by_command(drawn: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_the_probe_command_tells_colors_apart_by_their_captions(drawn: tuple[Path, Path, Path], tmp_path: Path) -> None:
     out, _, labels = drawn
     head = tmp_path / "red.safetensors"
     arguments = ["probe", "train", str(out), "--labels", str(labels), "--positive", "red", "--of", "text"]

@@ -44,7 +44,7 @@ pytestmark = [  # webdataset leaves closing tars to the garbage collector
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 pairs in 12 shards, embedded by `tiny`; the subset `most` has those with a similarity above the lowest few."""
+    """48 pairs in 12 shards, embedded by `tiny`; the subset `most` has all but the few with the lowest similarity."""
     folder = tmp_path_factory.mktemp("held")
     for number in range(4):
         write_tar(folder / f"{number:05d}.tar", samples(12, 12 * number))
@@ -69,7 +69,7 @@ def contents(output: str) -> dict[str, bytes]:
 
 
 def selected(dataset: Path) -> dict[str, Row]:
-    """uid -> row of `pairs/`, for the rows of the subset."""
+    """uid -> the row in `pairs/`, for each row of the subset."""
     store = Store(str(dataset))
     tables = read_rows(store, read_subset(store, "most"))
     uids = {uid for table in tables for uid in table["uid"].to_pylist()}
@@ -186,7 +186,7 @@ def test_pictures_in_formats_that_trainers_ignore_become_pngs_of_the_same_pixels
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(picture(1, kind="BMP")))))
 
 
-def test_a_missing_caption_is_refused_by_webdataset(tmp_path: Path) -> None:
+def test_a_webdataset_export_refuses_rows_without_a_caption(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [*samples(4), ("alone.jpg", picture(9))])
     sequentially(embed_job(tmp_path / "out", tmp_path))
     make_subset(tmp_path / "out", "most")
@@ -202,14 +202,14 @@ def test_a_file_that_was_deleted_is_written_again(dataset: Path, tmp_path: Path)
     assert (tmp_path / "out/00001.tar").read_bytes() == before
 
 
-def test_an_export_refuses_a_folder_with_anything_in_it(dataset: Path, tmp_path: Path) -> None:
+def test_an_export_refuses_a_folder_that_is_not_empty(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "00000.tar").write_bytes(b"mine")
     with pytest.raises(JobError, match=r"is not empty and is not pairmill's: it contains 00000\.tar"):
         export(job(dataset, tmp_path, "webdataset"))
     assert (tmp_path / "00000.tar").read_bytes() == b"mine"
 
 
-def test_select_and_export_give_the_same_on_ray_and_in_a_plain_loop(
+def test_select_and_export_have_the_same_result_on_ray_and_in_a_plain_loop(
     dataset: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = [
@@ -241,19 +241,19 @@ def test_select_and_export_give_the_same_on_ray_and_in_a_plain_loop(
 def test_an_export_continues_where_it_stopped_and_refuses_the_folder_of_another(dataset: Path, tmp_path: Path) -> None:
     export(job(dataset, tmp_path / "whole", "webdataset"))
     export(job(dataset, tmp_path / "out", "webdataset"))
-    (tmp_path / "out/.pairmill/manifests/00002.json").unlink()  # as after a crash: the tar is there, its record is not
+    (tmp_path / "out/.pairmill/manifests/00002.json").unlink()  # as after a crash: the tar exists without its record
     (tmp_path / "out/00003.tar").write_bytes(b"half")
     (tmp_path / "out/.pairmill/manifests/00003.json").unlink()
     result = export(job(dataset, tmp_path / "out", "webdataset"))
     assert result.written == 2
     for tar in (tmp_path / "whole").glob("*.tar"):
         assert tar.read_bytes() == (tmp_path / "out" / tar.name).read_bytes()
-    with pytest.raises(JobError, match=r"has another export in it \(samples_per_file 10, not 20\)"):
+    with pytest.raises(JobError, match=r"contains another export \(samples_per_file 10, not 20\)"):
         export(job(dataset, tmp_path / "out", "webdataset", samples_per_file=20))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_hugging_face_datasets_decodes_the_parquet(dataset: Path, tmp_path: Path) -> None:
+def test_hugging_face_datasets_decodes_the_parquet_files(dataset: Path, tmp_path: Path) -> None:
     import datasets
 
     export(job(dataset, tmp_path / "out", "parquet"))
@@ -366,7 +366,7 @@ def test_a_missing_tar_is_named_and_the_export_continues_once_it_is_back(tmp_pat
     assert len(list((tmp_path / "export").glob("*.tar"))) == 2
 
 
-def test_a_new_generation_with_the_same_pairs_is_exported_and_one_with_others_must_be_selected_again(
+def test_a_new_generation_with_the_same_pairs_is_exported_and_one_with_other_pairs_must_be_selected_again(
     tmp_path: Path,
 ) -> None:
     write_tar(tmp_path / "0.tar", samples(8))
@@ -379,7 +379,7 @@ def test_a_new_generation_with_the_same_pairs_is_exported_and_one_with_others_mu
     assert export(job(tmp_path / "out", tmp_path / "export", "webdataset")).record.rows == 8
     manifest["files"]["pairs"]["blake2b"] = "0" * 32
     first.with_name("000000000.g2.json").write_text(json.dumps({**manifest, "generation": 2}))
-    with pytest.raises(SubsetError, match="shard 000000000 was rebuilt since 'most' was made; select again"):
+    with pytest.raises(SubsetError, match="shard 000000000 was rebuilt after 'most' was made; select again"):
         export(job(tmp_path / "out", tmp_path / "again", "webdataset"))
     assert not (tmp_path / "again").exists()
 
@@ -433,7 +433,7 @@ def test_an_exported_table_has_the_same_rows_as_the_subset_in_another_order(data
         assert {name: source[name] for name in row} == row
 
 
-def test_a_weighted_subset_is_written_as_its_first_epoch_or_with_a_column(dataset: Path, tmp_path: Path) -> None:
+def test_a_weighted_subset_is_written_as_its_first_epoch_or_with_a_weight_column(dataset: Path, tmp_path: Path) -> None:
     make_subset(dataset, "heavy", {"repeat": {"by": "20 * similarity", "samples": 70}})
     store, shown, weights = Store(str(dataset)), Counter[str](), dict[str, float]()
     feed = PairDataset(FeedConfig(str(dataset), "heavy", ("image",), shuffle=False))
@@ -465,5 +465,5 @@ def test_a_weighted_subset_is_written_as_its_first_epoch_or_with_a_column(datase
     export(job(dataset, tmp_path / "copies", "parquet", subset="heavy", repeat="copies"))
     rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "copies").glob("*.parquet")))
     assert Counter(rows["uid"].to_pylist()) == shown and "weight" not in rows.column_names
-    with pytest.raises(JobError, match="has another export in it"):
+    with pytest.raises(JobError, match="contains another export"):
         export(job(dataset, tmp_path / "copies", "parquet", subset="heavy"))

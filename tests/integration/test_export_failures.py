@@ -30,7 +30,7 @@ from tests.tars import write_tar
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 pairs of two tars in six shards, `out`, and its subset `most`."""
+    """The dataset `out` of 24 pairs from two tars, in six shards, and its subset `most`."""
     folder = tmp_path_factory.mktemp("corpus")
     for number in range(2):
         write_tar(folder / f"{number:05d}.tar", samples(12, 12 * number))
@@ -69,7 +69,7 @@ def test_a_failure_before_the_first_finished_part_leaves_an_empty_folder(
     assert result.record.rows == 24
 
 
-def test_a_failure_after_a_finished_part_is_continued_by_the_same_export_alone(corpus: Path, tmp_path: Path) -> None:
+def test_after_a_failure_with_a_finished_part_only_the_same_export_can_continue(corpus: Path, tmp_path: Path) -> None:
     (corpus / "00001.tar").rename(tmp_path / "away")
     mine = export_job(corpus / "out", tmp_path / "export", samples_per_file=6, shuffle_seed=None)
     try:
@@ -77,13 +77,13 @@ def test_a_failure_after_a_finished_part_is_continued_by_the_same_export_alone(c
             export(mine)
     finally:
         (tmp_path / "away").rename(corpus / "00001.tar")
-    with pytest.raises(JobError, match=r"has another export in it \(format 'webdataset', not 'parquet'\)"):
+    with pytest.raises(JobError, match=r"contains another export \(format 'webdataset', not 'parquet'\)"):
         export(export_job(corpus / "out", tmp_path / "export", "parquet"))
     result = export(mine)
     assert (result.record.num_files, result.written) == (4, 2)
 
 
-def test_a_disk_that_takes_no_more_leaves_an_empty_folder(corpus: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_an_empty_folder(corpus: Path, tmp_path: Path) -> None:
     """The kernel refuses files of more than 30 kB, as it would on a full disk."""
 
     def bound() -> None:
@@ -98,7 +98,7 @@ def test_a_disk_that_takes_no_more_leaves_an_empty_folder(corpus: Path, tmp_path
 
 
 def test_ctrl_c_before_the_first_finished_part_leaves_an_empty_folder(corpus: Path, tmp_path: Path) -> None:
-    """One tar of the corpus is a pipe that nobody writes to, so that the export waits."""
+    """One tar of the corpus is a pipe that nobody writes to, so the export waits."""
     (corpus / "00001.tar").rename(tmp_path / "away")
     os.mkfifo(corpus / "00001.tar")
     try:
@@ -117,7 +117,7 @@ def test_ctrl_c_before_the_first_finished_part_leaves_an_empty_folder(corpus: Pa
     assert export(export_job(corpus / "out", tmp_path / "export", "parquet")).record.rows == 24
 
 
-def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
+def test_ctrl_c_right_after_the_folder_is_claimed_leaves_an_empty_folder(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C comes as soon as the record exists, and before any part is checked."""
@@ -131,13 +131,13 @@ def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
     assert left_in(tmp_path / "export") == []
 
 
-def test_a_refused_export_leaves_the_other_one_s_folder_as_it_is(corpus: Path, tmp_path: Path) -> None:
+def test_a_refused_export_leaves_the_folder_of_another_export_unchanged(corpus: Path, tmp_path: Path) -> None:
     """This holds even if the other export has not finished any part yet."""
     record = export(export_job(corpus / "out", tmp_path / "first")).record
     other = tmp_path / "second" / ".pairmill" / "export.json"
     other.parent.mkdir(parents=True)
     other.write_text(record.model_dump_json())
-    with pytest.raises(JobError, match="has another export in it"):
+    with pytest.raises(JobError, match="contains another export"):
         export(export_job(corpus / "out", tmp_path / "second", "parquet"))
     assert left_in(tmp_path / "second") == [".pairmill", ".pairmill/export.json"]
 
@@ -149,7 +149,7 @@ def test_a_refused_export_leaves_the_other_one_s_folder_as_it_is(corpus: Path, t
         ("webdataset", ["tiny"], "webdataset has no embeddings"),
     ],
 )
-def test_a_refused_export_makes_no_folder(
+def test_a_refused_export_creates_no_folder(
     corpus: Path, tmp_path: Path, form: str, models: list[str], message: str
 ) -> None:
     with pytest.raises(JobError, match=message):
@@ -157,7 +157,7 @@ def test_a_refused_export_makes_no_folder(
     assert not (tmp_path / "export").exists()
 
 
-def test_an_export_that_lost_its_record_to_a_failed_run_of_the_same_kind_has_it_in_the_end(
+def test_an_export_restores_its_record_if_a_failed_run_of_the_same_export_deleted_it(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs of one export overlap, and the one that fails first releases the folder."""
@@ -175,7 +175,7 @@ def test_an_export_that_lost_its_record_to_a_failed_run_of_the_same_kind_has_it_
     assert (tmp_path / "export/.pairmill/export.json").exists()
 
 
-def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(
+def test_after_a_retry_every_reader_says_to_select_again_and_refresh_does_so(
     plain_loop: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
@@ -195,7 +195,7 @@ def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(
     assert retry(str(output)).recovered == 5
 
     again = (
-        rf"shard 00000000\d was rebuilt since 'most' was made; select again: pairmill select {output} --refresh most"
+        rf"shard 00000000\d was rebuilt after 'most' was made; select again: pairmill select {output} --refresh most"
     )
     with pytest.raises(SubsetError, match=again):
         export(export_job(output, tmp_path / "second"))
@@ -217,7 +217,7 @@ def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(
     assert compare(store, "most", "fresh").outdated == ()
 
 
-def test_refresh_takes_the_subset_s_own_steps_and_no_others(corpus: Path, tmp_path: Path) -> None:
+def test_refresh_accepts_only_the_steps_of_the_subset_itself(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus / "out", tmp_path / "out")
     with pytest.raises(SubsetError, match="has no subset 'nothing'"):
         refresh(subset_of(tmp_path / "out", "nothing"))

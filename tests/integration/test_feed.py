@@ -1,4 +1,4 @@
-"""Tests that the pictures, tokens and embeddings of PairDataset belong to their rows, and a few steps of training."""
+"""Tests that PairDataset's pictures, tokens and embeddings belong to their rows, and that a model trains on them."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def test_each_picture_comes_with_its_own_caption_and_embeddings(dataset: Path) -
             assert np.array_equal(vector.numpy(), np.asarray(row[f"{side}_embedding_tiny"], np.float16))
 
 
-def test_a_tar_that_was_truncated_or_deleted_is_an_error_of_the_feed_with_its_name(dataset: Path) -> None:
+def test_the_feed_fails_and_names_a_tar_that_was_truncated_or_deleted(dataset: Path) -> None:
     tar = dataset.parent / "00001.tar"
     whole = tar.read_bytes()
     try:
@@ -80,7 +80,7 @@ def test_a_row_cannot_make_pair_dataset_open_a_file_outside_the_dataset(dataset:
         shards.picture(name, 0, 5)
 
 
-def test_a_transform_gets_the_picture_as_it_is_shown_and_a_tokenizer_all_captions_of_a_batch(dataset: Path) -> None:
+def test_the_transform_gets_the_picture_as_displayed_and_the_tokenizer_all_captions_of_a_batch(dataset: Path) -> None:
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     sizes: set[Any] = set()
 
@@ -122,7 +122,7 @@ def test_pictures_inside_parquet_are_not_supported(tmp_path: Path) -> None:
     table = pa.table({"image": [picture(1), picture(2)], "caption": ["one", "two"]})
     pq.write_table(table, tmp_path / "in.parquet")
     sequentially(embed_job(tmp_path / "out", tmp_path / "in.parquet"))
-    with pytest.raises(FeedError, match="no stored pictures that can be read with one range read"):
+    with pytest.raises(FeedError, match="no stored pictures that can each be read with one range read"):
         PairDataset(FeedConfig(str(tmp_path / "out")))
     assert len(list(PairDataset(FeedConfig(str(tmp_path / "out"), columns=("caption",))))) == 2
 
@@ -141,7 +141,7 @@ def embed_on_s3(endpoint: str, tar: Path) -> S3Config:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_two_datasets_on_two_s3_servers_are_read_side_by_side_in_one_process(tmp_path: Path, workers: int) -> None:
-    """Bucket and folder are the same on both servers, and only the settings differ."""
+    """The bucket and folder are the same on both servers; only the settings differ."""
     numbers = (range(4), range(4, 8))
     with credentials(), s3_server("mill") as one, s3_server("mill") as other:
         loaders = []

@@ -52,7 +52,7 @@ def fetch(url: str, **settings: Any) -> FetchOutcome:
     return fetched
 
 
-def test_a_picture_is_fetched_with_what_is_known_about_its_response(web: HostileWeb) -> None:
+def test_a_picture_is_fetched_with_the_details_of_its_response(web: HostileWeb) -> None:
     before = datetime.datetime.now(datetime.UTC)
     fetched = fetch(web.serve("/a.jpg", JPEG))
     assert (fetched.status, fetched.detail, fetched.body) == (Status.OK, None, JPEG)
@@ -161,7 +161,11 @@ MISBEHAVIORS: dict[str, tuple[Any, Status, str | None]] = {
         "169.254.169.254 is not a public address",
     ),
     "redirect-loopback6": ([redirect("http://[::1]:80/")], Status.ADDRESS_REFUSED, "::1 is not a public address"),
-    "redirect-decimal": ([redirect("http://2852039166/")], Status.ADDRESS_REFUSED, "2852039166 is IPv4 in disguise"),
+    "redirect-decimal": (
+        [redirect("http://2852039166/")],
+        Status.ADDRESS_REFUSED,
+        "2852039166 is an IPv4 address in a nonstandard form",
+    ),
     "redirect-mapped": (
         [redirect("http://[::ffff:10.0.0.1]/")],
         Status.ADDRESS_REFUSED,
@@ -191,7 +195,7 @@ def test_each_misbehavior_has_its_status_in_bounded_time_and_memory(web: Hostile
     finally:
         tracemalloc.stop()
     assert time.monotonic() - started < 10
-    assert most_bytes < 6_000_000  # the client, the session, and the server's side of it: it runs in this process
+    assert most_bytes < 6_000_000  # client, session and server, which also runs in this process
     assert fetched.status is status, fetched
     if detail is not None:
         assert fetched.detail == detail
@@ -289,7 +293,7 @@ def test_addresses_are_checked_again_on_connecting(forbidden: HostileWeb, monkey
     assert forbidden.connections == 0
 
 
-def test_an_unknown_host_fails_quickly_with_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_fails_quickly_with_one_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     ask = __import__("aiodns").DNSResolver.getaddrinfo
 
@@ -307,7 +311,7 @@ def test_an_unknown_host_fails_quickly_with_one_look_up(monkeypatch: pytest.Monk
     assert time.monotonic() - started < 15  # one after the other, they would take seconds each
 
 
-def test_silent_name_servers_are_a_dns_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_name_servers_cause_a_dns_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silence(self: Any, host: str, **options: Any) -> None:
         await asyncio.sleep(60)
 

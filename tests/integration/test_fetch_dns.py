@@ -1,4 +1,4 @@
-"""Tests host names: custom name servers, the answers that they may give, and the check of addresses on connecting."""
+"""Tests host names: custom name servers, the responses that they can send, and the address check on connecting."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def web() -> Iterator[HostileWeb]:
         yield web
 
 
-def test_look_ups_go_to_the_jobs_name_servers(web: HostileWeb) -> None:
+def test_lookups_go_to_the_jobs_name_servers(web: HostileWeb) -> None:
     with NameServer({"pictures.example": [["127.0.0.1"]]}) as server:
         urls = [web.url(f"/a.jpg?{number}", host="pictures.example") for number in range(20)]
         found = fetch_all([*urls, web.url("/a.jpg", host="nobody.example")], nameservers=[server.address])
@@ -26,7 +26,7 @@ def test_look_ups_go_to_the_jobs_name_servers(web: HostileWeb) -> None:
         assert server.queries == {"pictures.example": 1}
 
 
-def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
+def test_a_name_whose_address_turns_private_between_lookups_is_refused(
     web: HostileWeb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DNS rebinding: the first answer is an allowed address, the second is not."""
@@ -41,7 +41,7 @@ def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
         assert private.connections == 0
 
 
-def test_only_the_allowed_ones_of_several_addresses_are_connected_to(web: HostileWeb) -> None:
+def test_only_the_allowed_addresses_of_a_name_are_connected_to(web: HostileWeb) -> None:
     with HostileWeb("127.0.0.2") as private, NameServer({"both.example": [["127.0.0.2", "127.0.0.1"]]}) as server:
         settings = {"allow_networks": ["127.0.0.1/32"], "nameservers": [server.address]}
         assert fetch(web.url("/a.jpg", host="both.example"), **settings).status is Status.OK

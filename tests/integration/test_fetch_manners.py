@@ -84,7 +84,7 @@ def test_requests_to_one_host_are_spaced_and_waiting_does_not_use_up_the_urls_ti
     urls = [f"{web.route('/spaced.jpg', handler)}?{n}" for n in range(6)]
     found = fetch_all(urls, per_host_interval_s=0.3, timeout_s=1)
     assert {fetched.status for fetched in found} == {Status.OK}
-    assert starts[-1] - starts[0] > 1.0  # 1.5 by our clock; by the server's, less if a request arrives late
+    assert starts[-1] - starts[0] > 1.0  # 1.5 s by our clock; less by the server's if a request arrives late
 
 
 def test_a_host_that_never_answers_delays_a_shard_by_little_more_than_one_timeout(web: HostileWeb) -> None:
@@ -115,7 +115,7 @@ def test_a_slow_host_that_sometimes_answers_is_still_requested(web: HostileWeb) 
     assert web.hits["/moody.jpg"] == 24
 
 
-def test_retry_after_may_be_a_date(web: HostileWeb) -> None:
+def test_retry_after_can_be_a_date(web: HostileWeb) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     busy = response(b"", "503 Service Unavailable", {"Retry-After": soon})
     started = time.monotonic()

@@ -1,5 +1,5 @@
-"""Tests weights that the hub does not provide: there is one line with the remedy within 10 s, and no retry by the
-hub's client."""
+"""Tests weights that the hub does not provide: an error of one line with the remedy comes within 10 s, and the hub's
+client does not retry."""
 
 import os
 import socket
@@ -54,7 +54,7 @@ def online_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def problem(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str | None:
-    """The download problem reported for this endpoint."""
+    """The download problem that is reported for this endpoint."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     started = time.monotonic()
     found = hub.download_problem()
@@ -62,24 +62,24 @@ def problem(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str | None:
     return found
 
 
-def test_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_on_a_closed_port_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = closed_port()
     assert problem(monkeypatch, endpoint) == f"{endpoint} cannot be reached ([Errno 111] Connection refused); {WITHOUT}"
 
 
-def test_the_hub_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
         assert problem(monkeypatch, endpoint) == f"{endpoint} cannot be reached (timed out); {WITHOUT}"
 
 
-def test_the_hub_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_down_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with hub_that_answers(503) as endpoint:
         assert problem(monkeypatch, endpoint) == f"{endpoint} cannot be reached (HTTP 503); {WITHOUT}"
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])
-def test_a_hub_that_answers_may_be_asked_for_weights(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+def test_a_hub_that_answers_has_no_problem(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     with hub_that_answers(status) as endpoint:
         assert problem(monkeypatch, endpoint) is None
 
@@ -87,14 +87,14 @@ def test_a_hub_that_answers_may_be_asked_for_weights(monkeypatch: pytest.MonkeyP
 def test_offline_mode_says_where_the_weights_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = problem(monkeypatch, closed_port())
-    assert said == f"HF_HUB_OFFLINE is set and {tmp_path}/hub (HF_HOME) does not have them; {WITHOUT}"
+    assert said == f"HF_HUB_OFFLINE is set, and {tmp_path}/hub (HF_HOME) does not contain them; {WITHOUT}"
 
 
 def test_an_unwritable_cache_is_named_with_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/sys/pairmill/hub")
     said = problem(monkeypatch, closed_port()) or ""
     assert said.startswith("/sys/pairmill/hub is not writable (")
-    assert said.endswith("); set HF_HOME to a folder that is")
+    assert said.endswith("); set HF_HOME to a folder that is writable")
 
 
 def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:
     ("name", "offline", "reason"),
     [
         ("ViT-B-32:laion2b_s34b_b79k", "0", "cannot be reached"),
-        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "1", "does not have them"),
+        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "1", "does not contain them"),
     ],
 )
-def test_the_command_says_it_on_one_line(tmp_path: Path, name: str, offline: str, reason: str) -> None:
+def test_the_command_reports_the_problem_on_one_line(tmp_path: Path, name: str, offline: str, reason: str) -> None:
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     hub = {"HF_ENDPOINT": closed_port(), "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": offline}
     command = [sys.executable, "-m", "pairmill", "build", "in.csv", "out", "--model", name]

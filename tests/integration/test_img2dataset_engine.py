@@ -1,4 +1,4 @@
-"""Tests img2dataset's engine in our pipeline: the same rows and outputs, within our limits."""
+"""Tests img2dataset's engine in our pipeline: it produces the same rows and outputs, within our limits."""
 
 import errno
 import socket

@@ -140,7 +140,7 @@ def test_the_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     assert again.read_bytes() == wheel.read_bytes()
 
 
-def test_the_image_gets_all_files_that_the_wheel_is_built_from(wheel: Path, tmp_path: Path) -> None:
+def test_the_docker_image_has_all_files_that_the_wheel_is_built_from(wheel: Path, tmp_path: Path) -> None:
     context = tmp_path / "opt"
     context.mkdir()
     dockerfile = (ROOT / "jobs" / "cluster" / "Dockerfile").read_text()
@@ -154,7 +154,9 @@ def test_the_image_gets_all_files_that_the_wheel_is_built_from(wheel: Path, tmp_
     assert build_package(context, "wheel", tmp_path / "wheel").read_bytes() == wheel.read_bytes()
 
 
-def test_every_name_of_the_docs_is_found_beside_modules_named_like_ours(installed: Environment, project: Path) -> None:
+def test_every_name_in_the_docs_can_be_imported_beside_modules_named_like_ours(
+    installed: Environment, project: Path
+) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     blocks = [block for page in pages for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)]
     statement = re.compile(r"^(?:from pairmill\S* import .+|import pairmill\S*)$", re.M)
@@ -192,7 +194,7 @@ def test_a_build_with_a_custom_rule_works_beside_modules_named_like_ours(
     assert json.loads(told.splitlines()[-1])["rows_in"] == 20
 
 
-def test_a_custom_rule_may_be_in_a_package_named_like_ours(installed: Environment, tmp_path: Path) -> None:
+def test_a_custom_rule_can_be_in_a_package_named_like_ours(installed: Environment, tmp_path: Path) -> None:
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "mine.py").write_text(RULE)
     (tmp_path / "beside.py").write_text("SEVEN = '7'")

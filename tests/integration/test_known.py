@@ -1,4 +1,4 @@
-"""Tests `rules.known` in whole builds: what is known is never requested, or dropped after it was fetched."""
+"""Tests `rules.known` in whole builds: known URLs are never requested, and known pictures are dropped once fetched."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("plain_loop")
 
 
 def rows_of(web: PictureWeb, numbers: range, where: str = "", dead: int | None = None) -> list[dict[str, Any]]:
-    """Pictures by number. The same number is the same picture, at whatever URL."""
+    """Rows for pictures with these numbers. Rows with the same number have the same picture, whatever their URL."""
     rows = []
     for n in numbers:
         url = web.add(f"/{where}{n}.jpg", picture(n))
@@ -33,7 +33,7 @@ def rows_of(web: PictureWeb, numbers: range, where: str = "", dead: int | None =
 
 
 def statuses(output: Path) -> dict[str, str]:
-    """URL path -> status, of all rows."""
+    """URL path -> status, for all rows."""
     tables = [dataset(output, folder).select(["url", "status"]) for folder in ("pairs", "rejects")]
     return {row["url"].split("/", 3)[3]: row["status"] for table in tables for row in table.to_pylist()}
 
@@ -50,7 +50,7 @@ def test_known_urls_are_never_requested_and_known_pictures_are_dropped(web: Pict
     build(again)
     expected = {f"{n}.jpg": "known_url" for n in range(9, 12)} | {f"{n}.jpg": "ok" for n in range(12, 15)}
     expected |= {f"moved{n}.jpg": "known_picture" for n in range(3)}
-    expected |= {f"listed{n}.jpg": "known_url" for n in range(30, 33)} | {"3.gone": "http_4xx"}  # old did not get it
+    expected |= {f"listed{n}.jpg": "known_url" for n in range(30, 33)} | {"3.gone": "http_4xx"}  # also failed in `old`
     assert statuses(new) == expected
     requested = {path.removeprefix("/") for path in web.log} - {"robots.txt"}
     assert requested == {path for path, status in expected.items() if status != "known_url"}
@@ -66,12 +66,12 @@ def test_known_urls_are_never_requested_and_known_pictures_are_dropped(web: Pict
     assert [problem for problem in verify(Store(str(new))).problems if "known/url" in problem]
     damaged.write_bytes(intact)
 
-    web.add("/3.gone", picture(3))  # which old did not get either
+    web.add("/3.gone", picture(3))  # not known, because it failed in `old` too
     assert retry(str(new), ["http_4xx"]).recovered == 1
     assert statuses(new) == expected | {"3.gone": "ok"}
 
 
-def test_every_run_uses_the_filters_of_the_first(web: PictureWeb, tmp_path: Path) -> None:
+def test_every_run_uses_the_filters_of_the_first_run(web: PictureWeb, tmp_path: Path) -> None:
     old, new, urls = tmp_path / "old", tmp_path / "new", tmp_path / "urls.csv"
     old_lists = tmp_path / "old-lists"
     old_lists.mkdir()
@@ -87,7 +87,7 @@ def test_every_run_uses_the_filters_of_the_first(web: PictureWeb, tmp_path: Path
     filters = {path.name: path.read_bytes() for path in (new / "known").iterdir()}
     assert len(filters) == 3
 
-    write_input(source / "b.parquet", second)  # the new dataset grows, and so does the old one
+    write_input(source / "b.parquet", second)  # both datasets grow
     write_input(old_lists / "b.parquet", second[:1])
     build(job(old_lists, old))
     build(job(source, new, rules=rules))
@@ -113,7 +113,7 @@ def test_every_run_uses_the_filters_of_the_first(web: PictureWeb, tmp_path: Path
         build(job(source, tmp_path / "other", rules={"known": [str(tmp_path / "other")]}))
 
 
-def test_a_run_that_is_killed_while_it_makes_filters_leaves_nothing_in_the_way(
+def test_a_run_that_is_killed_while_it_makes_filters_can_be_repeated(
     web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "urls.txt").write_text(web.add("/1.jpg", picture(1)))
@@ -138,7 +138,7 @@ def test_pictures_near_a_listed_pdq_are_dropped(web: PictureWeb, tmp_path: Path)
     (tmp_path / "pdq.txt").write_text(f"{int(known[1], 16) ^ 0b111 << 40:064x}\n")
     rules = {"known": [{"path": str(tmp_path / "pdq.txt"), "by": "pdq", "distance": 31}]}
     source = write_input(tmp_path / "new.parquet", rows_of(web, range(3), "again"))
-    with pytest.raises(ValidationError, match="by pdq needs a score with the measure pdq"):
+    with pytest.raises(ValidationError, match="by: pdq needs a score with the measure pdq"):
         job(source, tmp_path / "new", rules=rules)
     build(job(source, tmp_path / "new", rules=rules, scores=scores))
     assert statuses(tmp_path / "new") == {"again0.jpg": "ok", "again1.jpg": "known_picture", "again2.jpg": "ok"}
@@ -160,7 +160,7 @@ def test_a_corpus_is_compared_by_uid_and_digest(tmp_path: Path) -> None:
     }
     pipeline, plan = prepare(BuildJob.model_validate(values))
     (batch,) = planned_batches(plan.shards)
-    for spec in pipeline.stages[:2]:  # up to the model
+    for spec in pipeline.stages[:2]:  # the stages before the model
         stage = spec.open(NO_HOOKS)
         batch = stage(batch)  # type: ignore[assignment]
         stage.close()

@@ -1,4 +1,4 @@
-"""Invariant: however a list or a redirect spells a private address, nothing connects to it."""
+"""Invariant: no spelling of a private address in a list or a redirect leads to a connection."""
 
 from pairmill.schemas.status import Status
 from tests.addresses_spelled import spellings

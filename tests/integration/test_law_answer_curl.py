@@ -19,7 +19,7 @@ def web() -> Iterator[HostileWeb]:
 
 
 def curl(url: str) -> tuple[bool, bytes]:
-    """Whether curl accepts the answer, and the body that it writes."""
+    """Whether curl accepts the response, and the body that it writes."""
     command = ["curl", "-q", "--silent", "--fail", "--compressed", "--max-time", "20", url]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     return done.returncode == 0, done.stdout
@@ -46,7 +46,7 @@ CASES = [(stray, when) for stray in STRAY for when in (WHEN[:1] if stray[-4:] in
 
 
 @pytest.mark.parametrize(("stray", "when"), CASES, ids=repr)
-def test_bytes_behind_one_answer_never_cost_the_next_row(web: HostileWeb, stray: bytes, when: str) -> None:
+def test_bytes_after_one_answer_never_cost_the_next_row(web: HostileWeb, stray: bytes, when: str) -> None:
     served: set[Any] = set()
 
     async def answer(request: Request, writer: Any) -> None:
@@ -71,8 +71,8 @@ BREAKS: dict[str, bytes | None] = {
     "resets": None,
     "closes within the status line": b"HTTP/1.1 2",
     "closes within the fields": b"HTTP/1.1 200 OK\r\nContent-Le",
-    "closes behind an interim answer": b"HTTP/1.1 100 Continue\r\n\r\n",
-    "says something else": b"408 Request Timeout\r\n",
+    "closes after an interim response": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "sends something else": b"408 Request Timeout\r\n",
 }
 
 

@@ -1,4 +1,4 @@
-"""Invariant: whatever some hosts send before a response, rows of other hosts are fetched in about the usual time."""
+"""Invariant: whatever some hosts send before a response, the rows of other hosts take about as long as usual."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ _NOISE_S = 1.0  # caused by other tests on the machine
 
 @dataclass
 class Run:
-    """The result for one set of URLs."""
+    """The results for one set of URLs."""
 
     outcomes: dict[str, FetchOutcome]
     wall_s: float

@@ -1,4 +1,4 @@
-"""Invariant: the whole caption is encoded, up to the model's context, which is counted in the model's tokens.
+"""Invariant: the whole caption is encoded, up to the length of the model's context, counted in the model's tokens.
 
 Oracle: open_clip's own tokenizer on the whole text.
 """
@@ -42,7 +42,7 @@ def test_long_words_are_merged_as_open_clip_merges_them(text: str) -> None:
         assert " ".join(merged(word, CLIP.bpe_ranks)) == CLIP.bpe(word)
 
 
-def test_a_hostile_word_of_a_quarter_megabyte_takes_no_time_and_no_memory() -> None:
+def test_a_hostile_word_of_a_quarter_megabyte_does_not_fill_the_cache() -> None:
     tokenize, _ = tokenizers[256]
     before = len(tokenize.tokenize.cache)
     found = tokenize(["a" * 262_144, "ab" * 131_072])
@@ -51,14 +51,14 @@ def test_a_hostile_word_of_a_quarter_megabyte_takes_no_time_and_no_memory() -> N
 
 
 @pytest.mark.parametrize("text", ["", "a", "a b", "ab cd ef", "日本語"])
-def test_a_beginning_is_cut_between_words_and_characters(text: str) -> None:
+def test_the_beginning_of_a_text_has_whole_characters_and_at_most_the_given_bytes(text: str) -> None:
     for num_bytes in range(1, 12):
         start = beginning(text, num_bytes)
         assert text.startswith(start)
         assert len(start.encode()) <= num_bytes
 
 
-def test_captions_of_226_tokens_are_whole_for_a_context_of_256() -> None:
+def test_captions_of_226_tokens_are_whole_in_a_context_of_256() -> None:
     texts = pq.read_table(SHARED_DATA / "cases/long_captions.parquet")["text"].to_pylist()
     tokenize, oracle = tokenizers[256]
     found = tokenize(texts)

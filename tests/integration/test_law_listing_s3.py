@@ -36,7 +36,7 @@ keys = st.builds(
 
 @pytest.fixture(scope="module")
 def put() -> Iterator[Put]:
-    """Puts objects into the server's memory, since its own requests refuse some keys that real buckets contain."""
+    """Puts objects into the server's memory, because its API rejects some keys that real buckets contain."""
     from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
     from moto.server import ThreadedMotoServer
@@ -55,12 +55,12 @@ def put() -> Iterator[Put]:
 prefixes = (f"t{number}" for number in count())
 
 
-@settings(max_examples=settings.default.max_examples // 10, suppress_health_check=[HealthCheck.too_slow])  # plans
+@settings(max_examples=settings.default.max_examples // 10, suppress_health_check=[HealthCheck.too_slow])  # makes plans
 @given(st.sets(keys, min_size=1, max_size=8))
 @example({"0.jpg", "0.txt", "/0.jpg", "/0.txt", "//0.jpg", "a/0.jpg", "a//0.jpg"})
 @example({"0.jpg", "", "a/", "x.jpg/", "x.jpg/0.jpg"})
 @example({"0.jpg", "//", "///", "a//", "b c/"})
-def test_each_key_is_a_row_a_part_or_passed_over(
+def test_each_key_is_a_row_or_part_of_one_or_passed_over(
     put: Put, tmp_path_factory: pytest.TempPathFactory, found: set[str]
 ) -> None:
     found = found | {"0.jpg"}  # without any picture, there is nothing to plan
@@ -82,7 +82,7 @@ def test_each_key_is_a_row_a_part_or_passed_over(
 
 
 def only_makes_a_folder(key: str) -> bool:
-    """Whether to put an empty object. Consoles make these; others whose names end in a slash have content."""
+    """Whether to put an empty object, as consoles do to make a folder; other keys that end in a slash have content."""
     return (not key or key.endswith("/")) and len(key) % 2 == 0
 
 

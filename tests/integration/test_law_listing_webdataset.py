@@ -1,4 +1,4 @@
-"""Invariant: tar members are grouped as webdataset groups them, and the command reads the tars of shared/data/cases."""
+"""Invariant: tar members are grouped as in webdataset, and the command can read the tars in shared/data/cases."""
 
 import io
 import json
@@ -33,7 +33,7 @@ names = st.builds(
 
 
 @given(st.lists(names, min_size=1, max_size=12))
-def test_samples_are_webdataset_s(tmp_path_factory: pytest.TempPathFactory, found: list[str]) -> None:
+def test_samples_are_those_of_webdataset(tmp_path_factory: pytest.TempPathFactory, found: list[str]) -> None:
     # webdataset refuses a repeated name, and mistakes `a.b/.c.jpg` for a file `b/.c.jpg` with the key `a`
     unique = [name for name in dict.fromkeys(found) if "/." not in name.replace("./", "", 1)]
     path = tmp_path_factory.mktemp("tar") / "a.tar"
@@ -77,14 +77,14 @@ def command(*arguments: object) -> str:
 
 
 def by_key(output: Path) -> dict[str, list[tuple[str | None, str]]]:
-    """Key -> (caption, status) of its rows."""
+    """Key -> (caption, status) of each of its rows."""
     found: dict[str, list[tuple[str | None, str]]] = {}
     for row in rows_in(output) + rows_in(output, "rejects"):
         found.setdefault(row["key"], []).append((row["caption"], row["status"]))
     return {key: sorted(rows, key=str) for key, rows in found.items()}
 
 
-def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_each_member(
+def test_the_tars_of_the_cases_are_embedded_and_status_accounts_for_each_member(
     on_this_ray: list[str], tmp_path: Path
 ) -> None:
     tars = [CASES / f"{name}.tar" for name in ("appledouble", "hardlinks", "big_json", "sparse", "json_caption_list")]
@@ -99,7 +99,7 @@ def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_ea
             members += len(tar.getmembers())
     assert result["seen"] == members == result["input_rows"] + result["parts"] + 2
     assert result["passed_over"] == {"name begins with a dot": 2}
-    line = f"{members} found in the input: 14 rows, 14 beside them (such as captions), 2 passed over ("
+    line = f"{members} entries in the input: 14 rows, 14 parts of rows (such as captions), 2 passed over ("
     assert line in printed
     assert line in command("status", output)
     found = by_key(output)
@@ -116,7 +116,7 @@ def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_ea
     holds(output)
 
 
-def test_the_folders_of_the_cases_are_embedded_whole(tmp_path: Path) -> None:
+def test_the_folders_of_the_cases_are_embedded_completely(tmp_path: Path) -> None:
     result = sequentially(embed_job(tmp_path / "out", CASES / "heic_before_jpg", CASES / "underscore_folder"))
     assert (result.seen, result.rows_in, result.parts, result.passed_over) == (10, 6, 4, {})
     found = by_key(tmp_path / "out")

@@ -46,12 +46,12 @@ pytestmark = [  # webdataset leaves closing tars to the garbage collector
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:datasets"),
-    pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning"),  # Pillow's, in readers
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning"),  # from Pillow, in readers
 ]
 
 
 def export_all(dataset: Path, folder: Path, *forms: str, **more: Any) -> None:
-    """The whole dataset in each format, into `FOLDER/FORMAT`."""
+    """Export the whole dataset in each format, into `FOLDER/FORMAT`."""
     steps = [{"where": "caption_clean is not None"}]
     select(SelectJob.model_validate({"dataset": str(dataset), "name": "all", "steps": steps}), overwrite=True)
     for form in forms:
@@ -171,7 +171,7 @@ def test_arrow_and_pandas_open_a_parquet_export_by_its_folder(awkward: Path, sco
     assert len(pandas.read_parquet(awkward / "parquet", columns=["uid"])) == len(scored)
 
 
-def test_image_path_is_the_file_of_a_folder_and_the_key_in_a_tar(tmp_path: Path) -> None:
+def test_image_path_is_the_file_in_a_folder_and_the_key_in_a_tar(tmp_path: Path) -> None:
     """clip-retrieval opens and copies the files that `image_path` names."""
     (tmp_path / "pictures").mkdir()
     for name, data in samples(4):
@@ -189,7 +189,7 @@ def test_image_path_is_the_file_of_a_folder_and_the_key_in_a_tar(tmp_path: Path)
     assert tar["image_path"].to_pylist() == tar["key"].to_pylist() == [f"{n:04d}" for n in range(4)]
 
 
-def test_columns_named_like_the_export_s_own_go_through_all_formats(tmp_path: Path) -> None:
+def test_columns_named_like_those_of_exports_are_kept_by_all_formats(tmp_path: Path) -> None:
     source = SHARED_DATA / "cases/carried_names.parquet"
     sequentially(embed_job(tmp_path / "out", source))
     export_all(tmp_path / "out", tmp_path, *FORMATS, carry="all")
@@ -226,7 +226,7 @@ def test_carried_columns_are_in_the_json_of_builds_and_of_their_exports(web: Pic
     assert load_dataset(tmp_path / "webdataset", tmp_path)[0]["json"]["licence"].startswith("CC-")
 
 
-def test_a_column_that_is_not_there_cannot_be_carried(web: PictureWeb, tmp_path: Path) -> None:
+def test_a_column_that_does_not_exist_cannot_be_carried(web: PictureWeb, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"images\.carry: no carried column 'license'; the input has: licence, STATUS"):
         licensed_build(web, tmp_path, carry=["license"])
     assert not (tmp_path / "out/plan").exists()
@@ -322,11 +322,11 @@ def test_an_export_of_an_earlier_version_is_left_as_it_is_and_opens_by_its_folde
     assert (folder / "00000.parquet").read_bytes() == before
     assert len(load_dataset(folder, tmp_path)) == 6
     (folder / "00000.parquet").unlink()
-    with pytest.raises(JobError, match="was begun by an earlier version of pairmill"):
+    with pytest.raises(JobError, match="was started by an earlier version of pairmill"):
         export(ExportJob.model_validate(values))
 
 
-def test_datacomps_names_are_those_that_its_scripts_look_for(tmp_path: Path) -> None:
+def test_datacomp_exports_use_the_names_that_its_scripts_expect(tmp_path: Path) -> None:
     from pairmill.pipeline.export.arrays import datacomp_names
     from pairmill.schemas.job.models import ModelConfig
 
@@ -340,8 +340,8 @@ def test_datacomps_names_are_those_that_its_scripts_look_for(tmp_path: Path) -> 
     assert names(("tiny", None, "")) == ["tiny"]
 
 
-def test_datacomps_basic_filter_takes_captions_as_text(tmp_path: Path) -> None:
-    """`df.text.apply(len)`: a null would stop it."""
+def test_datacomps_basic_filter_gets_captions_as_text(tmp_path: Path) -> None:
+    """The filter runs `df.text.apply(len)`, which fails if there is a null."""
     table = pa.table({"image": [picture(1), picture(2)]})
     pq.write_table(table, tmp_path / "in.parquet")
     sequentially(embed_job(tmp_path / "out", tmp_path / "in.parquet"))
@@ -356,8 +356,8 @@ def test_datacomps_basic_filter_takes_captions_as_text(tmp_path: Path) -> None:
     assert frame.original_width.tolist() == [320, 320]
 
 
-def test_the_fields_of_a_corpus_s_json_become_the_columns_that_its_parquet_gives(tmp_path: Path) -> None:
-    """img2dataset writes the same values beside the pictures and in a Parquet file."""
+def test_the_json_fields_of_a_corpus_become_the_same_columns_as_its_parquet_file(tmp_path: Path) -> None:
+    """img2dataset writes the same values next to the pictures and in a Parquet file."""
     exif = json.dumps({"Image Make": "Canon", "EXIF ISOSpeedRatings": "100"})
     details = [
         {

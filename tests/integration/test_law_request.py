@@ -45,7 +45,7 @@ _TOKENS = st.sampled_from(
         ),
         *("%", "%zz", "%4", '"', "<", ">", "^", "`", "{", "|", "}", "\\", "[", "]", "ü", "€", "画像", "😀"),
         *("X-Amz-Signature=", "Expires=1", "https://", "http:%2F%2F", "w_100,h_200", "Policy=e30_", "\u0301"),
-        *("\u00a0x", "\u3000x", "\u2009x", "\u0085x"),  # white space at the end is cut
+        *("\u00a0x", "\u3000x", "\u2009x", "\u0085x"),  # trailing white space is stripped
     ]
 )
 _PATHS = st.lists(_TOKENS, max_size=8).map(lambda tokens: "/" + "".join(tokens))
@@ -63,7 +63,7 @@ def _targets(queries: st.SearchStrategy[str | None]) -> st.SearchStrategy[str]:
 
 
 _BLANKS = st.sampled_from(["", "", "", " ", "a b"])
-# curl 7 drops an empty query from a Location, although it keeps one that a user gives.
+# curl 7 drops an empty query from a Location, although it keeps one in a user's URL.
 _REFERENCES = st.builds(
     lambda target, blank: target + blank, _targets(_QUERIES.filter(lambda query: query != "")), _BLANKS
 ) | st.builds(
@@ -80,12 +80,12 @@ _MANY = settings(
 
 
 def encoded(text: str) -> str:
-    """The text with non-ASCII characters percent-encoded: curl sends them as they are or encodes them in lower case."""
+    """The text with non-ASCII characters percent-encoded: curl sends them unchanged or encodes them in lower case."""
     return quote(text, safe=_ASCII)
 
 
 def curl(*arguments: str) -> int:
-    """Run curl; its exit status."""
+    """Run curl. Returns its exit status."""
     command = ["curl", "-q", "--silent", "--globoff", "--max-time", "20", *arguments]
     return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
 
@@ -148,7 +148,7 @@ def sent_by_urllib(recorder: Recorder, urls: Sequence[str]) -> dict[str, list[st
 
 @_MANY
 @given(targets=st.lists(_targets(_QUERIES), min_size=20, max_size=40))
-def test_the_targets_of_lists_go_out_as_they_are(recorder: Recorder, targets: list[str]) -> None:
+def test_the_targets_in_lists_are_sent_unchanged(recorder: Recorder, targets: list[str]) -> None:
     expected = sent_by_curl(recorder, [f"http://{recorder.host(n)}{encoded(t)}" for n, t in enumerate(targets)])
     urls = [f"http://{recorder.host(n)}{target}" for n, target in enumerate(targets)]
     assert sent_by_us(recorder, urls) == expected
@@ -157,7 +157,7 @@ def test_the_targets_of_lists_go_out_as_they_are(recorder: Recorder, targets: li
 
 @_MANY
 @given(references=st.lists(_REFERENCES, min_size=20, max_size=40), as_bytes=st.booleans())
-def test_the_targets_of_redirects_go_out_as_they_are(recorder: Recorder, references: list[str], as_bytes: bool) -> None:
+def test_the_targets_of_redirects_are_sent_unchanged(recorder: Recorder, references: list[str], as_bytes: bool) -> None:
     urls = [f"http://{recorder.host(n)}{_BEGIN}" for n in range(len(references))]
     recorder.locations = {recorder.host(n): encoded(text).encode() for n, text in enumerate(references)}
     expected = sent_by_curl(recorder, urls, "--location", "--max-redirs", "3")
@@ -240,7 +240,7 @@ def test_what_curl_refuses_is_refused(recorder: Recorder) -> None:
     assert recorder.take() == {}
 
 
-def test_the_row_keeps_the_url_that_was_asked_for(recorder: Recorder) -> None:
+def test_the_row_keeps_the_url_of_its_list(recorder: Recorder) -> None:
     url = f"http://{recorder.host(0)}/a%3ab/%c3%BC?X-Amz-Signature=%2f&e="
     (found,) = fetch_all([url])
     assert found.final_url == url

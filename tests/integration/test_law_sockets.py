@@ -1,4 +1,4 @@
-"""Invariant: however many addresses a name has, a request holds few sockets, and none once it is done."""
+"""Invariant: however many addresses a name has, a request opens few sockets, and has none once it is done."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ _PER_REQUEST = 4
 
 @pytest.fixture
 def black_hole() -> Iterator[int]:
-    """A port, on every loopback address, that leaves connections unanswered: its queue is full."""
+    """A port that accepts no connections on any loopback address, because its queue is full."""
     with socket.socket() as listening:
         listening.bind(("0.0.0.0", 0))
         listening.listen(0)
@@ -40,7 +40,7 @@ def _open_files() -> int:
 
 
 def fetch(urls: list[str], addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[FetchOutcome], int]:
-    """(outcomes, maximum number of files opened at once) if every name has these addresses."""
+    """Fetch while every name has these addresses. Returns (the outcomes, the maximum number of new open files)."""
 
     async def look_up(self: GuardedResolver, name: str) -> list[str]:
         return addresses
@@ -74,7 +74,7 @@ def test_a_name_with_many_silent_addresses_takes_few_sockets(black_hole: int, mo
     "dead",
     [["::1"] * 9, ["127.0.0.77"] * 9, ["127.0.0.77", "127.0.0.78", "127.0.0.79"], [f"fc00::{n}" for n in range(1, 9)]],
 )
-def test_a_living_address_behind_dead_ones_is_found(dead: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_address_after_dead_ones_is_found(dead: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with HostileWeb() as web:
         port = int(web.serve("/a.jpg", JPEG).rsplit(":", 1)[1].partition("/")[0])
         found, _ = fetch([f"http://name.example:{port}/a.jpg"], [*dead, "127.0.0.1"], monkeypatch)

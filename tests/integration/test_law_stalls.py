@@ -48,7 +48,7 @@ def test_deadlines_do_not_pass_while_the_loop_stalls(web: HostileWeb) -> None:
     assert all((each.fetch_s or 0) < 1.5 for each in found)
 
 
-def test_requests_that_servers_gave_up_during_a_stall_are_made_again(web: HostileWeb) -> None:
+def test_requests_that_servers_gave_up_during_a_stall_are_repeated(web: HostileWeb) -> None:
     async def impatient(request: Request, writer: Any) -> None:
         writer.write(response(JPEG, length=len(JPEG) + 4)[: -len(JPEG) // 2])
         if web.hits[request.path] == 1:
@@ -69,7 +69,7 @@ def test_requests_that_servers_gave_up_during_a_stall_are_made_again(web: Hostil
     assert [each.status for each in found] == [Status.OK] * 2
 
 
-def test_hosts_that_never_answer_still_time_out_and_do_not_lose_their_chances(web: HostileWeb) -> None:
+def test_hosts_that_never_answer_still_time_out_despite_a_stall(web: HostileWeb) -> None:
     urls = [web.send(f"/{n}.jpg", 60.0) for n in range(3)]
     started = time.monotonic()
     found = fetch_and_stand_still(urls, 2.0, timeout_s=1, retries=0)
@@ -77,7 +77,7 @@ def test_hosts_that_never_answer_still_time_out_and_do_not_lose_their_chances(we
     assert time.monotonic() - started < 8
 
 
-def test_a_look_up_that_failed_during_a_stall_is_made_again() -> None:
+def test_a_lookup_that_failed_during_a_stall_is_repeated() -> None:
     async def main() -> int:
         stalls, attempts = StallMonitor(), 0
 
@@ -91,7 +91,7 @@ def test_a_look_up_that_failed_during_a_stall_is_made_again() -> None:
             return attempts
 
         with pytest.raises(OSError, match="no answer"):
-            await stalls.repeat_if_stalled(look_up, OSError)  # once for the stall; after that it counts
+            await stalls.repeat_if_stalled(look_up, OSError)  # only the failure in the stall is repeated
         stalls.close()
         return attempts
 

@@ -1,4 +1,4 @@
-"""Compares the step `leak` on Ray with the same in a plain loop."""
+"""Compares the `leak` step on Ray with the same step in a plain loop."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.unit.select.conftest import make_subset, row_ids
 from tests.unit.select.test_leak import PAIRS, ROWS, write_training
 
 
-def test_leak_gives_the_same_on_ray_and_in_a_plain_loop(
+def test_leak_has_the_same_result_on_ray_and_in_a_plain_loop(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluation = tmp_path / "evaluation"

@@ -1,4 +1,4 @@
-"""Executes the notebook of the documentation as Jupyter does, in an empty folder."""
+"""Executes the documentation's notebook as Jupyter does, in an empty folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "first-look.ipynb"
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """What kinds of outputs each cell has, without what libraries print on stderr."""
+    """The kinds of output of each code cell, without what libraries print on stderr."""
     return [
         sorted(
             kind for output in cell.outputs if output.get("name") != "stderr" for kind in output.get("data", {"": ""})
@@ -21,7 +21,7 @@ def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_notebook_runs_and_shows_what_it_shows_in_the_documentation(
+def test_the_notebook_runs_and_has_the_same_kinds_of_outputs_as_in_the_documentation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

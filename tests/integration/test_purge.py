@@ -1,4 +1,4 @@
-"""Tests that withdrawn rows stay away: from builds that grow, retries, corpora and S3."""
+"""Tests that withdrawn rows stay out of growing datasets, retries, corpora and datasets on S3."""
 
 import hashlib
 import io
@@ -37,9 +37,7 @@ def lists(folder: Path, **values: list[str]) -> dict[str, str]:
     return {name.removesuffix("s"): str(folder / f"{name}.txt") for name in values}
 
 
-def test_later_builds_and_retries_leave_out_what_was_withdrawn(
-    plain_loop: None, web: PictureWeb, tmp_path: Path
-) -> None:
+def test_later_builds_and_retries_leave_out_withdrawn_rows(plain_loop: None, web: PictureWeb, tmp_path: Path) -> None:
     folder, out = tmp_path / "lists", tmp_path / "out"
     folder.mkdir()
     urls = [web.add(f"/{number}.jpg", picture(number)) for number in range(12)]
@@ -63,11 +61,11 @@ def test_later_builds_and_retries_leave_out_what_was_withdrawn(
     write_list(folder / "b.jsonl", [(2, urls[2]), (20, again), (21, web.add("/21.jpg", picture(21)))])
     web.log.clear()
     sequentially(build_job)
-    grown = build(build_job)  # there is nothing left to build, but input/ is looked at once more
+    grown = build(build_job)  # there is nothing left to build, but input/ is checked once more
     assert (grown.statuses["withdrawn"], grown.pairs, grown.rejects) == (8, 19, 2)
-    assert grown.rows_in == 29  # a blank row in input/ has no captions any more, so it counts once
+    assert grown.rows_in == 29  # a blank row in input/ no longer has captions, so it counts once
     assert "/2.jpg" not in web.log
-    assert web.log.count("/again.jpg") == 1  # only then it is known what it is
+    assert web.log.count("/again.jpg") == 1  # its digest is known only once it is fetched
     marks += [each.encode() for each in (again, *captions(20))]
     assert grep(out, marks) == []
 
@@ -83,8 +81,8 @@ def test_later_builds_and_retries_leave_out_what_was_withdrawn(
         assert (done.exit_code, done.stderr) == (0, "")
 
 
-def test_the_index_of_a_corpus_is_blanked_and_resumed(plain_loop: None, tmp_path: Path) -> None:
-    """Pictures without URLs: their uids depend on the pictures, so their rows are known by position alone."""
+def test_the_index_of_a_corpus_is_blanked_and_used_again(plain_loop: None, tmp_path: Path) -> None:
+    """Pictures of a corpus have no URLs. Their uids depend on their bytes, so only positions identify purged rows."""
     tar, out = tmp_path / "in.tar", tmp_path / "out"
     with tarfile.open(tar, "w") as file:
         for number in range(8):
@@ -103,7 +101,7 @@ def test_the_index_of_a_corpus_is_blanked_and_resumed(plain_loop: None, tmp_path
     index = pq.read_table(next((out / "input").glob("in.tar-*.parquet")))
     assert index["key"].to_pylist() == [None if number == 3 else f"sample{number}" for number in range(8)]
     for path in [*out.glob("pairs/*"), *out.glob("rejects/*"), *out.glob("manifests/*")]:
-        path.unlink()  # and everything is embedded again
+        path.unlink()  # so that everything is embedded again
     again = pairmill.embed(tar, out, models="tiny", settings=settings, progress=False)
     assert (again.pairs, again.rejects, again.statuses) == (7, 0, {"ok": 7, "withdrawn": 1})
     assert grep(out, [uid.encode(), captions(3)[0].encode(), b"sample3"]) == []

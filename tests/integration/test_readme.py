@@ -40,8 +40,8 @@ names = ("image_embedding_tiny", "text_embedding_tiny")
 dim = len(of_subset["image_embedding_tiny"][0])
 assert [tuple(batch[name].shape) for name in names] == 2 * [(num_rows, dim)]
 """
-"""Run after the README's Python. Checks what the README says about batches, of which the only one has fewer than 256
-rows, and about the join in SQL."""
+"""Run after the README's Python. Checks what the README says about batches, although the only batch here has fewer
+than 256 rows, and about the join in SQL."""
 
 
 def python_blocks() -> list[str]:

@@ -1,4 +1,4 @@
-"""Tests retries against web servers that recover. test_api has one on Ray."""
+"""Tests retries against web servers that recover. test_api tests a retry on Ray."""
 
 import io
 from pathlib import Path
@@ -24,7 +24,7 @@ MOVED = ("image_tar", "image_offset", "image_length")
 
 
 def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
-    """Every row of a finished output, read by listing the folders. Has the picture's bytes, not its position."""
+    """Every row of a finished output, read by listing the folders, with its picture's bytes, not their position."""
     rows = {}
     for folder in ("pairs", "rejects"):
         for path in (output / folder).iterdir():
@@ -142,7 +142,7 @@ def test_a_retry_may_change_only_run_settings(
 def test_law_lists_a_retry_refuses_a_list_that_is_not_the_planned_one(
     plain_loop: None, failing_rows: tuple[BuildJob, NameServer], tmp_path: Path, change: str
 ) -> None:
-    """This holds even if the size is the same: its rows would get the numbers of other rows, which would be lost."""
+    """It refuses even a list of the same size, because its rows would replace those with the same row numbers."""
     build_job, _ = failing_rows
     source = tmp_path / "in.parquet"
     rows = pq.read_table(source)

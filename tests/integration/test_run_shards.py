@@ -27,7 +27,7 @@ from tests.integration.test_command import build_arguments, run
 
 
 class SlowWeb:
-    """Every picture takes a while; `most` is the highest number of concurrent requests."""
+    """A server that takes a while for every picture; `most` is the highest number of concurrent requests."""
 
     def __init__(self, seconds: float) -> None:
         self.most, self._now, self._lock = 0, 0, threading.Lock()
@@ -153,11 +153,11 @@ def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(
     assert "Traceback" not in done.stderr
 
 
-def test_rows_that_kill_every_worker_cost_themselves_and_a_death_that_does_not_come_back_costs_nothing(
+def test_rows_that_kill_every_worker_cost_only_themselves_and_a_death_that_does_not_recur_costs_nothing(
     web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
     """Row 5 kills every process that runs the rule. The decoder aborts on picture 11, as with a bug in a codec, in the
-    worker and then in its child. Row 21 kills its worker once. Each is in a shard of its own."""
+    worker and then in its child. Row 21 kills its worker once. The three rows are in different shards."""
     marker = str(tmp_path / "marker")
     (tmp_path / "fatal.py").write_text(FATAL_RULE.format(marker=f"{marker}5", number=5, condition="True"))
     (tmp_path / "once.py").write_text(FATAL_RULE.format(marker=marker, number=21, condition="not marker.exists()"))
@@ -184,10 +184,10 @@ def test_rows_that_kill_every_worker_cost_themselves_and_a_death_that_does_not_c
         (ObjectStoreFullError("full"), PayloadLost),
     ],
 )
-def test_a_worker_that_was_killed_for_its_memory_is_dead_and_an_object_that_is_gone_is_not_its_fault(
+def test_a_worker_killed_for_its_memory_counts_as_dead_but_one_with_a_lost_object_does_not(
     tmp_path: Path, error: Exception, means: type[Exception]
 ) -> None:
-    """Otherwise, the scheduler would give the dead worker shard after shard. Ray reports both with its own errors."""
+    """Otherwise, the scheduler would keep giving shards to the dead worker. Ray reports both with its own errors."""
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
     backend = RayBackend(prepare(job(source, tmp_path / "out"))[0], LiveWorkers(lambda _: None))
     backend._futures["token"] = Future()

@@ -61,7 +61,7 @@ def bucket() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    S3FileSystem.clear_instance_cache()  # a cached one may have been made without this environment
+    S3FileSystem.clear_instance_cache()  # cached instances may not have this environment
     Store("s3://mill").fs.mkdir("mill")
     yield "s3://mill"
     for name, value in before.items():
@@ -87,7 +87,7 @@ def test_create_only_holds_for_files_uploaded_in_parts(bucket: str) -> None:
     assert store.num_bytes("big") == 60 << 20
 
 
-def test_two_rival_commands_give_one_complete_output(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
+def test_two_rival_commands_produce_one_complete_output(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
     source, output = write_input(tmp_path / "in.parquet", rows), f"{bucket}/rivals"
     arguments = ["build", str(source), output, "--set", "fetch.allow_networks=[127.0.0.0/8]", "--set", "shard_rows=2"]
@@ -221,7 +221,7 @@ def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
     assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
     copy.write_bytes(copy.read_bytes()[:-1])
     assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
-    for name in (f"{'0' * 32}.faiss", f"{'1' * 32}.{'2' * 32}.part"):  # the second is of a killed process
+    for name in (f"{'0' * 32}.faiss", f"{'1' * 32}.{'2' * 32}.part"):  # the second was left by a killed process
         copy.with_name(name).write_bytes(bytes(1_000))
         os.utime(copy.with_name(name), (1, 1))
     copy.unlink()
@@ -260,7 +260,7 @@ def test_filters_of_known_rows_on_s3_are_copied_once_per_machine(
     copy.unlink()
     store.delete(made.file.path)
     open_filters.cache_clear()
-    with pytest.raises(KnownError, match=r"filtered/known/uid.* is gone: restore it from a copy"):
+    with pytest.raises(KnownError, match=r"filtered/known/uid.* is missing: restore it from a copy"):
         open_filters(store.root, store.files)
 
     steps = [{"known": {"path": embedded, "subset": "most", "by": ["uid", "embedding"], "threshold": 0.9999}}]
@@ -270,7 +270,7 @@ def test_filters_of_known_rows_on_s3_are_copied_once_per_machine(
 
 
 def saved(result: SearchResult, dataset: str) -> str:
-    """The uids of a search, in a file on S3."""
+    """Write the uids of a search to a file on S3. Returns its path."""
     file = BytesIO()
     pq.write_table(pa.table({"uid": [match.uid for match in result.matches]}), file)
     store = Store(dataset.rpartition("/")[0])

@@ -74,7 +74,7 @@ def s3_job(source: str, output: str, s3: S3Config, kind: str = "urls") -> BuildJ
 
 
 def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
-    """All operations that begin by accessing a bucket."""
+    """Name -> an operation that begins by accessing a bucket, for all such operations."""
     (folder / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     here, there, settings = str(folder / "in.csv"), "s3://mill/out", {"s3": s3.model_dump()}
     job_file = "s3://mill/job.yaml"
@@ -105,7 +105,7 @@ def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def check_that_all_refuse(s3: S3Config, folder: Path, message: str, *names: str) -> None:
-    """Run all commands, or those with these names: each fails in time, with one line that names bucket and endpoint."""
+    """Check that all commands, or those named, fail in time, with one line that names the bucket and the endpoint."""
 
     def refused(command: Callable[[], object]) -> tuple[str, float]:
         started = time.monotonic()
@@ -125,7 +125,7 @@ def check_that_all_refuse(s3: S3Config, folder: Path, message: str, *names: str)
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Accepts connections and never responds."""
+    """Run a server that accepts connections but never responds. Yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -204,7 +204,7 @@ def test_commands_report_s3_problems_on_one_line(server: str, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv"]
 
 
-def test_a_job_file_on_s3_is_read_with_the_settings_beside_it(server: str, tmp_path: Path) -> None:
+def test_a_job_file_on_s3_is_read_with_the_s3_settings_of_the_command(server: str, tmp_path: Path) -> None:
     with credentials():
         Store("s3://mill/jobs", S3Config(endpoint=server)).create("a.yaml", b"output: out\nimages: {size: 99}\n")
         settings = [f"s3.endpoint={server}", "source.paths=[in.csv]"]

@@ -41,7 +41,7 @@ def test_reads_and_writes_survive_throttling_and_lost_connections(faulty: Faulty
         assert store.create(f"a/{number}", b"content %d" % number)
     assert len(store.list("a")) == 30
     assert [store.read(f"a/{number}") for number in range(30)] == [b"content %d" % number for number in range(30)]
-    assert sum(faulty.requests.values()) > 66  # some were tried again
+    assert sum(faulty.requests.values()) > 66  # some requests were repeated
 
 
 @pytest.mark.parametrize(("num_bytes", "request_lost"), [(10, "PUT /mill/lost/10"), (110_000_000, "uploadId")])

@@ -1,4 +1,4 @@
-"""Scores on Ray: the same columns with any number of workers, and after kills."""
+"""Tests scores on Ray: the columns are the same for any number of workers, and after kills."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, object]] = {
 }
 
 
-def test_scores_on_ray_equal_those_of_one_process(ray_session: None, tmp_path: Path) -> None:
+def test_scores_on_ray_equal_those_from_one_process(ray_session: None, tmp_path: Path) -> None:
     for folder in ("alone", "ray"):
         write_embedded(tmp_path / folder, IMAGES, TEXTS, 75)
     store, run = Store(str(tmp_path / "ray")), RunConfig(address=ray.get_runtime_context().gcs_address)
@@ -42,7 +42,7 @@ def test_scores_on_ray_equal_those_of_one_process(ray_session: None, tmp_path: P
             assert np.array_equal(column(tmp_path / "alone", each.name), column(tmp_path / "ray", each.name))
 
 
-def test_a_score_that_was_killed_goes_on_and_equals_one_that_was_not(tmp_path: Path) -> None:
+def test_a_score_that_was_killed_resumes_and_equals_one_that_was_not(tmp_path: Path) -> None:
     for folder in ("whole", "killed"):
         write_embedded(tmp_path / folder, IMAGES, TEXTS, 6)
     kind = {"neg_clip": {"batch": 500, "repeats": 20}}

@@ -1,4 +1,4 @@
-"""Adds captions that a model writes, and the scores of captions, to a dataset with several shards."""
+"""Tests adding captions that a model writes, and scores of captions, to a dataset with several shards."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tests.committed_shards import pair, reject, write_dataset
 
 
 @pytest.mark.usefixtures("plain_loop")
-def test_written_captions_are_the_models_own_whatever_the_shard(tmp_path: Path) -> None:
+def test_written_captions_are_those_of_the_model_in_every_shard(tmp_path: Path) -> None:
     folder = write_coca(tmp_path / "coca")
     store = write_dataset(tmp_path / "out", [[pair(f"a dog {n}"), reject("x"), pair(f"a cat {n}")] for n in range(2)])
     settings = {"model": str(folder), "max_tokens": 12}

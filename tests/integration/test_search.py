@@ -77,7 +77,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def recall_at_10(index: SearchIndex, captions: Sequence[str]) -> float:
-    """Share of captions whose own picture is among the ten best."""
+    """The share of captions for which their own picture is among the ten best."""
     model = QueryModel.load(index.embeddings.contract)
     rows, _ = index.search(model.model.encode_captions(captions), 10)
     return float((rows == np.arange(len(captions))[:, None]).any(axis=1).mean())
@@ -88,7 +88,7 @@ def opened(folder: Path) -> SearchIndex:
     return SearchIndex.open(store, Snapshot.of(store))
 
 
-def test_a_text_finds_the_picture_that_was_drawn_for_it_exactly_and_by_a_large_index(
+def test_a_text_finds_the_picture_that_was_drawn_for_it_by_brute_force_and_with_an_index(
     drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, captions = drawn
@@ -104,8 +104,8 @@ def test_a_text_finds_the_picture_that_was_drawn_for_it_exactly_and_by_a_large_i
     assert recall_at_10(index, captions) >= 0.95
 
 
-def test_captions_find_their_photographs_among_embeddings_of_a_real_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The only embeddings of real photographs and captions by trained weights that are at hand."""
+def test_captions_find_their_photographs_among_embeddings_of_a_trained_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These are the only available embeddings of real photographs and captions by a trained model."""
     pictures, texts = (np.load(REAL / f"{name}_embeddings.npy").astype(np.float16) for name in ("image", "text"))
     exact = np.argsort(-(texts.astype(np.float32) @ pictures.astype(np.float32).T), axis=1)[:, :10]
     own = np.arange(len(pictures))[:, None]
@@ -120,7 +120,7 @@ def test_captions_find_their_photographs_among_embeddings_of_a_real_clip(monkeyp
         assert is_own >= 0.85
 
 
-def test_text_picture_and_pair_find_the_same_rows_and_a_pair_not_itself(
+def test_text_picture_and_pair_find_the_same_rows_and_a_pair_does_not_find_itself(
     drawn: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     folder, captions = drawn
@@ -142,14 +142,14 @@ def test_text_picture_and_pair_find_the_same_rows_and_a_pair_not_itself(
     assert {each.uid for each in within.matches} == {each.uid for each in by_text.matches}
 
 
-def test_one_text_at_a_time_gives_the_embedding_of_many(drawn: tuple[Path, list[str]]) -> None:
+def test_a_text_has_the_same_embedding_alone_as_among_others(drawn: tuple[Path, list[str]]) -> None:
     folder, captions = drawn
     model = QueryModel.load(opened(folder).embeddings.contract)
     many = model.model.encode_captions(captions[:8])
     assert np.allclose(np.concatenate([embed_text(model, f" {each}\n") for each in captions[:8]]), many, atol=1e-5)
 
 
-def test_what_cannot_be_looked_for_is_one_clear_line(
+def test_a_search_that_cannot_run_ends_with_one_clear_line(
     drawn: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = drawn
@@ -174,8 +174,8 @@ def test_what_cannot_be_looked_for_is_one_clear_line(
         assert "\x1b" not in done.output
     os.mkfifo(pipe := tmp_path / "pipe")
     done = CliRunner().invoke(app, ["search", str(folder), "a red circle", "-k", "1", "--save", str(pipe)])
-    assert (done.exit_code, len(done.stdout.splitlines())) == (1, 2)  # what was found is shown all the same
-    assert f"{pipe}: cannot be written to (it is not a regular file)" in done.stderr
+    assert (done.exit_code, len(done.stdout.splitlines())) == (1, 2)  # the results are shown nevertheless
+    assert f"{pipe}: cannot be written to, because it is not a regular file" in done.stderr
     assert pipe.is_fifo()
     monkeypatch.setattr(query, "MAX_PICTURE_BYTES", 100)
     with pytest.raises(SearchError, match="is larger than 100 bytes"):
@@ -183,7 +183,7 @@ def test_what_cannot_be_looked_for_is_one_clear_line(
 
 
 @pytest.mark.parametrize("there_is_one", [True, False])
-def test_the_page_is_shown_in_the_browser_only_if_asked(
+def test_the_page_is_shown_in_the_browser_only_on_request(
     drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, there_is_one: bool
 ) -> None:
     shown: list[str] = []
@@ -253,5 +253,5 @@ def test_hostile_captions_are_plain_text_in_the_table_and_on_the_page(
     assert "&lt;script&gt;" in html
     for forbidden in ("<script", "onerror=alert(1)>", "<b>", "\x1b", "\u202e", "\u200b", "href=", "x" * 1_000):
         assert forbidden not in html
-    with pytest.raises(JobError, match="only a local file can be written to"):
+    with pytest.raises(JobError, match="this must be a local file"):
         pairmill.search(tmp_path / "out", "a", page="s3://bucket/page.html")

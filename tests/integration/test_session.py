@@ -8,7 +8,7 @@ from pairmill.jobs.cluster import session
 from pairmill.jobs.cluster.ray_token import SessionError
 
 
-def test_a_ray_that_fails_to_start_once_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_is_started_again_if_it_fails_to_start_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.ray, "shutdown", lambda: None)
     failures = [Exception("The current node timed out during startup.")]
 
@@ -20,17 +20,17 @@ def test_a_ray_that_fails_to_start_once_is_started_again(monkeypatch: pytest.Mon
     assert not failures
 
 
-def test_a_ray_that_fails_twice_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_failing_to_start_twice_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.ray, "shutdown", lambda: None)
 
     def start() -> None:
         raise Exception("The current node timed out during startup.")
 
-    with pytest.raises(SessionError, match=r"Ray did not start, twice: .*timed out.*overloaded"):
+    with pytest.raises(SessionError, match=r"Ray failed to start twice: .*timed out.*overloaded"):
         session._twice(start)
 
 
-def test_a_file_that_cannot_be_written_is_no_reason_to_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_is_not_started_again_if_a_file_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.ray, "shutdown", lambda: None)
     starts = []
 

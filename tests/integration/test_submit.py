@@ -41,8 +41,8 @@ assert isinstance(GROUP, TyperGroup)
 
 
 def free_port() -> int:
-    """A free port that the system gives to no other process until Ray listens on it: below those that it chooses itself
-    (ip_local_port_range), and above those of Ray's workers. A node whose agent finds its port taken takes no jobs."""
+    """A free port that is unlikely to be taken before Ray listens on it: it is below the ports that the system assigns
+    (ip_local_port_range), and above those of Ray's workers. A node accepts no jobs if its agent's port is taken."""
     for _ in range(100):
         port = random.randint(20_000, 32_000)
         with socket.socket() as free, suppress(OSError):
@@ -170,7 +170,7 @@ def pairmill(folder: Path, *arguments: str, **variables: str) -> subprocess.Comp
 
 
 @pytest.mark.timeout(400)
-def test_build_then_embed_run_on_the_cluster_and_no_secret_is_visible(
+def test_a_build_and_then_an_embed_run_on_the_cluster_and_no_secret_is_visible(
     cluster: str, project: Path, web: PictureWeb, s3: FaultyS3, metrics_ports: list[int]
 ) -> None:
     source = put_input(web, mill(s3), project, "a.parquet", 60)
@@ -250,7 +250,7 @@ def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_
 
 
 def _asked_in_one_process(address: str, job_id: str, home: Path) -> dict[str, str]:
-    """What each command of `pairmill jobs` prints about a job; loading Ray takes longer than asking."""
+    """What each command of `pairmill jobs` prints about a job, in one process because loading Ray takes long."""
     code = """
 import contextlib, io, json, sys
 from pairmill.jobs.cli.main import app
@@ -276,7 +276,7 @@ def test_a_missing_or_wrong_token_is_one_clear_line(
 ) -> None:
     done = pairmill(tmp_path, "jobs", "list", "--address", bare_cluster, HOME=str(tmp_path), **variables)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"pairmill: the cluster at {bare_cluster} asks for a token")
+    assert done.stderr.startswith(f"pairmill: the cluster at {bare_cluster} requires a token")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -291,7 +291,7 @@ def test_a_job_that_cannot_run_ends_with_its_message_and_status(cluster: str, pr
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["build", "in.parquet", "s3://mill/x"], "in.parquet: is a path in this machine's current folder"),
+        (["build", "in.parquet", "s3://mill/x"], "in.parquet: is relative to the current folder of this machine"),
         (["status", "s3://mill/x"], "submit takes one of build, embed"),
         ([], "submit takes one of build, embed"),
         (["build", "s3://mill/i", "s3://mill/x", "--set", "rules.custom=[gone:rule]"], "no module 'gone'"),
@@ -299,7 +299,9 @@ def test_a_job_that_cannot_run_ends_with_its_message_and_status(cluster: str, pr
         (["build", "s3://mill/i", "s3://mill/x", "--set", "rules.md5_blocklist=gone.txt"], "there is no file gone.txt"),
     ],
 )
-def test_what_would_not_be_found_on_the_cluster_is_refused_here(arguments: list[str], says: str) -> None:
+def test_a_command_that_cannot_work_on_the_cluster_is_refused_before_it_is_submitted(
+    arguments: list[str], says: str
+) -> None:
     with pytest.raises(JobError, match=re.escape(says)), bundled(parse_command(GROUP, arguments)):
         pass
 
@@ -324,7 +326,7 @@ def test_a_secret_in_a_command_is_refused_and_not_repeated(arguments: list[str])
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_compressed_blocklist_stays_one(tmp_path: Path) -> None:
+def test_a_compressed_blocklist_stays_compressed(tmp_path: Path) -> None:
     (tmp_path / "bad.txt.gz").write_bytes(gzip.compress(b"https://bad.example/1.jpg"))
     arguments = ["build", "s3://mill/i", "s3://mill/x", "--set", f"rules.url_blocklist={tmp_path / 'bad.txt.gz'}"]
     with bundled(parse_command(GROUP, arguments)) as bundle:
@@ -332,13 +334,13 @@ def test_a_compressed_blocklist_stays_one(tmp_path: Path) -> None:
         assert gzip.decompress((bundle.folder / "url_blocklist.gz").read_bytes()) == b"https://bad.example/1.jpg"
 
 
-def test_help_after_submit_is_the_commands(tmp_path: Path) -> None:
+def test_help_after_submit_is_that_of_the_submitted_command(tmp_path: Path) -> None:
     done = pairmill(tmp_path, "submit", "build", "--help")
     assert done.returncode == 0
     assert "--min-similarity" in done.stdout
 
 
-def test_no_cluster_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_cluster_is_reported_on_one_clear_line(tmp_path: Path) -> None:
     done = pairmill(tmp_path, "submit", "--address", "http://127.0.0.1:9", "build", "s3://mill/i", "s3://mill/x")
     assert done.returncode == 1
     assert done.stderr.startswith("pairmill: no Ray cluster answers at http://127.0.0.1:9")

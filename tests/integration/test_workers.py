@@ -1,4 +1,4 @@
-"""Tests that a subset is the same on any number of workers."""
+"""Tests that a subset is the same with any number of workers."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_one_two_and_eight_workers_select_the_same_subset(
     write_dataset(tmp_path / "other", 2_000, shard_rows=300)
     known = {"known": {"path": str(tmp_path / "other"), "by": ["url", "phash"], "distance": 2}}
     cpus = ray.cluster_resources()["CPU"]
-    for workers in (1, 2, 8):  # Ray allots whole CPUs, or fractions of one
+    for workers in (1, 2, 8):  # Ray allocates whole CPUs, or fractions of one
         monkeypatch.setattr("pairmill.jobs.cluster.ray_tasks.CALL_CPUS", cpus // workers or cpus / workers)
         select(
             SelectJob.model_validate(

@@ -21,7 +21,7 @@ from types import TracebackType
 
 @dataclass
 class Request:
-    """What a client sent: the target as it wrote it, and its headers with lower-case names."""
+    """What a client sent: the target, unchanged, and the headers, with lower-case names."""
 
     target: str
     headers: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Keeps Ray out of the unit tests: it would take seconds, and leave a token that other tests would see."""
+"""Keeps Ray out of the unit tests: starting it takes seconds and leaves a token that other tests would see."""
 
 from collections.abc import Iterator
 from typing import NoReturn
@@ -22,7 +22,7 @@ def _ray_does_not_start() -> Iterator[None]:
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run shards of scores in this process."""
+    """Run the shards of score jobs in this process."""
 
     def run_shards_of(pipeline: Pipeline, shards: pa.Table, *_: object) -> None:
         stages = open_stages(pipeline)

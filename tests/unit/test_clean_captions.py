@@ -58,14 +58,14 @@ BLANK = {char for char in EVERY_CHARACTER if regex.match(r"\p{Default_Ignorable_
 BLANK |= set("\u2800\U0001d159\ufff9\ufffa\ufffb")
 
 
-def test_a_caption_without_a_visible_character_is_empty_and_no_other() -> None:
+def test_only_captions_without_a_visible_character_become_empty() -> None:
     """Tries every character of Python's Unicode. The `regex` module says which ones are ignorable."""
     cleaned = clean_captions(pa.array([f" {char}" for char in EVERY_CHARACTER]))
     assert {char for char, text in zip(EVERY_CHARACTER, cleaned.to_pylist(), strict=True) if not text} == BLANK
 
 
 @given(st.text(st.sampled_from(sorted(BLANK))), st.sampled_from(["", "x", "&#x3164;", "é", "🏴"]))
-def test_blank_characters_are_nothing_together_but_stay_beside_visible_ones(blanks: str, visible: str) -> None:
+def test_blank_characters_alone_become_empty_but_stay_beside_visible_characters(blanks: str, visible: str) -> None:
     cleaned = clean(blanks + visible + blanks)
     assert cleaned is not None
     assert bool(cleaned) == (visible not in ("", "&#x3164;"))
@@ -90,7 +90,7 @@ WILD = st.text() | st.text(alphabet="a \t\x00\u0301\u0316\u0344\u200b\u00ad\u00a
 @given(WILD)
 @example("a" + "\u0344" * 40)
 @example("a" + "\u0301\u0316" * 40)
-def test_a_clean_caption_is_nfc_without_control_characters_and_with_single_spaces(raw: str) -> None:
+def test_a_clean_caption_is_nfc_with_single_spaces_and_no_control_characters(raw: str) -> None:
     cleaned = clean(raw)
     assert cleaned is not None
     assert unicodedata.is_normalized("NFC", cleaned)
@@ -100,7 +100,7 @@ def test_a_clean_caption_is_nfc_without_control_characters_and_with_single_space
         assert clean(cleaned) == cleaned
 
 
-def test_every_combining_mark_counts_towards_the_limit_on_runs() -> None:
+def test_every_combining_mark_counts_toward_the_limit_on_runs() -> None:
     marks = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
     assert pc.all(pc.match_substring_regex(pa.array(marks), r"^\pM$")).as_py()
 

@@ -19,8 +19,8 @@ JOB = {"type": "SUBMISSION", "submission_id": "raysubmit_1", "status": "RUNNING"
 
 @contextmanager
 def dashboard(wanted: str | None) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
-    """A cluster's dashboard with one job. Yields its address, and (request, token) for all that it receives. With
-    `wanted`, it answers other tokens as Ray does."""
+    """A cluster's dashboard with one job. Yields its address and a growing list of (request, token). If `wanted` is
+    given, it refuses other tokens as Ray does."""
     sent: list[tuple[str, str | None]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ def dashboard(wanted: str | None) -> Iterator[tuple[str, list[tuple[str, str | N
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of a user who has run a local build, which leaves a token."""
+    """The home folder of a user who has run a local build, which leaves a token."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -81,7 +81,7 @@ def test_a_cluster_that_asks_for_no_token_gets_none() -> None:
     assert {token for _, token in sent} == {None}
 
 
-def test_a_cluster_that_asks_for_a_token_gets_it_with_every_request_after_that() -> None:
+def test_a_cluster_that_asks_for_a_token_gets_it_with_every_later_request() -> None:
     with dashboard(wanted=TOKEN) as (address, sent):
         ask_everything(address)
     assert [token for _, token in sent[:1]] == [None]
@@ -90,10 +90,10 @@ def test_a_cluster_that_asks_for_a_token_gets_it_with_every_request_after_that()
 
 
 @pytest.mark.parametrize("has_token", [True, False])
-def test_without_the_right_token_one_line_says_where_it_belongs(home: Path, has_token: bool) -> None:
+def test_without_the_right_token_one_line_says_where_to_put_it(home: Path, has_token: bool) -> None:
     if not has_token:
         (home / ".ray/auth_token").unlink()
     with dashboard(wanted="f" * 64) as (address, _), pytest.raises(JobError) as caught:
         Cluster(address)
-    assert str(caught.value).startswith(f"the cluster at {address} asks for a token, and this machine has none that it")
+    assert str(caught.value).startswith(f"the cluster at {address} requires a token, and this machine has none that it")
     assert TOKEN not in str(caught.value)

@@ -30,7 +30,7 @@ assert isinstance(GROUP, TyperGroup)
 
 
 def names(group: TyperGroup = GROUP, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command, and every group, as its words after `pairmill`."""
+    """The words after `pairmill` of every command and every group."""
     yield before
     for name, command in group.commands.items():
         if isinstance(command, TyperGroup):
@@ -60,12 +60,12 @@ def examples(command: tuple[str, ...]) -> list[list[str]]:
 
 @pytest.mark.parametrize("command", list(names()), ids=" ".join)
 @pytest.mark.parametrize("columns", [60, 100])
-def test_help_fits_the_terminal_and_shows_what_options_take(command: tuple[str, ...], columns: int) -> None:
+def test_help_fits_the_terminal_and_shows_which_values_options_take(command: tuple[str, ...], columns: int) -> None:
     status, text = run(*command, "-h", columns=columns)
     assert (status, text) == run(*command, "--help", columns=columns)
     assert status == 0
     assert max(map(len, text.splitlines())) <= columns
-    assert "..." not in text.partition("\nCommands:\n")[2].partition("\nExamples:")[0]  # no summary is cut off
+    assert "..." not in text.partition("\nCommands:\n")[2].partition("\nExamples:")[0]  # no summary is truncated
     assert not re.search(r"<\w+|\b(TEXT|INTEGER|FLOAT|PATHLIB)\b", text)
 
 
@@ -89,7 +89,7 @@ def test_help_ends_with_two_examples_that_parse(command: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(("name", "options"), list(COMMANDS.items()))
-def test_options_have_the_names_of_their_commands_parameters(name: str, options: type) -> None:
+def test_every_parameter_of_a_command_is_a_field_of_its_options(name: str, options: type) -> None:
     parameters = {parameter.name for parameter in GROUP.commands[name].params}
     assert parameters - {field.name for field in dataclasses.fields(options)} <= {
         "as_json",
@@ -99,8 +99,8 @@ def test_options_have_the_names_of_their_commands_parameters(name: str, options:
     }
 
 
-def test_ctrl_c_while_a_command_starts_is_said() -> None:
-    """Heavy imports are slow, so they come where `errors` sees the interruption."""
+def test_ctrl_c_during_startup_is_reported() -> None:
+    """Heavy imports are slow, so they must come inside `with errors()`, which handles the interruption."""
     for path in Path(status.__file__).parent.glob("*.py"):
         for function in ast.walk(ast.parse(path.read_text())):
             body = [ast.unparse(each) for each in function.body] if isinstance(function, ast.FunctionDef) else []
@@ -114,7 +114,7 @@ def test_the_version_is_printed() -> None:
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_submit_shows_the_help_of_the_command_behind_it(flag: str) -> None:
+def test_submit_shows_the_help_of_the_command_that_follows_it(flag: str) -> None:
     assert run("submit", "build", flag) == run("build", "--help")
 
 
@@ -135,7 +135,7 @@ def test_every_field_of_a_job_is_listed_with_type_default_and_meaning() -> None:
     assert all(line.startswith(("steps[", " ")) for line in run("fields", "steps[", "--of", "select")[1].splitlines())
 
 
-def test_fields_are_printed_as_json_too() -> None:
+def test_fields_can_be_printed_as_json() -> None:
     _, text = run("fields", "images.quality", "--json")
     (field,) = json.loads(text)
     assert (field["name"], field["type"], field["default"]) == ("images.quality", "int 1..100", "95")
@@ -149,14 +149,14 @@ def test_fields_are_printed_as_json_too() -> None:
         (["--of", "train"], "build, embed, select, mix, score or export"),
     ],
 )
-def test_a_field_that_does_not_exist_is_one_clear_line(arguments: list[str], message: str) -> None:
+def test_an_unknown_field_is_reported_in_one_clear_line(arguments: list[str], message: str) -> None:
     status, text = run("fields", *arguments)
     assert (status, len(text.splitlines())) == (1, 1)
     assert message in text
 
 
 PRINTING = [("fields fetch", ""), ("--version", "1"), ("build --help", ""), ("OWN", ""), ("OWN", "1")]
-"""(arguments, PYTHONUNBUFFERED). `OWN` prints where errors become messages, as `build` does."""
+"""(arguments, PYTHONUNBUFFERED). `OWN` prints inside `errors()`, as `build` does."""
 _MAIN = """
 import sys
 from pairmill.jobs.cli import main, terminal
@@ -169,8 +169,8 @@ main.main()
 
 
 @pytest.mark.parametrize(("arguments", "unbuffered"), PRINTING)
-def test_a_full_disk_behind_stdout_is_one_clear_line(arguments: str, unbuffered: str) -> None:
-    """Linux's /dev/full refuses every write. Python must not try, in vain, to write the rest when it exits."""
+def test_a_full_disk_under_stdout_is_reported_in_one_clear_line(arguments: str, unbuffered: str) -> None:
+    """Linux's /dev/full refuses every write. Python must not try to flush the remaining output when it exits."""
     with open("/dev/full", "w") as full:
         ended = _main(arguments, full.fileno(), unbuffered)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
@@ -194,7 +194,7 @@ def _main(arguments: str, stdout: int, unbuffered: str) -> "subprocess.Completed
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, check=False)
 
 
-def test_files_that_steps_read_must_be_where_a_submitted_job_runs() -> None:
+def test_a_submitted_job_must_be_able_to_reach_the_files_that_its_steps_read() -> None:
     steps = ["balance: {by: concept, entries: words.txt, curve: 3}", "balance: {by: host, curve: 3}", "uids: f.parquet"]
     command = parse_command(GROUP, ["select", "out", "name", *(word for step in steps for word in ("--step", step))])
     assert command.uris == ["out", "words.txt", "f.parquet"]

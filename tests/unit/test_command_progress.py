@@ -1,4 +1,4 @@
-"""Tests that each command shows how far it is: the steps that are reported appear on stderr."""
+"""Tests that each command shows its progress: the steps that it reports appear on stderr."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,13 +21,13 @@ from tests.unit.test_verify import NUM_SHARDS, write_with_pictures
 
 @pytest.fixture(autouse=True)
 def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log gets every line, even right after the previous one."""
+    """Print every progress line, even right after the previous one."""
     monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0.0)
 
 
 @pytest.fixture
 def three_rows_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of starting Ray, a run reports three rows in progress, and the failure of its first shard."""
+    """Replace the run on Ray by a function that reports three rows in progress and the failure of the first shard."""
 
     def run_shards(
         shards: pa.Table,
@@ -49,7 +49,7 @@ def run(*arguments: object) -> Result:
 
 
 def steps(done: Result) -> dict[str, list[str]]:
-    """Step -> the parts that were shown."""
+    """Step -> the counts that were shown, such as `1/3`."""
     assert done.exit_code == 0, done.output
     found: dict[str, list[str]] = {}
     for name, part in re.findall(r"^(.+)  (\d+/\d+)$", done.stderr, re.MULTILINE):
@@ -75,7 +75,7 @@ def test_export_and_verify_show_their_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("three_rows_at_work")
-def test_embed_shows_its_plan_its_work_and_its_failures(tmp_path: Path) -> None:
+def test_embed_shows_its_plan_progress_and_failures(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(8):
         Image.new("RGB", (8, 8)).save(tmp_path / f"in/{number}.png")
@@ -87,7 +87,7 @@ def test_embed_shows_its_plan_its_work_and_its_failures(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("three_rows_at_work")
-def test_an_added_model_shows_its_plan_its_work_and_its_failures(tmp_path: Path) -> None:
+def test_adding_a_model_shows_its_plan_progress_and_failures(tmp_path: Path) -> None:
     write_with_pictures(tmp_path / "out")
     done = run("embed", tmp_path / "out", "--add-model", "tiny")
     assert done.exit_code == 1

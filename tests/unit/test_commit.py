@@ -1,4 +1,4 @@
-"""Tests commits of handmade tables through ShardWriter."""
+"""Tests commits of handmade tables with ShardWriter."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def writer(root: Path, images_store: str = "pairs") -> ShardWriter:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.sampled_from([("ok", True), ("low_similarity", True), ("timeout", False)]), max_size=9))
-def test_every_row_comes_out_exactly_once(
+def test_every_row_is_written_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]]
 ) -> None:
     root = tmp_path_factory.mktemp("out")
@@ -73,7 +73,7 @@ def test_every_row_comes_out_exactly_once(
     assert sum(manifest.statuses.values()) == len(rows)
 
 
-def test_custom_rules_are_counted_by_name_and_only_written_if_there_are_any(tmp_path: Path) -> None:
+def test_custom_rules_are_counted_by_name_and_recorded_only_if_there_are_any(tmp_path: Path) -> None:
     statuses = ["ok", "custom_rule", "custom_rule", "custom_rule", "custom_rule"]
     batch = in_flight(statuses, [True, True, False, False, False])
     details = pa.array([None, "mine:strict", "mine:strict: too long", "mine:str", "gone:rule"])
@@ -92,7 +92,7 @@ def test_custom_rules_are_counted_by_name_and_only_written_if_there_are_any(tmp_
     assert totals.custom_rules["mine:strict"].rows == 4
     writer(tmp_path / "none").commit(in_flight(["ok"], [True]))
     (written,) = (tmp_path / "none/manifests").iterdir()
-    assert "custom_rules" not in written.read_text()  # same as from older versions
+    assert "custom_rules" not in written.read_text()  # as in manifests of older versions
 
 
 def test_a_picture_needs_one_range_read(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_crashed_attempt_does_not_block_the_next_and_its_files_are_deleted(tmp
     assert store.exists("pairs/000000008.parquet")
 
 
-def test_a_lost_reply_is_recognized_as_our_own_commit(tmp_path: Path) -> None:
+def test_a_commit_whose_reply_was_lost_is_recognized_as_our_own(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     assert publish_manifest(Store(str(tmp_path)), manifest) == manifest
     assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)
@@ -170,7 +170,7 @@ def test_a_new_generation_changes_only_the_rows_that_were_fetched_again(
     assert store.list("manifests") == [new.name]
 
 
-def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_from_a_newer_version_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     manifest: ShardManifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     newer = {**json.loads(manifest.model_dump_json()), "schema_version": 99, "surprise": 1}
@@ -201,16 +201,16 @@ ARABIC_EIGHT = "\u0660" * 8 + "\u0668.json"
 
 
 @pytest.mark.parametrize("name", ["8.json", "0000000008.json", "000000008.g0.json", ARABIC_EIGHT])
-def test_only_the_one_name_of_a_manifest_commits_a_shard(tmp_path: Path, name: str) -> None:
+def test_a_manifest_under_any_other_name_commits_nothing(tmp_path: Path, name: str) -> None:
     store = Store(str(tmp_path))
     writer(tmp_path).commit(in_flight(["ok"], [True]))
     (tmp_path / "manifests" / name).write_bytes(b"{}")
     assert committed(store) == {7: 0}
 
 
-def test_a_copied_manifest_is_refused_before_its_content_deletes_anything(tmp_path: Path) -> None:
+def test_a_manifest_copied_to_another_name_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     manifest: ShardManifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     store.create("manifests/000000001.json", store.read(f"manifests/{manifest.name}"))
-    with pytest.raises(ManifestError, match=r"1\.json is the manifest 000000007\.json"):
+    with pytest.raises(ManifestError, match=r"1\.json is a copy of the manifest 000000007\.json"):
         read_manifest(store, "000000001.json")

@@ -29,7 +29,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted(folder: Path, name: str, data: bytes, shard_rows: int = 2, **settings: str | None) -> pa.Table:
-    """The converted file of an input file with this content."""
+    """The table converted from an input file with this content."""
     config = SourceConfig.model_validate({"paths": ["-"], **settings})
     path = folder / name
     path.write_bytes(data)
@@ -67,7 +67,7 @@ def test_csv_keeps_every_row_and_every_byte(
 
 
 @given(st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=10))
-def test_unquoted_csv_gives_one_row_for_every_line(scratch: Path, lines: list[bytes]) -> None:
+def test_unquoted_csv_becomes_one_row_per_line(scratch: Path, lines: list[bytes]) -> None:
     lines = [line.replace(b'"', b"") for line in lines]
     data = b"url,caption\n" + b"".join(line + b"\n" for line in lines)
     table = converted(scratch, "a.csv", data, encoding="utf-8")
@@ -124,7 +124,7 @@ def test_a_line_that_is_not_a_json_object_is_a_malformed_row(scratch: Path) -> N
 
 
 @pytest.mark.parametrize("depth", [10, 300, 450, 900, 990, 2000])
-def test_json_of_any_depth_is_a_row(scratch: Path, depth: int) -> None:
+def test_json_of_any_depth_becomes_a_row(scratch: Path, depth: int) -> None:
     deep = b"[" * depth + b"]" * depth
     table = converted(scratch, "a.jsonl", b'{"url": "u", "deep": 1}\n{"url": "v", "deep": ' + deep + b"}\n")
     assert table.num_rows == 2
@@ -154,7 +154,7 @@ CAPTIONS = st.lists(st.text('ab" ', max_size=6), min_size=1, max_size=8)
 @given(captions=CAPTIONS, url_first=st.booleans())
 @example(captions=['"open', "between", 'close"'], url_first=False)
 @example(captions=['"open', "between", 'close"'], url_first=True)
-def test_every_line_of_an_unquoted_tsv_is_a_row_whatever_quotes_its_captions_have(
+def test_every_line_of_an_unquoted_tsv_is_a_row_whatever_quotes_its_caption_contains(
     scratch: Path, captions: list[str], url_first: bool
 ) -> None:
     urls = [f"http://a.org/{number}" for number in range(len(captions))]
@@ -171,7 +171,7 @@ def test_every_line_of_an_unquoted_tsv_is_a_row_whatever_quotes_its_captions_hav
 
 @given(captions=st.lists(st.text('ab"\t\n', max_size=8), max_size=6), url_first=st.booleans())
 @example(captions=["\n\ta", "\n\tb"], url_first=True)
-def test_line_breaks_and_tabs_in_quotes_stay_in_a_tsv(scratch: Path, captions: list[str], url_first: bool) -> None:
+def test_line_breaks_and_tabs_in_quotes_are_kept_in_a_tsv(scratch: Path, captions: list[str], url_first: bool) -> None:
     rows = [[text, f"http://a.org/{number}"] for number, text in enumerate(captions)]
     text = io.StringIO(newline="")
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows(
@@ -201,18 +201,18 @@ def test_a_record_above_the_limit_is_malformed_and_reading_continues(
         assert column(table, "url")[-1] == b"u2"
 
 
-def test_a_field_of_megabytes_is_read(scratch: Path) -> None:
+def test_a_field_of_several_megabytes_is_read(scratch: Path) -> None:
     table = converted(scratch, "a.csv", b'url,caption\nu,"' + b"x\n" * 1_000_000 + b'"\n')
     assert len(column(table, "caption")[0]) == 2_000_000
 
 
-def test_a_text_file_is_one_url_per_line(scratch: Path) -> None:
+def test_a_text_file_has_one_url_per_line(scratch: Path) -> None:
     table = converted(scratch, "a.txt", b"\xef\xbb\xbfhttp://a\r\n\n  http://b \nhttp://c")
     assert column(table, "url") == [b"http://a", b"http://b", b"http://c"]
     assert table.column_names == ["url", MALFORMED_COLUMN]
 
 
-def test_gzip_is_decompressed_and_a_truncated_file_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+def test_gzip_is_decompressed_and_a_truncated_file_raises_an_error_and_leaves_no_files(tmp_path: Path) -> None:
     data = gzip.compress(b"url,caption\n" + b"".join(b"u%d,c\n" % number for number in range(100_000)))
     assert converted(tmp_path, "whole.csv.GZ", data, shard_rows=4096).num_rows == 100_000
     before = sorted(path.name for path in tmp_path.rglob("*.parquet"))
@@ -261,14 +261,14 @@ def test_row_groups_contain_whole_shards(tmp_path: Path) -> None:
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [1200] * 4 + [200]
 
 
-def test_the_conversion_of_a_faster_driver_stays(tmp_path: Path) -> None:
+def test_the_conversion_by_a_faster_driver_stays(tmp_path: Path) -> None:
     first = converted(tmp_path, "a.txt", b"u\n")
     assert converted(tmp_path, "a.txt", b"u\n").equals(first)
     assert len(list(tmp_path.glob("out/input/*.parquet"))) == 1
 
 
 def test_hostile_quotes_do_not_cause_quadratic_reading() -> None:
-    """Each of these lines has an open quote, so every record would extend to the end of the file."""
+    """Each line opens a quote, so every record would extend to the end of the file."""
     num_lines, taken = 3_000, 0
 
     def lines() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Tests the indexing of a corpus: tars and folders, including awkward ones."""
+"""Tests the indexing of a corpus of tars or folders, including awkward ones."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def corpus(*paths: Path, **settings: Any) -> Corpus:
     return Corpus(SourceConfig(paths=[str(path) for path in paths], kind="corpus", **settings), Files())
 
 
-def test_files_with_one_stem_are_a_sample_whose_row_has_the_picture_s_byte_range(tmp_path: Path) -> None:
+def test_files_with_the_same_stem_form_a_sample_whose_row_has_the_byte_range_of_the_picture(tmp_path: Path) -> None:
     members = [("0.jpg", b"JPEG0"), ("0.txt", b"a dog"), ("1.png", b"PNG-1"), ("1.json", b'{"caption": "a cat"}')]
     rows = rows_of(tmp_path / "a.tar", members)
     assert [(row.key, row.caption, row.problem) for row in rows] == [
@@ -67,7 +67,7 @@ def test_a_second_picture_with_the_same_key_is_an_alternate_of_the_first(tmp_pat
     assert row.image.offset < row.alternates[0].offset
 
 
-def test_the_same_name_again_is_another_sample_as_in_joined_tars(tmp_path: Path) -> None:
+def test_a_repeated_name_begins_another_sample_as_in_concatenated_tars(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", b"one"), ("0.jpg", b"y"), ("0.txt", b"two")])
     assert [(row.key, row.caption, row.alternates) for row in rows] == [("0", b"one", ()), ("0", b"two", ())]
 
@@ -85,7 +85,7 @@ def test_keys_include_folders_and_end_at_the_first_dot(tmp_path: Path) -> None:
     assert split_name("a.b/0.x.Left.JPG") == ("a.b/0", "x.Left", "jpg")
 
 
-def test_a_caption_that_is_not_utf_8_is_unchanged(tmp_path: Path) -> None:
+def test_a_caption_that_is_not_utf_8_is_kept_unchanged(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", b"caf\xe9")])
     assert row.caption == b"caf\xe9"
 
@@ -128,7 +128,7 @@ def test_a_tar_truncated_between_members_yields_an_error_row(tmp_path: Path, kee
 def test_a_damaged_header_is_an_error_row_and_the_members_after_it_are_read(tmp_path: Path) -> None:
     path = Path(tar_of(tmp_path / "a.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(5)]))
     data = bytearray(path.read_bytes())
-    data[2 * 1536] ^= 0xFF  # its name
+    data[2 * 1536] ^= 0xFF  # in the name of the third member
     path.write_bytes(data)
     rows = list(tar_rows(str(path), Files()))
     assert [row.key for row in rows] == ["0", "1", None, "3", "4"]
@@ -146,7 +146,7 @@ def test_concatenated_tars_are_read_to_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [-512, -1024, -1])
 def test_a_size_that_points_backwards_ends_the_tar(tmp_path: Path, size: int) -> None:
-    """CVE-2025-8194: an endless loop in tarfile."""
+    """In tarfile, such a size caused an endless loop (CVE-2025-8194)."""
     member = tarfile.TarInfo("0.jpg")
     member.size = size
     header = member.tobuf(format=tarfile.GNU_FORMAT)
@@ -155,7 +155,7 @@ def test_a_size_that_points_backwards_ends_the_tar(tmp_path: Path, size: int) ->
     assert "negative" in row.problem or "a size of -" in row.problem
 
 
-def test_long_headers_are_bounded_and_many_do_not_recurse(tmp_path: Path) -> None:
+def test_long_headers_are_bounded_and_many_of_them_cause_no_recursion(tmp_path: Path) -> None:
     def long_name(size: int) -> bytes:
         member = tarfile.TarInfo("././@LongLink")
         member.type, member.size = tarfile.GNUTYPE_LONGNAME, size
@@ -189,13 +189,13 @@ def test_a_uid_in_json_is_used_only_if_it_is_valid(tmp_path: Path) -> None:
     assert [row.uid for row in rows] == [None, None, "ab" * 16]
 
 
-def test_a_text_that_links_to_outside_its_folder_is_not_read(tmp_path: Path) -> None:
+def test_a_text_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jpg").write_bytes(b"x")
     (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "secret")
     (row,) = folder_rows(str(tmp_path / "in"), [("0.jpg", 1), ("0.txt", 6)], False, Files())
-    assert (row.caption, row.problem) == (None, "0.txt is a link to outside its folder and the source")
+    assert (row.caption, row.problem) == (None, "0.txt is a link to a file outside its folder and the source")
 
 
 def test_empty_tars_have_no_rows_and_other_files_raise_a_clear_error(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_empty_tars_have_no_rows_and_other_files_raise_a_clear_error(tmp_path: P
         list(tar_rows(str(tmp_path / "text.tar"), Files()))
 
 
-def test_devices_are_passed_over_and_links_to_outside_are_refused(tmp_path: Path) -> None:
+def test_devices_are_skipped_and_links_out_of_the_tar_are_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
             member = tarfile.TarInfo(f"{number}.jpg")
@@ -218,7 +218,7 @@ def test_devices_are_passed_over_and_links_to_outside_are_refused(tmp_path: Path
 
 
 @given(st.binary(max_size=3_000), st.integers(0, 5_000))
-def test_any_bytes_give_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int) -> None:
+def test_any_bytes_yield_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     data = bytearray(Path(tar_of(folder / "a.tar", [("0.jpg", b"x" * 600), ("0.json", b"{}")])).read_bytes())
     data[at : at + len(junk)] = junk
@@ -231,7 +231,7 @@ def test_any_bytes_give_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathF
         assert row.problem or row.image.offset + row.image.length <= len(data)
 
 
-def test_a_sample_s_json_may_contain_anything(tmp_path: Path) -> None:
+def test_the_json_of_a_sample_may_contain_anything(tmp_path: Path) -> None:
     bodies = [b"[1]", b"{", b'{"caption": 7, "url": null, "uid": []}', b"[" * 100_000, b'{"caption": "\\ud800"}']
     rows = rows_of(
         tmp_path / "a.tar", [m for n, b in enumerate(bodies) for m in ((f"{n}.jpg", b"x"), (f"{n}.json", b))]
@@ -267,7 +267,7 @@ def test_folder_captions_come_from_text_files_or_file_names(tmp_path: Path) -> N
     assert (plain.caption, unnamed.caption) == (b"a boat", None)
 
 
-def test_a_folder_s_fingerprint_depends_on_its_pictures(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_folder_depends_on_its_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     found = corpus(tmp_path)
     before = found.fingerprint(f"{tmp_path}/")
@@ -288,7 +288,9 @@ def test_a_corpus_cannot_mix_kinds_of_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.json"])
-def test_embed_refers_a_list_of_urls_to_build_unless_the_job_names_its_captions(tmp_path: Path, name: str) -> None:
+def test_embed_recommends_build_for_a_list_of_urls_unless_the_job_names_the_caption_column(
+    tmp_path: Path, name: str
+) -> None:
     row = {"Image Link": "http://e.org/a.jpg", "caption": "a"}
     texts = {"a.csv": "Image Link,caption\nhttp://e.org/a.jpg,a\n", "a.json": json.dumps([row])}
     if name == "a.parquet":
@@ -303,7 +305,7 @@ def test_embed_refers_a_list_of_urls_to_build_unless_the_job_names_its_captions(
     assert (mapping.pictures, mapping.caption_column, mapping.url_column) == (NoPictures(), "caption", "Image Link")
 
 
-def test_embed_refers_a_text_file_to_build(tmp_path: Path) -> None:
+def test_embed_recommends_build_for_a_text_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("http://e.org/a.jpg\n")
     with pytest.raises(SourceError, match="is a list of URLs, for pairmill build"):
         corpus(tmp_path / "a.txt").inputs("/nowhere")
@@ -337,14 +339,14 @@ BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         ("image", pa.binary(9)),
     ],
 )
-def test_pictures_that_are_not_found_are_refused_unless_the_job_wants_only_captions(
+def test_unsupported_columns_of_pictures_are_refused_unless_the_job_names_the_caption_column(
     tmp_path: Path, name: str, data_type: pa.DataType
 ) -> None:
     table = pa.table({"caption": ["a dog"], name: pa.nulls(1, data_type)})
     pq.write_table(table, tmp_path / "in.parquet")
     refusing = corpus(tmp_path / "in.parquet")
     files = [refusing.inspect(uri) for uri in refusing.inputs("/nowhere").files]
-    with pytest.raises(SourceError, match=rf"column '{name}' \(.* seems to have pictures"):
+    with pytest.raises(SourceError, match=rf"column '{name}' \(.* seems to contain pictures"):
         refusing.mapping(files, needs_license=False)
     willing = corpus(tmp_path / "in.parquet", caption_column="caption")
     assert willing.mapping([willing.inspect(files[0].uri)], needs_license=False).pictures == NoPictures()
@@ -359,7 +361,7 @@ def test_captions_and_other_columns_are_not_mistaken_for_pictures(tmp_path: Path
     assert found.mapping([found.inspect(uri) for uri in found.inputs("/nowhere").files], False).pictures == NoPictures()
 
 
-def test_an_empty_tar_and_a_packed_one_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_an_empty_tar_and_a_compressed_tar_are_not_ignored_silently(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("1.zip", b"x")])
     (tmp_path / "b.tar").write_bytes(b"")  # tarfile: ReadError, empty file
     for name in ("c.tar.gz", "d.zip", "e.parquet", "f.md"):
@@ -376,6 +378,6 @@ def test_an_empty_tar_and_a_packed_one_are_not_passed_over_in_silence(tmp_path: 
     assert tally.passed_over == {PassedOver.ARCHIVE: 1}
 
 
-def test_the_output_of_a_job_is_recognized_below_a_folder_of_any_name(tmp_path: Path) -> None:
+def test_the_output_of_a_job_is_recognized_in_a_folder_of_any_name(tmp_path: Path) -> None:
     name = str(tmp_path / "new\nline" / "pairs" / "000000000.parquet")
     assert corpus(tmp_path).kind(name) == "pairs"

@@ -1,5 +1,5 @@
-"""Tests fields of the JSON beside pictures as columns: none is changed, large ones are not carried, and all
-are counted."""
+"""Tests the columns that are made from the JSON fields beside pictures: no value is changed, and values that are left
+out are counted."""
 
 import json
 import math
@@ -28,15 +28,15 @@ VALUES = st.recursive(
 
 
 def as_text(value: Any) -> str:
-    """The form of a value in a text column."""
+    """A value as it appears in a text column."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 @given(st.lists(st.dictionaries(st.text(min_size=1, max_size=4), VALUES, max_size=4), min_size=1, max_size=5))
-def test_every_value_arrives_in_a_type_that_holds_it(rows: list[dict[str, Any]]) -> None:
-    """The oracle: the objects themselves."""
+def test_every_value_arrives_in_a_type_that_can_store_it(rows: list[dict[str, Any]]) -> None:
+    """The oracle is the parsed objects themselves."""
     rows = [json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) for row in rows]
     notes = FieldNotes()
     texts = [notes.keep(row, ()) for row in rows]
@@ -56,14 +56,14 @@ def test_every_value_arrives_in_a_type_that_holds_it(rows: list[dict[str, Any]])
                 assert type(found) is type(value) or (type(found), type(value)) == (float, int)
 
 
-def test_a_name_of_the_index_s_own_columns_gets_another_column() -> None:
+def test_a_field_named_like_a_column_of_the_index_gets_another_name() -> None:
     assert column_names(["key", "licence", "json_key"], ["key", "url"]) == {
         "key": "json_key", "licence": "licence", "json_key": "json_json_key",
     }  # fmt: skip
 
 
 def plan_of(folder: Path, **tars: list[dict[str, Any]]) -> Plan:
-    """Tars with one sample per object."""
+    """The plan of tars with one sample per object."""
     (folder / "in").mkdir(exist_ok=True)
     for name, objects in tars.items():
         members = []
@@ -81,22 +81,22 @@ def test_large_values_are_left_out_and_counted(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, one=rows)
     assert plan.mapping.extra.names == ["key", "licence"]
     assert plan.inputs[0].left_out_fields == 1
-    assert "1 value of the .json beside pictures left out" in describe_plan(plan, plan.job)
+    assert "1 JSON value beside pictures left out" in describe_plan(plan, plan.job)
 
 
-def test_a_thousand_fields_are_not_a_thousand_columns(tmp_path: Path) -> None:
+def test_a_thousand_fields_do_not_become_a_thousand_columns(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, one=[{"caption": "a", **{f"field {n}": n for n in range(1_000)}}])
-    assert len(plan.mapping.extra) == 200  # key, and all but the caption
+    assert len(plan.mapping.extra) == 200  # the key and 199 of the fields
     assert plan.inputs[0].left_out_fields == 801
 
 
-def test_types_hold_the_values_of_all_tars(tmp_path: Path) -> None:
+def test_column_types_can_store_the_values_of_all_tars(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, one=[{"score": 1, "flag": True}], two=[{"score": 0.5, "flag": "yes"}])
     assert plan.mapping.extra.field("score").type == pa.float64()
     assert plan.mapping.extra.field("flag").type == pa.string()
 
 
-def test_a_later_tar_with_values_that_do_not_fit_is_named_and_one_with_more_fields_is_counted(tmp_path: Path) -> None:
+def test_values_in_a_later_tar_must_fit_and_its_new_fields_are_left_out_and_counted(tmp_path: Path) -> None:
     plan_of(tmp_path, one=[{"score": 1}])
     plan = plan_of(tmp_path, two=[{"score": 2, "new": "field"}])
     assert plan.mapping.extra.names == ["key", "score"]

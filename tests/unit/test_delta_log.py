@@ -1,6 +1,6 @@
-"""Tests that the folder of a Delta table is read if all its files are the table, and refused otherwise.
+"""Tests that the folder of a Delta table is read if its files are exactly the current table, and refused otherwise.
 
-The oracle is the list of files that each generated change leaves in the table. The logs are written as in
+The oracle is the list of files that each generated change leaves in the table. The logs follow
 https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
 """
 
@@ -41,7 +41,7 @@ class DeltaTable:
         self.root = root
         self.version = 0
         self.current: dict[str, bool] = {}
-        """Files of the current version, and whether all their rows are in it."""
+        """File in the current version -> whether all its rows are."""
         (root / "_delta_log").mkdir(parents=True)
         self._commit([{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}, {"metaData": {"id": "0"}}])
 
@@ -59,7 +59,7 @@ class DeltaTable:
             self._commit([{"add": {"path": quote(name), "deletionVector": VECTOR}}, remove])
 
     def checkpoint(self) -> None:
-        """Write a checkpoint, and delete the commits before it."""
+        """Write a checkpoint and delete the commits before it."""
         adds = [
             {"path": quote(name), "deletionVector": None if whole else VECTOR} for name, whole in self.current.items()
         ]
@@ -105,7 +105,7 @@ CHANGES = {
 @example(["append", "overwrite"], False)
 @example(["append", "overwrite", "checkpoint"], True)
 @settings(deadline=None)
-def test_a_table_is_read_if_every_file_in_its_folder_is_whole_in_its_current_version(
+def test_a_table_is_read_only_if_all_rows_of_all_files_are_in_its_current_version(
     changes: list[str], vacuum: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def test_a_table_is_read_if_every_file_in_its_folder_is_whole_in_its_current_ver
             assert is_sound
 
 
-def test_a_table_with_deleted_rows_is_refused_when_it_is_planned_but_a_planned_one_goes_on(tmp_path: Path) -> None:
+def test_a_table_with_deleted_rows_is_refused_unless_it_was_planned_before(tmp_path: Path) -> None:
     table = DeltaTable(tmp_path / "list")
     table.append()
     before = plan(table.root, tmp_path / "out")
@@ -139,7 +139,7 @@ def test_a_table_with_deleted_rows_is_refused_when_it_is_planned_but_a_planned_o
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other", "sidecar"])
-def test_a_log_that_cannot_be_followed_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+def test_a_log_that_cannot_be_read_raises_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
     table = DeltaTable(tmp_path / "list")
     table.append()
     log = tmp_path / "list/_delta_log"

@@ -39,7 +39,7 @@ def test_every_kind_occurs_and_the_number_of_rows_is_exact(pairs: int) -> None:
     assert {row.kind for row in rows} == {kind.name for kind in KINDS}
 
 
-def test_near_misses_are_at_least_15_percent() -> None:
+def test_at_least_15_percent_of_rows_are_near_misses() -> None:
     near = sum(len(of_kind(kind)) for kind in ("wrong_color", "wrong_shape", "swapped_order"))
     assert near / len(ROWS) >= 0.15
 
@@ -56,7 +56,7 @@ def test_many_hosts_share_the_pictures() -> None:
 
 
 @pytest.mark.parametrize("pairs", [200, 301, 2400])
-def test_a_duplicate_repeats_a_previous_right_pair_of_its_shard(pairs: int) -> None:
+def test_a_duplicate_repeats_an_earlier_correct_pair_of_its_shard(pairs: int) -> None:
     rows = demo_pairs(SEED, pairs, WEB)
     first_seen: dict[tuple[str, str | None], DemoRow] = {}
     for row in rows:
@@ -100,7 +100,7 @@ def test_a_rotated_picture_is_upright_after_applying_its_exif_tag() -> None:
     assert difference < 4
 
 
-def test_broken_pictures_are_broken_and_small_ones_small() -> None:
+def test_broken_pictures_do_not_load_and_small_pictures_are_small() -> None:
     for kind in ("corrupt", "half_a_file"):
         with pytest.raises(OSError):
             opened(of_kind(kind)[0]).load()

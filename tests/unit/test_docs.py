@@ -1,4 +1,4 @@
-"""Tests that the README and the docs mention only what exists: commands, options, job fields, columns, statuses."""
+"""Tests that the commands, options, job fields, columns and statuses that the README and the docs mention exist."""
 
 import ast
 import importlib
@@ -38,7 +38,7 @@ TEXTS += sorted(path for path in DOCS.rglob("*.md") if path.name not in GENERATE
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
-    """The fenced blocks in these languages, without their indentation."""
+    """The fenced code blocks in these languages, without their indentation."""
     found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", path.read_text(), re.MULTILINE | re.DOTALL)
     return [re.sub(f"(?m)^{indent}", "", text) for indent, language, text in found if language in languages]
 
@@ -56,7 +56,7 @@ def options_of(command: Any) -> set[str]:
 
 
 def resolve_command(words: list[str]) -> tuple[Any, list[str]]:
-    """The command, and the words after its name."""
+    """The command and the words after its name."""
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         command, words = command.commands[words[0]], words[1:]
@@ -77,7 +77,7 @@ def test_every_command_line_names_commands_and_options_that_exist(path: Path) ->
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_every_step_and_score_on_a_command_line_is_one(path: Path) -> None:
+def test_every_step_and_score_on_a_command_line_is_valid(path: Path) -> None:
     for words in command_lines(path):
         for option, text in pairwise(words):
             if option == "--step" and "..." not in text:
@@ -90,7 +90,7 @@ def test_every_step_and_score_on_a_command_line_is_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_every_job_file_is_one(path: Path) -> None:
+def test_every_job_file_is_valid(path: Path) -> None:
     for block in blocks(path, "yaml"):
         values = yaml.safe_load(block)
         if "steps" in values:
@@ -106,7 +106,7 @@ def test_every_job_file_is_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_what_python_examples_name_of_pairmill_exists(path: Path) -> None:
+def test_every_name_that_python_examples_use_from_pairmill_exists(path: Path) -> None:
     for block in blocks(path, "python"):
         if block.startswith("@rule") or re.match(r"[A-Za-z_]+( =|:)|\(", block):
             continue  # a few lines to put into a file
@@ -126,14 +126,14 @@ def test_every_field_that_is_named_exists(path: Path) -> None:
     assert [name for name in named if name not in known and not name.endswith(".py")] == []
 
 
-def test_the_page_of_statuses_has_each_in_order_with_its_step_and_whether_it_is_retried() -> None:
+def test_the_page_of_statuses_lists_every_status_in_order_and_whether_it_is_retried() -> None:
     text = (DOCS / "reference/statuses.md").read_text()
     rows = re.findall(r"^\| `([a-z_0-9]+)` \|(.*)\|$", text, re.MULTILINE)
     assert [name for name, _ in rows] == [status.value for status in Status]
     assert {name for name, rest in rows if rest.endswith("| retry ")} == retryable()
 
 
-def test_the_page_of_the_output_has_each_column_in_order() -> None:
+def test_the_page_of_the_output_lists_every_column() -> None:
     text = (DOCS / "reference/output.md").read_text()
     table = text.partition("## Columns")[2].partition("\nAfter these")[0]
     named = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
@@ -141,7 +141,7 @@ def test_the_page_of_the_output_has_each_column_in_order() -> None:
     assert sorted(named) == sorted(expected)
 
 
-def test_every_module_of_the_import_contract_is_on_the_page_of_the_architecture_in_its_order() -> None:
+def test_the_architecture_page_lists_the_folders_of_the_import_contract_in_order() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     floors = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     modules = [name.strip().replace(".", "/") for floor in floors for name in floor.split("|")]
@@ -164,7 +164,7 @@ def test_every_page_is_in_the_navigation_and_every_entry_leads_to_a_page() -> No
     assert set(entries) <= written | made
 
 
-def test_pages_that_are_made_from_the_code_have_every_field_and_command() -> None:
+def test_pages_generated_from_the_code_have_every_field_and_command() -> None:
     fields = job_fields_page()
     assert all(
         f"| `{field.name}` <small>" in fields
@@ -178,7 +178,7 @@ def test_pages_that_are_made_from_the_code_have_every_field_and_command() -> Non
     assert all(f"::: pairmill.{name}\n" in python_page() for name in public)
 
 
-def test_a_broken_link_is_found_and_code_is_none(tmp_path: Path) -> None:
+def test_broken_links_are_found_but_links_in_code_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "there.md").write_text("# What `it` is, and why\n")
     page = tmp_path / "page.md"
     page.write_text(
@@ -192,7 +192,7 @@ def test_a_broken_link_is_found_and_code_is_none(tmp_path: Path) -> None:
     ]
 
 
-def test_links_of_a_file_at_the_root_lead_to_pages_of_the_site_or_become_text(tmp_path: Path) -> None:
+def test_links_in_a_file_at_the_root_lead_to_pages_of_the_site_or_become_text(tmp_path: Path) -> None:
     source = tmp_path / "CONTRIBUTING.md"
     source.write_text("[a](docs/train.md#x) [b](CHANGELOG.md) [c](schemas/jobs.py) [d](https://e.org) [e](#f)")
     assert as_page(source) == "[a](train.md#x) [b](changelog.md) c [d](https://e.org) [e](#f)"

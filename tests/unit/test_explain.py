@@ -1,4 +1,4 @@
-"""Tests `--explain`: nothing is written, and the pools are those of the actual run."""
+"""Tests `--explain`: it writes nothing and shows the pools of the actual run."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def pipeline(**run: Any) -> Pipeline:
     return build_pipeline(BuildJob.model_validate(values), mapping, "0" * 32)
 
 
-def test_machines_with_gpus_only_encode_if_there_are_others() -> None:
+def test_machines_with_gpus_only_encode_if_there_are_other_machines() -> None:
     nodes = [Node(16), Node(16), Node(8, gpus=4, accelerator="A100"), Node(8, gpus=4, accelerator="H100")]
     pools = plan_pools(pipeline(), 10_000, nodes)
     assert pools["encode"].actors == 8
@@ -40,7 +40,7 @@ def test_machines_with_gpus_only_encode_if_there_are_others() -> None:
         assert pools[name].labels == {"ray.io/accelerator-type": "!in(A100, H100)"}  # type: ignore[index]
 
 
-def test_a_machine_with_gpus_does_everything_if_it_is_the_only_one() -> None:
+def test_a_machine_with_gpus_runs_all_stages_if_it_is_the_only_machine() -> None:
     pools = plan_pools(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
     assert (pools["encode"].actors, pools["download"].actors) == (2, 9)
     assert not pools["download"].labels
@@ -71,20 +71,20 @@ def test_pools_fit_the_machines_or_are_refused(
     assert sum(pool.actors * pool.gpus for pool in pools.values()) <= gpus
 
 
-def test_downloads_use_the_cores_that_other_stages_leave_and_fit_each_machine() -> None:
+def test_downloads_use_the_remaining_cores_and_fit_on_each_machine() -> None:
     counts = {cpus: plan_pools(pipeline(), 10_000, [Node(cpus)])["download"].actors for cpus in (1, 2, 4, 16, 64)}
     assert counts == {1: 1, 2: 1, 4: 1, 16: 9, 64: 41}
     assert plan_pools(pipeline(), 10_000, [Node(4)] * 10)["download"].actors == 20  # two per machine, not 25 in all
 
 
-def test_a_growing_cluster_may_be_asked_for_more_than_it_has() -> None:
+def test_pools_may_ask_an_autoscaling_cluster_for_more_than_it_has() -> None:
     pools = plan_pools(pipeline(max_download_actors=64, max_encode_actors=8), 1_000, [Node(4)])
     assert (pools["download"].actors, pools["download"].max_actors) == (1, 64)
     assert (pools["encode"].actors, pools["encode"].max_actors) == (1, 8)
     assert pools["read"].actors == 8
 
 
-def test_fractions_of_a_gpu_put_several_encoders_on_each() -> None:
+def test_a_fraction_of_a_gpu_per_encoder_puts_several_encoders_on_each_gpu() -> None:
     nodes = [Node(16), Node(8, gpus=4, accelerator="A100")]
     halves = plan_pools(pipeline(gpus_per_encoder=0.5), 10_000, nodes)["encode"]
     assert (halves.actors, halves.gpus, halves.cpus) == (8, 0.5, 1.0)
@@ -94,11 +94,11 @@ def test_fractions_of_a_gpu_put_several_encoders_on_each() -> None:
         plan_pools(pipeline(gpus_per_encoder=8), 10, nodes)
     with pytest.raises(PoolError, match=r"Ray has 4 GPUs, and each encoder takes 0\.5"):
         plan_pools(pipeline(gpus_per_encoder=0.5, encode_actors=9), 10, nodes)
-    with pytest.raises(ValueError, match="a fraction of one GPU, or a whole number"):
+    with pytest.raises(ValueError, match="a fraction of one GPU or a whole number"):
         pipeline(gpus_per_encoder=1.5)
 
 
-def test_an_encoder_asks_for_the_cpus_that_its_threads_keep_busy() -> None:
+def test_an_encoder_reserves_the_cpus_that_its_threads_keep_busy() -> None:
     alone = plan_pools(pipeline(encode_threads=6), 10_000, [Node(16)])
     assert alone["encode"].cpus == 6.0
     assert sum(pool.actors * pool.cpus for pool in alone.values()) <= 16
@@ -108,7 +108,7 @@ def test_an_encoder_asks_for_the_cpus_that_its_threads_keep_busy() -> None:
     assert apart["encode"].cpus == 4.0  # each has half of its machine's cores, because nothing else runs there
 
 
-def test_an_isolated_shard_is_alone() -> None:
+def test_an_isolated_shard_runs_alone() -> None:
     alone = pipeline().isolated()
     pools = plan_pools(alone, 50, [Node(64)])
     assert {(pool.actors, pool.calls) for pool in pools.values()} == {(1, 1)}
@@ -122,14 +122,14 @@ def manifest(download_s: float, encode_s: float) -> ShardManifest:
     return ShardManifest.model_validate({**values, **counts, "shard": 0, "attempt": "0" * 32, "seconds": seconds})
 
 
-def test_the_rate_is_that_of_the_slowest_pool_by_what_finished_shards_took() -> None:
+def test_the_rate_is_estimated_from_the_slowest_pool_and_the_finished_shards() -> None:
     pools: dict[StageName, Pool] = {"download": Pool(2, 2.0, calls=4), "encode": Pool(1, 0.2)}
     assert rows_per_s(pools, []) is None
     assert rows_per_s(pools, [manifest(40.0, 1.0)] * 3) == pytest.approx(20.0)  # 8 shards at once, 40 s each
     assert rows_per_s(pools, [manifest(4.0, 10.0)] * 3) == pytest.approx(10.0)
 
 
-def test_explain_says_pools_memory_objects_and_leaves_nothing(tmp_path: Path) -> None:
+def test_explain_shows_pools_memory_and_output_files_and_writes_nothing(tmp_path: Path) -> None:
     urls = [f"https://pictures.example/{number}.jpg" for number in range(100)]
     pq.write_table(pa.table({"url": urls, "caption": urls}), tmp_path / "in.parquet")
     arguments = ["build", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--model", "tiny", "--explain"]

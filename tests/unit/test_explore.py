@@ -1,4 +1,4 @@
-"""Tests the parts of the explorer: labels, the cache of columns, samples, rejects, and what is read how often."""
+"""Tests the parts of the explorer: labels, the column cache, samples, filters and reloads."""
 
 import shlex
 import threading
@@ -49,7 +49,7 @@ def opened(store: Store, max_rows: int = 10_000) -> tuple[Explorer, Shown]:
     return explorer, explorer.shown
 
 
-def test_labels_are_written_every_few_and_at_the_end(store: Store) -> None:
+def test_labels_are_saved_every_few_labels_and_at_the_end(store: Store) -> None:
     labels = Labels(store, "first", lambda: NOON)
     for uid in UIDS[: SAVE_EVERY - 1]:
         labels.put(uid, True)
@@ -66,7 +66,7 @@ def test_labels_are_written_every_few_and_at_the_end(store: Store) -> None:
     check_dataset_folder(store)  # a later build may write here
 
 
-def test_undo_takes_labels_back_one_by_one(store: Store) -> None:
+def test_undo_removes_labels_one_by_one(store: Store) -> None:
     labels = Labels(store, "first")
     labels.put(UIDS[0], True)
     labels.put(UIDS[0], False)
@@ -78,10 +78,10 @@ def test_undo_takes_labels_back_one_by_one(store: Store) -> None:
     assert pq.read_table(store.path(labels.path)).num_rows == 0
 
 
-def test_a_session_never_overwrites_another_s_labels(store: Store) -> None:
+def test_a_session_never_overwrites_the_labels_of_another_session(store: Store) -> None:
     one, other = Labels(store, "same"), Labels(store, "same")
     one.put(UIDS[0], True)
-    for _ in range(2):  # at the first label already, and it is not taken for stored
+    for _ in range(2):  # fails at the first label, which is not counted as stored
         with pytest.raises(JobError, match="another session"):
             other.put(UIDS[1], False)
         assert (other.get(UIDS[1]), other.counts) == (None, (0, 0))
@@ -92,12 +92,12 @@ def test_a_session_never_overwrites_another_s_labels(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a b", "a\n", "x" * 101])
-def test_a_session_s_name_is_no_path(store: Store, name: str) -> None:
+def test_the_name_of_a_session_cannot_be_a_path(store: Store, name: str) -> None:
     with pytest.raises(JobError, match="is not a name"):
         Labels(store, name)
 
 
-def test_columns_are_read_once_and_a_changed_dataset_has_another_cache(
+def test_columns_are_read_once_and_a_changed_dataset_gets_a_new_cache(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explorer, shown = opened(store)
@@ -119,7 +119,7 @@ def test_columns_are_read_once_and_a_changed_dataset_has_another_cache(
     again.close()
 
 
-def test_a_damaged_cache_is_made_again(store: Store) -> None:
+def test_a_damaged_cache_is_rebuilt(store: Store) -> None:
     explorer, shown = opened(store)
     count = shown.view.count(Query())
     explorer.close()
@@ -132,9 +132,9 @@ def test_a_damaged_cache_is_made_again(store: Store) -> None:
     again.close()
 
 
-def test_of_a_large_dataset_whole_shards_are_sampled_and_the_page_says_so(store: Store) -> None:
+def test_a_large_dataset_is_sampled_by_whole_shards_and_the_page_says_so(store: Store) -> None:
     explorer, shown = opened(store, max_rows=250)
-    notice = "Counts are of a sample: 2 of 6 shards, 200 of 600 input rows."
+    notice = "Counts are from a sample: 2 of 6 shards, 200 of 600 input rows."
     assert shown.view.sampled.notice == notice
     assert shown.view.num_rows == 200
     explorer.close()
@@ -165,7 +165,7 @@ def test_new_shards_are_noticed_and_must_be_seen_before_a_subset_is_saved(store:
     explorer.close()
 
 
-def test_a_dataset_that_begins_while_it_is_shown_needs_no_reload(store: Store) -> None:
+def test_a_dataset_whose_first_shards_finish_while_it_is_shown_needs_no_reload(store: Store) -> None:
     manifests = sorted(Path(store.root, "manifests").iterdir())
     contents = [path.read_bytes() for path in manifests]
     for path in manifests:
@@ -173,7 +173,7 @@ def test_a_dataset_that_begins_while_it_is_shown_needs_no_reload(store: Store) -
     explorer = Explorer(store, run_select, Labels(store, "session"), Path(store.root).parent / "cache")
     with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
         assert client.get("/api/count").json() == {
-            "error": "No shard is finished yet. The page Live shows what arrives."
+            "error": "No shard is finished yet. The Live page shows new shards as they arrive."
         }
         for path, content in zip(manifests[:2], contents, strict=False):
             path.write_bytes(content)
@@ -193,7 +193,7 @@ def test_a_dataset_that_begins_while_it_is_shown_needs_no_reload(store: Store) -
     explorer.close()
 
 
-def test_a_dataset_without_kept_pairs_blames_no_filter(store: Store) -> None:
+def test_without_kept_pairs_the_page_blames_no_filter(store: Store) -> None:
     explorer, shown = opened(store)
     none = np.zeros(shown.view.num_rows, bool)
     with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
@@ -204,7 +204,7 @@ def test_a_dataset_without_kept_pairs_blames_no_filter(store: Store) -> None:
     explorer.close()
 
 
-def test_pictures_asked_for_after_a_reload_are_an_answer(store: Store) -> None:
+def test_requesting_a_picture_after_a_reload_returns_a_message(store: Store) -> None:
     explorer, shown = opened(store)
     shown.pictures.close()
     for _ in range(2):
@@ -212,7 +212,7 @@ def test_pictures_asked_for_after_a_reload_are_an_answer(store: Store) -> None:
     explorer.close()
 
 
-def test_the_exact_count_of_a_sample_is_that_of_the_whole_dataset(store: Store) -> None:
+def test_the_exact_count_covers_the_whole_dataset_even_if_a_sample_is_shown(store: Store) -> None:
     whole, shown = opened(store)
     expected = shown.view.count(Query.parse([("min:width", "500")]))
     whole.close()
@@ -237,7 +237,7 @@ def test_the_exact_count_of_a_sample_is_that_of_the_whole_dataset(store: Store) 
         ([b"x"], None),
     ],
 )
-def test_a_column_gets_the_filter_that_fits_it(values: list[object], kind: str | None) -> None:
+def test_a_column_gets_the_kind_of_filter_that_fits_its_values(values: list[object], kind: str | None) -> None:
     array = pa.array(values, pa.string() if values == [None] * 5 else None)
     column = pa.chunked_array([array])
     assert kind_of(pa.field("x", array.type), column) == kind
@@ -271,12 +271,12 @@ def test_a_cache_that_others_can_write_to_is_not_used(
     assert homes[1] != homes[0] and not homes[1].exists()
 
 
-def test_a_port_in_use_and_a_host_that_is_none_are_one_clear_line(store: Store) -> None:
+def test_a_port_in_use_and_an_unusable_host_are_clear_errors(store: Store) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(JobError, match=rf"127.0.0.1:{port} \(Address already in use\); choose another with --port"):
+        with pytest.raises(JobError, match=rf"127.0.0.1:{port} \(Address already in use\); choose another port with"):
             explore(store, ExploreOptions(port=port), lambda *_: None)
     with pytest.raises(JobError, match="check --host"):
         explore(store, ExploreOptions(host="203.0.113.7", port=0), lambda *_: None)

@@ -1,4 +1,4 @@
-"""Tests which requests the explorer answers: only those of this machine's own pages."""
+"""Tests which requests the explorer answers: only those from its own pages on this machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ def client(explorer: Explorer, guard: Guard) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("page", [*PAGES, "/nothing"])
-def test_every_answer_has_the_headers(client: TestClient, page: str) -> None:
+def test_every_response_has_the_security_headers(client: TestClient, page: str) -> None:
     answer = client.get(page)
     assert answer.status_code == (404 if page == "/nothing" else 200)
     assert {name: answer.headers[name] for name in HEADERS} == HEADERS
@@ -57,14 +57,14 @@ def test_every_answer_has_the_headers(client: TestClient, page: str) -> None:
     "host", ["evil.example", "evil.example:7800", "127.0.0.1", "127.0.0.1:7801", "10.0.0.1:7800", "", "localhost.:7800",
              "127.0.0.1:7800@evil.example", "[::2]:7800"]
 )  # fmt: skip
-def test_another_host_name_gets_nothing(client: TestClient, page: str, host: str) -> None:
+def test_a_request_for_another_host_name_is_refused(client: TestClient, page: str, host: str) -> None:
     answer = client.get(page, headers={"Host": host})
     assert answer.status_code == 421
-    assert answer.text == "This server has another name. On its machine, it is http://127.0.0.1:7800/\n"
+    assert answer.text == "This server does not have this name. On its own machine, open http://127.0.0.1:7800/\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7800", "localhost:7800", "LOCALHOST:7800", "[::1]:7800"])
-def test_the_names_of_this_machine_are_answered(client: TestClient, host: str) -> None:
+def test_requests_for_the_names_of_this_machine_are_answered(client: TestClient, host: str) -> None:
     assert client.get("/", headers={"Host": host}).status_code == 200
 
 
@@ -81,12 +81,12 @@ def test_the_names_of_this_machine_are_answered(client: TestClient, host: str) -
         {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
     ],
 )
-def test_another_origin_reads_nothing(client: TestClient, page: str, headers: dict[str, str]) -> None:
+def test_requests_from_other_origins_are_refused(client: TestClient, page: str, headers: dict[str, str]) -> None:
     answer = client.get(page, headers=headers)
     assert (answer.status_code, answer.text) == (403, "Requests from other origins are refused.\n")
 
 
-def test_a_link_elsewhere_may_open_a_page(client: TestClient) -> None:
+def test_a_link_on_another_site_can_open_a_page(client: TestClient) -> None:
     opened = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert client.get("/", headers=opened).status_code == 200
     assert client.post("/api/label", headers=opened).status_code == 403
@@ -103,7 +103,7 @@ def test_a_link_elsewhere_may_open_a_page(client: TestClient) -> None:
         ({**FORM, "Sec-Fetch-Site": "none"}, True, 403),
     ],
 )
-def test_a_change_needs_the_origin_and_the_token(
+def test_a_change_requires_the_same_origin_and_the_token(
     client: TestClient, guard: Guard, explorer: Explorer, page: str, headers: dict[str, str], token: bool, status: int
 ) -> None:
     fields = {"token": guard.form_token if token else "x", "name": "stolen", "uid": "0" * 32, "label": "good"}
@@ -112,7 +112,7 @@ def test_a_change_needs_the_origin_and_the_token(
     assert not explorer.store.exists("subsets/stolen/selection.json")
 
 
-def test_pages_are_read_and_changes_are_posted(client: TestClient) -> None:
+def test_pages_accept_only_get_and_changes_only_post(client: TestClient) -> None:
     assert client.get("/subset").status_code == 405
     assert client.post("/", headers=FORM).status_code == 405
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
@@ -135,19 +135,19 @@ def test_large_requests_are_refused_before_they_are_read(client: TestClient) -> 
         *(f"/picture/{'9' * 5_000}/0", f"/picture/0/{'9' * 5_000}", "/picture/%D9%A3/0", "/compare?a=..&b=%00"),
     ],
 )
-def test_only_what_the_dataset_names_is_served(client: TestClient, path: str) -> None:
+def test_only_paths_that_the_dataset_names_are_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["..", "../../etc", "%00", "a/b", "x" * 101])
-def test_the_name_of_a_subset_is_no_path(client: TestClient, guard: Guard, name: str) -> None:
+def test_the_name_of_a_subset_cannot_be_a_path(client: TestClient, guard: Guard, name: str) -> None:
     answer = client.get(f"/?subset={name}")
-    assert (answer.status_code, "is not a name of a subset" in answer.text) == (400, True)
+    assert (answer.status_code, "is not a valid subset name" in answer.text) == (400, True)
     form = {"token": guard.form_token, "name": "x", "query": f"subset={name}"}
     assert client.post("/subset", data=form, headers=FORM).status_code == 400
 
 
-def test_a_part_of_an_expression_is_neither_shown_nor_saved(
+def test_a_fragment_of_an_expression_is_neither_shown_nor_saved(
     client: TestClient, guard: Guard, explorer: Explorer
 ) -> None:
     query = "min%3Awidth=10&where=kept%29+or+%28kept"
@@ -158,7 +158,7 @@ def test_a_part_of_an_expression_is_neither_shown_nor_saved(
     assert not explorer.store.exists("subsets/part/selection.json")
 
 
-def test_beyond_loopback_a_token_is_needed(explorer: Explorer) -> None:
+def test_a_token_is_required_beyond_loopback(explorer: Explorer) -> None:
     guard = Guard.of("0.0.0.0", 7800)
     assert guard.access_token and guard.access_token in guard.address
     with TestClient(app(explorer, guard), base_url="http://192.168.1.5:7800") as client:
@@ -175,7 +175,7 @@ def test_beyond_loopback_a_token_is_needed(explorer: Explorer) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "0:0::0"])
-def test_a_server_on_all_addresses_is_asked_by_address_or_by_its_own_name(
+def test_a_server_on_all_addresses_answers_to_any_address_and_its_own_names(
     monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     asked: list[None] = []
@@ -197,7 +197,7 @@ def test_a_server_on_all_addresses_is_asked_by_address_or_by_its_own_name(
     [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("[::1]", True), ("localhost", True), ("0.0.0.0", False),
      ("::", False), ("10.0.0.1", False), ("example.org", False)],
 )  # fmt: skip
-def test_loopback_is_known(host: str, expected: bool) -> None:
+def test_loopback_addresses_are_recognized_and_need_no_token(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected
     assert (Guard.of(host, 7800).access_token is None) == expected
 

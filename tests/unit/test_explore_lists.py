@@ -1,4 +1,4 @@
-"""Tests the explorer's lists on a generated dataset: every reject is on one page, and groups are those of a count."""
+"""Tests the explorer's lists on a generated dataset: every reject is on one page, and groups match a direct count."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def table(explorer: Explorer, folder: str) -> pa.Table:
 
 @pytest.mark.parametrize("shards_per_page", [200, 2])
 @pytest.mark.parametrize("status", ["", "http_4xx", "timeout", "low_similarity"])
-def test_every_reject_is_on_one_page(
+def test_every_reject_is_on_exactly_one_page(
     explorer: Explorer, status: str, shards_per_page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rejects, "_SHARDS_PER_PAGE", shards_per_page)
@@ -60,13 +60,13 @@ def test_every_reject_is_on_one_page(
     assert page.refused - page.rejected == sum(each.rows for each in page.reasons if each.has_pictures)
 
 
-def test_the_rejects_of_an_output_that_is_gone_are_not_none(tmp_path: Path) -> None:
+def test_listing_the_rejects_of_a_missing_output_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="has no plan"):
         RejectPages(Store(str(tmp_path))).page("", "")
 
 
 @pytest.mark.parametrize("by", ["sha256", "caption_clean"])
-def test_groups_of_duplicates_are_those_of_a_count(explorer: Explorer, by: str) -> None:
+def test_groups_of_duplicates_match_a_direct_count(explorer: Explorer, by: str) -> None:
     counts = Counter(table(explorer, "pairs")[by].to_pylist())
     expected = sorted((n for n in counts.values() if n > 1), reverse=True)
     assert explorer.shown

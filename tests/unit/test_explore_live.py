@@ -1,4 +1,4 @@
-"""Tests the explorer's live page, and what its pages say when there is nothing to show."""
+"""Tests the explorer's live page and the messages on its pages when there is nothing to show."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from pairmill.pipeline.report.sample import MAX_ROWS, Totals, sampled
 from tests.committed_shards import pair, reject, write_dataset
 
 
-def test_the_funnel_is_that_of_the_report_with_custom_rules_by_name(tmp_path: Path) -> None:
+def test_the_funnel_equals_that_of_the_report_and_lists_custom_rules_by_name(tmp_path: Path) -> None:
     shards = [
         [
             pair("kept", 0.9),
@@ -42,7 +42,7 @@ def test_the_funnel_is_that_of_the_report_with_custom_rules_by_name(tmp_path: Pa
     assert (now.rows_in, now.kept) == (15, 3)
 
 
-def test_captions_of_new_pictures_are_cut_and_cannot_reorder_the_page(tmp_path: Path) -> None:
+def test_captions_of_new_pictures_are_truncated_and_cannot_reorder_the_page(tmp_path: Path) -> None:
     state = LiveState(write_dataset(tmp_path, [[pair("\u202egnp.exe\u200b"), pair("a" * 10_000)]], has_scores=False))
     captions = [each.caption for each in state.now({}).newest]
     state.close()
@@ -50,7 +50,7 @@ def test_captions_of_new_pictures_are_cut_and_cannot_reorder_the_page(tmp_path: 
 
 
 def pages_of(store: Store, *addresses: str) -> list[str]:
-    """The text of some pages of the explorer."""
+    """The text of the explorer's pages at these addresses."""
     cache = Path(store.root).parent / "cache"
     explorer = Explorer(store, run_select, Labels(store, "session"), cache)
     with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
@@ -59,7 +59,7 @@ def pages_of(store: Store, *addresses: str) -> list[str]:
     return [re.sub(r"\s+", " ", each) for each in found]
 
 
-def test_a_dataset_of_rejects_alone_blames_no_filter_and_offers_no_pairs(tmp_path: Path) -> None:
+def test_with_only_rejects_the_pages_blame_no_filter_and_offer_no_pairs(tmp_path: Path) -> None:
     store = write_dataset(tmp_path / "out", [[reject("a"), reject("b", "timeout")]])
     gallery, rejects, search, live = pages_of(store, "/", "/rejects", "/search?q=red", "/live")
     assert "No row became a pair" in gallery and "all pairs</a> shows" not in gallery
@@ -77,7 +77,7 @@ def test_pairs_that_only_a_score_rule_refused_are_not_listed_as_rejects(tmp_path
     assert "have no pair" not in rejects and "No row was refused" not in rejects and "All reasons" not in rejects
 
 
-def test_without_a_model_or_rejects_the_pages_say_what_there_is_to_do(tmp_path: Path) -> None:
+def test_without_a_model_or_rejects_the_pages_say_so_and_how_to_add_a_model(tmp_path: Path) -> None:
     store = write_dataset(tmp_path / "out", [[pair("a"), pair("b")]], has_scores=False, planned=2)
     gallery, rejects, search, live = pages_of(store, "/", "/rejects", "/search", "/live")
     assert '<option value="">nothing</option>' in gallery
@@ -89,4 +89,4 @@ def test_without_a_model_or_rejects_the_pages_say_what_there_is_to_do(tmp_path: 
 def test_before_the_first_shard_nothing_is_called_kept(tmp_path: Path) -> None:
     gallery, rejects, live = pages_of(write_dataset(tmp_path / "out", [], planned=2), "/", "/rejects", "/live")
     assert "No shard is finished" in gallery and "No shard is finished" in rejects and "Every row" not in rejects
-    assert "No picture has arrived yet." in live and "looking every two seconds" in live
+    assert "No picture has arrived yet." in live and "updates every two seconds" in live

@@ -1,4 +1,4 @@
-"""Tests that faults of this machine are recognized by type and code, never by text, which may come from a server."""
+"""Tests that faults of this machine are recognized by type and code, never by text, which can come from a server."""
 
 import errno
 
@@ -21,7 +21,7 @@ def opencv_error(width: int) -> cv2.error:
     return caught.value
 
 
-def test_opencv_reports_lack_of_memory_by_a_code() -> None:
+def test_opencv_reports_lack_of_memory_with_an_error_code() -> None:
     assert isinstance(local_fault(opencv_error(1 << 30)), LocalFault)
     assert local_fault(opencv_error(0)) is None  # an empty picture
 
@@ -50,7 +50,7 @@ def run_out_of_memory() -> None:
 def nothing() -> None: ...
 
 
-def test_a_local_fault_in_a_child_process_is_raised_as_one() -> None:
+def test_a_local_fault_in_a_child_process_is_raised_as_a_local_fault() -> None:
     child = Child(nothing)
     with pytest.raises(LocalFault, match="MemoryError"):
         child.call(run_out_of_memory, timeout_s=30)
@@ -69,7 +69,7 @@ def test_a_local_fault_in_a_child_process_is_raised_as_one() -> None:
         (OSError(errno.EIO, "a bad sector"), ReadError, FailureKind.INPUT),
     ],
 )
-def test_a_fault_of_the_machine_stays_one_whatever_error_wraps_it(
+def test_a_machine_fault_is_recognized_whatever_error_wraps_it(
     cause: Exception, wrapper: type[PairmillError], kind: FailureKind
 ) -> None:
     with pytest.raises(wrapper) as raised:
@@ -78,7 +78,7 @@ def test_a_fault_of_the_machine_stays_one_whatever_error_wraps_it(
     assert (failure.kind, failure.message) == (kind, "what we say of it")
 
 
-def test_lack_of_memory_while_an_error_of_ours_is_handled_is_lack_of_memory() -> None:
+def test_lack_of_memory_while_handling_one_of_our_errors_is_a_machine_fault() -> None:
     def out_of_memory_in_a_handler() -> None:
         try:
             raise ModelError("weights")

@@ -1,4 +1,4 @@
-"""Tests which addresses we may connect to, and which strings are addresses at all."""
+"""Tests to which addresses we may connect and which strings are addresses at all."""
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_all_other_addresses_are_refused_with_a_reason(address: str) -> None:
     assert AddressGuard().refusal(address)
 
 
-def test_allowed_networks_are_allowed_in_every_form_and_nothing_else_is() -> None:
+def test_allowed_networks_are_allowed_in_every_form_but_other_private_addresses_are_not() -> None:
     guard = AddressGuard(["127.0.0.0/8", "fd00:1::/32"])
     for address in ("127.0.0.1", "127.9.9.9", "::ffff:127.0.0.1", "fd00:1::5", "8.8.8.8"):
         assert guard.refusal(address) is None, address

@@ -1,4 +1,4 @@
-"""Tests the cache of DNS look-ups."""
+"""Tests the cache of DNS lookups."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class NameService:
         return answer
 
 
-def test_concurrent_callers_share_one_look_up_and_failures_are_cached() -> None:
+def test_concurrent_callers_share_one_lookup_and_failures_are_cached() -> None:
     async def main() -> None:
         service = NameService(
             {"dead": NoSuchHost("dead: not found"), "good": ["8.8.8.8"], "slow": OSError("no answer")}
@@ -54,7 +54,7 @@ def test_private_addresses_are_dropped() -> None:
     asyncio.run(main())
 
 
-def test_a_caller_that_gives_up_does_not_cancel_the_look_up_for_the_others() -> None:
+def test_a_caller_that_gives_up_does_not_cancel_the_lookup_for_the_others() -> None:
     async def main() -> None:
         service = NameService({"good": ["8.8.8.8"]})
         cache = DnsCache(service.look_up, AddressGuard())

@@ -121,7 +121,7 @@ def test_above_twice_the_budget_one_body_grows_at_a_time_and_the_others_do_not_t
     asyncio.run(main())
 
 
-def test_a_body_that_grows_above_the_budget_blocks_nobody_once_there_is_room() -> None:
+def test_a_body_growing_above_the_budget_does_not_block_others_once_there_is_room() -> None:
     async def main() -> None:
         budget = ByteBudget(10)
         async with Deadline(60) as deadline:

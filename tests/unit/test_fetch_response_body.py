@@ -28,8 +28,8 @@ def failure(*chunks: bytes, **options: object) -> tuple[Status, str | None]:
     return caught.value.status, caught.value.detail
 
 
-def test_codings_are_few() -> None:
-    """Each coding takes a decompressor, and a frame or more of the stack."""
+def test_the_number_of_content_codings_is_limited() -> None:
+    """Each coding takes a decompressor and at least one stack frame."""
     packed = JPEG
     for _ in range(5):
         packed = gzip.compress(packed)
@@ -120,13 +120,13 @@ def test_a_gzip_bomb_takes_no_more_memory_than_the_limit() -> None:
     assert failure(bomb, max_bytes=100_000, coding="gzip")[0] is Status.BODY_TOO_LARGE
 
 
-def test_a_bomb_of_many_small_chunks() -> None:
+def test_a_gzip_bomb_in_many_small_chunks_is_too_large() -> None:
     bomb = gzip.compress(JPEG + bytes(50_000_000))
     chunks = [bomb[start : start + 10] for start in range(0, len(bomb), 10)]
     assert failure(*chunks, max_bytes=100_000, coding="gzip")[0] is Status.BODY_TOO_LARGE
 
 
-def test_broken_compression() -> None:
+def test_broken_compression_is_a_truncated_body_or_a_protocol_error() -> None:
     compressed = gzip.compress(JPEG * 100)
     assert failure(compressed[:-20], max_bytes=100_000, coding="gzip")[0] is Status.BODY_TRUNCATED
     assert failure(compressed[:12] + bytes(60), coding="gzip")[0] is Status.PROTOCOL_ERROR
@@ -160,11 +160,11 @@ def test_unknown_compression_is_not_an_image() -> None:
         (b"%PDF-1.7", None),
     ],
 )
-def test_magic_numbers(head: bytes, name: str | None) -> None:
+def test_formats_are_recognized_by_their_magic_numbers(head: bytes, name: str | None) -> None:
     assert sniff.image_format(head + bytes(sniff.FORMAT_HEAD_BYTES)) == name
 
 
-def test_bytes_behind_a_compressed_body_are_ignored_within_the_limit() -> None:
+def test_bytes_after_a_compressed_body_are_ignored_up_to_the_limit() -> None:
     assert collect(gzip.compress(JPEG) + b"\x1f and more", coding="gzip") == JPEG
     body = ResponseBody(1_000_000, "image/jpeg", ["gzip"])
     body.add(gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)))

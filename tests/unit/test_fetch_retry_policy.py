@@ -43,7 +43,7 @@ def test_retry_after_is_parsed_as_seconds(text: str | None, value: float | None)
     assert parse_retry_after(text) == value
 
 
-def test_retry_delays_grow_are_bounded_and_end() -> None:
+def test_retry_delays_grow_up_to_a_bound_and_end() -> None:
     failure = FetchError(Status.CONNECTION_LOST)
     for attempts, longest in ((1, 1), (2, 2), (3, 4), (12, 10)):
         delays = [retry_delay_s(failure, attempts, 20) for _ in range(200)]

@@ -1,4 +1,4 @@
-"""Tests which URLs are requested, and where redirects lead."""
+"""Tests which URLs are requested and where redirects lead."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""Tests that `pairmill fields` and the docs have every field, with its default and meaning.
+"""Tests that `pairmill fields` and the docs list every field with its default and meaning.
 
-The oracles are pydantic's JSON schema and the source text, neither of which the command uses.
+The oracles are pydantic's JSON schema and the source text. The command uses neither.
 """
 
 import json
@@ -27,11 +27,11 @@ SOURCES = [" ".join(path.read_text().split()) for path in SCHEMAS.rglob("*.py")]
 
 
 def schema_fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Dotted name -> default, or REQUIRED, of every field."""
+    """Dotted name of every field -> its default, or REQUIRED."""
     whole = model.model_json_schema()
 
     def target(part: dict[str, Any]) -> dict[str, Any] | None:
-        """The model that a part refers to, if there is one."""
+        """The model to which a part of the schema refers, if any."""
         found: dict[str, Any] = whole["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
         return found if "properties" in found else None
 
@@ -59,7 +59,7 @@ def schema_fields(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def printed(command: str) -> dict[str, str]:
-    """Name -> what the command prints for it, on one line."""
+    """Field name -> what the command prints about it, joined to one line."""
     status, text = run("fields", "--of", command, columns=100)
     assert status == 0
     blocks = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]
@@ -67,7 +67,7 @@ def printed(command: str) -> dict[str, str]:
 
 
 def printed_default(default: object) -> str:
-    """How a default is written; it is also YAML."""
+    """A default as the command prints it, which is valid YAML."""
     if default is REQUIRED:
         return "required"
     return f"default {default if isinstance(default, str) and default else json.dumps(default)}"

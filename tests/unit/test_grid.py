@@ -16,7 +16,7 @@ values = st.lists(st.none() | st.floats(-2, 2) | st.just(float("nan")), max_size
 
 
 @given(st.lists(values, max_size=4), st.integers(1, 8), st.none() | st.floats(-2, 2), st.booleans())
-def test_the_first_rows_are_those_of_a_full_sort(
+def test_the_first_rows_equal_those_of_a_full_sort(
     shards: list[list[float | None]], n: int, around: float | None, lowest: bool
 ) -> None:
     order = Order("similarity", around, lowest)
@@ -38,7 +38,7 @@ def test_the_first_rows_are_those_of_a_full_sort(
     assert first_rows(tables, order, n) == [(ref, value) for value, ref in expected]
 
 
-def test_captions_in_a_grid_are_text_and_nothing_in_it_runs_or_loads() -> None:
+def test_captions_in_a_grid_are_text_and_nothing_in_the_grid_runs_or_loads() -> None:
     jpeg, missing = Thumbnail(b"\xff\xd8", 1, 1), Thumbnail(None, problem="no picture stored")
     cards = [Card(jpeg, "0.500", HOSTILE, "ok", True, HOSTILE), Card(missing, None, None, HOSTILE, False, "u")]
     page = Tags()
@@ -52,7 +52,7 @@ def test_captions_in_a_grid_are_text_and_nothing_in_it_runs_or_loads() -> None:
 
 
 class Tags(HTMLParser):
-    """What a page consists of."""
+    """Collects the tags, attributes, sources and text of a page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tests a home folder that cannot be written to: one line says what to set, before anything is written or retried."""
+"""Tests an unwritable home folder: one line says what to set, before anything is written or retried."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from pairmill.jobs.cluster.ray_token import SessionError, check_token_folder, us
 
 REMEDY = "set HOME to a folder that you can write to"
 HOMES = ["/sys/home", "/proc/home", "/dev/null"]
-"""No user, not even root, can write there."""
+"""Home folders to which no user, not even root, can write."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,9 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("home", HOMES)
-def test_a_build_says_so_before_it_writes_anything(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_reports_an_unwritable_home_before_it_writes_anything(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", home)
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     done = CliRunner().invoke(app, ["build", str(tmp_path / "in.csv"), str(tmp_path / "out")])
@@ -33,7 +35,9 @@ def test_a_build_says_so_before_it_writes_anything(home: str, tmp_path: Path, mo
     assert not (tmp_path / "out").exists()
 
 
-def test_only_a_ray_that_has_to_store_a_token_needs_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_needed_only_if_ray_must_store_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "token").write_text("abc\n")
     monkeypatch.setenv("HOME", "/sys/home")
     for name, value in (
@@ -55,7 +59,7 @@ def test_only_a_ray_that_has_to_store_a_token_needs_the_folder(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_completion_that_cannot_be_installed_is_one_line(
+def test_a_failed_installation_of_completion_is_reported_in_one_line(
     flag: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pairmill", *(["--install-completion"] if flag else [])])

@@ -1,4 +1,4 @@
-"""Tests which connections are kept between requests, over socket pairs."""
+"""Tests with socket pairs which connections are kept between requests."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ Open = Callable[[], Awaitable[tuple[HttpConnection, socket.socket]]]
 
 
 def run(check: Callable[[Open], Awaitable[None]]) -> None:
-    """Run a check that opens connections; each comes with the server's end of it. Closes all of them afterwards."""
+    """Run a check that opens connections, each paired with the server's end. Closes all of them afterward."""
     pairs: list[tuple[HttpConnection, socket.socket]] = []
 
     async def opened() -> tuple[HttpConnection, socket.socket]:
@@ -35,7 +35,7 @@ def run(check: Callable[[Open], Awaitable[None]]) -> None:
     asyncio.run(checked())
 
 
-def test_the_most_recent_connection_of_an_origin_comes_first() -> None:
+def test_the_most_recent_connection_to_an_origin_is_reused_first() -> None:
     async def check(opened: Open) -> None:
         idle = _IdleConnections(8)
         (first, _), (second, _), (other, _) = [await opened() for _ in range(3)]
@@ -48,7 +48,7 @@ def test_the_most_recent_connection_of_an_origin_comes_first() -> None:
     run(check)
 
 
-def test_if_there_are_too_many_the_oldest_is_closed() -> None:
+def test_with_too_many_idle_connections_the_oldest_is_closed() -> None:
     async def check(opened: Open) -> None:
         idle = _IdleConnections(2)
         connections = [(await opened())[0] for _ in range(3)]
@@ -61,7 +61,7 @@ def test_if_there_are_too_many_the_oldest_is_closed() -> None:
     run(check)
 
 
-def test_each_is_closed_once_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_connection_is_closed_after_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_client, "_KEEP_ALIVE_S", 0.1)
 
     async def check(opened: Open) -> None:
@@ -80,7 +80,7 @@ def test_each_is_closed_once_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-def test_one_that_the_server_closed_or_wrote_to_is_not_used_again(is_known: bool) -> None:
+def test_a_connection_that_the_server_closed_or_wrote_to_is_not_reused(is_known: bool) -> None:
     async def check(opened: Open) -> None:
         idle = _IdleConnections(8)
         (closed, its_server), (chatty, its_other), (good, _) = [await opened() for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Tests the path from bytes to the stored picture, with synthetic pictures."""
+"""Tests the path from bytes to the stored picture with synthetic pictures."""
 
 import io
 import subprocess
@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def draw(width: int, height: int, seed: int = 0) -> Pixels:
-    """Noise at every scale, stronger at coarser ones, so the spectrum is that of a photograph. No symmetry."""
+    """Noise at every scale, stronger at coarser scales, so the spectrum resembles a photograph's. Not symmetric."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.float32)
     for cell in (256, 64, 16, 4):
@@ -51,7 +51,7 @@ def pixels_of(picture: ProcessedImage) -> Pixels:
 
 
 def stored(body: bytes, **settings: Any) -> Pixels:
-    """Pixels of the stored picture, without loss and at the original size."""
+    """Pixels of the stored picture, encoded losslessly at the original size."""
     return pixels_of(process(body, resize_mode="no", format="png", **settings))
 
 
@@ -86,7 +86,7 @@ def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert small.width == pixels_of(small).shape[1]
 
 
-def test_an_orientation_that_only_xmp_has_is_applied() -> None:
+def test_an_orientation_given_only_in_xmp_is_applied() -> None:
     info = PngImagePlugin.PngInfo()
     xmp = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     info.add_itxt("XML:com.adobe.xmp", xmp)
@@ -96,14 +96,14 @@ def test_an_orientation_that_only_xmp_has_is_applied() -> None:
 
 GIF_EXTENSIONS = {
     "empty": b"\x21\x01\0",
-    "of an application, empty": b"\x21\xff\0",
-    "comment, empty": b"\x21\xfe\0",
-    "empty, and a comment that looks like a large picture": b"\x21\x07\0\x21\xfe\x40"
+    "empty application extension": b"\x21\xff\0",
+    "empty comment": b"\x21\xfe\0",
+    "empty, then a comment that looks like a large picture": b"\x21\x07\0\x21\xfe\x40"
     + (b"a" * 31 + b"\0," + b"\xff" * 9).ljust(64, b"a")
     + b"\0",
     "unknown": b"\x21\x07\x03abc\x02\x2c\0\0",
     "comments": b"\x21\xfe\x02hi\0" * 3,
-    "another control first": b"\x21\xf9\x04\x01\0\0\x05\0",
+    "an earlier graphic control": b"\x21\xf9\x04\x01\0\0\x05\0",
 }
 
 
@@ -121,7 +121,7 @@ def test_extensions_of_a_gif_do_not_change_it(extensions: bytes) -> None:
 
 @cache
 def jpeg_and_bmp(width: int, height: int) -> tuple[bytes, bytes]:
-    """A JPEG, and a BMP of the same pixels, which is never decoded at reduced scale. Drawing takes longest."""
+    """A JPEG, and a BMP of the same pixels, which is never decoded at reduced scale. Cached because drawing is slow."""
     body = simplejpeg.encode_jpeg(draw(width, height), 90, "RGB", "420")
     return body, save(Image.open(io.BytesIO(body)).convert("RGB"), "BMP")
 
@@ -136,7 +136,7 @@ def test_scaled_decoding_looks_like_full_decoding(size: tuple[int, int], mode: s
     assert psnr(pixels_of(fast), pixels_of(reference)) >= 35
 
 
-def test_grayscale_jpeg() -> None:
+def test_a_grayscale_jpeg_is_decoded() -> None:
     grey = Image.fromarray(PHOTO).convert("L")
     assert psnr(stored(save(grey, "JPEG", quality=95)), np.asarray(grey.convert("RGB"))) > 40
 
@@ -147,7 +147,7 @@ def test_all_variants_of_jpeg_match_pillow(options: dict[str, Any]) -> None:
     assert psnr(stored(body), np.asarray(Image.open(io.BytesIO(body)))) > 45
 
 
-def test_cmyk_jpeg_goes_through_pillow() -> None:
+def test_a_cmyk_jpeg_is_decoded_as_by_pillow() -> None:
     cmyk = Image.fromarray(PHOTO).convert("CMYK")
     body = save(cmyk, "JPEG", quality=95)
     assert psnr(stored(body), np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))) > 60
@@ -162,12 +162,12 @@ def test_16_bits_are_scaled_not_clipped() -> None:
     assert np.abs(stored(encoded)[0, :, 0].astype(int) - np.arange(256)).max() <= 1
 
 
-def test_grayscale_of_other_bit_depths() -> None:
+def test_grayscale_of_other_bit_depths_is_scaled_to_8_bits() -> None:
     ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(1, 256).repeat(8, 0)
     assert stored(save(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == list(range(256))
     wide = np.rint(ramp.astype(np.float64) * (2**32 - 1) - 2**31).astype(np.int32)
     assert stored(save(Image.fromarray(wide), "TIFF"))[0, :, 0].tolist() == list(range(256))
-    assert np.ptp(stored(save(Image.fromarray(wide // 1_000_000), "TIFF"))) <= 1  # the depth counts, not the values
+    assert np.ptp(stored(save(Image.fromarray(wide // 1_000_000), "TIFF"))) <= 1  # scaled by depth, not by value
     bits = Image.fromarray(PHOTO).convert("1")
     assert np.array_equal(stored(save(bits, "PNG")), np.asarray(bits.convert("RGB")))
 
@@ -182,7 +182,7 @@ def test_alpha_is_composited_over_white(kind: str, mode: str) -> None:
     assert abs(int(out[5, 20, 0]) - 127) <= 1
 
 
-def test_palettes_with_and_without_a_transparent_color() -> None:
+def test_palettes_are_decoded_and_a_transparent_color_becomes_white() -> None:
     image = Image.new("P", (32, 16), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(1, (0, 0, 16, 16))
@@ -260,7 +260,7 @@ print((time.process_time() - whole) / (time.thread_time() - own))
 """
 
 
-def test_a_picture_takes_the_time_of_one_thread_alone() -> None:
+def test_processing_a_picture_uses_the_cpu_time_of_only_one_thread() -> None:
     done = subprocess.run([sys.executable, "-c", _ONE_THREAD], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.1
 
@@ -277,9 +277,9 @@ SCAN_OF_THREE = segment(0xDA, bytes((3, 1, 0, 2, 0, 3, 0, 0, 63, 0)))
 @pytest.mark.parametrize(
     ("frame", "scans"),
     [
-        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # others follow unless the first has all components
+        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # more follow unless the first has all components
         (0xC0, SCAN_OF_THREE),
-        (0xC2, SCAN_OF_ONE + b"\0\xff\x02\xff\xff" + 100 * SCAN_OF_ONE),  # libjpeg skips two bytes, not 65,535 more
+        (0xC2, SCAN_OF_ONE + b"\0\xff\x02\xff\xff" + 100 * SCAN_OF_ONE),  # libjpeg skips two bytes, not another 65,535
         (0xC2, SCAN_OF_ONE + 20_000 * b"\xff\x01"),
     ],
 )
@@ -290,7 +290,7 @@ def test_no_scan_is_hidden_from_the_count(frame: int, scans: bytes) -> None:
     assert (found > MAX_SCANS) == (scans != SCAN_OF_THREE)
 
 
-def test_the_job_sets_the_limit_of_pixels() -> None:
+def test_the_job_sets_the_limit_on_pixels() -> None:
     body = save(Image.fromarray(PHOTO), "PNG")
     assert process(body, max_pixels=320 * 200).status is Status.OK
     assert process(body, max_pixels=320 * 200 - 1).status is Status.IMAGE_BOMB
@@ -375,7 +375,7 @@ def test_a_picture_too_large_for_the_stored_format_is_unsupported() -> None:
         assert picture.detail == f"70000 x 2 cannot be stored as {format_}"
 
 
-def test_one_color() -> None:
+def test_a_picture_of_one_color_is_detected() -> None:
     flat = np.full((90, 120, 3), (10, 200, 90), np.uint8)
     dotted = flat.copy()
     dotted[41, 57] = 255
@@ -401,7 +401,7 @@ def test_many_threads_give_the_same_results_as_one() -> None:
         assert all(result == alone for result in pool.map(work, range(4)))
 
 
-def test_broken_exif_does_not_cost_the_picture() -> None:
+def test_a_picture_with_broken_exif_is_kept() -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("Raw profile type exif", "\n\n\nno hex digits")  # Pillow raises an exception for it
     body = save(Image.new("RGB", (64, 40), "red"), "PNG", pnginfo=info)
@@ -411,7 +411,7 @@ def test_broken_exif_does_not_cost_the_picture() -> None:
     assert (picture.status, picture.width, picture.height) == (Status.OK, 64, 40)
 
 
-def test_a_jpeg_with_frame_headers_that_disagree_gets_a_status() -> None:
+def test_a_jpeg_with_contradictory_frame_headers_gets_a_status() -> None:
     body = save(Image.fromarray(PHOTO), "JPEG")
     at = body.index(b"\xff\xc0")
     gray_frame = b"\xff\xc0\x00\x0b\x08" + body[at + 5 : at + 9] + b"\x01\x01\x11\x00"

@@ -1,4 +1,4 @@
-"""Tests real files: each awkward one from other projects' tests gets a Status, and photographs keep their quality."""
+"""Tests real files: each awkward file from other projects' tests gets a Status, and photographs keep their quality."""
 
 import contextlib
 import csv
@@ -44,8 +44,7 @@ def test_awkward_files_get_the_status_that_their_manifest_expects(name: str, exp
 
 
 def reference(body: bytes) -> npt.NDArray[np.uint8]:
-    """What the picture should look like, decoded by Pillow alone at full size: with the orientation applied, 8 bits,
-    alpha over white, in sRGB."""
+    """The correct pixels, decoded by Pillow alone at full size: orientation applied, 8 bits, alpha over white, sRGB."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
@@ -61,7 +60,7 @@ def reference(body: bytes) -> npt.NDArray[np.uint8]:
 
 
 def likeness(body: bytes, images_format: str = "jpg") -> float | None:
-    """PSNR in dB of the stored picture against the reference, at full size; None where nothing is stored."""
+    """PSNR in dB of the stored picture against the reference, at full size; None if no picture is stored."""
     picture = ImageProcessor(ImagesConfig(resize_mode="no", format=images_format)).process(body)
     if picture.image is None:
         return None
@@ -75,7 +74,7 @@ def test_awkward_pictures_are_stored_in_the_right_orientation_and_colors(name: s
     seen = likeness(body)
     assert seen is None or seen >= 28
     if seen is not None:
-        assert likeness(body, "png") >= 50  # type: ignore[operator]  # without JPEG's loss: nearly every pixel
+        assert likeness(body, "png") >= 50  # type: ignore[operator]  # lossless, so nearly every pixel must match
 
 
 PHOTOGRAPHS = FOLDER.parent / "pairs"
@@ -84,7 +83,7 @@ PHOTOGRAPHS = FOLDER.parent / "pairs"
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the photographs are not at {PHOTOGRAPHS}")
 def test_stored_photographs_look_like_the_originals() -> None:
     paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))
-    seen = {path.name: likeness(path.read_bytes()) or 0.0 for path in paths[::4]}  # all 918: 36.9 dB at least
+    seen = {path.name: likeness(path.read_bytes()) or 0.0 for path in paths[::4]}  # for all 918: at least 36.9 dB
     assert len(seen) > 200
     assert min(seen.values()) >= 35, min(seen.items(), key=lambda item: item[1])
 
@@ -96,7 +95,7 @@ def test_scaled_decoding_of_real_photographs_looks_like_full_decoding() -> None:
     for path in sorted(PHOTOGRAPHS.rglob("*.jpg"))[::5]:
         body = path.read_bytes()
         image = Image.open(io.BytesIO(body))
-        if image.mode != "RGB" or max(image.size) < 600:  # smaller ones are decoded at full size
+        if image.mode != "RGB" or max(image.size) < 600:  # smaller pictures are decoded at full size
             continue
         exact = io.BytesIO()
         image.save(exact, "PNG", compress_level=1)  # with its color profile

@@ -1,4 +1,4 @@
-"""Tests that decoding any bytes gives a Status. The long run is `python -m bench.fuzz`."""
+"""Tests that decoding any bytes results in a Status. `python -m bench.fuzz` is a long run of the same test."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests a decoder that dies or hangs. No test picture makes the real decoder do so, so the tests use a stand-in."""
+"""Tests a decoder that dies or hangs. No test picture makes the real decoder do so, so the tests replace it."""
 
 import io
 import multiprocessing
@@ -28,7 +28,7 @@ def png(color: str) -> bytes:
 
 
 def fragile(body: bytes) -> ProcessedImage:
-    """Runs in the child, in place of isolated._process."""
+    """A replacement for isolate._process that dies or hangs on some bodies. Runs in the child."""
     if body == b"dies":
         os.abort()
     if body == b"hangs":
@@ -76,7 +76,7 @@ def test_a_child_that_cannot_start_is_a_local_fault() -> None:
         multiprocessing.set_executable(sys.executable)
 
 
-def test_the_child_gives_the_same_result_as_a_thread() -> None:
+def test_the_child_returns_the_same_result_as_the_processor_itself() -> None:
     config = ImagesConfig(size=4)
     processor = IsolatedProcessor(config)
     assert processor.process(png("red")) == ImageProcessor(config).process(png("red"))
@@ -86,19 +86,19 @@ def test_the_child_gives_the_same_result_as_a_thread() -> None:
 def _raises(kind: str) -> None:
     if kind == "exit":
         sys.exit(3)
-    raise TimeoutError("of the function's own")
+    raise TimeoutError("raised by the function")
 
 
 def _nothing() -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("timeout", "TimeoutError: of the function's own"), ("exit", "SystemExit: 3")]
+    ("kind", "says"), [("timeout", "TimeoutError: raised by the function"), ("exit", "SystemExit: 3")]
 )
-def test_an_exception_of_the_function_is_not_reported_as_the_death_of_its_process(kind: str, says: str) -> None:
+def test_an_exception_in_the_function_is_not_reported_as_the_death_of_its_process(kind: str, says: str) -> None:
     child = Child(_nothing)
     with pytest.raises(RuntimeError, match=says) as caught:
         child.call(_raises, kind, timeout_s=30)
     assert not isinstance(caught.value, ChildDied)
-    assert child.call(len, "four", timeout_s=30) == 4  # by the same child
+    assert child.call(len, "four", timeout_s=30) == 4  # in the same child
     child.close()

@@ -1,4 +1,4 @@
-"""Pictures with a matrix profile are converted with tables, within one level of Little CMS, or by Little CMS itself."""
+"""Tests that matrix profiles are applied with tables, within one level of Little CMS, or by Little CMS itself."""
 
 import io
 import random
@@ -22,7 +22,7 @@ COLORS = np.stack(np.meshgrid(_AXIS, _AXIS, _AXIS), -1).reshape(52, -1, 3)
 ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
 PROPHOTO = ((0.79767, 0.28804, 0.0), (0.13519, 0.71188, 0.0), (0.03134, 0.00009, 0.82491))
-"""XYZ of red, green and blue under D50, as the profiles of these spaces state them."""
+"""XYZ of red, green and blue under D50, as in the profiles of these color spaces."""
 
 
 def fixed(*numbers: float) -> bytes:
@@ -43,7 +43,7 @@ def parametric(kind: int, *numbers: float) -> bytes:
 
 
 def profile(primaries: tuple[tuple[float, ...], ...], *curves: bytes) -> bytes:
-    """A version 2.4 display profile; one curve, or one for each channel."""
+    """A version 2.4 display profile. `curves`: one for all channels, or one for each."""
     curves = curves * 3 if len(curves) == 1 else curves
     tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1.0, 0.8249), b"desc": b"desc" + b"\0" * 88}
     tags[b"cprt"] = b"text\0\0\0\0none\0\0\0\0"
@@ -79,7 +79,7 @@ PROFILES = {
 }
 
 
-LEFT_TO_LITTLE_CMS = {"a power above a constant"}  # Little CMS does not handle it as ICC.1 says
+LEFT_TO_LITTLE_CMS = {"a power above a constant"}  # Little CMS does not follow ICC.1 here
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -93,7 +93,7 @@ def test_matrix_profiles_are_converted_within_one_level_of_little_cms(name: str)
 
 
 @pytest.mark.skipif(not PAIRS.is_dir(), reason=f"the photographs are not at {PAIRS}")
-def test_profiles_of_real_photographs_too() -> None:
+def test_profiles_of_real_photographs_are_converted_within_one_level_of_little_cms() -> None:
     found = set()
     for path in PAIRS.glob("coco/**/*.jpg"):
         with Image.open(path) as opened:
@@ -106,8 +106,8 @@ def test_profiles_of_real_photographs_too() -> None:
     assert len(changing) > 5
 
 
-def test_broken_profiles_are_converted_as_little_cms_does() -> None:
-    """Whatever is wrong with a profile, the result must be Little CMS's."""
+def test_broken_profiles_are_converted_nearly_as_by_little_cms() -> None:
+    """Whatever is wrong with a profile, the result must be close to Little CMS's."""
     rng = random.Random(4)
     seeds, used = list(PROFILES.values()), 0
     for _ in range(120):
@@ -122,7 +122,7 @@ def test_broken_profiles_are_converted_as_little_cms_does() -> None:
     assert used > 30
 
 
-def test_gray_profiles_give_exactly_what_little_cms_gives() -> None:
+def test_gray_profiles_are_converted_exactly_as_by_little_cms() -> None:
     gray = Image.linear_gradient("L")
     tags = profile(ADOBE_RGB, gamma(1.8)).replace(b"RGB ", b"GRAY", 1).replace(b"rTRC", b"kTRC", 1)
     transform = ImageCms.buildTransform(

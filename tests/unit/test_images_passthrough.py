@@ -1,4 +1,4 @@
-"""Tests which JPEGs keep their own compressed pixels, and that they keep nothing else."""
+"""Tests which JPEGs keep their compressed pixels, and that they keep nothing else."""
 
 import io
 import random
@@ -22,7 +22,7 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_pictures = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the pictures are not at {SHARED}")
 
 NEEDED = {0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, 0xDA, 0xE0}
-"""Markers that decoding a JPEG requires, and JFIF's."""
+"""The markers that decoding a JPEG requires, and the marker of JFIF."""
 METADATA = (b"Exif\0", b"ICC_PROFILE", b"ns.adobe.com", b"Photoshop", b"Ducky", b"MPF\0", b"GPS", b"<x:xmpmeta")
 
 
@@ -45,7 +45,7 @@ def pixels(body: bytes) -> np.ndarray:
 
 
 def markers(body: bytes) -> list[int]:
-    """The markers of the segments before the first scan, found by following the segments' lengths."""
+    """The markers of the segments before the first scan, found by following the segment lengths."""
     found, offset = [], 2
     while body[offset + 1] != 0xDA:
         found.append(body[offset + 1])
@@ -80,7 +80,7 @@ def test_real_pictures_that_pass_have_exactly_their_pixels_and_no_metadata() -> 
 
 
 @needs_pictures
-def test_the_hash_and_the_verdict_on_color_are_those_of_all_pixels() -> None:
+def test_passing_changes_no_verdict_on_color_and_few_bits_of_the_hash() -> None:
     far = 0
     for path, body in jpegs():
         whole = ImageProcessor(ImagesConfig(resize_mode="no", reencode="always")).process(body)
@@ -126,7 +126,7 @@ def with_profile(name: str) -> bytes:
 
 
 def wide_gamut() -> bytes:
-    """sRGB's profile with red and green exchanged: no reader can mistake it for sRGB."""
+    """A JPEG whose profile is sRGB with red and green swapped: no reader can mistake it for sRGB."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for index in range(int.from_bytes(profile[128:132], "big")):
         entry = 132 + 12 * index
@@ -154,7 +154,7 @@ ENCODED_AGAIN = {
     "turned": rotated(),
     "another profile": wide_gamut(),
     "Adobe says RGB, JFIF says YCbCr": jpeg()[:20] + b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\0" + jpeg()[20:],
-    "bytes behind the last block": jpeg()[:-2] + b"hidden" * 9 + b"\xff\xd9",
+    "bytes after the last block": jpeg()[:-2] + b"hidden" * 9 + b"\xff\xd9",
     "no end": jpeg()[:-2],
     "half": jpeg()[:-3000],
     "thousands of tables": jpeg()[:20] + b"\xff\xdd\0\4\0\0" * 80_000 + jpeg()[20:],
@@ -164,7 +164,7 @@ REFUSED = {"12 bits": patched(jpeg(), SOF, 4, 12)}
 
 
 @pytest.mark.parametrize("name", PASS)
-def test_what_passes(name: str) -> None:
+def test_plain_jpegs_keep_their_compressed_pixels(name: str) -> None:
     found = ImageProcessor(ImagesConfig()).process(PASS[name])
     kept = passed(PASS[name])
     assert kept is not None
@@ -173,7 +173,7 @@ def test_what_passes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*ENCODED_AGAIN, *REFUSED])
-def test_what_does_not_pass(name: str) -> None:
+def test_other_jpegs_are_encoded_again_or_refused(name: str) -> None:
     body = (ENCODED_AGAIN | REFUSED)[name]
     found = ImageProcessor(ImagesConfig()).process(body)
     if name in REFUSED:
@@ -185,7 +185,7 @@ def test_what_does_not_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"size": 100}, {"format": "png"}, {"reencode": "always"}])
-def test_nothing_passes_a_job_that_changes_it(settings: dict[str, object]) -> None:
+def test_no_picture_passes_through_unchanged_in_a_job_that_changes_it(settings: dict[str, object]) -> None:
     found = ImageProcessor(ImagesConfig.model_validate(settings)).process(jpeg())
     kept = passed(jpeg())
     assert kept is not None
@@ -194,7 +194,7 @@ def test_nothing_passes_a_job_that_changes_it(settings: dict[str, object]) -> No
 
 
 @pytest.mark.parametrize("side", [16, 320])
-def test_a_checkerboard_is_not_of_one_color_though_its_blocks_are(side: int) -> None:
+def test_a_checkerboard_is_not_one_color_even_if_the_averages_of_its_blocks_are_equal(side: int) -> None:
     board = np.indices((side, side)).sum(axis=0) % 2 * 255
     for body in (jpeg(Image.fromarray(board.astype(np.uint8))), jpeg(Image.new("RGB", (side, side), "red"))):
         found = ImageProcessor(ImagesConfig()).process(body)
@@ -202,7 +202,7 @@ def test_a_checkerboard_is_not_of_one_color_though_its_blocks_are(side: int) -> 
         assert found.one_color == (Image.open(io.BytesIO(body)).mode == "RGB")
 
 
-def test_no_mutated_picture_passes_that_a_full_decode_refuses() -> None:
+def test_no_mutated_picture_passes_if_a_full_decode_refuses_it() -> None:
     rng, kept = random.Random(11), 0
     seeds = [jpeg(drawn(72)), jpeg(drawn(264), progressive=True), jpeg(drawn(264), restart_marker_blocks=2)]
     for body in islice(mutations(seeds, rng), 2_000):
@@ -215,13 +215,13 @@ def test_no_mutated_picture_passes_that_a_full_decode_refuses() -> None:
 
 
 class WithPillow(ImageProcessor):
-    """Opens every picture with Pillow first."""
+    """An ImageProcessor that opens every picture with Pillow first."""
 
     def _pass_plain(self, body: bytes) -> ProcessedImage | None:
         return None
 
 
-def test_a_plain_picture_that_pillow_never_sees_is_processed_as_if_it_had() -> None:
+def test_a_plain_picture_gets_the_same_result_without_pillow_as_with_it() -> None:
     rng, plain = random.Random(13), 0
     seeds = [jpeg(drawn(72)), jpeg(drawn(40), progressive=True), jpeg(drawn(72), restart_marker_blocks=2)]
     bodies = list(islice(mutations(seeds, rng), 3_000))
@@ -234,22 +234,22 @@ def test_a_plain_picture_that_pillow_never_sees_is_processed_as_if_it_had() -> N
     assert plain > 200
 
 
-def test_a_picture_that_passes_is_as_complete_a_result_as_one_that_is_encoded_again() -> None:
+def test_the_result_for_a_picture_that_passes_is_as_complete_as_for_one_encoded_again() -> None:
     found = ImageProcessor(ImagesConfig()).process(jpeg())
     always = ImageProcessor(ImagesConfig(reencode="always")).process(jpeg())
     names = [name for name in ProcessedImage.__slots__ if name not in ("image", "phash")]
     assert [getattr(found, name) for name in names] == [getattr(always, name) for name in names]
 
 
-def test_skip_reencode_is_answered_with_what_to_write_instead() -> None:
-    with pytest.raises(ValueError, match=r"skip_reencode is gone.*reencode: always"):
+def test_the_error_for_skip_reencode_says_what_to_write_instead() -> None:
+    with pytest.raises(ValueError, match=r"skip_reencode was removed.*reencode: always"):
         ImagesConfig.model_validate({"skip_reencode": False})
 
 
 @pytest.mark.parametrize(
     ("chroma", "source", "stored"), [("source", "444", 0), ("source", "420", 2), ("420", "444", 2)]
 )
-def test_a_picture_that_is_encoded_again_has_the_color_resolution_that_the_job_says(
+def test_a_picture_that_is_encoded_again_has_the_chroma_resolution_that_the_job_sets(
     chroma: str, source: str, stored: int
 ) -> None:
     found = ImageProcessor(ImagesConfig.model_validate({"size": 100, "chroma": chroma})).process(with_sampling(source))

@@ -1,4 +1,4 @@
-"""Compares PDQ with the hashes of another program, and with its definition written out in loops."""
+"""Compares PDQ hashes with those of another program and with the definition written out in loops."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ OF_PDQHASH = {
     "flickr8k/thumb200/1965278563_8279e408de.jpg": "9c363f3bd44d04d9614b96495d6aa9b096d64a58b5a2d295ad5555a5b6d1166b",
     "flickr8k/thumb200/2081141788_38fa84ce3c.jpg": "f30d9411365a260ff59fbcd71a806ec9e6fd3327144fcc84ec013b969b82b389",
 }
-"""Photograph -> hash by pdqhash 0.2.8, the bindings of Facebook's C++ code. All have quality 100."""
+"""Photograph -> hash from pdqhash 0.2.8, the bindings of Facebook's C++ code. All have quality 100."""
 FIRST = next(iter(OF_PDQHASH))
 
 Luma = Pixels = npt.NDArray[np.uint8]
@@ -45,8 +45,8 @@ def distance(one: str, other: str) -> int:
 
 
 def by_definition(luma: Luma) -> tuple[str, int]:
-    """Windows of ceil(side / 128) pixels, which at the edges average what there is, twice along each axis; then every
-    64th of a side."""
+    """The hash and its quality by definition: averages windows of ceil(side / 128) pixels, truncated at the edges,
+    twice along each axis; then samples 64 points per side."""
     filtered = luma.astype(np.float64)
     for axis in (0, 1, 0, 1):
         lines = np.moveaxis(filtered, axis, 0)
@@ -63,14 +63,14 @@ def by_definition(luma: Luma) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("name", OF_PDQHASH)
-def test_photographs_have_the_hashes_of_another_program(name: str) -> None:
+def test_hashes_of_photographs_are_close_to_those_of_another_program(name: str) -> None:
     found = pdq(luma_of(name))
-    assert distance(found.digits, OF_PDQHASH[name]) <= 10  # what ThreatExchange asks of ports
+    assert distance(found.digits, OF_PDQHASH[name]) <= 10  # ThreatExchange's requirement for ports
     assert found.quality == 100
 
 
 @pytest.mark.parametrize("size", [(300, 400), (130, 97), (64, 64), (29, 500), (1_100, 700)])
-def test_the_hash_is_what_its_definition_says(size: tuple[int, int]) -> None:
+def test_the_hash_follows_its_definition(size: tuple[int, int]) -> None:
     height, width = size
     for seed, name in enumerate([*OF_PDQHASH][:3]):
         luma = np.asarray(cv2.resize(luma_of(name), (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -79,12 +79,12 @@ def test_the_hash_is_what_its_definition_says(size: tuple[int, int]) -> None:
         assert distance(found.digits, digits) <= 2 and abs(found.quality - quality) <= 1
 
 
-def test_a_large_picture_has_the_hash_of_its_definition() -> None:
+def test_the_hash_of_a_large_picture_follows_the_definition() -> None:
     luma = np.asarray(cv2.resize(luma_of(FIRST), (2_050, 600), interpolation=cv2.INTER_CUBIC), np.uint8)
     assert distance(pdq(luma).digits, by_definition(luma)[0]) <= 4
 
 
-def test_plain_and_tiny_pictures_have_no_bits_and_quality_0() -> None:
+def test_plain_and_tiny_pictures_have_a_zero_hash_of_quality_0() -> None:
     for shape in [(100, 77), (1, 1), (4, 900), (700, 3), (5, 5), (256, 256)]:
         for value in (0, 1, 127, 255):
             assert pdq(np.full(shape, value, np.uint8)) == ("0" * 64, 0)
@@ -116,10 +116,10 @@ def cut(picture: Pixels) -> Pixels:
     ],
     ids=["quality 50", "half the size, quality 50", "1 % less at each edge", "mirrored"],
 )
-def test_changed_photographs_are_found_at_the_documented_shares(
+def test_changed_photographs_are_found_as_often_as_documented(
     change: Any, by_phash_4: float, by_phash_8: float, by_pdq_31: float
 ) -> None:
-    """The lower bounds are for so few photographs; the guide on select has the shares of 437."""
+    """The bounds are loose because there are so few photographs. The guide on select has the shares for 437."""
     bits = []
     for path in sorted((PAIRS / "coco").rglob("*.jpg"))[::8]:
         picture = np.asarray(cv2.imread(str(path)), np.uint8)

@@ -1,4 +1,4 @@
-"""Compares the perceptual hash with the algorithm as imagehash implements it."""
+"""Compares the perceptual hash with imagehash's implementation of the algorithm."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Compares sizes and modes with img2dataset's own Resizer."""
+"""Compares sizes and resize modes with img2dataset's own Resizer."""
 
 import importlib
 import io
@@ -24,7 +24,7 @@ SIDES = (1, 2, 3, 31, 63, 64, 65, 100, 127, 128, 129, 333)
 
 @pytest.fixture(scope="module")
 def resizer() -> Any:
-    """img2dataset's class. Importing it also imports albumentations and the deprecated imghdr."""
+    """img2dataset's Resizer. Importing it also imports albumentations and the deprecated imghdr."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
         warnings.filterwarnings("ignore", message="'?imghdr'? (is deprecated|was removed)", category=DeprecationWarning)
@@ -47,7 +47,7 @@ def expected_size(width: int, height: int, size: int, mode: str, only_if_bigger:
 
 @pytest.mark.parametrize("only_if_bigger", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_sizes_match_img2dataset_over_a_grid(mode: str, only_if_bigger: bool) -> None:
+def test_sizes_match_img2dataset_on_a_grid_of_sizes(mode: str, only_if_bigger: bool) -> None:
     config = ImagesConfig(size=64, resize_mode=mode, resize_only_if_bigger=only_if_bigger)  # type: ignore[arg-type]
     for width, height in product(SIDES, SIDES):
         out = resize(np.zeros((height, width, 3), np.uint8), plan_resize(width, height, config), config)
@@ -58,7 +58,7 @@ def test_sizes_match_img2dataset_over_a_grid(mode: str, only_if_bigger: bool) ->
 @pytest.mark.parametrize("only_if_bigger", [True, False])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.filterwarnings("ignore:value is deprecated, use fill:DeprecationWarning")  # img2dataset's PadIfNeeded
-def test_the_same_pictures_as_img2dataset(resizer: Any, mode: str, only_if_bigger: bool) -> None:
+def test_resized_pictures_look_like_those_of_img2dataset(resizer: Any, mode: str, only_if_bigger: bool) -> None:
     settings = {"size": 64, "resize_mode": mode, "resize_only_if_bigger": only_if_bigger, "format": "png"}
     processor = ImageProcessor(ImagesConfig(**settings))  # type: ignore[arg-type]
     theirs = resizer(64, mode, only_if_bigger, encode_format="png", encode_quality=1)
@@ -83,7 +83,7 @@ def test_the_same_pictures_as_img2dataset(resizer: Any, mode: str, only_if_bigge
         ours, other = (
             np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (picture.image or b"", image)
         )
-        assert cv2.PSNR(ours, other) >= 32, (width, height)  # they average in one step, we in several
+        assert cv2.PSNR(ours, other) >= 32, (width, height)  # img2dataset averages in one step, pairmill in several
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the photographs are not at {PHOTOGRAPHS}")

@@ -1,4 +1,4 @@
-"""Pictures that need no change keep their own compressed pixels, and nothing else from the file."""
+"""Tests that pictures that need no change keep their compressed pixels and nothing else from the file."""
 
 import io
 import random
@@ -19,7 +19,7 @@ AWKWARD = Path(__file__).parents[2].parent / "shared" / "data" / "awkward"
 
 
 def picture(format: str, mode: str = "RGB", size: tuple[int, int] = (60, 40), **options: object) -> bytes:
-    """A picture with a secret in every place for metadata that Pillow can write."""
+    """A picture with a secret in every kind of metadata that Pillow can write."""
     small = np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
     exif = Image.Exif()
@@ -61,7 +61,7 @@ def test_unchanged_pictures_keep_their_pixels_and_lose_their_metadata(
     assert np.array_equal(pixels(stored), pixels(body))
 
 
-def test_a_rotated_resized_or_converted_picture_is_encoded_anew() -> None:
+def test_a_rotated_resized_or_converted_picture_is_encoded_again() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = io.BytesIO()
@@ -74,15 +74,15 @@ def test_a_rotated_resized_or_converted_picture_is_encoded_anew() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
-def test_alpha_and_16_bits_are_encoded_anew(mode: str) -> None:
+def test_pictures_with_alpha_or_16_bits_are_encoded_again(mode: str) -> None:
     file = io.BytesIO()
     Image.new(mode, (8, 8)).save(file, "PNG")
     stored = Image.open(io.BytesIO(processor("png").process(file.getvalue()).image or b""))
     assert stored.mode == "RGB"
 
 
-def test_stripping_mutated_files_keeps_the_pixels_or_refuses() -> None:
-    """A stripped file that decodes differently would be a picture that nobody has checked."""
+def test_stripping_a_mutated_file_keeps_its_pixels_or_is_refused() -> None:
+    """A stripped file that decodes differently would be a picture that no rule has checked."""
     rng = random.Random(5)
     kept = 0
     for format, name in FORMATS.items():
@@ -102,7 +102,7 @@ def test_stripping_mutated_files_keeps_the_pixels_or_refuses() -> None:
 
 
 @pytest.mark.skipif(not AWKWARD.is_dir(), reason=f"the awkward pictures are not at {AWKWARD}")
-def test_stripping_awkward_files_never_crashes_and_loses_no_pixel() -> None:
+def test_stripping_awkward_files_never_crashes_or_changes_a_pixel() -> None:
     for path in sorted(AWKWARD.rglob("*.*")):
         body = path.read_bytes()
         for format, name in FORMATS.items():

@@ -1,4 +1,4 @@
-"""Tests how `make setup` chooses a Python interpreter."""
+"""Tests how `make setup` selects Python interpreters."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def put(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_shim_without_its_version_is_skipped_and_pyenvs_own_folder_searched(tmp_path: Path) -> None:
+def test_a_shim_of_an_unselected_version_is_skipped_and_the_folder_of_pyenv_is_searched(tmp_path: Path) -> None:
     home, shims = tmp_path / "home", tmp_path / "shims"
     for minor in (11, 12, 13, 14):
         put(shims / f"python3.{minor}", NOT_SELECTED)

@@ -23,7 +23,7 @@ LOADERS = {
 
 
 def is_always_there(job: type[BaseModel], name: str) -> bool:
-    """Whether a field is in every job: not in a list, a mapping, or a section that may be null."""
+    """Whether a field is in every job, rather than in a list, a mapping or a section that can be null."""
     section, dot, _ = name.partition(".")
     if "[]" in name or "NAME" in name:
         return False
@@ -31,13 +31,13 @@ def is_always_there(job: type[BaseModel], name: str) -> bool:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_every_field_has_a_sentence_that_says_what_it_is(job: type[BaseModel]) -> None:
+def test_every_field_is_described_by_a_sentence(job: type[BaseModel]) -> None:
     without = [field.name for field in job_fields("", job) if not field.doc.endswith(".")]
     assert without == []
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_set_takes_every_name_and_the_default_that_is_printed_changes_nothing(job: type[BaseModel]) -> None:
+def test_set_accepts_every_field_and_setting_the_printed_default_changes_nothing(job: type[BaseModel]) -> None:
     load, required = LOADERS[job]
     plain = load(None, required)
     for field in job_fields("", job):
@@ -45,14 +45,14 @@ def test_set_takes_every_name_and_the_default_that_is_printed_changes_nothing(jo
             assert load(None, required, [f"{field.name}={field.default}"]) == plain, field
 
 
-def test_required_fields_are_those_without_which_there_is_no_job() -> None:
+def test_the_fields_listed_as_required_are_those_that_a_job_cannot_do_without() -> None:
     for job, (_, required) in LOADERS.items():
         fields = [field for field in job_fields("", job) if is_always_there(job, field.name)]
         outermost = {field.name for field in fields if field.default == REQUIRED}
         assert outermost == set(required)
 
 
-def test_types_are_worded_as_a_person_writes_them() -> None:
+def test_types_are_described_in_plain_notation() -> None:
     types = {field.name: field.type for field in job_fields()}
     assert types["images.quality"] == "int 1..100"
     assert types["images.format"] == "jpg | png | webp"
@@ -63,7 +63,7 @@ def test_types_are_worded_as_a_person_writes_them() -> None:
     assert types["models"] == "list of mapping"
 
 
-def test_a_prefix_chooses_and_nested_models_are_named_by_their_place() -> None:
+def test_fields_can_be_selected_by_prefix_and_nested_fields_have_dotted_names() -> None:
     names = [field.name for field in job_fields("models")]
     assert names[0] == "models" and "models[].alias" in names
     assert all(field.name.startswith("fetch.") for field in job_fields("fetch."))

@@ -69,7 +69,7 @@ def test_a_bad_value_of_a_field_with_several_types_is_reported_once(setting: str
 
 
 @pytest.mark.parametrize("value", ["nonsense", -1, [], {}, [["x"]], {"x": 1}, float("inf")])
-def test_a_bad_value_of_a_step_is_reported_at_its_field_and_not_by_the_names_of_types(value: object) -> None:
+def test_a_bad_value_in_a_step_is_reported_at_its_field_without_names_of_types(value: object) -> None:
     fields = [field.name.split(".") for field in job_fields("steps[].", SelectJob) if field.name.count(".") < 3]
     for _, kind, *names in fields:
         if not names:
@@ -81,25 +81,25 @@ def test_a_bad_value_of_a_step_is_reported_at_its_field_and_not_by_the_names_of_
             assert "constrained" not in line and "literal" not in line
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_preset(job_file: Path) -> None:
+def test_flags_override_the_job_file_which_overrides_the_preset(job_file: Path) -> None:
     job_file.write_text("rules: {preset: datacomp-basic, caption_min_words: 7}\nimages: {size: 256}\n")
     job = load_job(str(job_file), {**BASE, "images.size": 128}, ["rules.image_min_side=99"])
     assert (job.images.size, job.rules.caption_min_words, job.rules.image_min_side) == (128, 7, 99)
     assert job.rules.caption_languages == ["en"]
 
 
-def test_a_preset_refuses_a_model_that_it_was_not_calibrated_on() -> None:
+def test_a_preset_refuses_a_model_for_which_it_was_not_calibrated() -> None:
     with pytest.raises(JobError, match="calibrated on ViT-B-32"):
         load_job(None, BASE, ["rules.preset=laion2b", "models=[{name: tiny}]"])
 
 
 @pytest.mark.parametrize("setting", ["images", "=3", "images.size=[", "output.x=1", "models.5=3", "models.x.name=3"])
-def test_nonsense_in_set_is_one_clear_error(setting: str) -> None:
+def test_nonsense_in_set_is_a_clear_error(setting: str) -> None:
     with pytest.raises(JobError):
         load_job(None, BASE, ["models=[{name: tiny}]", setting])
 
 
-def test_the_fingerprint_stays_as_settings_are_added_and_changes_with_what_changes_the_output() -> None:
+def test_the_fingerprint_is_stable_across_versions_and_changes_with_settings_that_change_the_output() -> None:
     def of(*settings: str) -> str:
         return fingerprint(load_job(None, BASE, settings))
 
@@ -109,7 +109,7 @@ def test_the_fingerprint_stays_as_settings_are_added_and_changes_with_what_chang
     assert len({of(), of("images.quality=94"), of("rules.caption_min_words=1"), of("models=[{name: tiny}]")}) == 4
 
 
-def test_a_jump_in_network_failures_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sudden_increase_in_network_failures_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def committed(shard: int, **statuses: int) -> ShardManifest:
         rows = sum(statuses.values())
         counts = {"num_rows": rows, "rows_in": rows, "pairs": 0, "rejects": 0, "kept": 0, "bytes_fetched": 0}
@@ -127,22 +127,22 @@ def test_a_jump_in_network_failures_is_reported_once(monkeypatch: pytest.MonkeyP
     assert stream.getvalue().count("warning") == 1
 
 
-def test_a_flag_fills_a_part_that_the_job_file_leaves_empty(job_file: Path) -> None:
+def test_a_flag_can_fill_a_section_that_the_job_file_leaves_empty(job_file: Path) -> None:
     job_file.write_text("source:\noutput: out\n")
     assert load_job(str(job_file), {"source.paths": ["a.csv"], "source.limit_rows": 3}).source.limit_rows == 3
 
 
-def test_set_reaches_into_lists() -> None:
+def test_set_can_change_an_element_of_a_list() -> None:
     job = load_job(None, BASE, ["models=[{name: tiny}]", "models.0.alias=mine"])
     assert job.models[0].alias == "mine"
 
 
-def test_a_resolved_job_reads_back_as_itself() -> None:
+def test_a_resolved_job_is_unchanged_by_writing_and_reading_it() -> None:
     job = load_job(None, BASE, ["rules.preset=datacomp-basic", "models=[{name: tiny}]"])
     assert resolve(yaml.safe_load(yaml.safe_dump(job.model_dump(mode="json")))) == job
 
 
-def test_only_what_changes_the_output_is_in_the_fingerprint() -> None:
+def test_only_settings_that_change_the_output_are_in_the_fingerprint() -> None:
     job = load_job(None, BASE)
     same = ["run.download_actors=3", "fetch.concurrency=9", "fetch.retries=7", "source.limit_rows=5", "output=else"]
     other = ["images.size=64", "shard_rows=7", "fetch.max_bytes=9999", "rules.require_caption=false"]
@@ -163,12 +163,12 @@ def test_the_funnel_lists_custom_rules_by_name_at_the_step_where_they_ran() -> N
         ["fetch", "timeout"],
         ["image", "image_too_small"],
         ["image", "custom_rule:", "deep.rules:no_stock_photos_please"],
-        ["score", "custom_rule"],  # of shards from before rules were counted by name
+        ["score", "custom_rule"],  # from shards of versions that did not count rules by name
     ]
     assert [line.split()[-1] for line in text.splitlines()] == ["20", "19", "16", "14", "13", "11", "10", "50.0%"]
     assert len({len(line) for line in text.splitlines()[:-1]} - {len(text.splitlines()[0])}) == 1
 
 
-def test_the_funnel_counts_down_to_what_is_kept() -> None:
+def test_the_funnel_counts_down_to_the_kept_rows() -> None:
     text = funnel(10, {"ok": 5, "timeout": 3, "caption_missing": 2})
     assert [line.split()[-1] for line in text.splitlines()] == ["10", "8", "5", "50.0%"]

@@ -1,4 +1,4 @@
-"""Tests how known values are read from lists and datasets, and looked up: sets, hashlib and DuckDB are the oracles."""
+"""Tests how known values are read from lists and datasets and looked up. Sets and hashlib are the oracles."""
 
 import csv
 import gzip
@@ -34,14 +34,14 @@ from tests.synthetic_dataset import write_dataset
 NUMBERS = st.integers(0, 2**64 - 1)
 KEYS = st.one_of(
     st.lists(NUMBERS, max_size=200),
-    st.lists(st.integers(0, 40), max_size=200),  # all in one bucket, many of them equal
+    st.lists(st.integers(0, 40), max_size=200),  # all in one bucket, with many repeats
     st.lists(st.integers(2**64 - 40, 2**64 - 1), max_size=200),
     st.lists(st.integers(0, 255).map(lambda top: top << 56), max_size=300),  # one in each range of a sort
 )
 
 
 def written(keys: list[int], batches: int, path: Path) -> KeyFile:
-    """A file of these keys, which come in batches."""
+    """A file of these keys, which are added in batches."""
     with tempfile.TemporaryFile() as scratch, path.open("w+b") as file:
         sorter = KeySorter(scratch)
         for batch in np.array_split(np.array(keys, np.uint64), batches):
@@ -51,7 +51,7 @@ def written(keys: list[int], batches: int, path: Path) -> KeyFile:
 
 
 @given(KEYS, st.lists(NUMBERS, max_size=20), st.integers(1, 4), st.sampled_from([7, 50, 1 << 23]))
-def test_a_file_has_exactly_its_keys_however_they_are_sorted(
+def test_a_key_file_contains_exactly_its_keys_whatever_their_order_and_batches(
     keys: list[int], others: list[int], batches: int, run_keys: int
 ) -> None:
     near = [(key + step) % 2**64 for key in keys[:50] for step in (-1, 1)]
@@ -84,7 +84,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
 
 
 def found(tmp_path: Path, known: dict[str, Any], **columns: list[str | None]) -> tuple[list[list[bool]], KnownSource]:
-    """For each column, which of its values are known by it."""
+    """For each column, whether each value is known, and the source of the known values."""
     with shared_keys(Store(str(tmp_path / "own")), KnownRows.model_validate(known)) as (source, keys):
         by_kind: dict[str, SharedKeys] = {each.which.kind: each for each in keys}
         return [
@@ -129,18 +129,20 @@ def as_parquet(values: list[str]) -> bytes:
         ("a.parquet", as_parquet),
     ],
 )
-def test_urls_in_lists_of_all_formats(tmp_path: Path, name: str, content: Callable[[list[str]], bytes]) -> None:
+def test_urls_are_read_from_lists_of_all_formats(
+    tmp_path: Path, name: str, content: Callable[[list[str]], bytes]
+) -> None:
     listed = [URLS[0], hashlib.sha256(URLS[1].encode()).hexdigest().upper(), f"\u00a0{URLS[0]}\t"]
     (tmp_path / name).write_bytes(content(listed))
     (known,), source = found(tmp_path, {"path": str(tmp_path / name)}, url=[*URLS, f" {URLS[0]}\n", None, "", " "])
     assert known == [True, True, False, False, True, False, False, False]
     assert source.values == {"url": 3}
     assert sum(source.unused.values()) == (2 if name.startswith(("a.txt", "a.list")) else 1)
-    assert not list((tmp_path / "own").glob("tmp/*"))  # nothing is left
+    assert not list((tmp_path / "own").glob("tmp/*"))  # no temporary files are left
 
 
 @pytest.mark.parametrize("kind", ["uid", "sha256", "md5", "phash", "pdq"])
-def test_digests_and_uids(tmp_path: Path, kind: Any) -> None:
+def test_digests_and_uids_are_recognized_in_any_usual_notation(tmp_path: Path, kind: Any) -> None:
     digits = HEX_DIGITS[kind]
     values = [hashlib.sha512(bytes([n])).hexdigest()[:digits] for n in range(40)]
     given_forms = [value.upper() for value in values[:20]]
@@ -166,10 +168,10 @@ def test_digests_and_uids(tmp_path: Path, kind: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("block_bytes", [1_000, 1 << 20])
-def test_a_malformed_line_is_named(
+def test_a_malformed_line_is_reported_by_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, kind: Any, line: Any, problem: str
 ) -> None:
-    monkeypatch.setattr(text_list, "_BLOCK_BYTES", block_bytes)  # also several blocks, which count on
+    monkeypatch.setattr(text_list, "_BLOCK_BYTES", block_bytes)  # line numbers continue across blocks
     monkeypatch.setattr(text_list, "MAX_LINE_BYTES", 5_000)
     good = "http://a.example/" if kind == "url" else DIGEST[: HEX_DIGITS[kind]]
     lines = [good.encode()] * 250
@@ -179,10 +181,10 @@ def test_a_malformed_line_is_named(
         found(tmp_path, {"path": str(tmp_path / "a.txt"), "by": kind})
 
 
-def test_a_bad_value_in_a_table_is_named_by_its_row_and_a_bad_table_by_its_name(tmp_path: Path) -> None:
+def test_a_bad_value_in_a_table_is_reported_by_row_and_a_bad_table_by_name(tmp_path: Path) -> None:
     for name, content, known, problem in [
-        ("a.csv", f"sha256\n{DIGEST}\n\nno\n", {}, "a.csv, row 2: 'no' is not a sha256"),  # a blank line is no row
-        ("b.csv", "url,n\nhttp://a/,1\nhttp://b/\n", {}, "b.csv, row 2: has 1 fields, but the header has 2"),
+        ("a.csv", f"sha256\n{DIGEST}\n\nno\n", {}, "a.csv, row 2: 'no' is not a sha256"),  # a blank line is not a row
+        ("b.csv", "url,n\nhttp://a/,1\nhttp://b/\n", {}, "b.csv, row 2: has 1 field, but the header has 2"),
         ("c.csv", "link\nhttp://a/\n", {}, "c.csv has no column 'url' or 'sha256': .* it has: 'link'"),
         ("d.csv", "link\nhttp://a/\n", {"by": "url", "column": "links"}, "d.csv has no column 'links'; it has: 'link'"),
         ("e.parquet", "PAR1", {}, "e.parquet cannot be read"),
@@ -209,7 +211,7 @@ def test_a_bad_value_in_a_table_is_named_by_its_row_and_a_bad_table_by_its_name(
             found(tmp_path, {"path": path})
 
 
-def test_one_wrong_character_in_a_csv_is_an_error_or_loses_one_value(tmp_path: Path) -> None:
+def test_one_wrong_character_in_a_csv_raises_an_error_or_loses_at_most_one_value(tmp_path: Path) -> None:
     text = 'n,url,caption\n1,http://a.example/1,a\n2,"http://a.example/2","b, ""b"""\n3,http://a.example/3,"c\nd"\n'
     path, known = tmp_path / "a.csv", KnownRows.model_validate({"path": "a.csv", "by": "url"})
 
@@ -223,11 +225,11 @@ def test_one_wrong_character_in_a_csv_is_an_error_or_loses_one_value(tmp_path: P
         for character in ('"', ",", "x", ""):
             with suppress(KnownError):
                 assert len(expected - keys(text[:at] + character + text[at + 1 :])) <= 1, (at, character)
-    with pytest.raises(KnownError, match=r"a\.csv, row 2: a line feed in 'url'"):
+    with pytest.raises(KnownError, match=r"a\.csv, row 2: 'url' contains a line feed"):
         keys('url\n1\n"http://a.example/1\nhttp://a.example/2"\n')
 
 
-def test_a_folder_of_lists_is_one_list_in_any_order(tmp_path: Path) -> None:
+def test_a_folder_of_lists_counts_as_one_list_whatever_the_order_of_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "lists"
     folder.mkdir()
     (folder / "a.txt").write_text(URLS[0])
@@ -242,7 +244,7 @@ def test_a_folder_of_lists_is_one_list_in_any_order(tmp_path: Path) -> None:
     assert found(tmp_path, {"path": str(folder), "by": "url"})[1].fingerprint != source.fingerprint
 
 
-def test_the_rows_of_a_dataset_and_its_state(tmp_path: Path) -> None:
+def test_the_rows_of_a_dataset_are_known_and_its_fingerprint_changes_with_it(tmp_path: Path) -> None:
     write_dataset(tmp_path / "a", 600, shard_rows=200)
     write_dataset(tmp_path / "b", 600, shard_rows=50)
     table = pa.concat_tables([pq.ParquetFile(path).read() for path in sorted((tmp_path / "a/pairs").iterdir())])
@@ -266,7 +268,7 @@ def test_the_rows_of_a_dataset_and_its_state(tmp_path: Path) -> None:
 @given(
     st.lists(st.tuples(NUMBERS, st.lists(st.integers(0, 63), max_size=10)), min_size=1, max_size=30), st.integers(0, 8)
 )
-def test_hashes_within_a_distance(listed: list[tuple[int, list[int]]], distance: int) -> None:
+def test_hashes_are_known_within_a_distance(listed: list[tuple[int, list[int]]], distance: int) -> None:
     asked = [number ^ sum(1 << bit for bit in set(bits)) for number, bits in listed]
     known = [number for number, _ in listed[::2]]
     expected = [any((one ^ other).bit_count() <= distance for other in known) for one in asked]
@@ -283,7 +285,7 @@ def test_hashes_within_a_distance(listed: list[tuple[int, list[int]]], distance:
 
 
 @pytest.mark.parametrize("distance", [0, 5, 31])
-def test_pdq_hashes_within_a_distance_unless_their_quality_is_low(tmp_path: Path, distance: int) -> None:
+def test_pdq_hashes_are_known_within_a_distance_unless_their_quality_is_low(tmp_path: Path, distance: int) -> None:
     rng = np.random.default_rng(distance)
     known = rng.bytes(32 * 50)
     listed = [int.from_bytes(known[start : start + 32]) for start in range(0, len(known), 32)]
@@ -313,13 +315,13 @@ def test_keys_are_the_first_bits_of_the_sha256(tmp_path: Path) -> None:
     assert key_file.bucket_bits(0) == key_file.bucket_bits(16) == 0
 
 
-def test_a_job_computes_what_its_known_rows_are_recognized_by() -> None:
+def test_a_job_computes_the_columns_by_which_it_recognizes_known_rows() -> None:
     urls = {"source": {"paths": ["a.csv"]}, "output": "out"}
     assert not BuildJob.model_validate(urls).computes_md5
     assert BuildJob.model_validate({**urls, "rules": {"known": [{"path": "x", "by": "md5"}]}}).computes_md5
-    with pytest.raises(ValueError, match="by pdq needs a score with the measure pdq"):
+    with pytest.raises(ValueError, match="by: pdq needs a score with the measure pdq"):
         BuildJob.model_validate({**urls, "rules": {"known": [{"path": "x", "by": "pdq"}]}})
     corpus = {**urls, "source": {"paths": ["a"], "kind": "corpus"}, "models": [{"name": "tiny"}]}
-    with pytest.raises(ValueError, match="compared by phash or pdq in pairmill select"):
+    with pytest.raises(ValueError, match="compared by phash or pdq here; use the step known of pairmill select"):
         BuildJob.model_validate({**corpus, "rules": {"known": [{"path": "x", "by": "phash"}]}})
-    assert "known" not in BuildJob.model_validate(urls).model_dump()["rules"]  # earlier versions read it
+    assert "known" not in BuildJob.model_validate(urls).model_dump()["rules"]  # for earlier versions that read it

@@ -1,4 +1,4 @@
-"""Tests the RayJob for Kubernetes: the command, its files, and the pools that the scheduler will find."""
+"""Tests the RayJob for Kubernetes: the command, its files, and the worker groups that the scheduler will find."""
 
 import os
 import shlex
@@ -27,7 +27,7 @@ def parts(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return config_map, job
 
 
-def test_a_command_alone_is_run_as_it_is_on_the_given_image() -> None:
+def test_a_command_without_files_is_run_unchanged_on_the_given_image() -> None:
     config_map, job = parts("s3://lists/in.parquet", "s3://bucket/out", "--model", "ViT-B-32:openai")
     assert set(config_map["data"]) == {"run.sh"}
     assert shlex.split(config_map["data"]["run.sh"].splitlines()[-1]) == [
@@ -49,7 +49,7 @@ def test_a_command_alone_is_run_as_it_is_on_the_given_image() -> None:
     assert cluster["enableInTreeAutoscaling"]
 
 
-def test_job_file_rules_and_blocklists_come_along_and_the_entrypoint_finds_them(
+def test_the_job_file_rules_and_blocklists_are_included_and_the_entrypoint_finds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_kube_rule.py").write_text("def keep(rows):\n    return None\n")
@@ -76,7 +76,7 @@ def test_job_file_rules_and_blocklists_come_along_and_the_entrypoint_finds_them(
     ]  # fmt: skip
 
 
-def test_what_does_not_fit_a_config_map_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_do_not_fit_a_config_map_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "long.txt").write_text("https://bad.example/1.jpg\n" * 50_000)
     with pytest.raises(JobError, match="too large for a ConfigMap"):

@@ -40,16 +40,16 @@ def ends(block: str) -> list[str]:
 
 
 @pytest.mark.parametrize("block", NOT_REACHABLE)
-def test_blocks_that_are_not_globally_reachable_are_refused_to_their_ends(block: str) -> None:
+def test_blocks_that_are_not_globally_reachable_are_refused_from_end_to_end(block: str) -> None:
     assert all(AddressGuard().refusal(address) for address in ends(block)), block
 
 
 @pytest.mark.parametrize("block", REACHABLE)
-def test_globally_reachable_blocks_are_allowed_to_their_ends(block: str) -> None:
+def test_globally_reachable_blocks_are_allowed_from_end_to_end(block: str) -> None:
     assert [AddressGuard().refusal(address) for address in ends(block)] == [None, None, None]
 
 
-# Where Python 3.11 to 3.14 differ from today's registries, from each other, or from what an address leads to.
+# Blocks in which Python 3.11 to 3.14 differ from today's registries, from each other, or from how addresses are routed.
 _DIFFERENT = [
     ipaddress.ip_network(block)
     for block in (
@@ -60,7 +60,7 @@ _DIFFERENT = [
 
 
 @given(st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2000::/3") | st.ip_addresses(v=6))
-def test_elsewhere_the_guard_agrees_with_the_standard_library(
+def test_for_all_other_addresses_the_guard_agrees_with_the_standard_library(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
     if any(address.version == block.version and address in block for block in _DIFFERENT):
@@ -74,7 +74,7 @@ def test_elsewhere_the_guard_agrees_with_the_standard_library(
 ADDRESSES = ["127.0.0.2", "10.1.2.3", "169.254.169.254"]
 
 
-def test_there_are_enough_spellings() -> None:
+def test_the_address_is_spelled_in_over_a_hundred_ways() -> None:
     assert len(spellings(ADDRESSES[0])) >= 105
 
 
@@ -93,7 +93,7 @@ def test_no_spelling_gets_a_private_address_past_the_guard(address: str) -> None
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.215.14"])
-def test_public_addresses_may_be_embedded_where_routers_translate_them(address: str) -> None:
+def test_public_addresses_are_allowed_in_the_embedded_forms_that_routers_translate(address: str) -> None:
     high, low = divmod(int(ipaddress.IPv4Address(address)), 1 << 16)
     for form in (
         address,

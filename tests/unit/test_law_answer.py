@@ -18,7 +18,7 @@ from tests.http_answers import ANSWERS, PICTURE
 
 
 class _Server(asyncio.Transport):
-    """Responds to the request with some pieces, one per turn of the event loop, and closes the connection."""
+    """Responds to the request in pieces, one per turn of the event loop, and closes the connection."""
 
     def __init__(self, connection: HttpConnection, pieces: Sequence[bytes]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Server(asyncio.Transport):
 
 
 def verdicts(answer: bytes, cuts: Sequence[Sequence[int]], max_bytes: int = 1_000_000) -> list[FetchOutcome]:
-    """The outcomes of a response that is split at these positions: one for each way to split it."""
+    """The outcomes of fetching a response: one for each list of positions at which it is split."""
 
     async def main() -> list[FetchOutcome]:
         config = FetchConfig(retries=0, timeout_s=60, max_bytes=max_bytes)
@@ -81,7 +81,7 @@ def _essence(outcome: FetchOutcome) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_one_cut_at_every_position_changes_nothing(name: str) -> None:
+def test_splitting_a_response_at_any_position_changes_nothing(name: str) -> None:
     answer = ANSWERS[name]
     size = len(answer.bytes)
     positions = range(size) if size < 500 else [*range(60), *range(60, size - 150, 331), *range(size - 150, size)]
@@ -94,15 +94,15 @@ def test_one_cut_at_every_position_changes_nothing(name: str) -> None:
 
 @settings(max_examples=max(settings.default.max_examples // 4, 1))
 @given(st.data())
-def test_cuts_and_broken_bytes_change_nothing_either(data: st.DataObject) -> None:
-    """For responses with a byte changed, or a part removed or doubled, the verdict does not depend on the splits."""
+def test_splitting_a_damaged_response_changes_nothing(data: st.DataObject) -> None:
+    """If a part of a response is replaced, removed or doubled, the verdict still does not depend on the splits."""
     answer = bytearray(data.draw(st.sampled_from([each.bytes[:2_000] for each in ANSWERS.values() if each.bytes])))
     start = data.draw(st.integers(0, len(answer) - 1))
     end = data.draw(st.integers(start, min(start + 20, len(answer))))
     answer[start:end] = data.draw(
         st.sampled_from([b"", b"\r\n", b"\n", b"0", b"\0", b":", bytes(answer[start:end]) * 2])
     )
-    answer *= 1 + 500 * data.draw(st.booleans())  # surplus, and lines without end
+    answer *= 1 + 500 * data.draw(st.booleans())  # extra responses, and endless lines
     positions = st.lists(st.integers(0, min(len(answer), 3_000)), max_size=12)
     cuts = [[], *data.draw(st.lists(positions, min_size=1, max_size=6))]
     limit = data.draw(st.sampled_from([1_000, 1_000_000]))

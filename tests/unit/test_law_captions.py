@@ -31,7 +31,7 @@ ENCODINGS = ["utf-8", "latin-1", "cp1252", "utf-16", "utf-16-le", "shift_jis"]
 
 
 def indexed(folder: Path, *members: tuple[str, bytes], **rules: Any) -> IndexRow:
-    """The row of one picture and the texts beside it."""
+    """The index row of one picture and the texts beside it."""
     (row,) = tar_rows(str(write_tar(folder / "a.tar", [("0.jpg", b"x"), *members])), Files(), None, TextRules(**rules))
     return row
 
@@ -60,18 +60,18 @@ json_values = st.recursive(
 
 
 def texts_of(value: Any) -> list[str]:
-    """All text in a JSON value that may be a caption."""
+    """All texts in a JSON value that can be captions."""
     if isinstance(value, str):
         return [value] if value.strip() else []
     parts = value if isinstance(value, list) else []
-    if isinstance(value, dict):  # a blank caption counts as a caption, whatever else is in the object
+    if isinstance(value, dict):  # a blank caption still counts as the object's caption
         named = [value[name] for name in ("caption", "text") if value.get(name) is not None]
         parts = named or list(value.values())
     return [text for part in parts for text in texts_of(part)]
 
 
 @given(st.sampled_from(["caption", "text", "TEXT", "captions", "Caption", "alt"]), json_values)
-def test_a_caption_of_any_json_is_read_or_its_row_is_refused(
+def test_a_caption_of_any_json_type_is_read_or_its_row_is_refused(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
 ) -> None:
     body = json.dumps({"width": 7, key: value}).encode()
@@ -87,7 +87,7 @@ def test_a_caption_of_any_json_is_read_or_its_row_is_refused(
 
 
 def is_named_or_text(item: Any) -> bool:
-    """Whether an item of JSON without an object around it is a caption, whatever the others are."""
+    """Whether an item of a top-level JSON list must count as a caption, whatever the other items are."""
     if isinstance(item, dict):
         return any(isinstance(item.get(name), str) and item[name].strip() for name in ("caption", "text"))
     return isinstance(item, str) and bool(item.strip())
@@ -97,7 +97,7 @@ def is_named_or_text(item: Any) -> bool:
 @example([{"caption": "a dog"}, {"caption": "a cat"}])
 @example(["a dog", {"box": [1, 2]}])
 @example([{"box": [1, 2]}])
-def test_captions_without_an_object_around_them_are_read_or_their_row_is_refused(
+def test_captions_outside_an_object_are_read_or_their_row_is_refused(
     tmp_path_factory: pytest.TempPathFactory, value: Any
 ) -> None:
     use = TextUse()
@@ -114,7 +114,7 @@ WESTERN = [sign for sign in bytes(range(256)).decode("cp1252", "ignore") if unic
 
 
 @given(st.text(st.sampled_from(WESTERN), min_size=1), st.sampled_from(ENCODINGS))
-def test_text_of_any_encoding_arrives_if_it_is_named_and_is_refused_if_it_is_not_utf_8(
+def test_text_is_read_if_its_encoding_is_given_and_never_decoded_wrongly_otherwise(
     tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str
 ) -> None:
     try:
@@ -142,7 +142,7 @@ def test_text_of_any_encoding_arrives_if_it_is_named_and_is_refused_if_it_is_not
 def test_a_caption_in_a_list_is_text_or_its_row_is_refused(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], is_array: bool
 ) -> None:
-    """The oracle: which values are text, scalars, or lists of these."""
+    """The oracle is whether each value is text, a scalar, or a list of these."""
     folder = tmp_path_factory.mktemp("list")
     objects = [{"uid": f"{number:032x}", "caption": value} for number, value in enumerate(values)]
     text = json.dumps(objects) if is_array else "\n".join(map(json.dumps, objects))
@@ -158,8 +158,8 @@ def test_a_caption_in_a_list_is_text_or_its_row_is_refused(
 
 @pytest.mark.parametrize("caption", [math.nan, [math.nan], ["a dog", math.nan]])
 @pytest.mark.parametrize("is_corpus", [False, True])
-def test_nan_is_a_missing_caption_wherever_null_is(tmp_path: Path, is_corpus: bool, caption: Any) -> None:
-    """`pandas.read_json` and `datasets` read it in the same way."""
+def test_nan_is_a_missing_caption_like_null(tmp_path: Path, is_corpus: bool, caption: Any) -> None:
+    """`pandas.read_json` and `datasets` read NaN in the same way."""
     written = json.dumps({"uid": "0" * 32, "caption": caption})
     found = []
     for number, text in enumerate((written, written.replace("NaN", "null"))):
@@ -202,7 +202,7 @@ SHAPES: list[tuple[list[tuple[str, bytes]], list[str] | None]] = [
 
 @pytest.mark.parametrize(("members", "captions"), SHAPES)
 @pytest.mark.parametrize("kind", ["tar", "folder"])
-def test_each_usual_shape_becomes_rows_or_a_refusal(
+def test_each_usual_form_of_captions_becomes_rows_or_a_refusal(
     tmp_path: Path, kind: str, members: list[tuple[str, bytes]], captions: list[str] | None
 ) -> None:
     source = tmp_path / "in"
@@ -231,7 +231,7 @@ def test_each_usual_shape_becomes_rows_or_a_refusal(
         ("description", [("0.json", b'{"description": null}'), ("0.txt", b"c")], "c"),
     ],
 )
-def test_the_named_caption_column_of_a_tar_is_a_key_of_its_json_or_an_ending(
+def test_the_caption_column_of_a_tar_is_a_json_key_or_a_file_extension(
     tmp_path: Path, column: str, members: list[tuple[str, bytes]], caption: str
 ) -> None:
     source = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), *members])
@@ -242,19 +242,21 @@ def test_the_named_caption_column_of_a_tar_is_a_key_of_its_json_or_an_ending(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"caption_column": "wrong"}, r"no \.json beside a picture has the key 'wrong', .*there are 'caption', 'w'"),
+        ({"caption_column": "wrong"}, r"no \.json beside a picture has the key 'wrong', .*the keys are 'caption', 'w'"),
         ({"license_column": "w"}, r"source\.license_column: tars and folders have no columns"),
         ({"image_column": "jpg"}, r"source\.image_column: tars and folders have no columns"),
     ],
 )
-def test_a_setting_that_a_tar_cannot_follow_is_an_error(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+def test_a_setting_that_does_not_apply_to_tars_is_an_error(
+    tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
     source = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", b'{"caption": "a", "w": 1}'), ("0.txt", b"b")])
     with pytest.raises(SourceError, match=message):
         shard_rows(tmp_path / "out", source, **settings)
 
 
-def test_captions_of_a_webdataset_that_became_parquet_are_found(tmp_path: Path) -> None:
-    """Hugging Face names the columns after the extensions of the tar's members."""
+def test_captions_of_a_webdataset_converted_to_parquet_are_found(tmp_path: Path) -> None:
+    """Hugging Face names the columns after the extensions of the members in the tar."""
     (tmp_path / "in").mkdir()
     columns = {"jpg": [{"bytes": b"x", "path": "0.jpg"}], "txt": ["a dog"], "__key__": ["0"], "": [7]}
     pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
@@ -265,14 +267,14 @@ def test_captions_of_a_webdataset_that_became_parquet_are_found(tmp_path: Path) 
     assert "pictures from column 'jpg'; captions from column 'txt'" in told
 
 
-def test_json_with_no_usual_key_is_reported_with_its_keys(tmp_path: Path) -> None:
+def test_json_without_a_usual_caption_key_is_reported_with_its_keys(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1}'), ("1.jpg", b"y")])
     rows = shard_rows(tmp_path / "out", source)
     assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
     plan = load_plan(Store(str(tmp_path / "out")))
     told = (
-        "1 row with JSON but without a caption in the usual keys; to take it from another, set "
-        "source.caption_column (keys there: 'motto', 'w')"
+        "1 row with JSON but no caption under the usual keys; to use another key, set "
+        "source.caption_column (keys found: 'motto', 'w')"
     )
     assert told in describe_plan(plan, plan.job)
 

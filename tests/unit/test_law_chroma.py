@@ -1,4 +1,4 @@
-"""Invariant: with `images.chroma: source`, encoding again loses no resolution of color in either direction.
+"""Invariant: with `images.chroma: source`, encoding again loses no chroma resolution in either direction.
 
 Oracle: the sampling factors that Pillow reads from the original and from the stored file (T.81, B.2.2).
 """
@@ -28,11 +28,11 @@ EQUAL_FACTORS = base64.b64decode(
     "Oap8jrugO6h1+N103I4zJVijPQWrb7VPVdaiL8eyNoI+26Zlm/ER4wkWeWWOXbuioJT3RO1Qsx4mAJiTH9wn6/0hYaU6Xondvl3z"
     "vKn67IiFX8jPn1g1vczv8y29bXertmN7M0TExJMTAn+DH//Z"
 )
-"""4:4:4, but with the factors 1x2 for each component: `cjpeg -sample 1x2,1x2,1x2`."""
+"""A 4:4:4 JPEG with the unusual factors 1x2 for each component: `cjpeg -sample 1x2,1x2,1x2`."""
 
 
 def coarseness(body: bytes) -> tuple[float, float]:
-    """How many times coarser the color is than the brightness: (horizontally, vertically)."""
+    """How many times coarser chroma is than luma: (horizontally, vertically)."""
     with Image.open(io.BytesIO(body)) as opened:
         assert isinstance(opened, JpegImagePlugin.JpegImageFile)
         (_, across, down, _), *chroma = opened.layer
@@ -48,7 +48,7 @@ def stored(body: bytes) -> bytes:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("chroma", ["444", "422", "440", "420", "411"])
-def test_color_stays_as_fine_as_it_was_when_a_picture_is_turned(chroma: str, orientation: int) -> None:
+def test_the_chroma_resolution_is_kept_when_a_picture_is_rotated(chroma: str, orientation: int) -> None:
     body = simplejpeg.encode_jpeg(np.ascontiguousarray(photo()), 95, "RGB", chroma)
     segment = b"\xff\xe1" + (8 + len(exif(orientation))).to_bytes(2, "big") + b"Exif\0\0" + exif(orientation)
     before = coarseness(body)[:: -1 if orientation >= 5 else 1]
@@ -59,14 +59,14 @@ def test_color_stays_as_fine_as_it_was_when_a_picture_is_turned(chroma: str, ori
         assert after == before
 
 
-def test_equal_factors_are_no_subsampling() -> None:
+def test_equal_sampling_factors_mean_no_subsampling() -> None:
     image = stored(EQUAL_FACTORS)
     assert coarseness(EQUAL_FACTORS) == coarseness(image) == (1, 1)
     shown, kept = (np.asarray(Image.open(io.BytesIO(body))).astype(int) for body in (EQUAL_FACTORS, image))
     assert np.abs(shown - kept).max() < 12  # at 4:2:0: 105
 
 
-def test_factors_that_no_encoder_writes_keep_at_least_what_they_have() -> None:
+def test_unusual_sampling_factors_lose_no_chroma_resolution() -> None:
     coarse = {"444": (1, 1), "422": (2, 1), "440": (1, 2), "420": (2, 2), "411": (4, 1)}
     for y, cb, cr in itertools.product(itertools.product((1, 2, 3, 4), repeat=2), repeat=3):
         before = [min(y[side] / cb[side], y[side] / cr[side]) for side in (0, 1)]

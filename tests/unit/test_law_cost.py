@@ -1,4 +1,4 @@
-"""Invariant: a picture's cost is limited to 8 bytes x `images.max_pixels` of memory, and 5 s of CPU."""
+"""Invariant: a picture's cost is limited to 8 bytes x `images.max_pixels` of memory and 5 s of CPU time."""
 
 import multiprocessing
 import re
@@ -33,7 +33,8 @@ from tests.picture_grid import photo, saved
 
 MAX_PEAK_BYTES = 1_000_000_000
 START_BYTES = 160_000_000
-"""Memory of a process with Ray and the downloader before its first picture. The test process also has its pictures."""
+"""Memory of a process with Ray and the downloader before its first picture. Added to the growth that a test measures,
+because the test process itself also contains the test pictures."""
 MAX_CPU_S = 5.0
 
 IS_LONG_RUN = settings.default.max_examples > 100
@@ -72,7 +73,7 @@ HOSTILE = list(refused())
 
 
 @pytest.mark.parametrize("picture", HOSTILE, ids=lambda picture: picture.name)
-def test_a_picture_that_costs_too_much_is_a_bomb_from_its_header(picture: Hostile, child: ProcessPoolExecutor) -> None:
+def test_a_picture_that_costs_too_much_is_refused_by_its_header(picture: Hostile, child: ProcessPoolExecutor) -> None:
     _, status, peak, before, cpu_s = child.submit(measure, picture).result()
     if picture.status is not None:
         assert status == picture.status.value
@@ -86,7 +87,7 @@ METADATA = list(metadata_without_end())
 
 
 @pytest.mark.parametrize("picture", METADATA, ids=lambda picture: picture.name)
-def test_metadata_costs_little_however_much_there_is(picture: Hostile, child: ProcessPoolExecutor) -> None:
+def test_metadata_costs_little_whatever_its_amount(picture: Hostile, child: ProcessPoolExecutor) -> None:
     _, status, peak, before, cpu_s = child.submit(measure, picture).result(60)
     if picture.status is not None:
         assert status == picture.status.value
@@ -105,8 +106,8 @@ def test_no_awkward_picture_costs_too_much(child: ProcessPoolExecutor) -> None:
         assert cpu_s < MAX_CPU_S, name
 
 
-def test_the_most_expensive_pictures_that_are_not_refused_stay_within_their_cost(child: ProcessPoolExecutor) -> None:
-    ImageProcessor(ImagesConfig())  # sets Pillow's own limit
+def test_the_most_expensive_accepted_pictures_stay_within_their_estimated_cost(child: ProcessPoolExecutor) -> None:
+    ImageProcessor(ImagesConfig())  # sets Pillow's limit
     for picture in most_expensive_accepted(MEGAPIXELS):
         if len(picture.body) > FetchConfig().max_bytes:
             continue
@@ -122,10 +123,10 @@ def test_the_most_expensive_pictures_that_are_not_refused_stay_within_their_cost
         assert peak - before < header.cost.memory_bytes + slack, (name, peak - before, header.cost)
 
 
-def test_pictures_decoded_at_the_same_time_share_one_budget(child: ProcessPoolExecutor) -> None:
+def test_pictures_decoded_at_the_same_time_share_one_memory_budget(child: ProcessPoolExecutor) -> None:
     side = int((max(MEGAPIXELS, 12.0) * 1e6) ** 0.5)
     extra = child.submit(_decode_together, png_of_zeros(side, side), side * side).result()
-    assert extra < cost.BYTES_PER_PIXEL * side * side + THREADS * 30_000_000  # malloc keeps the latter for each thread
+    assert extra < cost.BYTES_PER_PIXEL * side * side + THREADS * 30_000_000  # malloc keeps up to 30 MB per thread
     assert START_BYTES + extra < MAX_PEAK_BYTES
 
 
@@ -153,12 +154,12 @@ def test_the_gate_admits_no_more_than_fits() -> None:
             inside -= 1
 
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(decode, [40e6] * 20 + [500e6] * 3))  # more than the whole budget: alone
+        list(threads.map(decode, [40e6] * 20 + [500e6] * 3))  # 500e6 exceeds the whole budget, so it runs alone
     assert most == 2
 
 
-def test_the_gate_serves_in_the_order_of_arrival() -> None:
-    """Smaller pictures that keep arriving do not hold up a large one."""
+def test_the_gate_admits_pictures_in_order_of_arrival() -> None:
+    """A steady stream of smaller pictures does not hold up a large one."""
     gate, entered = MemoryGate(100e6), list[int]()
     started = threading.Barrier(2)
 
@@ -199,8 +200,8 @@ def test_waiting_at_the_gate_does_not_count_as_hanging() -> None:
     assert gate.oldest_start is None
 
 
-def test_chunks_in_front_of_a_webp_do_not_hide_its_cost() -> None:
-    """Pillow refuses such a file, but not what salvage.py makes of it."""
+def test_chunks_before_the_pixels_of_a_webp_do_not_hide_its_cost() -> None:
+    """Pillow refuses such a file, but accepts it once salvage.py has repaired it."""
     body, reserved = saved(Image.new("RGB", (1500, 1500)), "WEBP"), list[float]()
     pixels = b"EXIF\2\0\0\0ab" + body[12:]
     hidden = b"RIFF" + struct.pack("<I", 4 + len(pixels)) + b"WEBP" + pixels
@@ -209,7 +210,7 @@ def test_chunks_in_front_of_a_webp_do_not_hide_its_cost() -> None:
     assert reserved == [cost.decoding_cost("WEBP", "RGBA", (header.width, header.height)).memory_bytes]
 
 
-def test_a_memory_error_is_the_pictures_if_the_machine_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_error_is_blamed_on_the_picture_if_the_machine_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
@@ -223,7 +224,7 @@ def test_a_memory_error_is_the_pictures_if_the_machine_has_memory(monkeypatch: p
                 ImageProcessor(ImagesConfig()).process(body)
 
 
-def test_a_job_for_small_pictures_takes_every_format() -> None:
+def test_a_job_with_a_low_pixel_limit_accepts_every_format() -> None:
     for body in (lossless_webp(1400, 1400), bmp_run_lengths(1400, 1400, b"\0\1")):
         header, opened = open_image(body, 2_000_000)
         opened.close()

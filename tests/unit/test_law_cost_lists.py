@@ -1,7 +1,7 @@
-"""Invariant: reading a list or table takes bounded memory, however much a few bytes stand for. A row that is too large
-is `row_malformed`, without affecting any other row.
+"""Invariant: reading a list or table takes bounded memory, however much data a few bytes encode. A row that is too
+large becomes `row_malformed` without affecting any other row.
 
-Oracles: the peak memory of a process; Python's own lengths of the values; pyarrow for the rows of lists.
+Oracles: the peak memory of a process, the lengths of the values in Python, and pyarrow for rows with lists.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ from pairmill.schemas.record import JobRecord
 
 MIB = 1 << 20
 SCALE = 8 if settings.default.max_examples > 100 else 128
-"""The limits are smaller than in a real run by this factor."""
+"""The factor by which the limits are smaller than in a real run."""
 BUDGET = (1 << 30) // SCALE
 LIMITS = {
     "cursor._BATCH_BYTES": (256 << 20) // SCALE,
@@ -51,15 +51,15 @@ LIMITS = {
 }
 ROWS = 4_096
 HUGE = 16 * BUDGET
-"""Size that each bomb unpacks to: sixteen times the budget."""
+"""Size to which each bomb unpacks: sixteen times the budget."""
 SLACK_BYTES = 40 << 20
-"""For modules that are imported along the way, and buffers of a fixed size."""
+"""Memory for modules that are imported along the way and for buffers of a fixed size."""
 
 Bomb = Callable[[Path], None]
 
 
 def _table(values: Callable[[], pa.Array], **options: Any) -> Bomb:
-    """A table of URLs, captions and a column of these values."""
+    """A bomb that is a table of URLs, captions and a column of these values."""
 
     def write(path: Path) -> None:
         big = values()
@@ -71,7 +71,7 @@ def _table(values: Callable[[], pa.Array], **options: Any) -> Bomb:
 
 
 def _repeated(text: Any, rows: int = ROWS) -> pa.Array:
-    """One value in all rows, which takes no memory here either."""
+    """The same value in all rows, as a dictionary that takes little memory here too."""
     return pa.DictionaryArray.from_arrays(pa.repeat(0, rows).cast(pa.int32()), pa.array([text]))
 
 
@@ -128,7 +128,7 @@ BOMBS: dict[str, tuple[str, Bomb]] = {
 
 
 def measure(name: str) -> tuple[int, int, list[str]]:
-    """(increase of peak memory, number of rows, problems) of planning and reading a bomb."""
+    """(increase in peak memory, number of rows, problems) from planning and reading a bomb."""
     file_name, write = BOMBS[name]
     with ExitStack() as stack:
         for limit, value in LIMITS.items():
@@ -168,7 +168,7 @@ def child() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_list_costs_bounded_memory(name: str, child: ProcessPoolExecutor) -> None:
+def test_reading_a_list_takes_bounded_memory(name: str, child: ProcessPoolExecutor) -> None:
     peak, num_rows, problems = child.submit(measure, name).result(120)
     assert problems
     assert peak < 10 * BUDGET + SLACK_BYTES, (name, peak // MIB, num_rows, problems[:2])
@@ -211,7 +211,7 @@ def test_the_size_of_a_row_is_that_of_its_values(values: pa.Array, start: int) -
 
 
 @given(ARRAYS, st.integers(0, 40), st.data())
-def test_rows_that_fit_stay_and_others_are_null(values: pa.Array, max_bytes: int, data: st.DataObject) -> None:
+def test_rows_that_fit_are_kept_and_others_become_null(values: pa.Array, max_bytes: int, data: st.DataObject) -> None:
     batch = pa.record_batch({"a": values})
     budget, sizes = RowBudget(len(values), max_bytes), [_bytes_in(value) for value in values.to_pylist()]
     cut = data.draw(st.integers(0, len(values)))
@@ -232,7 +232,7 @@ def test_rows_that_fit_stay_and_others_are_null(values: pa.Array, max_bytes: int
     st.sampled_from(["none", "snappy", "zstd", "gzip", "brotli"]),
     st.booleans(),
 )
-def test_a_few_bytes_of_a_page_tell_what_they_stand_for(
+def test_the_longest_row_and_text_of_a_page_are_found_without_decoding_its_values(
     rows: list[list[str] | None], version: str, codec: str, is_dictionary: bool
 ) -> None:
     file = io.BytesIO()
@@ -243,7 +243,7 @@ def test_a_few_bytes_of_a_page_tell_what_they_stand_for(
     chunk = parquet.metadata.row_group(0).column(0)
     pages = list(pages_of(file, chunk))
     data = [page for page in pages if page.is_data]
-    lengths = [len(row or [None]) or 1 for row in rows]  # a null or empty list takes a place, too
+    lengths = [len(row or [None]) or 1 for row in rows]  # a null or empty list also takes one level
     assert sum(page.num_values for page in data) == sum(lengths)
     assert longest_row(file, data, chunk.compression, 1) == max(lengths)
     for page in pages:

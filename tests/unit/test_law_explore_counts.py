@@ -79,7 +79,9 @@ queries = st.builds(
 
 @settings(max_examples=max(1, settings.default.max_examples // 4))
 @given(queries)
-def test_a_count_is_what_select_writes(explorer: Explorer, view: View, parameters: list[tuple[str, str]]) -> None:
+def test_a_count_equals_the_number_of_rows_that_select_writes(
+    explorer: Explorer, view: View, parameters: list[tuple[str, str]]
+) -> None:
     query = Query.parse(parameters)
     base = read_subset(explorer.store, query.subset) if query.subset else None
     job = explorer.select_job("dry-run", query.rows, base, view.expression(query))
@@ -88,7 +90,7 @@ def test_a_count_is_what_select_writes(explorer: Explorer, view: View, parameter
 
 
 @given(queries)
-def test_the_command_selects_with_the_same_steps(
+def test_the_command_shown_selects_with_the_same_steps(
     explorer: Explorer, view: View, parameters: list[tuple[str, str]]
 ) -> None:
     query = Query.parse(parameters)
@@ -106,7 +108,7 @@ def _renamed(parameters: dict[str, object]) -> dict[str, object]:
 
 
 @given(queries)
-def test_an_address_means_the_same_query(view: View, parameters: list[tuple[str, str]]) -> None:
+def test_the_address_of_a_query_parses_to_the_same_query(view: View, parameters: list[tuple[str, str]]) -> None:
     from urllib.parse import parse_qsl
 
     query = Query.parse(parameters)
@@ -116,7 +118,7 @@ def test_an_address_means_the_same_query(view: View, parameters: list[tuple[str,
 
 
 @given(st.text(max_size=60), st.sampled_from(["is:status", "has:caption", "has:url"]))
-def test_any_text_is_a_value_and_never_a_part_of_the_expression(view: View, text: str, name: str) -> None:
+def test_any_text_is_a_value_and_never_part_of_the_expression(view: View, text: str, name: str) -> None:
     query = Query.parse([(name, text)])
     if not text.strip():
         assert view.clauses(query) == []
@@ -138,13 +140,13 @@ def test_any_text_is_a_value_and_never_a_part_of_the_expression(view: View, text
         ([("page", "0")], "not a page number"),
         ([("order", "up")], "not best, worst, around or random"),
         ([("order", "around"), ("around", "x")], "not a number"),
-        ([("sort", "caption")], "not a column of numbers"),
+        ([("sort", "caption")], "not a numeric column"),
         ([("where", "__import__('os')")], "not supported"),
         ([("where", "widht > 3")], "did you mean 'width'"),
         ([("subset", "nothing")], "has no subset 'nothing'"),
     ],
 )
-def test_a_mistake_is_named(view: View, parameters: list[tuple[str, str]], message: str) -> None:
+def test_a_mistake_is_reported_clearly(view: View, parameters: list[tuple[str, str]], message: str) -> None:
     def show() -> None:
         view.order(Query.parse(parameters))
 
@@ -153,7 +155,7 @@ def test_a_mistake_is_named(view: View, parameters: list[tuple[str, str]], messa
 
 
 @pytest.mark.parametrize("order", ["best", "worst", "around", "random"])
-def test_rows_come_in_order_and_those_without_a_value_last(view: View, order: str) -> None:
+def test_rows_are_in_order_with_missing_values_last(view: View, order: str) -> None:
     query = Query.parse([("order", order), ("around", "0.25"), ("rows", "pairs")])
     rows = view.order(query)
     values = np.asarray(view.cache.table(["similarity"])["similarity"].to_numpy(), np.float64)[rows]
@@ -170,7 +172,7 @@ def test_rows_come_in_order_and_those_without_a_value_last(view: View, order: st
 
 
 @given(st.lists(st.integers(0, 9).map(float) | st.just(float("nan")), max_size=60), st.integers(1, 12))
-def test_the_first_rows_are_those_of_a_whole_sort(values: list[float], size: int) -> None:
+def test_the_first_rows_equal_those_of_a_full_sort(values: list[float], size: int) -> None:
     keys = np.array(values, np.float64)
     whole = np.argsort(keys, kind="stable")
     found = first_sorted(keys, size)
@@ -179,7 +181,7 @@ def test_the_first_rows_are_those_of_a_whole_sort(values: list[float], size: int
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.booleans()), max_size=40))
-def test_the_first_row_of_each_uid_stays(rows: list[tuple[int, int, bool]]) -> None:
+def test_the_first_row_of_each_uid_is_kept(rows: list[tuple[int, int, bool]]) -> None:
     high, low = (np.array([row[i] for row in rows], np.uint64) for i in (0, 1))
     among = np.array([row[2] for row in rows], np.bool_)
     seen: set[tuple[int, int]] = set()

@@ -1,4 +1,4 @@
-"""Invariant: nothing depends on untrusted text. If it contains words about machine faults, they do not change a row's
+"""Invariant: no verdict depends on untrusted text. Words about machine faults in such text do not change a row's
 status."""
 
 import errno
@@ -37,16 +37,16 @@ ANSWERS = {
     "size of a chunk": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{}\r\n",
     "coding": "HTTP/1.1 200 OK\r\nContent-Encoding: {}\r\nContent-Length: 3\r\n\r\nabc",
     "status line": "{}\r\n\r\n",
-    "place": "HTTP/1.1 302 Found\r\nLocation: http://{}/\r\nContent-Length: 0\r\n\r\n",
+    "location": "HTTP/1.1 302 Found\r\nLocation: http://{}/\r\nContent-Length: 0\r\n\r\n",
 }
 
 
 @pytest.mark.parametrize("words", WORDS)
 @pytest.mark.parametrize("part", ANSWERS)
-def test_law_faults_words_in_an_answer_change_no_status(part: str, words: str) -> None:
+def test_law_faults_words_in_a_response_change_no_status(part: str, words: str) -> None:
     (spoken,) = verdicts(ANSWERS[part].replace("{}", words).encode(), [[]])
     (neutral,) = verdicts(ANSWERS[part].replace("{}", NEUTRAL * len(words)).encode(), [[]])
-    if part == "place":  # text with spaces is never a host name, in any language
+    if part == "location":  # text with spaces is never a host name, whatever it says
         (neutral,) = verdicts(ANSWERS[part].replace("{}", "a b, c").encode(), [[]])
     assert (spoken.status, spoken.http_status) == (neutral.status, neutral.http_status)
 
@@ -78,11 +78,11 @@ def test_law_faults_words_in_a_picture_change_no_status(make: object, kept: floa
 
 @pytest.mark.parametrize("words", WORDS)
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, OSError, KeyError, ConnectionError])
-def test_law_faults_words_of_an_exception_blame_no_machine(kind: type[Exception], words: str) -> None:
+def test_law_faults_words_in_an_exception_do_not_blame_the_machine(kind: type[Exception], words: str) -> None:
     assert Failure.of(kind(words)).kind is FailureKind.SHARD
 
 
-def test_law_faults_of_the_machine_fail_a_corpus_shard_and_others_cost_their_row(
+def test_law_faults_of_the_machine_fail_a_corpus_shard_and_other_errors_only_their_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tar(tmp_path / "a.tar", [(None, "a photo", 0), (None, "a dog", 1)])
@@ -93,7 +93,7 @@ def test_law_faults_of_the_machine_fail_a_corpus_shard_and_others_cost_their_row
 
         monkeypatch.setattr(ImageProcessor, "header", header)
 
-    fail_with(ValueError("a bug that one picture meets"))
+    fail_with(ValueError("a bug that one picture triggers"))
     assert [status for _, status in uids(tmp_path / "rows", tmp_path / "a.tar", 10)] == ["row_error"] * 2
     fail_with(OSError(errno.EMFILE, "Too many open files"))
     with pytest.raises(LocalFault):

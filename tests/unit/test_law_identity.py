@@ -1,6 +1,6 @@
-"""Invariant: the uid of a picture in the input includes its digest if the URL is missing, empty or shared.
+"""Invariant: the uid of a picture in the input includes its digest if the URL is missing, blank or shared.
 
-Uids that were already unique do not change: those of a URL and caption that no other row has.
+If no other row has the same URL and caption, the uid does not include the digest.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ rows = st.lists(
 
 @settings(max_examples=settings.default.max_examples // 4)  # each makes a plan
 @given(rows, st.sampled_from([2, 100]), st.sampled_from([write, write_tar]))
-def test_different_pictures_have_different_uids_and_equal_pairs_the_same(
+def test_different_pictures_have_different_uids_and_equal_pairs_have_the_same_uid(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], shard_rows: int, writer: object
 ) -> None:
     folder = tmp_path_factory.mktemp("uids")
@@ -100,8 +100,8 @@ def test_different_pictures_have_different_uids_and_equal_pairs_the_same(
             assert uid == pair_uid(url.encode(), caption.encode())
 
 
-def test_the_uids_of_earlier_versions_stay(tmp_path: Path) -> None:
-    """For unique URLs, pictures without a URL, and captions alone. The uids were computed by hand, as in uid.py."""
+def test_uids_are_the_same_as_in_earlier_versions(tmp_path: Path) -> None:
+    """Computes the uids of rows with and without a URL by hand, as uid.py defines them."""
     write(tmp_path / "in.parquet", [("http://e.org/1", "a", 0), (None, "b", 1), ("http://e.org/1", "c", 0)])
     digest = hashlib.sha256(PICTURES[1]).hexdigest()
     by_hand = [
@@ -112,7 +112,7 @@ def test_the_uids_of_earlier_versions_stay(tmp_path: Path) -> None:
     assert found == [(each.hexdigest(), "ok") for each in by_hand]
 
 
-def test_a_url_that_files_added_later_share_is_told_apart_from_then_on(tmp_path: Path) -> None:
+def test_a_url_that_later_files_share_gets_distinct_uids_from_then_on(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in/0.parquet", [("http://e.org/1", "a", 0)])
     ((first, _),) = uids(tmp_path / "out", tmp_path / "in", 100)
@@ -122,7 +122,7 @@ def test_a_url_that_files_added_later_share_is_told_apart_from_then_on(tmp_path:
     assert (later != first, status) == (True, "ok")
 
 
-def test_true_repeats_are_still_refused(tmp_path: Path) -> None:
+def test_exact_repeats_are_still_refused(tmp_path: Path) -> None:
     write(tmp_path / "in.parquet", [("http://e.org/1", "a", 0), ("http://e.org/1", "a", 0), ("", "a", 2), ("", "a", 2)])
     found = uids(tmp_path / "out", tmp_path / "in.parquet", 100)
     assert [status for _, status in found] == ["ok", "duplicate_in_shard"] * 2

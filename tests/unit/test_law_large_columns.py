@@ -1,4 +1,4 @@
-"""Invariant: columns of any size are read in any order. Arrow's `take` concatenates its chunks first (arrow#25822)."""
+"""Invariant: columns of any size are read in any order. Arrow's `take` concatenates the chunks first (arrow#25822)."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +11,13 @@ from pairmill.pipeline.common.arrow import MAX_ARRAY_BYTES, take_rows
 
 
 def zeros(rows: int, row_bytes: int) -> pa.StringArray:
-    """Texts of NUL characters. The memory is only used where it is read."""
+    """Texts of NUL characters. Memory is allocated only where it is read."""
     offsets = np.arange(rows + 1, dtype=np.int32) * row_bytes
     return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(np.zeros(rows * row_bytes, np.uint8)))
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_rows_are_taken_from_more_text_than_one_array_can_hold(nested: bool) -> None:
+def test_rows_are_taken_from_columns_too_large_for_one_array(nested: bool) -> None:
     large = zeros(1_100, 1 << 20)
     few = pa.array(["first", "second"])
     chunks = [few, large, large, few]
@@ -35,8 +35,10 @@ def test_rows_are_taken_from_more_text_than_one_array_can_hold(nested: bool) -> 
 
 
 @given(st.lists(st.lists(st.none() | st.text(max_size=4), max_size=5), min_size=1, max_size=4), st.data())
-def test_the_rows_and_their_order_are_those_of_arrow(chunks: list[list[str | None]], data: st.DataObject) -> None:
-    """If arrays may have at most 8 bytes, nearly every table is too large."""
+def test_the_same_rows_are_taken_in_the_same_order_as_by_arrow(
+    chunks: list[list[str | None]], data: st.DataObject
+) -> None:
+    """With a limit of 8 bytes per array, nearly every table is too large."""
     column = pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks])
     table = pa.table({"text": column, "list": pa.array([[each] for each in column.to_pylist()], pa.list_(pa.string()))})
     picked = st.integers(0, max(len(column) - 1, 0))

@@ -1,6 +1,6 @@
-"""Invariant: everything listed becomes a row or part of a row, or counts as "passed over" with a reason.
+"""Invariant: everything listed becomes a row or part of a row, or is counted as "passed over" with a reason.
 
-Oracles: `os.walk(followlinks=True)` for folders, `tarfile` for the members of a tar and their bytes. The grouping of
+Oracles: `os.walk(followlinks=True)` for folders; `tarfile` for the members of a tar and their bytes. The grouping of
 members into samples is compared with webdataset's in tests/integration/test_law_listing_webdataset.py.
 """
 
@@ -54,7 +54,7 @@ trees = st.lists(
 
 
 def plant(root: Path, tree: list[tuple[list[str], str, str]]) -> None:
-    """Make a folder of files, links and pipes. `up` links lead to folders above them, `across` links outside."""
+    """Make a folder of files, links and pipes. `up` links point to their own folder, `across` links outside `root`."""
     (root / "0.jpg").write_bytes(b"picture")
     outside = root.parent / "outside"
     (outside / "deep").mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def plant(root: Path, tree: list[tuple[list[str], str, str]]) -> None:
 
 
 def walked(root: Path) -> tuple[set[str], set[str]]:
-    """(files, everything else) that `os.walk` yields. The walk does not descend into hidden folders and loops."""
+    """(files, everything else) that `os.walk` yields. The walk does not descend into hidden folders or loops."""
     files, others = set(), set()
     for folder, names, leaves in os.walk(root, followlinks=True):
         real = Path(os.path.realpath(folder))
@@ -105,7 +105,7 @@ def walked(root: Path) -> tuple[set[str], set[str]]:
 
 
 @given(trees)
-def test_a_listing_shows_what_os_walk_shows(
+def test_a_listing_has_the_same_entries_as_os_walk(
     tmp_path_factory: pytest.TempPathFactory, tree: list[tuple[list[str], str, str]]
 ) -> None:
     root = tmp_path_factory.mktemp("walk") / "in"
@@ -126,7 +126,7 @@ def planned(output: Path, source: Path, **settings: Any) -> Plan:
 
 @settings(max_examples=settings.default.max_examples // 5)  # each makes a plan
 @given(trees)
-def test_each_entry_of_a_folder_of_pictures_is_a_row_a_part_or_passed_over(
+def test_each_entry_of_a_folder_of_pictures_is_a_row_or_part_of_a_row_or_passed_over(
     tmp_path_factory: pytest.TempPathFactory, tree: list[tuple[list[str], str, str]]
 ) -> None:
     root = tmp_path_factory.mktemp("pictures")
@@ -143,19 +143,19 @@ def test_each_entry_of_a_folder_of_pictures_is_a_row_a_part_or_passed_over(
 
 LINKED = {
     "Hugging Face's cache": ("snapshots/rev", "blobs", True),
-    "a folder of it": ("snapshots/rev/train/0", "blobs", True),
+    "a folder in that cache": ("snapshots/rev/train/0", "blobs", True),
     "another folder of the source": ("source/a", "source/.git/annex", True),
     "its own folder": ("source", "source/sub", True),
     "outside the source": ("source/a", "other", False),
-    "blobs that are not of this repository": ("other/a", "blobs", False),
+    "blobs of another repository": ("other/a", "blobs", False),
     "blobs that are themselves a link": ("snapshots/rev", "blobs", False),
 }
 
 
 @pytest.mark.parametrize("kind", LINKED)
-def test_a_caption_is_read_through_a_link_within_the_source_or_the_cache_only(tmp_path: Path, kind: str) -> None:
-    """A picture's link may lead anywhere, because its target has to decode. Any file can be a caption, even a private
-    key."""
+def test_a_caption_is_read_through_a_link_only_within_the_source_or_the_cache(tmp_path: Path, kind: str) -> None:
+    """The link of a picture can point anywhere, because its target must decode. But any file can be read as a caption,
+    even a private key."""
     folder, target, is_read = LINKED[kind]
     (tmp_path / folder).mkdir(parents=True)
     if "themselves a link" in kind:
@@ -176,7 +176,7 @@ def test_a_caption_is_read_through_a_link_within_the_source_or_the_cache_only(tm
 
 
 def test_links_that_multiply_each_other_are_bounded_and_counted(tmp_path: Path) -> None:
-    """Twenty folders, each with two links to the next, give a million paths to the last one."""
+    """Twenty folders, each with two links to the next, make half a million paths to the last folder."""
     for number in range(20):
         (tmp_path / f"in/{number}").mkdir(parents=True)
         for way in "ab" if number < 19 else "":
@@ -188,7 +188,7 @@ def test_links_that_multiply_each_other_are_bounded_and_counted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("target", ["0.jpg", "1.jpg/x", "x" * 300], ids=["itself", "through a file", "too long"])
-def test_a_link_that_leads_nowhere_is_passed_over_however_the_system_says_so(tmp_path: Path, target: str) -> None:
+def test_a_broken_link_is_passed_over_whatever_error_the_system_reports(tmp_path: Path, target: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/1.jpg").write_bytes(b"x")
     (tmp_path / "in/0.jpg").symlink_to(target)
@@ -199,11 +199,11 @@ def test_a_link_that_leads_nowhere_is_passed_over_however_the_system_says_so(tmp
     assert (plan.num_rows, plan.passed_over) == (1, {PassedOver.BROKEN_LINK.value: 1})
 
 
-def test_the_listing_does_not_depend_on_the_order_in_which_the_system_lists(
+def test_the_listing_does_not_depend_on_the_order_in_which_the_system_lists_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order determines under which of its names a folder with too many is listed, and a resumed run must use the
-    same names."""
+    """If a folder has too many names, the order determines under which of them it is listed, and a resumed run must use
+    the same names."""
     (tmp_path / "in/z").mkdir(parents=True)
     (tmp_path / "in/z/0.jpg").write_bytes(b"x")
     for number in range(30):
@@ -240,7 +240,7 @@ def test_a_list_whose_name_is_not_utf8_is_rejected_with_a_one_line_message(tmp_p
     name=st.sampled_from(["a::b", "zip::b", "s3:x", "a[1]", "[", "a#b?c", "a%20b", "~", "*", "a=b", " a "])
     | st.text("a:.[]*?#%~= é", min_size=1, max_size=6).filter(lambda name: not name.startswith("."))
 )
-def test_a_file_or_folder_of_any_name_is_found_locally_and_its_name_is_whole_on_s3(
+def test_a_file_or_folder_of_any_name_is_found_and_its_name_is_unchanged_on_s3(
     tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
     """fsspec mistakes `::` for a chain of file systems, and brackets for a pattern (filesystem_spec#838)."""
@@ -253,7 +253,7 @@ def test_a_file_or_folder_of_any_name_is_found_locally_and_its_name_is_whole_on_
     assert Files().file_system(f"s3://bucket/{name}/x")[1] == f"bucket/{name}/x"
 
 
-def test_the_output_folder_and_the_logs_of_tables_are_passed_over_under_any_name(tmp_path: Path) -> None:
+def test_the_output_folder_and_table_logs_are_passed_over_even_through_links(tmp_path: Path) -> None:
     for name in ("in/a.parquet", "in/_b.parquet", "in/_delta_log/0.parquet", "out/pairs/0.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -277,7 +277,7 @@ PATTERNS = ["*", "*/*", "**/*", "*/a", "**/a", ".a/*", ".*", ".*/*", "*/.a", "**
 @given(st.lists(st.tuples(GLOB_PARTS, GLOB_PARTS, GLOB_PARTS), min_size=1, max_size=8), st.sampled_from(PATTERNS))
 @example([("a", "b", "a"), (".a", "b", "a"), ("a", ".a", "a"), ("a", "b", ".a")], "**/*")
 @settings(deadline=None)
-def test_a_glob_matches_the_files_that_python_s_glob_matches_and_counts_the_others(
+def test_a_glob_matches_the_same_files_as_in_python_and_the_others_are_counted(
     names: list[tuple[str, str, str]], pattern: str
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -346,7 +346,7 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
 
 
 @given(tar_members, st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-def test_each_member_that_tarfile_shows_is_a_row_a_part_or_passed_over(
+def test_each_member_that_tarfile_finds_is_a_row_or_part_of_a_row_or_passed_over(
     tmp_path_factory: pytest.TempPathFactory,
     entries: list[tuple[str, str, str, bytes, dict[str, str]]],
     tar_format: int,
@@ -370,7 +370,7 @@ def test_each_member_that_tarfile_shows_is_a_row_a_part_or_passed_over(
 
 
 @given(tar_members, st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-def test_names_types_and_bytes_of_members_are_those_of_tarfile(
+def test_names_types_and_positions_of_members_match_tarfile(
     entries: list[tuple[str, str, str, bytes, dict[str, str]]], tar_format: int
 ) -> None:
     data = packed(entries, tar_format)
@@ -386,8 +386,8 @@ def test_names_types_and_bytes_of_members_are_those_of_tarfile(
 @given(st.lists(st.tuples(st.integers(-(2**40), 2**40), st.integers(0, 130)), min_size=1, max_size=4))
 @example([(0, 5), (1_700_000_000, 5), (-5, 5), (2**34, 5), (1_700_000_000, 130)])
 @settings(max_examples=settings.default.max_examples // 4, deadline=None)
-def test_names_in_an_incremental_archive_are_those_of_gnu_tar(entries: list[tuple[int, int]]) -> None:
-    """`tar --listed-incremental` writes times into the header, where `tarfile` expects a part of the name."""
+def test_names_in_an_incremental_archive_match_gnu_tar(entries: list[tuple[int, int]]) -> None:
+    """`tar --listed-incremental` writes times into the header where `tarfile` expects part of the name."""
     with tempfile.TemporaryDirectory() as folder:
         source, archive = Path(folder, "in"), Path(folder, "a.tar")
         source.mkdir()
@@ -407,8 +407,8 @@ def test_names_in_an_incremental_archive_are_those_of_gnu_tar(entries: list[tupl
 
 
 ODD_MEMBERS = {
-    "sparse, GNU": ("0.bmp", tarfile.GNUTYPE_SPARSE, {}),
-    "sparse, pax 1.0": (
+    "GNU sparse": ("0.bmp", tarfile.GNUTYPE_SPARSE, {}),
+    "pax 1.0 sparse": (
         "GNUSparseFile.1/0.bmp",
         tarfile.REGTYPE,
         {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.bmp", "GNU.sparse.realsize": "9"},
@@ -421,7 +421,7 @@ ODD_MEMBERS = {
 
 
 @pytest.mark.parametrize("kind", ODD_MEMBERS)
-def test_one_odd_member_costs_at_most_itself(tmp_path: Path, kind: str) -> None:
+def test_an_odd_member_affects_no_other_member(tmp_path: Path, kind: str) -> None:
     name, member_type, headers = ODD_MEMBERS[kind]
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for number, (each, body) in enumerate([("a.jpg", b"A"), ("a.txt", b"first"), (name, b""), ("c.jpg", b"C")]):
@@ -439,10 +439,10 @@ def test_one_odd_member_costs_at_most_itself(tmp_path: Path, kind: str) -> None:
 
 
 @given(tar_members, st.data())
-def test_damage_costs_at_most_the_members_that_it_touches(
+def test_damage_affects_only_the_member_that_it_touches(
     entries: list[tuple[str, str, str, bytes, dict[str, str]]], data: st.DataObject
 ) -> None:
-    """A member after the damage is found again if its header is intact."""
+    """A member after the damage is still found if its header is intact."""
     entries = [(name, kind, link, body, {}) for name, kind, link, body, _ in entries if len(name) < 100]
     assume(len(entries) > 1)
     whole = packed(entries, tarfile.GNU_FORMAT)
@@ -465,7 +465,7 @@ def _padded(body: bytes) -> bytes:
     return body + bytes(-len(body) % tarfile.BLOCKSIZE)
 
 
-def test_a_size_in_a_pax_header_is_not_that_of_another_header_between_it_and_its_member() -> None:
+def test_a_size_in_a_pax_header_does_not_apply_to_a_header_before_its_member() -> None:
     size, name = b"13 size=1024\n", b"long.jpg\0"
     data = _header("pax", len(size), tarfile.XHDTYPE) + _padded(size)
     data += _header("name", len(name), tarfile.GNUTYPE_LONGNAME) + _padded(name)
@@ -484,7 +484,7 @@ class _Counting(io.BytesIO):
         return data
 
 
-def test_a_tar_with_damage_everywhere_is_read_a_few_times_at_most() -> None:
+def test_a_tar_with_damage_everywhere_is_read_only_a_few_times() -> None:
     data = (_header("a.jpg") + b"\1" * tarfile.BLOCKSIZE) * 2_000
     file = _Counting(data)
     found = list(members(file, len(data)))
@@ -492,19 +492,20 @@ def test_a_tar_with_damage_everywhere_is_read_a_few_times_at_most() -> None:
     assert file.num_bytes < 10 * len(data)
 
 
-def test_links_to_a_name_that_many_members_have_are_resolved_in_no_time(tmp_path: Path) -> None:
-    """Hard links before 5,000 members of that name: one by one, members would be visited 25,000,000 times."""
+def test_links_to_a_name_that_many_members_share_are_resolved_quickly(tmp_path: Path) -> None:
+    """Each of 5,000 hard links has 5,000 members of its target's name after it. A linear search would visit members
+    25,000,000 times."""
     links = b"".join(_header(f"{number}.jpg", 0, tarfile.LNKTYPE, "z.jpg") for number in range(5_000))
     bodies = b"".join(_header("z.jpg", 3) + _padded(b"%3d" % number) for number in range(3))
     (tmp_path / "a.tar").write_bytes(bodies + links + _header("z.jpg") * 5_000 + bytes(1_024))
     start = time.process_time()
     rows = list(tar_rows(str(tmp_path / "a.tar"), Files()))
     assert time.process_time() - start < 3
-    last = 2 * 1_024 + tarfile.BLOCKSIZE  # of the three before the links
+    last = 2 * 1_024 + tarfile.BLOCKSIZE  # the last of the three before the links
     assert {row.image.offset for row in rows[3:5_003] if row.image} == {last}
 
 
-def test_members_are_remembered_for_links_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_members_remembered_for_links_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pairmill.pipeline.source.corpus.tar_members._MAX_REMEMBERED_BYTES", 2_000)
     data = b"".join(_header(name, 1) + _padded(b"x") for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
     data += _header("e.jpg", 0, tarfile.SYMTYPE, "a.jpg") + _header("f.jpg", 0, tarfile.SYMTYPE, "d.jpg")
@@ -514,7 +515,7 @@ def test_members_are_remembered_for_links_within_bounds(tmp_path: Path, monkeypa
     assert rows["f"].problem == "f.jpg: a link to d.jpg, which is not among the first 3 members of the tar"
 
 
-def test_a_key_with_many_pictures_is_one_row_with_as_many_as_may_be_tried(tmp_path: Path) -> None:
+def test_a_key_with_many_pictures_is_one_row_with_a_limited_number_of_alternates(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"".join(_header(f"a.{number}.jpg") for number in range(1_000)) + bytes(1_024))
     tally = Tally()
     (row,) = tar_rows(str(tmp_path / "a.tar"), Files(), tally)
@@ -529,8 +530,8 @@ stems = st.from_regex(r"[a-z]{1,2}(\.[0-9a-z]{1,3}){0,2}", fullmatch=True)
 def test_pairs_whose_names_contain_dots_keep_their_own_captions(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], ending: str, is_sorted: bool
 ) -> None:
-    """WebDataset's key ends at the first dot, so all of `photo.1.jpg`, `photo.1.txt`, `photo.2.jpg`, ... would be one
-    sample (webdataset#237, datasets#6880). The oracle is what the names say; either each has a dot, or none does."""
+    """WebDataset's key ends at the first dot, so `photo.1.jpg`, `photo.1.txt`, `photo.2.jpg` and so on would all be one
+    sample (webdataset#237, datasets#6880). The oracle is the file names, which all have a dot or all have none."""
     names = [name for name in names if ("." in name) == ("." in names[0])]
     tar = b""
     for name in sorted(names) if is_sorted else names:
@@ -553,8 +554,8 @@ def test_pairs_whose_names_contain_dots_keep_their_own_captions(
         assert [row.key for row in rows] == keys
 
 
-def test_the_picture_and_the_text_that_are_called_like_the_key_come_first(tmp_path: Path) -> None:
-    """open_clip's trainer uses `jpg;png;jpeg;webp` and `txt` of a sample (open_clip_train/data.py)."""
+def test_the_picture_and_the_text_that_are_named_like_the_key_come_first(tmp_path: Path) -> None:
+    """open_clip's trainer reads `jpg;png;jpeg;webp` and `txt` from a sample (open_clip_train/data.py)."""
     names = ["a.depth.png", "a.first.txt", "a.jpg", "a.meta.json", "a.seg.png", "a.txt"]
     texts = {"a.meta.json": b'{"caption": "json"}'}
     bodies = {name: texts.get(name, name.encode()) for name in names}
@@ -576,7 +577,7 @@ def test_a_build_counts_the_files_that_are_not_lists_of_urls(tmp_path: Path) -> 
     assert plan.passed_over == {PassedOver.HIDDEN: 1, PassedOver.OTHER_KIND: 2}
 
 
-def test_the_plan_counts_members_and_files_and_what_has_no_rows(tmp_path: Path) -> None:
+def test_the_plan_counts_members_and_files_and_inputs_without_rows(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in/a.tar", "w") as tar:
         for name in ("a.jpg", "a.txt", "._a.jpg", "notes.md"):

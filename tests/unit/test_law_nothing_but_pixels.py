@@ -1,7 +1,7 @@
-"""Invariant: a picture that keeps its own compressed pixels keeps nothing else, wherever that was, and looks the same.
+"""Invariant: a picture that keeps its compressed pixels keeps nothing else, wherever that was, and looks the same.
 
 Oracle: a text that no picture contains, and the pixels that Pillow decodes from the original. imgproxy#668 and
-w3c/png#158 report such leftovers.
+w3c/png#158 report leftovers of this kind.
 """
 
 import io
@@ -71,7 +71,7 @@ def stored(body: bytes, kind: str) -> bytes:
 
 @given(st.sampled_from(sorted(JPEGS)), st.lists(st.sampled_from(ODD_PARTS), max_size=4), st.binary(max_size=9))
 def test_a_jpeg_keeps_its_pixels_and_nothing_else(kind: str, parts: list[bytes], behind: bytes) -> None:
-    """The picture's own tables come later, and so replace those that are put first."""
+    """The picture's own tables follow the inserted tables and so replace them."""
     plain = JPEGS[kind]
     image = stored(plain[:2] + b"".join(parts) + plain[2:] + SECRET + behind, "jpg")
     assert SECRET[:9] not in image
@@ -90,8 +90,8 @@ def test_bytes_inside_the_scans_of_a_jpeg_are_not_kept(kind: str, place: int) ->
 
 
 @pytest.mark.parametrize("number", [0x00, 0x01, 0x10, 0x11])
-def test_a_table_that_follows_the_only_scan_is_not_kept(number: int) -> None:
-    """libjpeg has the standard tables itself, and so decodes a scan whose own table comes too late."""
+def test_a_table_after_the_only_scan_is_not_kept(number: int) -> None:
+    """libjpeg has the standard tables built in, so it decodes a scan even if the scan's table comes too late."""
     plain = JPEGS["baseline"]
     at = next(
         found for found in range(len(plain)) if plain[found : found + 2] == b"\xff\xc4" and plain[found + 4] == number
@@ -103,8 +103,8 @@ def test_a_table_that_follows_the_only_scan_is_not_kept(number: int) -> None:
     assert picture.image is None or SECRET[:9] not in picture.image
 
 
-def test_tables_that_are_replaced_between_scans_are_kept_if_they_are_used() -> None:
-    """Each scan has its own table, as encoders with optimized codes write them, and an unused one before each."""
+def test_tables_that_are_replaced_between_scans_are_kept_only_if_used() -> None:
+    """Each scan has its own table, as from encoders with optimized codes, and an unused table before it."""
     plain = JPEGS["progressive"]
     pieces = plain.split(b"\xff\xc4")
     body = pieces[0] + b"".join(huffman(0x13) + quantization(3) + b"\xff\xc4" + piece for piece in pieces[1:])
@@ -140,7 +140,7 @@ def test_a_png_keeps_its_pixels_and_nothing_else(cell: tuple[int, int], place: s
 
 
 def everything_in(body: bytes) -> bytes:
-    """The bytes of a PNG, and what they unpack to."""
+    """The bytes of a PNG and of its unpacked pixel data."""
     packed, at = b"", 8
     for _ in count():
         length, kind = struct.unpack_from(">I4s", body, at)
@@ -155,7 +155,7 @@ def everything_in(body: bytes) -> bytes:
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 5), (9, 4), (33, 17)])
 @pytest.mark.parametrize("interlace", [False, True])
-def test_a_png_that_is_as_it_should_be_is_not_encoded_again(mode: str, size: tuple[int, int], interlace: bool) -> None:
+def test_a_plain_png_is_not_encoded_again(mode: str, size: tuple[int, int], interlace: bool) -> None:
     import pyvips
 
     plain = saved(photo(mode).resize(size), "PNG")

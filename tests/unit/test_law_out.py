@@ -1,5 +1,5 @@
-"""Output invariant, part one: in an exported picture, every reader sees what was scored; the tars' JSON is valid; and
-no reader accepts a changed byte as data.
+"""Output invariant, part one: every reader sees the scored pixels in an exported picture, the JSON in tars is valid,
+and no reader accepts a changed byte as data.
 """
 
 import io
@@ -67,7 +67,7 @@ READERS = (pillow, hugging_face, opencv, torch_vision)
 
 
 def check_picture(body: bytes) -> bool:
-    """Check that every reader sees the scored pixels. Returns whether the bytes are the original's."""
+    """Check that every reader sees the scored pixels. Returns whether the exported bytes equal the original's."""
     scored = PROCESSOR.pixels(body)
     exported = plain_picture(body, PROCESSOR)
     for reader in READERS:
@@ -91,12 +91,12 @@ def test_every_reader_sees_the_scored_pixels_of_all_awkward_pictures() -> None:
 
 
 def other_profile() -> bytes:
-    """sRGB with red and green swapped, which no reader may ignore."""
+    """An sRGB profile with red and green swapped, which no reader may ignore."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return profile.replace(b"rXYZ", b"tmpX").replace(b"gXYZ", b"rXYZ").replace(b"tmpX", b"gXYZ")
 
 
-SAVED = {  # format -> modes that it can hold
+SAVED = {  # format -> modes that it supports
     "JPEG": ("RGB", "L", "CMYK"),
     "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
     "WEBP": ("RGB", "RGBA"),
@@ -108,7 +108,7 @@ SAVED = {  # format -> modes that it can hold
 
 @st.composite
 def encoded_pictures(draw: st.DrawFn) -> bytes:
-    """Small pictures of all formats, modes, orientations, with and without profile, transparency and metadata."""
+    """Small pictures of all formats, modes and orientations, with and without profile, transparency and metadata."""
     form = draw(st.sampled_from(sorted(SAVED)))
     mode = draw(st.sampled_from(SAVED[form]))
     size = draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
@@ -148,7 +148,7 @@ def test_every_reader_sees_the_scored_pixels_of_generated_pictures(body: bytes) 
 
 @settings(deadline=None)
 @given(encoded_pictures(), st.integers(0, 1 << 30), st.binary(min_size=1, max_size=3))
-def test_damaged_pictures_that_were_scored_nevertheless_are_readable_too(body: bytes, at: int, junk: bytes) -> None:
+def test_damaged_pictures_that_could_be_scored_are_readable_after_export(body: bytes, at: int, junk: bytes) -> None:
     at %= len(body)
     body = body[:at] + junk + body[at + len(junk) :]
     try:
@@ -214,7 +214,7 @@ def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # on
 
 
 def table_of(names: list[str], seed: int, rows: int = 6) -> pa.Table:
-    """A column of a random type under each name."""
+    """A table with a column of a random type under each name."""
     rng = random.Random(seed)
     columns = {}
     for name in names:
@@ -247,7 +247,7 @@ NAMES = st.lists(
 
 
 @given(NAMES, st.integers(0, 1 << 30))
-def test_carried_columns_of_any_name_and_type_become_json_that_strict_parsers_read(names: list[str], seed: int) -> None:
+def test_carried_columns_of_any_name_and_type_become_strictly_valid_json(names: list[str], seed: int) -> None:
     carried = table_of([name for name in names if name not in MEMBER_COLUMNS and name != "caption_clean"], seed)
     own = {name: pa.array([f"{n:032x}" for n in range(6)]) for name in (*MEMBER_COLUMNS, "caption_clean")}
     pairs = pa.table({**own, **dict(zip(carried.column_names, carried.columns, strict=True))})
@@ -275,10 +275,10 @@ def test_carried_columns_of_any_name_and_type_become_json_that_strict_parsers_re
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)  # type: ignore[attr-defined]
 @given(NAMES, st.integers(0, 1 << 30))
-def test_hugging_face_reads_columns_of_any_name_and_type_with_the_features_that_exports_state(
+def test_hugging_face_reads_columns_of_any_name_and_type_with_the_exported_features(
     names: list[str], seed: int
 ) -> None:
-    """The oracle: `datasets` parses the features, and reads the file with them."""
+    """The oracle is `datasets`, which parses the features and casts the table to them."""
     import datasets
 
     table = table_of(names, seed)
@@ -297,8 +297,8 @@ def test_hugging_face_reads_columns_of_any_name_and_type_with_the_features_that_
 
 
 @pytest.mark.parametrize("kind", JSON_TYPES, ids=str)
-def test_values_in_json_have_the_types_that_the_readme_of_an_export_states(kind: pa.DataType) -> None:
-    """The oracle: `datasets` parses the types, and Arrow converts the values to these."""
+def test_values_in_json_have_the_types_stated_in_the_readme_of_an_export(kind: pa.DataType) -> None:
+    """The oracle is `datasets`, which parses the types, and Arrow, which converts the values to them."""
     import datasets
 
     rng = random.Random(0)
@@ -335,7 +335,7 @@ def text_of(kind: pa.DataType) -> pa.DataType:
 
 
 def committed_file(folder: Path) -> tuple[Store, str, str]:
-    """A Parquet file as a build writes it. Returns its store, name and checksum."""
+    """Write a Parquet file as a build does. Returns its store, name and checksum."""
     rng, rows = np.random.default_rng(0), 300
     vectors = pa.array(rng.normal(size=rows * 8).astype(np.float16))
     columns = {
@@ -352,7 +352,7 @@ def committed_file(folder: Path) -> tuple[Store, str, str]:
 
 
 def test_no_changed_byte_of_a_parquet_file_is_read_as_data(tmp_path: Path) -> None:
-    """Every reader notices changes in pages; export and PairDataset notice any change."""
+    """Every reader detects changes in pages. Export and PairDataset detect any change."""
     store, name, digest = committed_file(tmp_path)
     path, good = tmp_path / name, read_table(store, name)
     body = path.read_bytes()
@@ -369,12 +369,12 @@ def test_no_changed_byte_of_a_parquet_file_is_read_as_data(tmp_path: Path) -> No
         except DamagedFileError as error:
             assert "a.parquet is damaged" in str(error)
             continue
-        assert position >= footer or table.equals(good)  # a page header's unused bits
+        assert position >= footer or table.equals(good)  # unused bits of a page header
     path.write_bytes(body)
     check_file(store, name, digest)
 
 
-def test_parquet_pages_have_checksums_that_others_verify_too(tmp_path: Path) -> None:
+def test_parquet_pages_have_checksums_that_other_readers_can_verify(tmp_path: Path) -> None:
     store, name, _ = committed_file(tmp_path)
     body = bytearray((tmp_path / name).read_bytes())
     body[len(body) // 2] ^= 1
@@ -404,7 +404,7 @@ def with_tarfile(members: list[tuple[str, bytes]]) -> bytes:
         unique_by=lambda sample: sample[0],
     )
 )
-def test_tars_have_the_bytes_of_tarfile(samples: list[tuple[str, bytes, str | None]]) -> None:
+def test_tars_are_byte_for_byte_as_written_by_tarfile(samples: list[tuple[str, bytes, str | None]]) -> None:
     texts = {name: [sample[index] for sample in samples] for index, name in ((0, "uid"), (2, "caption_clean"))}
     nulls = {name: [None] * len(samples) for name in MEMBER_COLUMNS if name != "uid"}
     table, file, pictures = pa.table({**nulls, **texts}), io.BytesIO(), [sample[1] for sample in samples]

@@ -25,33 +25,33 @@ Pixels = npt.NDArray[np.uint8]
 DECODERS = ("pillow", "opencv", "libvips")
 
 DISAGREEMENTS = {
-    # cases: (who is right, why)
+    # pattern of case names: (who is right, why)
     r"tiff .* 12 bits photometric 1": (
         ("pillow", "opencv"),
-        "libvips reads no samples of 12 bits.",
+        "libvips does not read samples of 12 bits.",
     ),
     r"tiff .* photometric 0": (
         ("specification",),
         "TIFF 6.0, section 3: WhiteIsZero. Pillow and OpenCV ignore it above 8 bits, and libvips for signed "
-        "samples and floats; OpenCV reads no unsigned ones of 32 bits.",
+        "samples and floats. OpenCV does not read unsigned samples of 32 bits.",
     ),
     r"tiff .* 32 bits photometric 1": (
         ("specification", "libvips"),
-        "Pillow reads unsigned samples of 32 bits in one byte order alone, OpenCV in none.",
+        "Pillow reads unsigned samples of 32 bits in only one byte order, OpenCV in neither.",
     ),
     r"tiff without photometric": (
         ("specification",),
-        "The tag is required. libtiff takes a picture without it for BlackIsZero, except for fax compressions; Pillow "
-        "for WhiteIsZero; OpenCV and libvips refuse it.",
+        "The tag is required. Without it, libtiff assumes BlackIsZero, except for fax compressions, and Pillow assumes "
+        "WhiteIsZero. OpenCV and libvips refuse the picture.",
     ),
     r"tiff cmyk .. 16 bits": (
         ("pillow",),
         "Without a profile, ink has no defined color: Pillow and OpenCV multiply, and libvips assumes a press of its "
-        "own. OpenCV reads no 16 bits.",
+        "own. OpenCV does not read 16 bits.",
     ),
     r"tiff planar . channels .. 16 bits$": (
         ("specification", "libvips"),
-        "Uncompressed planes of 16 bits are bytes to Pillow, and OpenCV reads no planes.",
+        "Pillow reads uncompressed planes of 16 bits as bytes, and OpenCV does not read planes.",
     ),
     r"tiff gray and channel of kind 1": (
         ("specification", "libvips"),
@@ -59,11 +59,11 @@ DISAGREEMENTS = {
     ),
     r"gif with a small frame on . opaque": (
         ("specification",),
-        "Browsers show the page around it. Pillow and OpenCV take some color of the palette, and libvips black.",
+        "Browsers show the page around the frame. Pillow and OpenCV show a color of the palette, and libvips black.",
     ),
-    r"avif L icc_profile GRAY": (("pillow",), "OpenCV applies no profiles, and libvips none of grayscale AVIFs."),
+    r"avif L icc_profile GRAY": (("pillow",), "OpenCV applies no profiles, and libvips no profiles of gray AVIFs."),
 }
-"""Cases where fewer than two decoders agree with the stored pixels: who is right, and why."""
+"""Cases in which fewer than two decoders agree with the stored pixels -> (who is right, why)."""
 
 
 def stored(body: bytes) -> Pixels:
@@ -111,7 +111,7 @@ def test_stored_pixels_agree_with_two_of_three_decoders(verdicts: dict[str, set[
     assert not wrong
 
 
-def test_every_line_of_the_table_of_disagreements_is_needed(verdicts: dict[str, set[str]]) -> None:
+def test_every_entry_in_the_table_of_disagreements_is_needed(verdicts: dict[str, set[str]]) -> None:
     odd = [name for name, right in verdicts.items() if len(right & set(DECODERS)) < 2]
     for pattern in DISAGREEMENTS:
         assert any(re.match(pattern, name) for name in odd), pattern
@@ -120,7 +120,7 @@ def test_every_line_of_the_table_of_disagreements_is_needed(verdicts: dict[str, 
 CASES = Path(__file__).parents[2].parent / "shared" / "data" / "cases"
 
 
-def test_a_profile_for_other_pixels_is_ignored() -> None:
+def test_a_profile_for_another_color_space_is_ignored() -> None:
     body = (CASES / "gray_icc_rgb.png").read_bytes()
     assert np.array_equal(stored(body), np.asarray(Image.open(io.BytesIO(body)).convert("RGB")))
 
@@ -131,22 +131,22 @@ def test_metadata_that_unpacks_to_megabytes_loses_no_picture() -> None:
     )
 
 
-def test_the_transparent_color_of_four_bits_shows_the_page() -> None:
+def test_a_transparent_color_of_four_bits_becomes_white() -> None:
     body = (CASES / "trns_grey4.png").read_bytes()
     assert agrees(other_decoders.libvips(body), stored(body), 0)
 
 
-def test_white_is_zero_at_every_depth() -> None:
+def test_white_is_zero_is_respected_at_every_depth() -> None:
     of_8, of_16 = (stored((CASES / f"miniswhite_{bits}.tif").read_bytes()) for bits in (8, 16))
     assert agrees(of_8, of_16, 1)
     assert agrees(other_decoders.libvips((CASES / "miniswhite_16.tif").read_bytes()), of_16, 1)
 
 
-def test_sixteen_bits_stay_dark_where_they_are_dark() -> None:
+def test_dark_pictures_of_sixteen_bits_stay_dark() -> None:
     assert stored((CASES / "dark_16.png").read_bytes()).max() <= 1
 
 
-def test_the_bits_of_a_transparent_color_above_the_depth_do_not_count() -> None:
+def test_bits_of_a_transparent_color_above_the_depth_are_ignored() -> None:
     for color_type, bits in ((0, 1), (0, 2), (0, 4), (0, 8), (2, 8)):
         plain, stray = (
             stored(png(color_type, bits, chunk(b"tRNS", picture_grid.transparency(color_type, bits, extra))))
@@ -155,7 +155,7 @@ def test_the_bits_of_a_transparent_color_above_the_depth_do_not_count() -> None:
         assert np.array_equal(plain, stray), (color_type, bits)
 
 
-def test_the_last_bit_counts_in_a_transparent_color_of_sixteen_bits() -> None:
+def test_the_lowest_bit_of_a_transparent_color_of_sixteen_bits_matters() -> None:
     for color_type in (0, 2):
         pixels = values(16, picture_grid.PNG_CHANNELS[color_type])
         key = pixels[3, 4].copy()
@@ -167,7 +167,7 @@ def test_the_last_bit_counts_in_a_transparent_color_of_sixteen_bits() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\0", bytes(7), bytes(300)])
 @pytest.mark.parametrize(("color_type", "bits"), picture_grid.PNG_GRID)
-def test_a_transparency_of_the_wrong_length_is_ignored(color_type: int, bits: int, data: bytes) -> None:
+def test_a_transparency_chunk_of_the_wrong_length_is_ignored(color_type: int, bits: int, data: bytes) -> None:
     if color_type == 3 and 0 < len(data) <= 1 << bits:
         return  # a valid one
     assert np.array_equal(stored(png(color_type, bits, chunk(b"tRNS", data))), stored(png(color_type, bits)))
@@ -215,7 +215,7 @@ PAYLOADS = st.one_of(
 def test_no_ancillary_chunk_loses_or_changes_a_png(
     kind: bytes, data: bytes, broken: bool, place: str, form: tuple[int, int]
 ) -> None:
-    broken = broken or (kind == b"tRNS" and place != "after")  # an intact one is meant to change the picture
+    broken = broken or (kind == b"tRNS" and place != "after")  # an intact tRNS should change the picture
     odd = chunk(kind, data, 1 if broken else None)
     assert np.array_equal(stored(png(*form, **{place: odd})), as_it_was(png(*form)))
 
@@ -236,7 +236,7 @@ SEGMENTS = (
 def test_no_segment_loses_or_changes_a_jpeg(marker: int, data: bytes, mode: str) -> None:
     body = saved(picture_grid.photo(mode), "JPEG", quality=95)
     odd = bytes((0xFF, marker)) + struct.pack(">H", 2 + len(data)) + data
-    for place in (2, 20):  # before and after JFIF's
+    for place in (2, 20):  # before and after the JFIF segment
         assert np.array_equal(stored(body[:place] + odd + body[place:]), as_it_was(body))
 
 
@@ -250,9 +250,7 @@ def test_no_segment_loses_or_changes_a_jpeg(marker: int, data: bytes, mode: str)
     value=st.one_of(st.integers(0, 300), st.integers(0, 0xFFFFFFFF)),
     order=st.sampled_from("<>"),
 )
-def test_no_tag_beside_those_of_pixels_loses_or_changes_a_tiff(
-    tag: int, kind: int, count: int, value: int, order: str
-) -> None:
+def test_no_metadata_tag_loses_or_changes_a_tiff(tag: int, kind: int, count: int, value: int, order: str) -> None:
     for bits, deflate in ((8, False), (16, True)):
         body = tiff(values(bits, 1), bits=bits, photometric=0, order=order, deflate=deflate, tags={tag: [1]})
         entry = struct.pack(order + "HHI", tag, 3, 1)

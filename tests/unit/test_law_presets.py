@@ -1,5 +1,5 @@
-"""Invariant: presets make the same decisions as the filters that they are named after, in the respects that they
-claim to."""
+"""Invariant: in the respects that they claim, presets make the same decisions as the filters for which they are
+named."""
 
 from pathlib import Path
 
@@ -38,12 +38,12 @@ def model() -> fasttext.FastText._FastText:
 
 
 def datacomp_language(caption: str, model: fasttext.FastText._FastText) -> str:
-    """`get_fasttext_language` of DataComp's baselines/apply_filter.py, on one line of text."""
+    """`get_fasttext_language` from DataComp's baselines/apply_filter.py, applied to the caption as one line."""
     return str(model.predict(caption.replace("\n", " "))[0][0]).split("__label__")[1]
 
 
 @given(texts=st.lists(captions, min_size=1, max_size=20))
-def test_law_presets_language_is_what_datacomps_code_finds(
+def test_law_presets_detect_the_same_language_as_the_code_of_datacomp(
     texts: list[str], model: fasttext.FastText._FastText
 ) -> None:
     texts = [text.upper() if number % 3 == 0 else text for number, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""Law: every count on a report is what DuckDB finds in the Parquet files of the shards that it read."""
+"""Invariant: every count in a report is what DuckDB finds in the Parquet files of the shards that the report read."""
 
 import math
 from collections import Counter
@@ -29,9 +29,9 @@ SERIES = ("kept", "dropped")
 
 
 @given(seed=st.integers(0, 2**32), max_rows=st.sampled_from([10**6, 40, 0]))
-# no smaller seed is simpler, so nothing is gained by shrinking
+# smaller seeds are not simpler, so shrinking gains nothing
 @settings(max_examples=max(1, settings.default.max_examples // 25), deadline=None, phases=[Phase.generate])
-def test_counts_are_those_of_duckdb(tmp_path_factory: Any, seed: int, max_rows: int) -> None:
+def test_counts_match_duckdb(tmp_path_factory: Any, seed: int, max_rows: int) -> None:
     store = random_dataset(tmp_path_factory.mktemp("report"), Random(seed))
     source = Source.of(Snapshot.of(store), max_rows)
     check(store, source, source.summary(), "kept")
@@ -75,7 +75,7 @@ def random_row(rng: Random) -> dict[str, Any]:
 
 
 def check(store: Store, source: Source, summary: Summary, chosen: str) -> None:
-    """Compare everything that is not about one row."""
+    """Compare everything in the report that is not about a single row."""
     query = database(store, source)
     exact = funnel.of_dataset(source.totals)
     reasons = {reason.name.partition(":")[0]: 0 for stage in exact.stages for reason in stage.reasons}
@@ -160,7 +160,7 @@ def check_shapes(query: Callable[[str], list[Any]], summary: Summary, chosen: st
 
 
 def check_steps(source: Source) -> None:
-    """What each step dropped, in the shards that were read."""
+    """Check the number of rows that each step dropped in the shards that were read."""
     assert source.subset is not None
     dropped = Counter(step for steps in source.drop_steps["some"].values() for step in steps.tolist() if step >= 0)
     summary = source.summary()
@@ -176,7 +176,8 @@ def check_steps(source: Source) -> None:
 def database(store: Store, source: Source) -> Callable[[str], list[Any]]:
     """DuckDB with `all_rows` of the dataset, `rows` and `pairs` of the shards that were read, and `chosen` uids.
 
-    Tables, not views: on Parquet files, it takes NaN for finite if the statistics, which leave NaN out, are finite.
+    Uses tables, not views: on Parquet files, DuckDB treats NaN as finite if the statistics, which ignore NaN, are
+    finite.
     """
     connection, shards = (
         duckdb.connect(),

@@ -1,6 +1,6 @@
-"""Invariant of scores: no NaN or infinity is kept, chosen or exported; a model that gives nothing else stops the run.
+"""Invariant of scores: no NaN or infinity is kept, chosen or exported; a model that returns nothing else stops the run.
 
-The oracle is plain numpy on what the model returned.
+The oracle is plain NumPy applied to what the model returned.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from pairmill.schemas.pairs import embedding_type, in_flight_schema
 CASES = Path(__file__).parents[3] / "shared" / "data" / "cases"
 RUN = RunConfig(device="cpu", batch_size=4, encode_threads=1)
 ODD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "zero": 0.0, "huge": 3e38, "fine": 1.0}
-INVALID = ("nan", "inf", "-inf", "zero", "huge")  # the length of huge numbers is infinite
+INVALID = ("nan", "inf", "-inf", "zero", "huge")  # the norm of huge numbers is infinite
 
 
 def table_of(bodies: list[bytes], captions: list[str | None]) -> pa.Table:
@@ -55,7 +55,7 @@ def tiny() -> Iterator[Encoder]:
 
 @pytest.fixture
 def model_with(tmp_path: Path) -> Any:
-    """A copy of the built-in model in which one weight tensor was changed."""
+    """Makes a copy of the built-in model with changed weights."""
 
     def make(change: Any) -> ModelConfig:
         for file in TINY_FOLDER.glob("*.json"):
@@ -83,7 +83,7 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     max_examples=settings.default.max_examples // 4,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_law_scores_an_invalid_embedding_is_a_status_of_its_row(
+def test_law_scores_an_invalid_embedding_sets_the_status_of_its_row(
     pictures: list[str], texts: list[str], held: pa.Table, tiny: Encoder
 ) -> None:
     bodies, captions = held["image"].to_pylist(), held["text"].to_pylist()
@@ -119,7 +119,7 @@ def test_law_scores_an_invalid_embedding_is_a_status_of_its_row(
     check_scores(done.select([name for name in done.column_names if name.endswith("_tiny")]))
 
 
-def test_law_scores_one_broken_token_costs_only_the_captions_with_it(held: pa.Table, model_with: Any) -> None:
+def test_law_scores_one_broken_token_affects_only_the_captions_that_contain_it(held: pa.Table, model_with: Any) -> None:
     (dog,) = _tokens("dog")
 
     def break_dog(weights: dict[str, torch.Tensor]) -> None:
@@ -131,7 +131,7 @@ def test_law_scores_one_broken_token_costs_only_the_captions_with_it(held: pa.Ta
     encoder.close()
     expected = ["embedding_invalid" if "dog" in caption else "ok" for caption in captions]
     assert done["status"].to_pylist() == expected
-    assert done["status_detail"].to_pylist()[0] == "odd: of the caption"
+    assert done["status_detail"].to_pylist()[0] == "odd: embedding of the caption"
     assert len(set(expected)) == 2
 
 
@@ -145,10 +145,10 @@ def test_law_scores_one_broken_token_costs_only_the_captions_with_it(held: pa.Ta
         ("visual.conv1.weight", np.inf, "pictures"),
     ],
 )
-def test_law_scores_a_model_that_gives_only_invalid_embeddings_does_not_load(
+def test_law_scores_a_model_that_returns_only_invalid_embeddings_does_not_load(
     name: str, value: float, kind: str, model_with: Any
 ) -> None:
-    with pytest.raises(ModelError, match=f"'odd' gives no valid embedding of {kind} .*its weights are broken"):
+    with pytest.raises(ModelError, match=f"'odd' produces no valid embeddings of {kind} .*its weights are broken"):
         ClipModel(model_with(lambda weights: weights[name].fill_(value)), RUN)
 
 
@@ -156,14 +156,14 @@ def test_law_scores_a_shard_without_any_valid_embedding_stops_the_run(monkeypatc
     monkeypatch.setattr(encoder_module, "_MANY", 4)
     model = ClipModel(ModelConfig(name="tiny"), RUN)
     embeddings = np.full((4, model.embedding_dim), np.nan, np.float32)
-    with pytest.raises(ModelError, match="no valid embedding of pictures"):
+    with pytest.raises(ModelError, match="no valid embeddings of pictures"):
         encoder_module._valid(model, embeddings, np.arange(4), "pictures")
     assert encoder_module._valid(model, embeddings, np.array([0, 1, -1]), "pictures").tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["similarity", "similarity_m", "image_embedding_m", "text_embedding_m"])
-def test_law_scores_an_export_of_an_older_output_with_such_numbers_stops(name: str, value: float) -> None:
+def test_law_scores_an_export_stops_at_nan_or_infinity_in_an_older_output(name: str, value: float) -> None:
     def rows(number: float) -> pa.Table:
         if "embedding" in name:
             flat = pa.array(np.array([1, 0, number, 0], np.float16))
@@ -171,7 +171,7 @@ def test_law_scores_an_export_of_an_older_output_with_such_numbers_stops(name: s
         return pa.table({name: pa.array([0.5, None, number], pa.float32())})
 
     check_scores(rows(0.25))
-    with pytest.raises(FormatError, match=rf"{name} holds NaN or infinity .* `where: similarity\w* >= -1`"):
+    with pytest.raises(FormatError, match=rf"{name} contains NaN or infinity .* `where: similarity\w* >= -1`"):
         check_scores(rows(value))
 
 

@@ -1,4 +1,4 @@
-"""Invariant: `--set` gives a field of text the characters that were typed, whatever they mean in YAML."""
+"""Invariant: `--set` sets a text field to exactly the typed characters, whatever they mean in YAML."""
 
 import json
 
@@ -13,7 +13,7 @@ YAML_WORDS = ["no", "true", "1e3", "012", "0x1f", "~", "*a", "&a", "a: b", "[a",
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1) | st.sampled_from(YAML_WORDS))
-def test_set_gives_a_field_of_text_the_characters_that_were_typed(text: str) -> None:
+def test_set_gives_a_text_field_exactly_the_typed_characters(text: str) -> None:
     assume(text == text.strip() and text not in ("null", "Null", "NULL"))
     assume(len(text) == 1 or text[0] != text[-1] or text[0] not in "'\"")
     required = {**JOB, "models": [{"name": "tiny"}]}
@@ -24,12 +24,12 @@ def test_set_gives_a_field_of_text_the_characters_that_were_typed(text: str) -> 
 
 
 @pytest.mark.parametrize("delimiter", ["|", ",", ";", ":", "~", "*", "#", "&", "!", "%", "@", "-", "?", ">", " ", "\t"])
-def test_set_takes_every_delimiter_as_it_is_and_quoted(delimiter: str) -> None:
+def test_set_accepts_every_delimiter_plain_or_quoted(delimiter: str) -> None:
     for written in (delimiter, f"'{delimiter}'", json.dumps(delimiter)):
         assert load_job(None, JOB, [f"source.delimiter={written}"]).source.delimiter == delimiter
 
 
 @pytest.mark.parametrize("null", ["", "null"])
-def test_a_field_of_text_is_set_to_null_by_nothing_and_by_null(null: str) -> None:
+def test_a_text_field_is_set_to_null_by_an_empty_value_or_null(null: str) -> None:
     given = {**JOB, "source.delimiter": ";"}
     assert load_job(None, given, [f"source.delimiter={null}"]).source.delimiter is None

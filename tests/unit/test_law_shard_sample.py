@@ -1,4 +1,4 @@
-"""Law: the report and the explorer read the same sample of shards, which stays the same as far as a dataset grows."""
+"""Invariant: the report and the explorer read the same sample of shards, which changes little as a dataset grows."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SIZES = st.dictionaries(st.integers(0, 10**9), st.integers(0, 50), max_size=30)
 
 
 @given(SIZES, st.integers(0, 200), st.randoms(use_true_random=False))
-def test_a_sample_is_filled_in_one_order_that_depends_on_numbers_alone(sizes: dict[int, int], most: int, rng) -> None:  # type: ignore[no-untyped-def]
+def test_a_sample_is_filled_in_an_order_given_only_by_shard_numbers(sizes: dict[int, int], most: int, rng) -> None:  # type: ignore[no-untyped-def]
     items = list(sizes.items())
     found = {items[position][0] for position in sample_shards(items, most)}
     rows = sum(sizes[shard] for shard in found)
@@ -23,9 +23,9 @@ def test_a_sample_is_filled_in_one_order_that_depends_on_numbers_alone(sizes: di
     assert found <= with_rows and (len(found) == 1 or rows <= most)
     assert bool(found) == bool(with_rows)
     larger = {items[position][0] for position in sample_shards(items, most + 50)}
-    assert found <= larger  # one order of the shards: a larger sample only adds to it
+    assert found <= larger  # a larger sample only adds shards
     if found != with_rows:
-        assert rows + 50 > most  # no shard has more rows, so none was left out without need
+        assert rows + 50 > most  # no shard has more than 50 rows, so the next one did not fit
     rng.shuffle(items)
     assert {items[position][0] for position in sample_shards(items, most)} == found
     fewer = [item for item in items if item[0] not in found or rng.random() < 0.5]

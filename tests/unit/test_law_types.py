@@ -1,6 +1,6 @@
 """Invariant of types: an input value arrives unchanged, or the job stops and names the files.
 
-Oracles: Python's own exact comparisons of what went in and came out, DuckDB for folders, pandas for text, JSON and the
+Oracles: exact comparisons of input and output in Python; DuckDB for partition folders; pandas for text; JSON and the
 tables of YAML 1.2 for job files.
 """
 
@@ -76,7 +76,7 @@ def folder() -> Iterator[Path]:
 
 
 def read_all(where: Path, **source: Any) -> pa.Table:
-    """Plan everything in the folder `in`, and read it back."""
+    """Plan everything in the folder `in` and read it back."""
     config = {"paths": [str(where / "in")], **source}
     models = [{"name": "tiny"}] if source.get("kind") == "corpus" else []
     values = {"source": config, "output": str(where / "out"), "shard_rows": 100, "models": models}
@@ -96,7 +96,7 @@ def _integers(low: int, high: int) -> st.SearchStrategy[int]:
 
 
 def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
-    """Values that `pa.array` accepts for the type; for times, their integers."""
+    """Values that `pa.array` accepts for the type; for times, the integers that represent them."""
     if pa.types.is_integer(kind):
         bits = kind.bit_width
         return _integers(0, 2**bits - 1) if "u" in str(kind) else _integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -132,7 +132,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def exact(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """Values that are equal in Python if they are the same: NaN as text, times in nanoseconds, text as bytes."""
+    """Values in a form that Python can compare exactly: NaN as text, times in nanoseconds, text as bytes."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind = array.type
     if pa.types.is_temporal(kind):
@@ -155,7 +155,7 @@ def exact(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 @st.composite
 def two_columns(draw: st.DrawFn) -> tuple[pa.Array, pa.Array]:
-    """A column in two files, of two types, mostly of the same family."""
+    """The values of a column in two files, with two types that are mostly of the same family."""
     kind = draw(st.sampled_from(KINDS))
     near = [other for other in KINDS if str(other)[:3] == str(kind)[:3] or ("int" in f"{kind}" and "t" in f"{other}")]
     kinds = (kind, draw(st.sampled_from(near) | st.sampled_from(KINDS)))
@@ -164,7 +164,7 @@ def two_columns(draw: st.DrawFn) -> tuple[pa.Array, pa.Array]:
 
 
 def write_values(where: Path, name: str, values: pa.Array) -> None:
-    """Write a list of URLs that are only in this file, with the values beside them."""
+    """Write a list of these values beside URLs that no other file has."""
     urls = [f"http://{name}.org/{row}" for row in range(len(values))]
     pq.write_table(pa.table({"url": urls, "value": values}), where / "in" / f"{name}.parquet")
 
@@ -175,7 +175,7 @@ def write_values(where: Path, name: str, values: pa.Array) -> None:
 @example(columns=(pa.array([2**53 + 1], pa.int64()), pa.array([0.5])))
 @example(columns=(pa.array([2**53], pa.int64()), pa.array([0.5])))
 @FEW
-def test_law_types_a_value_arrives_or_both_files_are_named(columns: tuple[pa.Array, pa.Array]) -> None:
+def test_law_types_a_value_arrives_unchanged_or_the_error_names_both_files(columns: tuple[pa.Array, pa.Array]) -> None:
     with folder() as where:
         for name, values in zip("ab", columns, strict=True):
             write_values(where, name, values)
@@ -190,7 +190,9 @@ def test_law_types_a_value_arrives_or_both_files_are_named(columns: tuple[pa.Arr
 
 @given(columns=two_columns())
 @FEW
-def test_law_types_a_new_file_of_another_type_arrives_or_is_refused_by_name(columns: tuple[pa.Array, pa.Array]) -> None:
+def test_law_types_a_new_file_of_another_type_arrives_unchanged_or_is_refused_by_name(
+    columns: tuple[pa.Array, pa.Array],
+) -> None:
     with folder() as where:
         for name, values in zip("ab", columns, strict=True):
             write_values(where, name, values)
@@ -202,7 +204,7 @@ def test_law_types_a_new_file_of_another_type_arrives_or_is_refused_by_name(colu
         assert exact(answer["value"]) == exact(columns[0]) + exact(columns[1])
 
 
-def test_law_types_the_reported_uint64_and_int64_are_refused_with_both_names() -> None:
+def test_law_types_the_reported_uint64_and_int64_are_refused_naming_both_files() -> None:
     with folder() as where:
         for name in ("u0.parquet", "u1.parquet"):
             shutil.copy(CASES / name, where / "in" / name)
@@ -237,7 +239,8 @@ def test_law_types_int96_arrives_in_microseconds_or_is_refused(
 
 
 def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[Any] | str:
-    """What becomes of files with these values in a column called `name`, beside a struct `a` with a field `b`."""
+    """What is read from files with these values in a column called `name`, beside a struct `a` with a field `b`; or the
+    error."""
     with folder() as where:
         for number, values in enumerate(columns):
             urls = [f"http://a.org/{number}/{row}" for row in range(len(values))]
@@ -255,13 +258,13 @@ def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[An
 @example(columns=(pa.array([1]), pa.array([0.5])))
 @example(columns=(pa.array([1], pa.timestamp("us")), pa.array([1], pa.timestamp("ns"))))
 @FEW
-def test_law_types_a_dot_in_a_name_means_nothing(columns: tuple[pa.Array, pa.Array]) -> None:
-    """Parquet joins names with dots: `a.b` is also what it calls the field `b` of a struct `a` (arrow#11347)."""
+def test_law_types_a_dot_in_a_name_has_no_meaning(columns: tuple[pa.Array, pa.Array]) -> None:
+    """Parquet joins names with dots, so `a.b` is also the path of the field `b` in a struct `a` (arrow#11347)."""
     assert outcome(columns, "a.b") == outcome(columns, "value")
 
 
 @pytest.mark.parametrize("asked", [["a.b"], ["a"], ["a.b", "a"], ["a.c", "a.b"], ["b"], []])
-def test_law_types_a_column_of_a_dataset_is_the_one_of_that_name_alone(tmp_path: Path, asked: list[str]) -> None:
+def test_law_types_only_the_dataset_columns_with_the_requested_names_are_read(tmp_path: Path, asked: list[str]) -> None:
     table = pa.table({"b": [0, 1], "a": [{"b": 2, "c": 3}, None], "a.b": [4, 5], "a.c": [[{"b": 6}], []]})
     store = Store(str(tmp_path))
     with store.new_file() as file:
@@ -272,7 +275,7 @@ def test_law_types_a_column_of_a_dataset_is_the_one_of_that_name_alone(tmp_path:
 
 
 @pytest.mark.parametrize("nanoseconds", [0, 1])
-def test_law_types_a_dot_in_the_name_of_an_int96_hides_no_nanoseconds(nanoseconds: int) -> None:
+def test_law_types_a_dot_in_the_name_of_an_int96_column_hides_no_nanoseconds(nanoseconds: int) -> None:
     values = (pa.array([1_600_000_000_000_000_000 + nanoseconds], pa.timestamp("ns")),)
     answers = [outcome(values, name, use_deprecated_int96_timestamps=True) for name in ("value", "a.b", "a.c.d", ".a")]
     assert answers == [answers[0]] * 4
@@ -283,7 +286,7 @@ def test_law_types_a_dot_in_the_name_of_an_int96_hides_no_nanoseconds(nanosecond
 @given(name=st.sampled_from(["", " ", "_", "-", "a.b", "x\ny", "uid", "status", "source_"]) | st.text(max_size=3))
 @example(name="")
 @FEW
-def test_law_types_a_carried_column_of_any_name_arrives_and_costs_no_row(kind: str, name: str) -> None:
+def test_law_types_a_carried_column_of_any_name_arrives_without_losing_rows(kind: str, name: str) -> None:
     assume(name.strip().casefold() not in {*URL_NAMES, *CAPTION_NAMES})  # those must be text
     key = "url" if kind == "urls" else "caption"
     settings_ = {} if kind == "urls" else {"kind": "corpus"}
@@ -320,7 +323,8 @@ def test_law_types_a_partition_in_a_folder_name_is_a_column_as_in_duckdb(values:
 @example(values=["a?b", "a#b", "a\nb", "plain"])
 @FEW
 def test_law_types_a_partition_that_polars_writes_arrives(values: list[str]) -> None:
-    """Polars encodes fewer characters than others, and reads its own folders, which DuckDB cannot always do."""
+    """Polars encodes fewer characters than other writers. DuckDB cannot always read its folders, so Polars is the
+    oracle."""
     with folder() as where:
         frame = polars.DataFrame({"url": [f"http://a.org/{number}" for number in range(len(values))], "lang": values})
         target = polars.PartitionBy(where / "in", key="lang", include_key=False)
@@ -337,7 +341,7 @@ def test_law_types_a_partition_that_polars_writes_arrives(values: list[str]) -> 
         ("s3://bucket/lang=a?b/year=a%23b/a.parquet", {"lang": "a?b", "year": "a#b"}),
     ],
 )
-def test_law_types_the_query_of_a_url_has_no_partitions(uri: str, partitions: dict[str, str]) -> None:
+def test_law_types_the_query_of_a_url_contains_no_partitions(uri: str, partitions: dict[str, str]) -> None:
     assert partitions_of(uri) == partitions
 
 
@@ -367,7 +371,7 @@ def test_law_types_a_partition_of_a_text_file_is_a_column(name: str, text: str) 
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_law_types_a_gzipped_file_is_read_whatever_its_name(name: str, text: str, encoding: str) -> None:
+def test_law_types_a_gzipped_file_is_read_whatever_its_extension(name: str, text: str, encoding: str) -> None:
     with folder() as where:
         (where / "in" / name).write_bytes(gzip.compress(text.encode(encoding)))
         (row,) = read_all(where).to_pylist()
@@ -382,7 +386,7 @@ def test_law_types_a_column_of_the_file_takes_precedence_over_a_partition() -> N
         assert read_all(where)["lang"].to_pylist() == ["de"]
 
 
-def test_law_types_a_partition_with_a_usual_name_is_only_guessed_where_no_file_has_such_a_column() -> None:
+def test_law_types_a_partition_with_a_usual_name_is_used_only_if_no_file_has_such_a_column() -> None:
     with folder() as where:
         inner = where / "in" / "caption=blip" / "url=cdn"
         inner.mkdir(parents=True)
@@ -396,7 +400,7 @@ def test_law_types_a_partition_with_a_usual_name_is_only_guessed_where_no_file_h
         assert read_all(where)["caption"].to_pylist() == ["dog"]
 
 
-def test_law_types_a_path_does_not_make_a_list_of_urls_of_captions() -> None:
+def test_law_types_a_partition_does_not_turn_captions_into_a_list_of_urls() -> None:
     with folder() as where:
         (where / "in" / "url=cdn").mkdir()
         pq.write_table(pa.table({"caption": ["a dog"]}), where / "in" / "url=cdn" / "a.parquet")
@@ -407,7 +411,7 @@ def test_law_types_a_path_does_not_make_a_list_of_urls_of_captions() -> None:
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_law_types_a_new_partition_is_refused_unless_the_plan_is_older_than_partitions(
+def test_law_types_a_new_partition_is_refused_unless_the_plan_predates_partitions(
     is_old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(where: Path, number: int) -> None:
@@ -468,7 +472,9 @@ def test_law_types_a_text_list_has_the_rows_that_pandas_reads(
     assert found["caption"].to_pylist() == expected["caption"].tolist()
 
 
-def test_law_types_a_long_line_with_bare_carriage_returns_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_law_types_a_long_line_ended_by_a_bare_carriage_return_affects_no_other_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pairmill.pipeline.source.text_file.MAX_RECORD_BYTES", 50)
     monkeypatch.setattr("pairmill.pipeline.source.text_file._BUFFER_BYTES", 7)
     lines = [f"http://a.org/{row}" + "x" * (200 if row == 2 else 0) for row in range(5)]
@@ -495,13 +501,13 @@ def test_law_types_undeclared_latin_1_is_refused_by_name() -> None:
         *(("1.0e-05", 1e-5), (".5", 0.5), ("5.", 5.0), (".inf", math.inf), ("1.2.3", "1.2.3"), ("1e3", "1e3")),
     ],
 )
-def test_law_types_a_word_of_a_job_file_is_that_of_yaml_1_2(text: str, value: object) -> None:
+def test_law_types_words_in_a_job_file_have_their_yaml_1_2_values(text: str, value: object) -> None:
     assert load_yaml(text) == value
     assert type(load_yaml(text)) is type(value)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5))
-def test_law_types_a_job_file_reads_what_json_and_our_own_writer_wrote(value: object) -> None:
+def test_law_types_a_job_file_can_be_json_or_the_output_of_our_own_writer(value: object) -> None:
     assert load_yaml(yaml.safe_dump([value])) == [value]
     if json.dumps(value).isascii() and "\\ud" not in json.dumps(value) and "\\u" not in json.dumps(value):
         assert load_yaml(json.dumps([value])) == [value]
@@ -518,7 +524,7 @@ def test_law_types_the_resize_mode_no_needs_no_quotes(tmp_path: Path, setting: b
     assert job.rules.caption_drop_dates is True
 
 
-def test_law_types_pictures_are_read_one_by_one_if_an_average_says_nothing(
+def test_law_types_pictures_of_very_different_sizes_are_read_in_bounded_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cursor_module, "_BATCH_BYTES", 1 << 20)
@@ -544,7 +550,7 @@ def test_law_types_pictures_are_read_one_by_one_if_an_average_says_nothing(
 
 
 def _shard_bytes(path: Path, lengths: list[int], shard_rows: int = 4_096) -> list[int]:
-    """Bytes of the pictures in each shard of a corpus in one file."""
+    """Total bytes of the pictures in each planned shard of a corpus that is one file."""
     with folder() as where:
         source = {"paths": [str(path)], "kind": "corpus"}
         job = BuildJob.model_validate(

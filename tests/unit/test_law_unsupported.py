@@ -1,4 +1,4 @@
-"""Invariant: a picture that its own specification allows is never `image_corrupt`, even if no decoder here reads it."""
+"""Invariant: a valid picture is never `image_corrupt`, even if none of our decoders can read its variant."""
 
 import struct
 
@@ -16,7 +16,7 @@ def status(body: bytes) -> tuple[Status, str | None]:
 
 
 def jpeg(marker: int = 0xC0, bits: int = 8, height: int | None = None) -> bytes:
-    """A JPEG with another frame header. What follows is not read."""
+    """A JPEG with a changed frame header. The rest is not read."""
     body = bytearray(saved(photo(), "JPEG"))
     at = body.index(b"\xff\xc0")
     body[at + 1], body[at + 4] = marker, bits
@@ -52,7 +52,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_a_kind_that_is_not_supported_says_so(name: str) -> None:
+def test_a_valid_but_unsupported_picture_gets_the_status_unsupported(name: str) -> None:
     found, detail = status(UNSUPPORTED[name])
     assert found is Status.IMAGE_UNSUPPORTED
     assert detail
@@ -61,6 +61,6 @@ def test_a_kind_that_is_not_supported_says_so(name: str) -> None:
 @pytest.mark.parametrize(
     "body", [saved(photo(), "JPEG"), saved(photo(), "BMP"), bmp(24, 0), bmp(32, 3, (0xFF0000, 0xFF00, 0xFF))]
 )
-def test_a_broken_picture_of_a_usual_kind_is_corrupt(body: bytes) -> None:
+def test_a_truncated_picture_of_a_supported_kind_is_corrupt(body: bytes) -> None:
     for size in (20, 30, 60, len(body) // 2):
         assert status(body[:size])[0] is Status.IMAGE_CORRUPT

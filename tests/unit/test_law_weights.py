@@ -1,4 +1,4 @@
-"""Invariant: weights files that cannot be complete are refused before anything starts, with their path."""
+"""Invariant: weights files that cannot be complete are refused before anything starts. The message names the file."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ SAFETENSORS = next(TINY_FOLDER.glob("*.safetensors")).read_bytes()
 
 @pytest.mark.parametrize("part", [0, 7, 100, len(SAFETENSORS) // 2, len(SAFETENSORS) - 1])
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
-def test_law_weights_that_are_truncated_are_one_clear_error(name: str, part: int, tmp_path: Path) -> None:
+def test_law_weights_that_are_truncated_raise_a_clear_error(name: str, part: int, tmp_path: Path) -> None:
     shutil.copy(TINY_FOLDER / "open_clip_config.json", tmp_path)
     whole = SAFETENSORS
     if name.endswith(".bin"):

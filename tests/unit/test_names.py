@@ -1,4 +1,4 @@
-"""Tests that names of columns and keys are found exactly as a slower loop over all of them would find them."""
+"""Tests that columns and keys are found by name exactly as by a slower loop over all names."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def searched(names: Sequence[str], wanted: str) -> str | None:
 
 
 @given(st.lists(ALIKE | st.text(max_size=3), unique=True, max_size=6), st.lists(ALIKE, min_size=1, max_size=4))
-def test_a_name_is_found_as_by_a_search(names: list[str], wanted: list[str]) -> None:
+def test_a_name_is_found_as_by_a_linear_search(names: list[str], wanted: list[str]) -> None:
     known = Names(names)
     for each in wanted:
         assert known.find(each) == find_column(iter(names), each) == searched(names, each)

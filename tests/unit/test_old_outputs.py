@@ -1,4 +1,4 @@
-"""Tests that outputs planned by earlier versions can be resumed: records are read, and fingerprints stay the same."""
+"""Tests that outputs planned by earlier versions can be resumed: records can be read, and fingerprints are the same."""
 
 from pathlib import Path
 
@@ -30,11 +30,11 @@ RULES = {"rules.min_similarity": 0.25, "rules.caption_min_words": 2}
     ("fields", "before"),
     [(EMBED, "c3688c7d8d19437695939fb19facc43d"), (BUILD | RULES, "f8c41d1f08a326ab23a5582e6ae88f12")],
 )
-def test_the_fingerprint_of_a_job_is_what_version_0_1_0_computed(fields: dict[str, object], before: str) -> None:
+def test_the_fingerprint_of_a_job_is_the_same_as_in_version_0_1_0(fields: dict[str, object], before: str) -> None:
     assert fingerprint(load_job(None, fields), ["w"]) == before
 
 
-def test_a_record_that_says_held_is_a_corpus_and_unknown_top_level_fields_are_ignored() -> None:
+def test_a_record_with_held_is_read_as_a_corpus_and_unknown_top_level_fields_are_ignored() -> None:
     record = JobRecord(load_job(None, EMBED), "f" * 32, {"pairmill": "0.1.0"})
     values = record.to_json()
     source = {name: value for name, value in dict(values["source"]).items() if name != "kind"}  # type: ignore[call-overload]
@@ -44,7 +44,7 @@ def test_a_record_that_says_held_is_a_corpus_and_unknown_top_level_fields_are_ig
 
 
 @pytest.mark.parametrize(("before", "now"), [(False, "always"), (True, "auto")])
-def test_an_output_that_was_begun_with_skip_reencode_is_continued_as_it_was(before: bool, now: str) -> None:
+def test_an_output_started_with_skip_reencode_is_resumed_with_the_same_behavior(before: bool, now: str) -> None:
     record = JobRecord(load_job(None, BUILD), "f" * 32)
     values = record.to_json()
     since = ("reencode", "chroma", "md5")
@@ -53,7 +53,7 @@ def test_an_output_that_was_begun_with_skip_reencode_is_continued_as_it_was(befo
     assert old.job.images == record.job.images.model_copy(update={"reencode": now, "md5": True})
 
 
-def test_a_build_takes_what_becomes_of_pictures_from_the_record_of_its_output(tmp_path: Path) -> None:
+def test_a_resumed_build_takes_its_picture_settings_from_the_record_of_its_output(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("url,caption\nhttp://a.invalid/1.jpg,a picture\n")
     job = load_job(None, {"source.paths": [str(tmp_path / "in.csv")], "output": str(tmp_path / "out")})
     _, fingerprint = check(job)
@@ -73,7 +73,9 @@ def test_a_build_takes_what_becomes_of_pictures_from_the_record_of_its_output(tm
         ("none", NoPictures()),
     ],
 )
-def test_a_plan_records_the_picture_source_as_it_always_did(written: str | None, pictures: PictureSource) -> None:
+def test_a_plan_records_the_picture_source_as_earlier_versions_did(
+    written: str | None, pictures: PictureSource
+) -> None:
     mapping = ColumnMapping("url", "caption", None, None, None, pa.schema([]), (), pictures)
     values = mapping.to_json()
     assert values["pictures"] == written

@@ -12,7 +12,7 @@ RAYLET = "import subprocess, sys; sys.exit(subprocess.run(['sh', '-c', sys.argv[
 
 
 def fake_python(folder: Path) -> Path:
-    """An executable that prints its own name and its arguments."""
+    """An executable that prints its path and its arguments."""
     folder.mkdir()
     path = folder / "python"
     path.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@"\n')
@@ -21,7 +21,7 @@ def fake_python(folder: Path) -> Path:
 
 
 def under_a_raylet(*options: str, path: str = os.environ["PATH"]) -> list[str]:
-    """What the script prints as the entrypoint of a job, below a process with a raylet's command line."""
+    """The output of the script as the entrypoint of a job, in a child of a process with a raylet's command line."""
     entrypoint = f"sh {SCRIPT} build 'a b' --set c=1"
     command = [sys.executable, "-c", RAYLET, entrypoint, "--session_dir=/tmp/ray", *options, "--labels={}"]
     environment = {**os.environ, "PATH": path}
@@ -29,14 +29,14 @@ def under_a_raylet(*options: str, path: str = os.environ["PATH"]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["venv", "my venv"])
-def test_the_job_runs_on_the_python_of_rays_workers(tmp_path: Path, name: str) -> None:
+def test_the_job_runs_with_the_python_of_the_ray_workers(tmp_path: Path, name: str) -> None:
     python = fake_python(tmp_path / name)
     worker_command = subprocess.list2cmdline([str(python), "/x/setup_worker.py", "--a=RAY_PLACEHOLDER"])
     got = under_a_raylet(f"--python_worker_command={worker_command}")
     assert got == [str(python), "-m", "pairmill", "build", "a b", "--set", "c=1"]
 
 
-def test_without_a_raylet_it_is_the_python_on_the_path(tmp_path: Path) -> None:
+def test_without_a_raylet_the_job_runs_with_the_python_on_the_path(tmp_path: Path) -> None:
     python = fake_python(tmp_path / "bin")
     got = under_a_raylet(path=f"{python.parent}:{os.environ['PATH']}")
     assert got == [str(python), "-m", "pairmill", "build", "a b", "--set", "c=1"]

@@ -1,4 +1,4 @@
-"""Tests that a foreign folder is refused before anything is written there, and its files are never deleted."""
+"""Tests that a foreign folder is refused before anything is written there, and that its files are never deleted."""
 
 import errno
 import os
@@ -88,7 +88,7 @@ def test_an_export_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) ->
 def test_the_demo_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path / "out", names)
     before = contents(tmp_path / "out")
-    with pytest.raises(JobError, match="the folder is not a demo's: it has"):
+    with pytest.raises(JobError, match="the demo did not write this folder, which contains"):
         run_demo(str(tmp_path / "out"), 800, 1, as_json=False)
     assert contents(tmp_path / "out") == before
 
@@ -100,13 +100,13 @@ def test_a_folder_that_is_empty_or_has_only_hidden_or_leftover_files_is_free(tmp
     assert plan.num_rows == 40
 
 
-def test_a_new_folder_is_free_and_a_dataset_s_folder_may_contain_other_files(tmp_path: Path) -> None:
+def test_a_new_folder_is_free_and_the_folder_of_a_dataset_may_contain_other_files(tmp_path: Path) -> None:
     _, plan = prepare(job(tmp_path, tmp_path / "deep" / "out"))
     fill(tmp_path / "deep" / "out", ["notes.md", "input/more.csv", "images/cat.jpg", "report.html"])
     assert prepare(job(tmp_path, tmp_path / "deep" / "out"))[1] == plan
 
 
-def test_a_path_with_a_file_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_or_goes_through_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "out"):
         for check in (check_dataset_folder, check_export_folder):
@@ -115,7 +115,7 @@ def test_a_path_with_a_file_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def awkward(folder: Path) -> Iterator[str]:
-    """Output paths at which no user, not even root, can make a folder. Yields why not."""
+    """Output paths at which no user, not even root, can make a folder."""
     (folder / "loop").symlink_to("loop")
     (folder / "file").touch()
     yield f"{folder}/loop"
@@ -128,7 +128,7 @@ def awkward(folder: Path) -> Iterator[str]:
     yield "/sys/pairmill"
 
 
-def test_an_output_that_cannot_be_a_folder_is_one_line_with_its_path_and_the_remedy(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_a_folder_is_reported_in_one_line_with_its_path_and_a_remedy(tmp_path: Path) -> None:
     for output in awkward(tmp_path):
         starts = [
             lambda output=output: prepare(job(tmp_path, Path(output))),
@@ -146,7 +146,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line_with_its_path_and_the_rem
 
 
 @pytest.mark.parametrize("name", ["file/a", "file/deep/a", f"{'x' * 300}"])
-def test_a_file_where_an_output_needs_a_folder_is_one_line_with_its_path(tmp_path: Path, name: str) -> None:
+def test_a_file_in_place_of_a_needed_folder_is_a_storage_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     store = Store(str(tmp_path))
     for write in (store.create, store.replace):
@@ -156,7 +156,7 @@ def test_a_file_where_an_output_needs_a_folder_is_one_line_with_its_path(tmp_pat
 
 
 @pytest.mark.parametrize("code", sorted(LOCAL_ERRNOS | {errno.ENOSPC, errno.EIO, errno.ESTALE}))
-def test_what_is_at_fault_when_a_file_cannot_be_opened_is_known(
+def test_a_file_that_cannot_be_opened_is_blamed_on_the_machine_or_the_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fails(**_: object) -> None:
@@ -169,8 +169,8 @@ def test_what_is_at_fault_when_a_file_cannot_be_opened_is_known(
     assert Failure.of(raised.value).kind is expected
 
 
-def test_drivers_that_start_at_once_are_all_accepted(tmp_path: Path) -> None:
-    """Each sees some of what the others have written: conversions, a plan, or files of the first shards."""
+def test_drivers_that_start_at_the_same_time_are_all_accepted(tmp_path: Path) -> None:
+    """Each driver sees some files of the others: converted input, a plan, or the first shards."""
     for attempt in range(8):
         what, drivers = job(tmp_path, tmp_path / f"out{attempt}"), 4
         start = threading.Barrier(drivers)
@@ -191,7 +191,7 @@ SPELLINGS = ["in", "./in", "in/", "deep/../in", ".//in/.", "{cwd}/in", "file://{
 
 @pytest.mark.parametrize("path", ["in", "in/list.csv"])
 def test_a_source_is_the_same_in_every_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """A run can be resumed with any spelling, from any folder, and all spellings together are one source."""
+    """A run can be resumed with any spelling of its paths, and several spellings count as one source."""
     for name in ("in", "deep"):
         (tmp_path / name).mkdir()
     (tmp_path / "in/list.csv").write_text("url,caption\n" + "".join(f"http://e.org/{n},a\n" for n in range(9)))
@@ -214,7 +214,7 @@ def test_a_source_is_the_same_in_every_spelling(tmp_path: Path, monkeypatch: pyt
             list_path(f"{each.rstrip('/.')}x", Files())
 
 
-def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path) -> None:
+def test_verify_tells_users_to_delete_only_stray_files_of_pairmill(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok", "timeout"], [True, False]))
     named = {file.path for file in manifest.files.values()}
     ours = ["pairs/000000007.g1.parquet", "rejects/000000008.parquet", f"images/000000007.{'0' * 32}.tar"]
@@ -238,8 +238,8 @@ def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path)
     assert len(found) == len(ours) + len(foreign) + 1
 
 
-def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
-    """This includes files named like those of a crashed attempt."""
+def test_the_cleanup_of_a_run_deletes_no_foreign_file(tmp_path: Path) -> None:
+    """Foreign files include some with names similar to those of a crashed attempt."""
     store = Store(str(tmp_path))
     store.create("pairs/000000007.parquet", b"a dead attempt's")
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
@@ -251,11 +251,11 @@ def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"subset_attempt": "b"}, r"another export in it \(of the subset 'some' before it was selected again, or "),
-        ({"samples_per_file": 5}, r"another export in it \(samples_per_file 10, not 5\)"),
+        ({"subset_attempt": "b"}, r"another export \(of the subset 'some' before it was selected again, or "),
+        ({"samples_per_file": 5}, r"another export \(samples_per_file 10, not 5\)"),
     ],
 )
-def test_a_folder_with_another_export_says_how_that_one_differs(
+def test_a_folder_with_another_export_is_refused_saying_how_that_export_differs(
     tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
     values = {"dataset": "d", "subset": "some", "subset_attempt": "a", "format": "webdataset", "samples_per_file": 10}
@@ -265,8 +265,9 @@ def test_a_folder_with_another_export_says_how_that_one_differs(
         _claim_output(Store(str(tmp_path)), ".pairmill", record.model_copy(update=change))
 
 
-def test_a_plan_folder_in_which_nothing_could_be_written_is_free(tmp_path: Path) -> None:
-    """It is left by a run that was killed, or found the disk full, between making the folder and writing the plan."""
+def test_an_output_whose_plan_folder_is_empty_is_free(tmp_path: Path) -> None:
+    """A run leaves such a folder if it is killed, or the disk is full, after it made the folder and before it wrote the
+    plan."""
     (tmp_path / "out/plan").mkdir(parents=True)
     (tmp_path / "out/tmp").mkdir()
     check_dataset_folder(Store(str(tmp_path / "out")))

@@ -1,4 +1,4 @@
-"""Tests what all pages share: untrusted text and the templates."""
+"""Tests what all HTML pages share: the handling of untrusted text, and the templates."""
 
 import pytest
 from jinja2 import UndefinedError
@@ -7,7 +7,7 @@ from pairmill.pipeline.pages.templates import environment
 from pairmill.pipeline.pages.visible_text import visible_text
 
 
-def test_text_is_bounded_and_nothing_in_it_is_invisible_or_turns_the_direction() -> None:
+def test_text_is_truncated_and_invisible_or_direction_changing_characters_are_replaced() -> None:
     assert visible_text("a" * 500, 10) == "a" * 9 + "…"
     assert visible_text("pay\u202egnp.exe\u200b\x1b[31m\U000e0041", 99) == "pay\ufffdgnp.exe\ufffd\ufffd[31m\ufffd"
     assert visible_text("naïve 猫 🐈", 99) == "naïve 猫 🐈"

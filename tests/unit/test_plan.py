@@ -1,4 +1,4 @@
-"""Tests that the plan covers every input row once, never changes, and grows only at its end."""
+"""Tests that the plan covers every input row once and only ever grows at its end."""
 
 import io
 import os
@@ -72,7 +72,7 @@ FILES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([write_parquet, write_text]), FILES, FILES, st.integers(1, 40), st.lists(LIMITS, max_size=3))
-def test_every_row_is_in_one_shard_for_any_row_groups_limits_and_additions(
+def test_every_row_is_in_exactly_one_shard_for_any_row_groups_limits_and_additions(
     write: Write, files: list[tuple[int, int]], more: list[tuple[int, int]], shard_rows: int, limits: list[int | None]
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -127,7 +127,7 @@ def test_new_files_extend_the_plan_at_its_end_in_a_new_file(folder: Path) -> Non
     assert sorted(path.name for path in (folder / "out/plan").iterdir()) == ["0.parquet", "1.parquet"]
 
 
-def test_a_higher_limit_first_plans_the_rest_of_a_partly_planned_file(folder: Path) -> None:
+def test_a_higher_limit_first_plans_the_rest_of_a_partially_planned_file(folder: Path) -> None:
     write_parquet(folder, "a", 10)
     write_parquet(folder, "b", 10)
     assert slices(planned(folder, limit=6)) == [("a.parquet", 0, 4), ("a.parquet", 4, 2)]
@@ -153,7 +153,7 @@ def test_a_planned_file_that_changed_is_an_error_that_names_it(folder: Path, wri
     plan = planned(folder)
     stamp = next((folder / "in").iterdir())
     os.utime(stamp, (1, 1))
-    assert planned(folder) == plan, "a new time stamp is no change"
+    assert planned(folder) == plan, "a new timestamp is not a change"
     write(folder, "a", 11)
     with pytest.raises(PlanError, match=r"a\.\w+: has changed since it was planned"):
         planned(folder)
@@ -184,7 +184,7 @@ def test_a_new_file_with_a_new_column_is_an_error_that_names_both(folder: Path) 
         planned(folder)
 
 
-def test_a_source_that_changes_during_conversion_is_an_error_that_leaves_nothing(
+def test_a_source_that_changes_during_conversion_raises_an_error_and_leaves_no_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text(folder, "a", 2)
@@ -246,7 +246,7 @@ def test_formats_can_be_mixed(folder: Path) -> None:
     assert table["n"].to_pylist() == ["1", None, None, "4"]
 
 
-def test_two_drivers_that_plan_at_once_end_with_the_same_plan(folder: Path) -> None:
+def test_drivers_that_plan_at_the_same_time_get_the_same_plan(folder: Path) -> None:
     write_text(folder, "a", 30)
     write_text(folder, "b", 30)
     plans: list[Plan] = []
@@ -261,7 +261,9 @@ def test_two_drivers_that_plan_at_once_end_with_the_same_plan(folder: Path) -> N
     assert len(list((folder / "out/plan").iterdir())) == 1
 
 
-def test_a_driver_that_loses_the_race_plans_only_what_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_loses_the_race_plans_only_the_remaining_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_parquet(folder, "a", 10)
     create = Store.create
 
@@ -295,7 +297,7 @@ def test_a_truncated_plan_file_is_an_error(damaged: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
-def test_a_plan_file_of_a_newer_version_is_an_error(damaged: Path) -> None:
+def test_a_plan_file_from_a_newer_version_is_an_error(damaged: Path) -> None:
     path = damaged / "out/plan/1.parquet"
     table = pq.read_table(path)
     newer = table.schema.metadata[b"pairmill"].replace(b'"schema_version": 1', b'"schema_version": 99')
@@ -311,7 +313,7 @@ def test_a_folder_without_a_plan_is_an_error(tmp_path: Path) -> None:
         load_plan(Store(str(tmp_path)))
 
 
-def test_the_description_counts_shards_objects_and_memory(folder: Path) -> None:
+def test_the_description_states_shards_output_files_and_memory(folder: Path) -> None:
     write_parquet(folder, "a", 10)
     text = describe_plan(planned(folder), job(folder, run={"download_actors": 2}))
     assert text.startswith("10 rows in 3 shards of up to 4: 12 output files; about 0 MB")
@@ -334,7 +336,7 @@ def test_the_description_advises_smaller_shards_if_actors_would_be_idle(folder: 
     assert "shard_rows: 64 would give each of 4 download actors work" in text
 
 
-def test_plan_files_are_plain_parquet_with_the_plan_s_columns(folder: Path) -> None:
+def test_plan_files_are_plain_parquet_with_the_columns_of_the_schema(folder: Path) -> None:
     write_parquet(folder, "a", 2)
     planned(folder)
     assert pq.read_table(io.BytesIO((folder / "out/plan/0.parquet").read_bytes())).column_names == PLAN_SCHEMA.names

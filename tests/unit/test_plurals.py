@@ -1,4 +1,4 @@
-"""Tests messages about a single thing: none says `1 rows`."""
+"""Tests that messages about a single item use the singular, not `1 rows`."""
 
 import io
 import tarfile
@@ -70,6 +70,6 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=list(MESSAGES.values()))
-def test_one_thing_is_singular(message: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_about_one_item_are_singular(message: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(message)
     assert message(tmp_path, monkeypatch) == MESSAGES[message]

@@ -1,5 +1,5 @@
-"""Tests progress inside shards: workers count, the driver adds up, and a line in a terminal, log or notebook shows
-it."""
+"""Tests progress within shards: workers count, the driver adds up, and a line in a terminal, log or notebook shows the
+result."""
 
 import io
 import re
@@ -21,7 +21,7 @@ from pairmill.schemas.manifest import ShardManifest
 
 
 class Clock:
-    """time.monotonic of the modules under test."""
+    """Replaces the `time` module in the modules under test."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -50,10 +50,10 @@ def manifest(shard: int = 0, **statuses: int) -> ShardManifest:
     return ShardManifest(shard=shard, attempt="", statuses=statuses, **counts, **more)  # type: ignore[arg-type]
 
 
-# what workers count
+# What workers count
 
 
-def test_rows_of_an_open_shard_grow_with_its_items_and_are_whole_once_it_is_done() -> None:
+def test_rows_of_an_open_shard_grow_with_its_items_and_are_complete_once_it_is_done() -> None:
     progress = WorkProgress()
     progress.in_flight = lambda: 7
     with progress.shard(rows=100) as shard:
@@ -73,7 +73,7 @@ def test_a_shard_that_fails_adds_no_rows() -> None:
     assert (progress.counts().rows, progress.counts().items) == (0, 1)
 
 
-def test_a_shard_without_items_counts_at_its_end() -> None:
+def test_a_shard_without_items_is_counted_when_it_ends() -> None:
     progress = WorkProgress()
     with progress.shard(rows=9) as shard:
         shard.expect(0)
@@ -98,7 +98,7 @@ def test_no_count_is_lost_between_threads() -> None:
     assert progress.counts() == WorkCounts(8_000, 0, 0, 8_000, 8_000, 24_000)
 
 
-# what the driver asks
+# What the driver asks
 
 
 class Asked:
@@ -134,7 +134,7 @@ def tick(clock: Clock, workers: LiveWorkers) -> Callable[[], None]:
     return next_round
 
 
-def test_answers_are_summed_by_stage_without_waiting_for_anyone(
+def test_answers_are_summed_by_stage_without_waiting_for_silent_workers(
     workers: LiveWorkers, told: list[Any], tick: Callable[[], None]
 ) -> None:
     one, other, silent, encoder = Asked(), Asked(), Asked(), Asked()
@@ -148,7 +148,7 @@ def test_answers_are_summed_by_stage_without_waiting_for_anyone(
     tick()
     assert told[-1]["download"] == WorkCounts(100, 15, 3)
     assert told[-1]["encode"].items == 4
-    assert len(silent.questions) == 1  # it has not answered the first one
+    assert len(silent.questions) == 1  # it has not answered the first question
 
 
 def test_only_the_finished_work_of_a_dead_worker_counts(
@@ -178,23 +178,21 @@ def test_thousands_of_workers_are_asked_in_turn(workers: LiveWorkers, tick: Call
     assert all(len(worker.questions) == 1 for worker in asked)
 
 
-def test_ticks_within_one_interval_cost_nothing(
-    workers: LiveWorkers, told: list[Any], tick: Callable[[], None]
-) -> None:
+def test_ticks_within_one_interval_do_nothing(workers: LiveWorkers, told: list[Any], tick: Callable[[], None]) -> None:
     tick()
     for _ in range(100):
         workers.tick()
     assert len(told) == 1
 
 
-# what the line says
+# What the line says
 
 
 def downloading(rows: int, in_flight: int = 64, num_bytes: int = 0, good: int | None = None) -> dict[str, WorkCounts]:
     return {"download": WorkCounts(0, rows, in_flight, rows, rows if good is None else good, num_bytes)}
 
 
-def test_the_line_moves_inside_a_shard(clock: Clock) -> None:
+def test_the_line_shows_progress_within_a_shard(clock: Clock) -> None:
     state = RunState(rows_left=600, shards_left=1)
     state.update(downloading(0))
     clock.now += 10
@@ -202,7 +200,7 @@ def test_the_line_moves_inside_a_shard(clock: Clock) -> None:
     assert state.line(200) == "200/600 rows  20/s  20 s left  64 in flight  3.0 MB/s  pictures 75%"
 
 
-def test_the_slowest_stage_decides_the_time_left(clock: Clock) -> None:
+def test_the_slowest_stage_determines_the_time_left(clock: Clock) -> None:
     state = RunState(rows_left=1_000, shards_left=2)
     for second in range(11):
         state.update({**downloading(100 * second, in_flight=5), "encode": WorkCounts(0, 10 * second, 0, 10 * second)})
@@ -210,7 +208,7 @@ def test_the_slowest_stage_decides_the_time_left(clock: Clock) -> None:
     assert state.line(200).startswith("100/1,000 rows  10/s  2 min left  5 in flight  fetched 1,000")
 
 
-def test_rows_never_become_fewer_when_a_later_stage_begins_to_count(clock: Clock) -> None:
+def test_the_number_of_rows_never_decreases_when_a_later_stage_begins_to_count(clock: Clock) -> None:
     state = RunState(rows_left=1_000, shards_left=2)
     state.update(downloading(680))
     assert state.line(200).startswith("680/1,000 rows")
@@ -221,14 +219,14 @@ def test_rows_never_become_fewer_when_a_later_stage_begins_to_count(clock: Clock
 
 
 @pytest.mark.parametrize("reported", [10, 90, 100])
-def test_no_fewer_rows_are_shown_as_fetched_than_are_committed(clock: Clock, reported: int) -> None:
+def test_the_line_never_shows_fewer_fetched_rows_than_committed_rows(clock: Clock, reported: int) -> None:
     state = RunState(rows_left=100, shards_left=1)
     state.update({**downloading(reported, in_flight=1), "encode": WorkCounts(0, reported, 0, reported)})
     state.commit(manifest(0, ok=60, timeout=40))
     assert "fetched 100" in state.line(200)
 
 
-def test_rates_are_of_the_last_seconds_only(clock: Clock) -> None:
+def test_rates_cover_only_the_last_seconds(clock: Clock) -> None:
     state = RunState(rows_left=100_000, shards_left=1)
     for second in range(100):
         state.update(downloading(1_000 * min(second, 10) + second))
@@ -236,7 +234,7 @@ def test_rates_are_of_the_last_seconds_only(clock: Clock) -> None:
     assert "  1/s  " in state.line(200)
 
 
-def test_shares_and_losses_are_those_of_committed_shards(clock: Clock) -> None:
+def test_shares_and_losses_cover_only_committed_shards(clock: Clock) -> None:
     state = RunState(rows_left=400, shards_left=4)
     state.commit(manifest(ok=60, timeout=30, http_4xx=10))
     clock.now += 10
@@ -246,7 +244,7 @@ def test_shares_and_losses_are_those_of_committed_shards(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("width", range(20, 140))
-def test_only_whole_parts_are_shown(width: int, clock: Clock) -> None:
+def test_a_line_that_is_too_long_loses_only_whole_parts(width: int, clock: Clock) -> None:
     state = RunState(rows_left=4_000_000, shards_left=900)
     state.commit(manifest(ok=60, timeout=30))
     state.update(downloading(0))
@@ -261,7 +259,7 @@ def test_only_whole_parts_are_shown(width: int, clock: Clock) -> None:
         assert "kept" in part
 
 
-def test_at_60_columns_the_line_has_what_is_kept_and_what_happens_inside_a_shard(clock: Clock) -> None:
+def test_at_60_columns_the_line_shows_the_kept_share_and_progress_within_a_shard(clock: Clock) -> None:
     state = RunState(rows_left=40_960, shards_left=10)
     state.update(downloading(0))
     clock.now += 10
@@ -275,7 +273,7 @@ def test_at_60_columns_the_line_has_what_is_kept_and_what_happens_inside_a_shard
     assert {*line.split("  ")} < {*state.line(10_000).split("  ")}
 
 
-def test_with_room_for_more_the_time_left_comes_before_the_rate_and_losses_come_last(clock: Clock) -> None:
+def test_as_the_line_grows_the_time_left_is_added_before_the_rate_and_losses_are_added_last(clock: Clock) -> None:
     state = RunState(rows_left=400, shards_left=4)
     state.commit(manifest(ok=60, timeout=30, http_4xx=10))
     clock.now += 10
@@ -298,7 +296,7 @@ def test_durations_and_sizes_are_short() -> None:
     assert [size(n) for n in (12, 1_500, 950_000, 12_500_000, 3e9)] == ["12 B", "1.5 kB", "950 kB", "12.5 MB", "3.0 GB"]
 
 
-# how it is shown
+# How the line is shown
 
 
 def test_a_terminal_has_one_line_that_is_overwritten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,12 +312,12 @@ def test_a_terminal_has_one_line_that_is_overwritten(clock: Clock, monkeypatch: 
     written = stream.getvalue()
     lines = written.split("\r\x1b[2K")
     assert [line.split(" rows")[0] for line in lines[1:4]] == ["100/600", "200/600", "300/600"]
-    assert lines[4].startswith("shard 000000007 failed\n300/600 rows")  # above the live line, which stays
+    assert lines[4].startswith("shard 000000007 failed\n300/600 rows")  # above the live line, which remains
     assert written.endswith(" in flight  pictures 100%\n")
     assert max(len(line) for line in re.split(r"\n|\r\x1b\[2K", written)) < 60
 
 
-def test_a_log_has_a_line_every_five_seconds_at_most_and_none_twice(clock: Clock) -> None:
+def test_a_log_gets_at_most_a_line_every_five_seconds_and_no_line_twice(clock: Clock) -> None:
     listener = ConsoleProgress(stream := io.StringIO())
     listener.planned("600 rows in 1 shard", 1, 600, 0)
     said = len(stream.getvalue().splitlines())
@@ -334,7 +332,7 @@ def test_a_log_has_a_line_every_five_seconds_at_most_and_none_twice(clock: Clock
     assert "\r" not in stream.getvalue()
 
 
-def test_a_log_has_the_last_line_of_a_short_run(clock: Clock) -> None:
+def test_a_log_gets_the_last_line_of_a_short_run(clock: Clock) -> None:
     listener = ConsoleProgress(stream := io.StringIO())
     listener.planned("2 shards", 2, 200, 0)
     listener.committed(manifest(0, ok=100))
@@ -351,11 +349,11 @@ def test_steps_are_shown_with_their_parts(clock: Clock, monkeypatch: pytest.Monk
         listener.step("dedup: by phash, distance 4, best similarity_a + similarity_b + 2 * width", done, 1_234)
     assert stream.getvalue().endswith("  3/1,234")
     listener.close()
-    assert stream.getvalue().endswith("\r\x1b[2K")  # nothing is left of it
+    assert stream.getvalue().endswith("\r\x1b[2K")  # the line is erased
     assert max(len(line) for line in re.split(r"\n|\r\x1b\[2K", stream.getvalue())) == 59
 
 
-def test_a_notebook_gets_no_terminal_codes_and_no_rest_of_a_longer_line(clock: Clock) -> None:
+def test_a_notebook_gets_no_terminal_codes_and_no_remains_of_a_longer_line(clock: Clock) -> None:
     listener = NotebookProgress(stream := io.StringIO())
     listener.planned("600 rows", 1, 600, 0)
     clock.now += 1
@@ -374,7 +372,7 @@ def test_a_notebook_gets_no_terminal_codes_and_no_rest_of_a_longer_line(clock: C
     assert screen[-2:] == ["shard 000000003 failed", ""]
 
 
-def test_a_custom_listener_may_leave_methods_out() -> None:
+def test_a_custom_listener_may_omit_methods() -> None:
     class Mine(ProgressListener):
         done = 0
 
@@ -389,7 +387,7 @@ def test_a_custom_listener_may_leave_methods_out() -> None:
     assert mine.done == 1
 
 
-def test_a_run_that_adds_columns_shows_neither_losses_nor_warnings_of_the_run_that_made_the_shards(
+def test_a_run_that_adds_columns_shows_no_losses_or_warnings_about_the_original_run(
     clock: Clock,
 ) -> None:
     stream = Terminal()

@@ -1,4 +1,4 @@
-"""Tests the rows of a shard: their uids and problems, and slices of large files."""
+"""Tests reading the rows of a shard: their uids and problems, and slices of large files."""
 
 import hashlib
 import uuid
@@ -30,7 +30,7 @@ Read = Callable[..., pa.Table]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Read a table as one shard, through a Parquet file."""
+    """Reads a table as one shard of a Parquet file."""
 
     def read_as_shard(table: pa.Table | dict[str, Any], number: int = 7, **source: str) -> pa.Table:
         path = str(tmp_path / "a.parquet")
@@ -51,7 +51,7 @@ def column(table: pa.Table, name: str) -> list[Any]:
 
 
 def invalid(raw: list[bytes], data_type: pa.DataType) -> pa.Array:
-    """Text with bytes that are not UTF-8, which careless writers leave in string columns."""
+    """Text with bytes that are not UTF-8, as careless writers leave in string columns."""
     binary = pa.array(raw, pa.large_binary() if data_type == pa.large_string() else pa.binary())
     return pa.Array.from_buffers(data_type, len(raw), binary.buffers())
 
@@ -106,7 +106,7 @@ def test_the_uid_does_not_depend_on_shard_or_order(
         pa.dictionary(pa.int32(), pa.string()),
     ],
 )
-def test_text_of_any_type_gives_the_same_rows(read: Read, data_type: pa.DataType) -> None:
+def test_text_of_any_arrow_type_results_in_the_same_rows(read: Read, data_type: pa.DataType) -> None:
     values = pa.array(["é", None, "", "x"]).cast(data_type)
     table = read(pa.table({"url": values, "caption": values}))
     assert column(table, "url") == column(table, "caption") == ["é", None, "", "x"]
@@ -158,12 +158,12 @@ def test_a_list_of_captions_becomes_one_row_per_caption(read: Read, data_type: p
     assert column(table, "status") == ["ok", "ok", "duplicate_in_shard", "ok", "ok", "ok", "ok"]
 
 
-def test_fixed_size_lists_work_too(read: Read) -> None:
+def test_captions_can_be_fixed_size_lists(read: Read) -> None:
     captions = pa.array([["a", "b"], ["c", None]], pa.list_(pa.string(), 2))
     assert column(read(pa.table({"url": ["u", "v"], "caption": captions})), "caption") == ["a", "b", "c", None]
 
 
-def test_a_row_with_too_many_captions_is_refused_alone(read: Read) -> None:
+def test_only_the_row_with_too_many_captions_is_refused(read: Read) -> None:
     table = read({"url": list("uvw"), "caption": [["a"], [f"{number}" for number in range(300_000)], ["b", "c"]]})
     assert column(table, "row_id") == ["7:0:0", "7:1:0", "7:2:0", "7:2:1"]
     assert column(table, "status") == ["ok", "row_malformed", "ok", "ok"]
@@ -171,7 +171,7 @@ def test_a_row_with_too_many_captions_is_refused_alone(read: Read) -> None:
     assert column(table, "caption") == ["a", None, "b", "c"]
 
 
-def test_a_row_that_would_make_the_shard_too_large_is_refused_alone(read: Read) -> None:
+def test_only_the_row_that_would_make_the_shard_too_large_is_refused(read: Read) -> None:
     captions = [["a", "b"], [f"{number}" for number in range(1000)], ["c", "d"]]
     table = read({"url": ["u", "v" * 1_500_000, "w"], "caption": captions, "carried": ["x", "y", "z"]})
     assert column(table, "status") == ["ok", "ok", "row_malformed", "ok", "ok"]
@@ -221,7 +221,7 @@ def test_a_file_without_the_checksum_column_is_an_error_that_names_it(tmp_path: 
         map_columns(source, [inspect_parquet(path, Files()) for path in paths], needs_license=False)
 
 
-def test_own_uids_are_normalized_and_invalid_ones_refused(read: Read) -> None:
+def test_own_uids_are_normalized_and_invalid_uids_are_refused(read: Read) -> None:
     good = "0123456789ABCDEF0123456789abcdef"
     given_ids = [good, str(uuid.UUID(int=5)), "12", None, good[:-1] + "g", f" {good}", "é", good]
     table = read({"url": list("abcdefgh"), "id": given_ids}, uid_column="id")
@@ -256,7 +256,7 @@ def test_a_given_uid_becomes_32_hex_digits_or_none(text: str) -> None:
     assert found is None or (len(found) == 32 and set(found) <= set("0123456789abcdef"))
 
 
-def test_malformed_rows_stay_in_order_and_are_not_duplicates(read: Read) -> None:
+def test_malformed_rows_stay_in_order_and_are_not_treated_as_duplicates(read: Read) -> None:
     table = read(
         {"url": ["a", None, None, None], "caption": ["x", None, None, None], MALFORMED_COLUMN: [None, "p", "p", None]}
     )
@@ -265,7 +265,7 @@ def test_malformed_rows_stay_in_order_and_are_not_duplicates(read: Read) -> None
     assert MALFORMED_COLUMN not in table.column_names
 
 
-def test_a_dictionary_becomes_its_values_at_any_depth(read: Read) -> None:
+def test_dictionaries_are_replaced_by_their_values_at_any_depth(read: Read) -> None:
     words = pa.array(["x", None]).dictionary_encode()
     lists = pa.ListArray.from_arrays([0, 1, 2], words)
     table = read(pa.table({"url": ["u", "v"], "d": words, "l": lists}))
@@ -301,7 +301,7 @@ def test_missing_columns_become_null_and_narrower_types_are_widened(tmp_path: Pa
 
 @pytest.fixture
 def large(tmp_path: Path) -> str:
-    """One row group of 300,000 rows, like those of published lists (which have a million)."""
+    """A file with one row group of 300,000 rows. Those of published lists have a million."""
     path = str(tmp_path / "large.parquet")
     urls = pa.array([f"http://host/{row:032d}.jpg" for row in range(300_000)])
     pq.write_table(pa.table({"url": urls}), path, row_group_size=300_000, use_dictionary=False, compression="none")
@@ -357,7 +357,7 @@ def test_any_slices_can_be_read_in_any_order(
     cursor.close()
 
 
-def test_a_damaged_page_is_an_error_that_names_the_file_and_other_pages_are_readable(tmp_path: Path) -> None:
+def test_a_damaged_page_is_an_error_that_names_the_file_and_other_pages_can_still_be_read(tmp_path: Path) -> None:
     path = tmp_path / "damaged.parquet"
     table = pa.table({"url": [f"http://host/{row:032d}.jpg" for row in range(20_000)]})
     pq.write_table(table, path, row_group_size=10_000, use_dictionary=False, write_page_checksum=True)
@@ -385,7 +385,7 @@ def test_a_file_that_changed_after_planning_is_an_error_that_names_it(tmp_path: 
 
 
 def test_storage_that_does_not_answer_is_not_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").mkdir()  # opening a folder fails for every user, whereas permissions do not stop root
+    (tmp_path / "a.parquet").mkdir()  # opening a folder fails even for root, unlike missing permissions
     with pytest.raises(UnreachableInput, match=r"a\.parquet: cannot be opened") as raised:
         Cursor(Store("/nowhere"), str(tmp_path / "a.parquet"), "blake2b:1:x")
     assert Failure.of(raised.value).kind is FailureKind.MACHINE

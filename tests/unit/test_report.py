@@ -1,4 +1,4 @@
-"""Tests the report of small output folders that are committed by hand."""
+"""Tests reports on small output folders that are committed by hand."""
 
 import re
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
 class Parsed(HTMLParser):
-    """All tags with their attributes, and the text."""
+    """A parsed page: all tags with their attributes, and the text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def page(store: Store, *arguments: Any, **keywords: Any) -> str:
 
 
 def section(html: str, title: str) -> str:
-    """The cards under a title."""
+    """The HTML of the cards under a title."""
     return re.split(rf"<h3>{re.escape(title)} <small>", html, maxsplit=1)[1].split("</ul>", 1)[0]
 
 
@@ -81,7 +81,7 @@ def subset(store: Store, name: str, *steps: dict[str, Any]) -> None:
     select(SelectJob.model_validate({"dataset": store.root, "name": name, "steps": list(steps)}))
 
 
-def test_best_worst_and_borderline_pairs_are_chosen_over_all_shards(tmp_path: Path) -> None:
+def test_best_worst_and_borderline_pairs_are_chosen_from_all_shards(tmp_path: Path) -> None:
     rng = Random(1)
     scores = [round(rng.uniform(-0.5, 0.99), 3) for _ in range(90)]
     shards = [scored(scores[number::3]) for number in range(3)]
@@ -118,7 +118,7 @@ def test_the_funnel_lists_every_reason_and_custom_rules_by_name(tmp_path: Path) 
     assert ">custom rule: no_cats <small>1 row, 20.0%" in html and "<span>HTTP 404</span>" in html
 
 
-def test_each_picture_is_in_the_page_once_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_picture_is_read_once_and_is_on_the_page_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Any] = []
     of = Thumbnails.of
     monkeypatch.setattr(Thumbnails, "of", lambda self, rows: read.append(list(rows)) or of(self, read[-1]))
@@ -183,7 +183,7 @@ def test_hostile_text_stays_visible_plain_text_everywhere(tmp_path: Path) -> Non
 
 
 def check_harmless(html: str) -> None:
-    """The page runs nothing and loads nothing."""
+    """Check that the page runs nothing and loads nothing."""
     parsed = Parsed(html)
     policy = next(attrs["content"] for _, attrs in parsed.tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy and policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
@@ -232,7 +232,7 @@ def check_harmless(html: str) -> None:
     assert "@import" not in html
 
 
-def test_what_is_read_is_bounded_and_the_page_says_so(tmp_path: Path) -> None:
+def test_the_rows_read_are_limited_and_the_page_says_so(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([number / 10]) for number in range(10)])
     made = make_report(store, max_rows=4, now=NOW)
     assert (made.rows, made.rows_read) == (10, 4)
@@ -242,13 +242,13 @@ def test_what_is_read_is_bounded_and_the_page_says_so(tmp_path: Path) -> None:
     assert make_report(store, max_rows=0, now=NOW).rows_read == 1  # one shard is always read
 
 
-def test_the_sample_depends_on_nothing_but_the_shards_and_the_page_on_nothing_but_the_dataset(tmp_path: Path) -> None:
+def test_the_sample_depends_only_on_the_shards_and_the_page_only_on_the_dataset(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([0.5, 0.5, 0.5]), scored([0.5, 0.1])])
     assert page(store) == page(store)
     assert page(store, max_rows=3) == page(store, max_rows=3)
 
 
-def test_a_subset_s_report_shows_its_steps_what_they_dropped_and_its_duplicates(tmp_path: Path) -> None:
+def test_the_report_on_a_subset_shows_its_steps_their_dropped_rows_and_its_duplicates(tmp_path: Path) -> None:
     hashes = [*"aab", "a", *"cd"]
     rows = [pair(f"caption {n}", 0.9 - n / 10, sha256=sha * 64) for n, sha in enumerate(hashes)]
     store = write_dataset(tmp_path, [rows])
@@ -262,7 +262,9 @@ def test_a_subset_s_report_shows_its_steps_what_they_dropped_and_its_duplicates(
     assert "threshold 0.45" in html and ">in clean<" in html and ">not in clean<" in html
 
 
-def test_a_subset_s_report_shows_the_head_that_balance_thinned_out_and_the_samples_per_epoch(tmp_path: Path) -> None:
+def test_the_report_on_a_subset_shows_the_entries_that_balance_reduced_and_the_samples_per_epoch(
+    tmp_path: Path,
+) -> None:
     rows = [pair(f"<b>cat</b> {n}", 0.5) for n in range(30)] + [pair("a dog", 0.5), pair("nothing", 0.5)]
     store = write_dataset(tmp_path / "out", [rows])
     (tmp_path / "words.txt").write_text("<b>cat</b>\ndog\n")
@@ -283,14 +285,14 @@ def test_a_subset_s_report_shows_the_head_that_balance_thinned_out_and_the_sampl
     assert "2.5" in text.partition("highest weight")[2][:20] and "Times per epoch (weight)" in text
 
 
-def test_near_duplicates_are_found_by_their_distance(tmp_path: Path) -> None:
+def test_near_duplicates_are_shown_by_their_distance(tmp_path: Path) -> None:
     hashes = ["0" * 16, "0" * 15 + "1", "f" * 16, None]
     store = write_dataset(tmp_path, [[pair(f"{n}", 0.9 - n / 10, phash=each) for n, each in enumerate(hashes)]])
     subset(store, "clean", {"dedup": {"by": "phash", "distance": 1}})
     assert shown(page(store, "clean"), "1 duplicate of 0:0") == [0.9, 0.8]
 
 
-def test_rows_with_similar_embeddings_are_found_by_their_cosine(tmp_path: Path) -> None:
+def test_rows_with_similar_embeddings_are_shown_as_duplicates(tmp_path: Path) -> None:
     vectors = [[1.0, 0.0], [1.0, 0.3], None, [0.0, 1.0], [1.0, -0.3], [1.0, 1.0]]
     rows = [
         pair(f"{n}", 0.9 - n / 10, image_embedding_tiny=each, text_embedding_tiny=each)
@@ -302,7 +304,7 @@ def test_rows_with_similar_embeddings_are_found_by_their_cosine(tmp_path: Path) 
         assert shown(page(store, by), "2 duplicates of 0:0") == [0.9, 0.8, 0.5]
 
 
-def test_near_duplicates_by_pdq_are_found_by_their_distance(tmp_path: Path) -> None:
+def test_near_duplicates_by_pdq_are_shown_by_their_distance(tmp_path: Path) -> None:
     hashes = ["0" * 56 + "f" * 8, "0" * 56 + "1" * 8, "f" * 64, None]
     rows = [pair(f"{n}", 0.9 - n / 10, pdq=each, pdq_quality=90) for n, each in enumerate(hashes)]
     store = write_dataset(tmp_path, [rows], pa.schema([("pdq", pa.string()), ("pdq_quality", pa.uint8())]))
@@ -334,7 +336,7 @@ def test_two_datasets_are_compared(tmp_path: Path) -> None:
 
 
 def compared_charts(html: str) -> list[tuple[list[str], list[str], int]]:
-    """(ticks, bins with rows, rows in them) of both charts of a comparison."""
+    """(ticks, names of bins with rows, number of rows) for both charts of a comparison."""
     parts = html.split("<h2>Compared: ")[1].split("</section>")[0].split('<svg viewBox="0 0 560')[1:]
     found = []
     for part in parts:
@@ -345,7 +347,7 @@ def compared_charts(html: str) -> list[tuple[list[str], list[str], int]]:
     return found
 
 
-def test_both_charts_of_a_comparison_have_the_same_axis_and_bins(tmp_path: Path) -> None:
+def test_the_two_charts_of_a_comparison_have_the_same_axis_and_bins(tmp_path: Path) -> None:
     one = write_dataset(tmp_path / "one", [scored([0.9, 0.83, 0.71])])
     write_dataset(tmp_path / "two", [scored([n / 10_000 for n in range(40)] + [0.83])])
     (ticks, bins, rows), (other_ticks, other_bins, other_rows) = compared_charts(
@@ -361,7 +363,7 @@ def test_both_charts_of_a_comparison_have_the_same_axis_and_bins(tmp_path: Path)
     assert ticks == other_ticks and (rows, other_rows) == (15, 35)
 
 
-def test_the_charts_of_compared_datasets_say_what_they_show_and_what_they_come_from(tmp_path: Path) -> None:
+def test_the_charts_of_compared_datasets_name_their_series_and_say_whether_they_are_sampled(tmp_path: Path) -> None:
     one = write_dataset(tmp_path / "one", [scored([0.9, 0.1])])
     subset(one, "clean")
     write_dataset(tmp_path / "two", [scored([0.8]), scored([0.7, 0.6])])
@@ -388,11 +390,11 @@ def test_the_charts_of_compared_datasets_say_what_they_show_and_what_they_come_f
         ("similarity >= width and similarity == 0.3 and kept == True", {}),
     ],
 )
-def test_thresholds_are_the_minimums_that_all_rows_of_a_subset_have(where: str, expected: dict[str, float]) -> None:
+def test_thresholds_are_the_minimums_that_hold_for_all_rows_of_a_subset(where: str, expected: dict[str, float]) -> None:
     assert dict(minimums(where)) == expected
 
 
-def test_the_highest_of_several_thresholds_is_shown_and_only_for_models_that_the_build_had(tmp_path: Path) -> None:
+def test_the_highest_threshold_is_shown_and_only_for_models_of_the_build(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([0.9, 0.3])])
     subset(store, "clean", {"where": "similarity >= 0.4"}, {"where": "similarity_tiny >= 0.2"})
     assert "threshold 0.4<" in page(store, "clean")
@@ -402,10 +404,10 @@ def test_the_highest_of_several_thresholds_is_shown_and_only_for_models_that_the
     assert build_thresholds(RulesConfig(min_similarity=0.3), ["later"], scores) == {"similarity_tiny": 0.3}
 
 
-def test_what_cannot_be_compared_is_one_line_that_says_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_name_to_compare_with_is_an_error_that_lists_the_subsets(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([0.9])])
     subset(store, "clean")
-    with pytest.raises(JobError, match=r"has no subset 'claen' \(it has: clean\), nor is that an output folder"):
+    with pytest.raises(JobError, match=r"has no subset 'claen' \(it has: clean\), nor is it an output folder"):
         report(store, "clean", "claen")
 
 
@@ -432,7 +434,7 @@ def test_without_a_model_a_sample_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pictures", ["none", "gone"])
-def test_pictures_that_cannot_be_shown_do_not_lose_the_page(tmp_path: Path, pictures: str) -> None:
+def test_pictures_that_cannot_be_shown_do_not_prevent_the_report(tmp_path: Path, pictures: str) -> None:
     store = write_dataset(tmp_path, [scored([0.9])], pictures="none" if pictures == "none" else "pairs")
     if pictures == "gone":
         Path(store.path("images/000000000.tar")).write_bytes(b"gone")
@@ -442,7 +444,7 @@ def test_pictures_that_cannot_be_shown_do_not_lose_the_page(tmp_path: Path, pict
 
 
 @pytest.mark.parametrize("shards", [[], [[reject("a"), reject("b", "timeout")]]], ids=["unfinished", "only rejects"])
-def test_a_dataset_without_pairs_still_gives_a_page(tmp_path: Path, shards: list[list[dict[str, Any]]]) -> None:
+def test_a_dataset_without_pairs_still_gets_a_report(tmp_path: Path, shards: list[list[dict[str, Any]]]) -> None:
     html = page(write_dataset(tmp_path, shards, planned=2))
     check_harmless(html)
     expected = (
@@ -463,13 +465,12 @@ def test_an_interrupted_report_says_that_the_dataset_is_complete(
     with pytest.raises(typer.Exit) as stopped:
         write_report(store)
     assert stopped.value.exit_code == 130
-    assert (
-        capsys.readouterr().err == f"Stopped. The dataset is complete without the report: pairmill report {tmp_path}\n"
-    )
+    stopped_message = f"Stopped. The dataset is complete; only the report is missing: pairmill report {tmp_path}\n"
+    assert capsys.readouterr().err == stopped_message
     assert not store.exists("report.html")
 
 
-def test_the_file_goes_where_it_should_or_one_line_says_why_not(tmp_path: Path) -> None:
+def test_the_report_is_written_to_the_given_path_or_one_line_says_why_not(tmp_path: Path) -> None:
     store = write_dataset(tmp_path / "out", [scored([0.9])])
     assert report(store).path == f"{tmp_path}/out/report.html"
     assert not (tmp_path / "out/tmp").exists()
@@ -486,7 +487,7 @@ def test_the_file_goes_where_it_should_or_one_line_says_why_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("out", ["s3://a.html", "s3://bucket/folder/", "https://host/a.html"])
-def test_an_out_that_is_no_object_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+def test_an_out_that_cannot_name_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     store = write_dataset(tmp_path / "out", [scored([0.9])])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(JobError, match="give a local file or s3://BUCKET/FILE"):
@@ -494,7 +495,9 @@ def test_an_out_that_is_no_object_is_refused(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_read_only_dataset_s_report_can_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_on_a_read_only_dataset_can_be_written_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise StorageError("out/tmp: cannot be written to (Permission denied)")
 
@@ -513,14 +516,14 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
     assert problem.endswith(f"the dataset is fine: pairmill report {tmp_path}")
 
 
-def test_every_status_has_words_on_the_page(tmp_path: Path) -> None:
+def test_every_status_is_written_in_words_on_the_page(tmp_path: Path) -> None:
     statuses = [status.value for status in Status if status not in (Status.OK, Status.CUSTOM_RULE)]
     html = page(write_dataset(tmp_path, [[reject("x", status) for status in statuses]], has_scores=False))
     text = " ".join(Parsed(html).text.split())
     assert all(f"{status.replace('_', ' ')} −1" in text for status in statuses)
 
 
-def test_of_very_many_hosts_and_languages_the_frequent_ones_stay(
+def test_with_very_many_hosts_or_languages_only_the_frequent_ones_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_summary, "MAX_HOSTS", 140)
@@ -535,4 +538,4 @@ def test_of_very_many_hosts_and_languages_the_frequent_ones_stay(
     html = page(write_dataset(tmp_path, shards, extra=pa.schema([("language", pa.string())])))
     text = " ".join(Parsed(html).text.split())
     assert "frequent.example 80 80 100.0%" in text and "frequentlll" in text
-    assert re.search(r"And at least \d+ more hosts\.", text) and "There are very many hosts or languages" in text
+    assert re.search(r"And at least \d+ more hosts\.", text) and "There are too many hosts or languages" in text

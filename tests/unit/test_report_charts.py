@@ -1,5 +1,5 @@
-"""Tests the numbers behind charts: every value is in one bar, bars have the heights of their counts, and ticks are
-round."""
+"""Tests the numbers behind charts: every value is in one bar, the heights of bars match their counts, and ticks are
+round numbers."""
 
 import math
 
@@ -13,7 +13,7 @@ from pairmill.pipeline.report.bins import Bins
 from pairmill.pipeline.report.charts import binned, histogram, what_if
 
 FLOATS = st.lists(st.floats(width=32), max_size=40)
-"""Any float32, also infinities and NaN."""
+"""Any float32, including infinities and NaN."""
 
 
 @given(
@@ -22,7 +22,7 @@ FLOATS = st.lists(st.floats(width=32), max_size=40)
     threshold=st.none() | st.floats(-100, 100),
     cut=st.sampled_from([0.0, 0.0005, 0.1, 0.3]),
 )
-def test_every_finite_value_is_in_one_bar_whose_heights_are_its_counts(
+def test_every_finite_value_is_in_one_bar_and_heights_match_counts(
     chosen: list[float], other: list[float], threshold: float | None, cut: float
 ) -> None:
     values = [np.array(chosen, np.float64), np.array(other, np.float64)]
@@ -43,7 +43,7 @@ def test_every_finite_value_is_in_one_bar_whose_heights_are_its_counts(
 
 
 @pytest.mark.parametrize("value", [0.0, 0.28, 0.3, 5.0, -0.1, 1e6, 1.7e18, -1e30, 3e38, 1e-40])
-def test_a_single_value_has_charts(value: float) -> None:
+def test_a_single_distinct_value_still_gets_charts(value: float) -> None:
     values = np.full(3, value, np.float32)
     chart = histogram("x", [values, np.array([])], ("a", "b"))
     assert chart and [bar.counts for bar in chart.bars if bar.segments] == [[3, 0]]
@@ -61,7 +61,7 @@ def test_bars_begin_at_round_numbers() -> None:
     assert next(bar.label for bar in chart.bars if bar.counts[1]) == "0.25 to 0.26"
 
 
-def test_whole_numbers_have_bars_of_at_least_one() -> None:
+def test_bars_of_whole_numbers_are_at_least_one_wide() -> None:
     chart = histogram("words", [np.array([1.0, 2, 2, 5]), np.array([])], ("a", "b"), whole=True)
     assert chart and [(bar.label, bar.counts[0]) for bar in chart.bars] == [
         ("1", 1),
@@ -78,16 +78,16 @@ def test_whole_numbers_have_whole_ticks() -> None:
         assert chart and len(chart.x_ticks) >= 2 and all("." not in tick.label for tick in chart.x_ticks)
 
 
-def test_values_beyond_the_axis_are_counted_and_said() -> None:
+def test_values_beyond_the_axis_are_counted_and_mentioned() -> None:
     values = np.concatenate([np.full(1, -1e9), np.linspace(0, 1, 998), np.full(1, 1e9)])
     chart = histogram("x", [values, np.array([])], ("a", "b"), cut=0.01)
     assert chart and sum(bar.counts[0] for bar in chart.bars) == 1000
-    assert chart.note.startswith("The first and the last bar include ")
+    assert chart.note.startswith("The first and last bars include ")
 
 
 @given(FLOATS, FLOATS, st.sampled_from([0.0, 0.0005, 0.3]))
-@example([], [2.7e17, -1.0, -1.0], 0.0005)  # at this step, -1 is on the edge at 0
-def test_charts_that_share_bins_have_one_axis_and_lose_no_value(
+@example([], [2.7e17, -1.0, -1.0], 0.0005)  # with bins this wide, -1 falls on the edge at 0
+def test_charts_that_share_bins_have_the_same_axis_and_lose_no_value(
     one: list[float], other: list[float], cut: float
 ) -> None:
     arrays = [np.array(each, np.float64) for each in (one, other)]
@@ -101,10 +101,10 @@ def test_charts_that_share_bins_have_one_axis_and_lose_no_value(
     assert [bar.label for bar in charts[0].bars] == [bar.label for bar in charts[1].bars]
     assert [sum(bar.counts[0] for bar in chart.bars) for chart in charts] == finite
     for each, number in zip(arrays, finite, strict=True):
-        assert bins.beyond(each) <= 2 * math.ceil(cut * number)  # of each side, however large the other one is
+        assert bins.beyond(each) <= 2 * math.ceil(cut * number)  # on each side, however many values the other array has
 
 
-def test_values_far_beyond_the_axis_are_in_the_last_bar_and_infinities_in_none() -> None:
+def test_values_far_beyond_the_axis_are_in_the_last_bar_and_infinities_in_no_bar() -> None:
     values = np.concatenate([np.linspace(0, 1, 3000), [3e38, math.inf, -math.inf, math.nan]])
     chart = histogram("x", [values, np.array([])], ("a", "b"), cut=0.01)
     usual = histogram("x", [values[:3000], np.array([])], ("a", "b"), cut=0.01)
@@ -113,7 +113,7 @@ def test_values_far_beyond_the_axis_are_in_the_last_bar_and_infinities_in_none()
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e6), most=st.integers(2, 20))
-def test_ticks_are_few_round_and_inside(low: float, span: float, most: int) -> None:
+def test_ticks_are_few_and_round_and_within_the_range(low: float, span: float, most: int) -> None:
     high = low + span
     found = round_values(low, high, most)
     assert len(found) <= most + 1
@@ -126,7 +126,7 @@ def test_ticks_are_few_round_and_inside(low: float, span: float, most: int) -> N
     )
 
 
-def test_labels_have_the_decimals_of_their_step() -> None:
+def test_labels_have_as_many_decimals_as_their_step() -> None:
     assert [label(0.3, 0.1), label(-0.25, 0.05), label(12_000, 2_000), label(-0.0, 0.1)] == [
         "0.3",
         "−0.25",

@@ -1,4 +1,4 @@
-"""The report of a subset shows each evaluation picture beside the row that has it."""
+"""Tests that the report on a subset shows each evaluation picture beside the row with the same picture."""
 
 import base64
 import io
@@ -17,8 +17,8 @@ from tests.unit.select.conftest import make_subset
 PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pairs"
 
 
-def test_evaluation_pictures_are_beside_their_rows(tmp_path: Path) -> None:
-    """The first two shards of both datasets are the same, so both pictures of a pair are, too."""
+def test_evaluation_pictures_are_shown_beside_their_rows(tmp_path: Path) -> None:
+    """The first two shards of both datasets are the same, so each evaluation picture equals the picture of its row."""
     evaluation, training = tmp_path / "evaluation", tmp_path / "training"
     picture_dataset.write(evaluation, 22, PAIRS, shard_rows=11)
     picture_dataset.write(training, 60, PAIRS, shard_rows=11)
@@ -38,4 +38,4 @@ def test_evaluation_pictures_are_beside_their_rows(tmp_path: Path) -> None:
         assert one.shape == other.shape and np.abs(one - other).mean() < 5
     assert f"{leak.items_hit} of {leak.items} evaluation pictures found" in section[0]
     shutil.rmtree(evaluation)
-    assert "the evaluation set cannot be read any more" in make_report(Store(str(training)), "clean").html
+    assert "the evaluation set can no longer be read" in make_report(Store(str(training)), "clean").html

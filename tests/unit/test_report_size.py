@@ -1,4 +1,4 @@
-"""Tests that no dataset makes a huge or slow report, and that the page says what is cut."""
+"""Tests that no dataset makes a huge or slow report, and that the page says what it leaves out."""
 
 import io
 import re
@@ -24,10 +24,10 @@ from tests.unit.test_report import page, scored
 def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_rows, "MAX_PICTURE_BYTES", 2_000)
     html = page(write_dataset(tmp_path, [scored([n / 50 for n in range(50)])]))
-    assert html.count("data:image/") <= 3 and re.search(r"\d+ pictures left out, so that the page stays below", html)
+    assert html.count("data:image/") <= 3 and re.search(r"\d+ pictures left out to keep the page below", html)
 
 
-def test_long_rows_are_cut_and_say_so(tmp_path: Path) -> None:
+def test_long_rows_are_truncated_and_say_so(tmp_path: Path) -> None:
     extra = pa.schema([(f"column {number}", pa.string()) for number in range(150)])
     long = dict.fromkeys(extra.names, '"' * 3000)
     html = page(write_dataset(tmp_path, [[pair("a cat", 0.9, **long) for _ in range(20)]], extra=extra))
@@ -35,7 +35,9 @@ def test_long_rows_are_cut_and_say_so(tmp_path: Path) -> None:
     assert "(3,000 characters)" in html and "more columns</td>" in html
 
 
-def test_no_names_and_values_of_columns_make_a_huge_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_names_and_values_of_columns_do_not_make_a_huge_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report_page, "MAX_TABLES_BYTES", 60_000)
     extra = pa.schema([(f"{number} " + "'" * 300, pa.string()) for number in range(120)])
     rows = [pair('"' * 9000, 0.9, **dict.fromkeys(extra.names, '"' * 3000)) for _ in range(20)]
@@ -46,14 +48,14 @@ def test_no_names_and_values_of_columns_make_a_huge_page(tmp_path: Path, monkeyp
 
 
 def noise() -> bytes:
-    """A picture that no compression makes small."""
+    """A picture that cannot be compressed well."""
     file, pixels = io.BytesIO(), np.random.default_rng(1).integers(0, 255, (300, 300, 3), np.uint8)
     Image.fromarray(pixels).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("letter", ["\U0001f600", "'", "\x01"], ids=["4 bytes", "escaped", "3 bytes once visible"])
-def test_the_largest_page_of_the_most_hostile_rows_is_below_10_mb(tmp_path: Path, letter: str) -> None:
+def test_the_page_stays_below_10_mb_even_with_the_most_hostile_rows(tmp_path: Path, letter: str) -> None:
     """Every grid is full, every text is long, and no picture is small."""
     text, image = letter * 2_000, noise()
     extra = pa.schema([(f"{number} {letter * 300}", pa.string()) for number in range(8)])
@@ -70,12 +72,10 @@ def test_the_largest_page_of_the_most_hostile_rows_is_below_10_mb(tmp_path: Path
     html = page(store, "one", "two")
     assert len(html.encode()) < 10_000_000
     assert html.count('<li class="card') > 500
-    assert html.count("data:image/jpeg") > 10 and re.search(
-        r"\d+ pictures left out, so that the page stays below", html
-    )
+    assert html.count("data:image/jpeg") > 10 and re.search(r"\d+ pictures left out to keep the page below", html)
 
 
-def test_captions_of_2_kb_cost_little_more_than_short_ones() -> None:
+def test_summarizing_captions_of_2_kb_takes_little_longer_than_short_captions() -> None:
     rows = 5_000
     moments = pa.array(range(rows), pa.timestamp("us", "UTC"))
 

@@ -1,4 +1,4 @@
-"""Tests the check of buckets without a server, or with one that is not an S3 server."""
+"""Tests the check of buckets when no server or no S3 server answers."""
 
 import socket
 import threading
@@ -34,7 +34,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def plain_server(status: int, body: bytes) -> Iterator[str]:
-    """Answers every GET with this status and page."""
+    """A server that answers every GET with this status and page. Yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -58,7 +58,7 @@ def plain_server(status: int, body: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", WITH_JOB, ids=" ".join)
-def test_an_unreachable_job_file_is_one_line_with_the_remedy(command: list[str]) -> None:
+def test_an_unreachable_job_file_is_reported_in_one_line_with_a_remedy(command: list[str]) -> None:
     with socket.socket() as bound:  # bound, but not listening
         bound.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -70,7 +70,7 @@ def test_an_unreachable_job_file_is_one_line_with_the_remedy(command: list[str])
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, PAGE), (200, b"<html/>"), (404, PAGE), (404, b""), (301, b"")])
-def test_a_server_of_another_kind_is_recognized(status: int, body: bytes) -> None:
+def test_a_server_that_is_not_an_s3_server_is_recognized(status: int, body: bytes) -> None:
     with plain_server(status, body) as endpoint, pytest.raises(S3AccessError) as caught:
         check_buckets(["s3://mill/out"], S3Config(endpoint=endpoint))
     code = "" if status == 200 else f"HTTP {status}: "

@@ -1,5 +1,5 @@
-"""Tests where shards go when workers die: whatever happens, every shard ends once, and waiting
-payloads are bounded."""
+"""Tests what happens to shards when workers die: every shard always ends exactly once, and the number of waiting
+payloads is bounded."""
 
 import itertools
 import random
@@ -23,7 +23,8 @@ from pairmill.schemas.manifest import ShardManifest
 
 STAGES: list[StageName] = ["read", "download", "encode", "commit"]
 PAYLOADS = {"read": 1, "download": 1, "encode": 1, "commit": 2}
-"""An encoder returns changes, which reach the commit together with the download's result."""
+"""Number of payloads that each stage receives. An encoder returns only changes, so the commit also gets the download's
+result."""
 
 FAILED = Failure(FailureKind.SHARD, "failed", "failed")
 DONE = ShardManifest.model_validate(
@@ -34,7 +35,7 @@ DONE = ShardManifest.model_validate(
 
 
 class Cluster:
-    """A backend whose calls end in random order, with random deaths and losses. Payload: (shard, stages done)."""
+    """A backend whose calls end in random order, with random deaths and losses. A payload is (shard, stages done)."""
 
     def __init__(self, seed: int, death: float = 0.0, loss: float = 0.0, failure: float = 0.0) -> None:
         self.rng = random.Random(seed)
@@ -106,7 +107,7 @@ rates = st.sampled_from([0.0, 0.05, 0.4])
     rates=st.tuples(rates, rates, rates),
 )
 @settings(deadline=None, max_examples=300)
-def test_every_shard_ends_exactly_once_whoever_dies(
+def test_every_shard_ends_exactly_once_whichever_workers_die(
     seed: int, count: int, limit: int, rates: tuple[float, float, float]
 ) -> None:
     cluster = Cluster(seed, *rates)
@@ -115,14 +116,14 @@ def test_every_shard_ends_exactly_once_whoever_dies(
     scheduler.stop()
     assert Counter(shard for shard, _ in ended) == Counter(range(count))
     assert cluster.most_under_way <= limit
-    assert not cluster.alive  # no worker is left behind
-    if not any(rates):  # a worker that only fails may be replaced, together with its shards
+    assert not cluster.alive  # every worker was stopped
+    if not any(rates):  # a worker that keeps failing can be replaced together with its shards
         assert all(report is not None for _, report in ended)
 
 
 @given(seed=st.integers(0, 10**6))
 @settings(deadline=None)
-def test_a_pool_grows_while_shards_wait_and_never_beyond_its_maximum(seed: int) -> None:
+def test_a_pool_grows_while_shards_wait_but_never_beyond_its_maximum(seed: int) -> None:
     cluster = Cluster(seed)
     scheduler = scheduler_of(cluster, limit=30, actors=1, max_actors=4)
     most = 0
@@ -142,7 +143,7 @@ def test_idle_workers_above_the_minimum_are_stopped(monkeypatch: pytest.MonkeyPa
     scheduler.admission = Admission(lambda _: limits[0], 10**9, 1)
     for number, _ in enumerate(scheduler.run(shards(600))):
         sizes.append(len(scheduler.workers[1]))
-        limits[0] = 30 if number < 100 else 1  # the rest comes one by one
+        limits[0] = 30 if number < 100 else 1  # from then on, shards come one at a time
     assert max(sizes) > 1
     assert sizes[-1] == 1
     scheduler.stop()
@@ -160,7 +161,7 @@ def test_workers_that_die_before_they_start_stop_the_run_with_their_message() ->
         list(scheduler_of(Stillborn(1)).run(shards(3)))
 
 
-def test_worker_after_worker_dying_stops_the_run() -> None:
+def test_a_series_of_dying_workers_stops_the_run() -> None:
     class LastStageDies(Cluster):
         def result(self, token: int) -> Report:
             _, payload = self.pending[token]
@@ -169,11 +170,11 @@ def test_worker_after_worker_dying_stops_the_run() -> None:
 
     scheduler = scheduler_of(LastStageDies(1))
     scheduler.max_deaths = 7
-    with pytest.raises(SchedulerError, match="8 workers of the stage 'commit' died one after the other"):
+    with pytest.raises(SchedulerError, match="8 workers of the stage 'commit' died one after another"):
         list(scheduler.run(shards(100)))
 
 
-def test_many_starts_that_fail_together_are_no_reason_to_stop() -> None:
+def test_many_workers_that_fail_to_start_at_the_same_time_do_not_stop_the_run() -> None:
     class NodeLost(Cluster):
         starts = 0
 
@@ -190,7 +191,7 @@ def test_many_starts_that_fail_together_are_no_reason_to_stop() -> None:
 
 
 @given(seed=st.integers(0, 10**6), most=st.integers(1, 50), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=40))
-def test_payloads_in_flight_stay_within_their_bytes_unless_a_single_shard_is_larger(
+def test_payloads_in_flight_stay_within_the_byte_limit_unless_a_single_shard_exceeds_it(
     seed: int, most: int, sizes: list[int]
 ) -> None:
     class Weighed(Cluster):
@@ -210,9 +211,9 @@ def test_payloads_in_flight_stay_within_their_bytes_unless_a_single_shard_is_lar
     assert cluster.most_bytes <= max(most, *sizes)
 
 
-def test_among_equally_busy_workers_the_one_beside_the_data_gets_the_shard() -> None:
+def test_among_equally_busy_workers_the_one_on_the_node_with_the_data_gets_the_shard() -> None:
     class Nodes(Cluster):
-        """Every call's result is on node 1; encoders are on nodes 0, 1 and 2."""
+        """A cluster with the result of every call on node 1, and encoders on nodes 0, 1 and 2."""
 
         calls: list[int]
 
@@ -238,7 +239,7 @@ def test_among_equally_busy_workers_the_one_beside_the_data_gets_the_shard() -> 
     assert len(beside) == len(cluster.calls) - sum(encoders[worker] != "1" for worker in cluster.calls[:3])
 
 
-def test_a_run_in_which_nothing_finishes_any_more_says_so() -> None:
+def test_a_run_in_which_nothing_finishes_anymore_stops_with_an_error() -> None:
     class Stuck(Cluster):
         def wait(self, timeout_s: float) -> list[int]:
             return []
@@ -250,13 +251,13 @@ def test_a_run_in_which_nothing_finishes_any_more_says_so() -> None:
 
 
 class PartlyBroken(Cluster):
-    """A cluster whose broken encoders fail every shard at once, while healthy ones take a while."""
+    """A cluster whose broken encoders fail every shard immediately, while healthy encoders take longer."""
 
     def __init__(self, seed: int, broken_starts: int = 0, broken_runs: int = 0) -> None:
         super().__init__(seed)
         self.broken_starts, self.broken_runs = broken_starts, broken_runs
         self.encoders: dict[int, int] = {}
-        """Worker -> how many encoders were started before it."""
+        """Worker -> number of encoders started before it."""
 
     def start(self, name: StageName, pool: Pool) -> tuple[int, int]:
         worker, token = super().start(name, pool)
@@ -281,7 +282,7 @@ class PartlyBroken(Cluster):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_worker_that_cannot_start_costs_no_shard_while_another_can(seed: int) -> None:
+def test_a_worker_that_cannot_start_loses_no_shard_if_another_worker_can_start(seed: int) -> None:
     cluster = PartlyBroken(seed, broken_starts=1)
     scheduler = scheduler_of(cluster, limit=10)
     assert all(report == Report(manifest=DONE) for _, report in scheduler.run(shards(40)))
@@ -289,7 +290,7 @@ def test_a_worker_that_cannot_start_costs_no_shard_while_another_can(seed: int) 
     assert not cluster.alive
 
 
-def test_if_no_worker_of_a_stage_can_start_the_run_ends_and_says_why() -> None:
+def test_a_run_ends_with_the_reason_if_no_worker_of_a_stage_can_start() -> None:
     scheduler = scheduler_of(PartlyBroken(1, broken_starts=10**6))
     with pytest.raises(SchedulerError, match="no worker of the stage 'encode' could start: failed"):
         list(scheduler.run(shards(4)))
@@ -297,7 +298,7 @@ def test_if_no_worker_of_a_stage_can_start_the_run_ends_and_says_why() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_worker_that_breaks_in_the_middle_costs_a_few_shards_and_not_most(seed: int) -> None:
+def test_a_worker_that_breaks_during_the_run_loses_only_a_few_shards(seed: int) -> None:
     cluster = PartlyBroken(seed, broken_runs=1)
     scheduler = scheduler_of(cluster, limit=10)
     ended = list(scheduler.run(shards(200)))

@@ -1,4 +1,4 @@
-"""Tests the listing of input files, and the meaning of their columns."""
+"""Tests the listing of input files and the roles of their columns."""
 
 import pickle
 import uuid
@@ -61,7 +61,7 @@ def test_inputs_are_listed_once_in_path_order_and_sorted_within_a_path(tmp_path:
     assert found == ["y/z.parquet", "x/a.csv", "x/b.csv", "x/deep/c.CSV"]
 
 
-def test_the_output_folder_is_not_input(tmp_path: Path) -> None:
+def test_the_output_folder_is_excluded_from_the_input(tmp_path: Path) -> None:
     for name in ("a.csv", "out/input/a.parquet", "out/plan/0.parquet", "output.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -101,7 +101,7 @@ def test_json_is_input_only_without_other_formats(tmp_path: Path) -> None:
         ["a.webp"],
     ],
 )
-def test_build_refers_pictures_to_embed(tmp_path: Path, names: list[str]) -> None:
+def test_build_recommends_embed_for_pictures(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -111,14 +111,14 @@ def test_build_refers_pictures_to_embed(tmp_path: Path, names: list[str]) -> Non
             list_inputs([path], "/elsewhere", Files())
 
 
-def test_img2dataset_s_lists_are_read_despite_its_tars(tmp_path: Path) -> None:
+def test_the_lists_of_img2dataset_are_read_despite_its_tars(tmp_path: Path) -> None:
     for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
         (tmp_path / name).touch()
     assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files()).files] == ["00000.parquet"]
 
 
 @pytest.mark.parametrize("pictures", [b"\xff\xd8", {"bytes": b"\xff\xd8", "path": None}])
-def test_build_refers_parquet_with_pictures_to_embed(tmp_path: Path, pictures: object) -> None:
+def test_build_recommends_embed_for_parquet_with_pictures(tmp_path: Path, pictures: object) -> None:
     with pytest.raises(SourceError, match=r"For the pictures in column 'photo', use pairmill embed"):
         facts(parquet(tmp_path / "a.parquet", photo=[pictures], caption=["c"]))
 
@@ -172,7 +172,7 @@ def test_other_columns_are_carried_and_renamed_on_collision(tmp_path: Path) -> N
     assert found.output_name(found.sha256_column) == "source_STATUS"
 
 
-def test_the_mapping_survives_json_and_pickle(tmp_path: Path) -> None:
+def test_the_mapping_is_unchanged_by_json_and_pickle(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"], d=pa.array(["x"]).dictionary_encode(), when=[None])
     found = facts(file)
     assert ColumnMapping.from_json(found.to_json()) == found
@@ -225,11 +225,11 @@ def test_captions_that_are_not_text_are_an_error(tmp_path: Path, column: list[ob
         pa.list_(pa.string()),
     ],
 )
-def test_captions_of_any_text_type_are_fine(tmp_path: Path, data_type: pa.DataType) -> None:
+def test_captions_can_have_any_text_type(tmp_path: Path, data_type: pa.DataType) -> None:
     assert facts(parquet(tmp_path / "a.parquet", url=["u"], caption=pa.nulls(1, data_type))).has_captions
 
 
-def test_files_of_one_dataset_are_unified(tmp_path: Path) -> None:
+def test_columns_of_all_files_are_unified(tmp_path: Path) -> None:
     one = parquet(tmp_path / "1.parquet", url=["u"], text=["c"], a=pa.nulls(1), w=[1], s=["x"])
     two = parquet(tmp_path / "2.parquet", URL=["u"], TEXT=["c"], a=[[1.5]], w=[0.5], b=[uuid.uuid4().bytes])
     found = facts(one, two)

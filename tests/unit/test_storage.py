@@ -30,7 +30,7 @@ def test_exactly_one_of_many_writers_of_a_name_wins(store: Store) -> None:
     assert store.read("a/b") == str(won.index(True)).encode()
 
 
-def test_nothing_temporary_is_left_behind(store: Store) -> None:
+def test_no_temporary_files_are_left_behind(store: Store) -> None:
     store.create("a/b", b"x")
     store.create("a/b", b"y")
     store.replace("c", b"z")
@@ -69,7 +69,7 @@ def test_replace_overwrites_and_delete_ignores_missing_files(store: Store) -> No
     assert not store.exists("x")
 
 
-def test_a_fingerprint_depends_on_the_content_and_not_on_time(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_content_and_not_on_timestamps(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one")
     before = Files().fingerprint(str(path))
@@ -85,7 +85,7 @@ def test_a_fingerprint_depends_on_the_content_and_not_on_time(tmp_path: Path) ->
 def test_a_taken_name_is_recognized_by_the_response_status(
     monkeypatch: pytest.MonkeyPatch, http_status: int | None, outcome: bool | type[OSError]
 ) -> None:
-    """S3-compatible servers word the 412 error differently."""
+    """The wording of the 412 error varies between S3-compatible servers."""
     tries = 0
 
     class S3:
@@ -114,7 +114,7 @@ def test_an_output_without_atomic_commits_is_refused() -> None:
         Store("gs://bucket/out")
 
 
-def test_an_unwritable_folder_is_one_error_with_its_name_and_the_remedy() -> None:
+def test_an_unwritable_folder_is_an_error_with_its_name_and_a_remedy() -> None:
     """No user, not even root, can create a folder in /sys."""
     for write in (Store("/sys/pairmill").create, Store("/sys/pairmill").replace):
         with pytest.raises(StorageError, match=r"^/sys/pairmill/tmp: cannot be written to \(.*\); give another output"):
@@ -131,19 +131,19 @@ def test_every_spelling_of_a_path_is_the_same_path(
     assert Store(spelling.format(cwd=tmp_path)).root == str(tmp_path / "out")
 
 
-def test_the_parent_of_a_linked_folder_is_where_the_link_leads(tmp_path: Path) -> None:
+def test_the_parent_of_a_linked_folder_is_that_of_its_target(tmp_path: Path) -> None:
     (tmp_path / "elsewhere/deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere/deep")
     assert absolute(str(tmp_path / "link/../out")) == str(tmp_path / "elsewhere/out")
     assert absolute(str(tmp_path / "link/out")) == str(tmp_path / "link/out")
 
 
-def test_urls_only_lose_a_trailing_slash() -> None:
+def test_urls_lose_only_a_trailing_slash() -> None:
     assert absolute("s3://bucket/a/../b/") == "s3://bucket/a/../b"
     assert absolute("https://example.com/list/") == "https://example.com/list/"
 
 
-def test_an_output_inside_its_input_is_found_in_either_spelling_of_s3() -> None:
+def test_an_output_inside_its_input_is_recognized_in_either_spelling_of_s3() -> None:
     assert is_inside("s3://b/data/out/pairs/0.parquet", "s3a://b/data/out/")
     assert is_inside("/data/out/pairs/0.parquet", "/data/out")
     assert not is_inside("s3://b/data/output/0.parquet", "s3a://b/data/out")
@@ -151,7 +151,7 @@ def test_an_output_inside_its_input_is_found_in_either_spelling_of_s3() -> None:
 
 @pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", b"a\xed\xa0\x80"])
 def test_an_output_whose_name_is_not_utf8_is_refused_before_anything_is_written(tmp_path: Path, name: bytes) -> None:
-    """Python passes such names on as lone surrogates (PEP 383, click#35), which Arrow and JSON cannot store."""
+    """Python represents such names with lone surrogates (PEP 383, click#35), which Arrow and JSON cannot store."""
     root = f"{tmp_path}/{os.fsdecode(name)}/out"
     with pytest.raises(StorageError, match="the name is not UTF-8; rename it") as raised:
         Store(root)
@@ -159,7 +159,7 @@ def test_an_output_whose_name_is_not_utf8_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_relative_output_below_a_folder_whose_name_is_not_utf8_is_refused(
+def test_a_relative_output_in_a_folder_whose_name_is_not_utf8_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")

@@ -1,4 +1,4 @@
-"""Tests the rules for unit tests: none depends on anything measured or slow, and none fails on a slow machine."""
+"""Tests the rules for unit tests: none imports benchmarks or integration tests, and none fails on a slow machine."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from hypothesis import settings
 
 TESTS = Path(__file__).parents[1]
 FILES = sorted([*(TESTS / "unit").rglob("*.py"), *TESTS.glob("*.py")])
-"""The unit tests, and what all tests share."""
+"""The unit tests and the modules that all tests share."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -31,4 +31,4 @@ def test_unit_tests_import_neither_benchmarks_nor_integration_tests() -> None:
 def test_hypothesis_has_no_deadline(profile: str) -> None:
     assert settings.get_profile(profile).deadline is None
     assert settings().deadline is None
-    assert settings(max_examples=3).deadline is None  # what a test sets does not change the rest
+    assert settings(max_examples=3).deadline is None  # settings of a single test keep the other defaults

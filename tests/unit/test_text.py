@@ -1,4 +1,4 @@
-"""Tests the cleaning of untrusted text for columns such as `status_detail`."""
+"""Tests how untrusted text is cleaned for columns such as `status_detail`."""
 
 from pairmill.pipeline.common.text import clean_text
 

@@ -1,4 +1,4 @@
-"""Tests delimiters, encodings and JSON arrays, compared with pandas, polars and Python's own readers."""
+"""Tests delimiters, encodings and JSON arrays against pandas, Polars and Python's own readers."""
 
 import bz2
 import csv
@@ -84,16 +84,16 @@ def test_any_delimiter_is_detected_and_rows_equal_those_of_csv_pandas_and_polars
 @pytest.mark.parametrize(
     ("text", "settings", "expected"),
     [
-        ("url\nhttp://e.org/a;b|c\n", {}, ","),  # a single column, which is known
-        ("url,caption\n" + "u;c\n" * 9, {}, ","),  # the header says it; its rows are broken
+        ("url\nhttp://e.org/a;b|c\n", {}, ","),  # a single column with a known name
+        ("url,caption\n" + "u;c\n" * 9, {}, ","),  # the header decides; the rows are broken
         ("id;url,thumb;caption\n", {}, ","),
-        ("adresse;mots\nu;c\n", {}, ","),  # not known, so the error lists the columns
+        ("adresse;mots\nu;c\n", {}, ","),  # no known name, so the error lists the columns
         ("adresse;mots\nu;c\n", {"url_column": "adresse"}, ";"),
         ("adresse;mots\nu;c\n", {"delimiter": ";"}, ";"),
         ("url;caption\nu;c\n", {"delimiter": "|"}, "|"),
         ("url|caption\n" + "u|a|b\n" * 6 + "u|c\n" * 3, {}, ","),  # most records have a different number of fields
         ("url|caption\n" + "u|a|b\n" * 3 + "u|c\n" * 6, {}, "|"),
-        ("mots;url\n", {"kind": "corpus"}, ","),  # captions are needed here
+        ("mots;url\n", {"kind": "corpus"}, ","),  # a corpus needs a caption column
         ("texts;adresse\n", {"kind": "corpus"}, ";"),
         ('url|caption\nu|"' + "a line\n" * 200 + '"\n', {}, "|"),  # the sample ends within a record
         ("Image Link\tAlt-Text\nu\tc\n", {}, "\t"),
@@ -115,14 +115,14 @@ ENCODINGS = ["latin-1", "cp1252", "big5", "gbk", "koi8-r", *UNICODE]
 
 
 def texts(encoding: str) -> st.SearchStrategy[str]:
-    """Texts that the encoding can represent. Hypothesis's own `codec` takes a second per encoding to find them."""
+    """Texts that the encoding can represent. Hypothesis's `codec` option takes a second per encoding to find them."""
     if encoding in UNICODE:
         return st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
     return st.binary(max_size=16).map(lambda raw: raw.decode(encoding, "ignore").translate({0: None, 13: None}))
 
 
 @given(st.data(), st.sampled_from(ENCODINGS), st.sampled_from(["a.csv", "a.tsv", "a.csv.gz"]))
-def test_a_declared_encoding_gives_the_same_rows_as_utf_8_and_pandas(
+def test_a_declared_encoding_yields_the_same_rows_as_utf_8_and_pandas(
     scratch: Path, data: st.DataObject, encoding: str, name: str
 ) -> None:
     field = texts(encoding)
@@ -184,8 +184,8 @@ def test_a_file_in_another_encoding_is_refused_with_the_setting_to_use(tmp_path:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
 @pytest.mark.parametrize("codec", ["zstd", "bz2", "xz", "zip", "parquet"])
-def test_a_file_that_is_not_text_is_called_what_it_is(tmp_path: Path, name: str, codec: str) -> None:
-    """The remedy for other encodings would turn it into rows of garbage."""
+def test_a_file_that_is_not_text_is_refused_with_its_actual_format(tmp_path: Path, name: str, codec: str) -> None:
+    """Following the advice for other encodings would turn the file into rows of garbage."""
     rows = pa.table({"url": ["http://a.invalid/1.jpg"] * 500})
     packed, text = io.BytesIO(), rows["url"][0].as_py().encode() * 500
     match codec:
@@ -230,8 +230,8 @@ def test_a_large_file_in_another_encoding_is_refused_before_its_end(tmp_path: Pa
 
 
 @given(st.lists(st.sampled_from(["plain", "café", "broken"]), min_size=4, max_size=40))
-def test_a_few_broken_rows_of_a_utf_8_list_cost_only_themselves(scratch: Path, captions: list[str]) -> None:
-    """This holds if there are fewer of them than valid ones, or only one."""
+def test_a_few_broken_rows_in_a_utf_8_list_affect_no_other_rows(scratch: Path, captions: list[str]) -> None:
+    """Only if there is a single broken row, or no more broken rows than valid non-ASCII rows."""
     broken = captions.count("broken")
     raw = {"plain": b"plain", "café": "café".encode(), "broken": b"caf\xe9"}
     data = b"url,caption\n" + b"".join(b"u%d,%s\n" % (n, raw[caption]) for n, caption in enumerate(captions))
@@ -268,7 +268,7 @@ def test_bytes_that_are_invalid_in_the_declared_encoding_are_detected(tmp_path: 
 
 @pytest.mark.parametrize("name", ["base64", "rot13", "no-such", "", "zip", "hex"])
 def test_an_unknown_encoding_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="no such text encoding"):
+    with pytest.raises(ValueError, match="unknown text encoding"):
         SourceConfig.model_validate({"paths": ["-"], "encoding": name})
 
 
@@ -283,7 +283,7 @@ def test_a_tab_may_be_spelled_out(value: str, meant: str) -> None:
     assert SourceConfig.model_validate({"paths": ["-"], "delimiter": value}).delimiter == meant
 
 
-def test_encoding_and_delimiter_are_in_the_fingerprint_only_if_set() -> None:
+def test_encoding_and_delimiter_affect_the_fingerprint_only_if_set() -> None:
     def job(**source: str) -> BuildJob:
         return BuildJob.model_validate({"source": {"paths": ["a.csv"], **source}, "output": "out"})
 
@@ -302,10 +302,10 @@ OBJECTS = st.lists(st.fixed_dictionaries({"url": st.text(max_size=6), "more": JS
 
 
 @given(OBJECTS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40), st.text(" \n\r\t", max_size=3))
-def test_an_array_gives_the_same_rows_as_json_lines(
+def test_an_array_yields_the_same_rows_as_json_lines(
     scratch: Path, rows: list[dict[str, Any]], indent: int | None, ascii_only: bool, buffer_bytes: int, blank: str
 ) -> None:
-    """This holds for any white space in the array, and for any chunk size of the reader."""
+    """Any whitespace in the array, and any chunk size of the reader, gives the same rows."""
     rows = [{"url": "first"}, *rows]
     text = blank + json.dumps(rows, indent=indent, ensure_ascii=ascii_only) + blank
     lines = "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
@@ -313,7 +313,7 @@ def test_an_array_gives_the_same_rows_as_json_lines(
         patch.setattr(text_file, "_BUFFER_BYTES", buffer_bytes)
         found = converted(scratch, "a.json", text.encode("utf-8", "surrogatepass"), encoding="utf-8")
     data = lines.encode("utf-8", "surrogatepass")
-    for name in ("a.jsonl", "a.json"):  # the latter may contain lines too
+    for name in ("a.jsonl", "a.json"):  # a .json file can contain JSON lines too
         assert found.equals(converted(scratch, name, data, encoding="utf-8"))
 
 
@@ -334,12 +334,12 @@ def test_no_array_crashes_the_reader(garbage: bytes, buffer_bytes: int) -> None:
         pieces = list(split_json("a.json", buffered(b"[" + garbage, buffer_bytes)))
     except SourceError:
         with pytest.raises(ValueError):
-            json.loads((b"[" + garbage).decode("utf-8", "surrogateescape"))  # whatever is refused is not JSON
+            json.loads((b"[" + garbage).decode("utf-8", "surrogateescape"))  # what is refused is not valid JSON
         return
     assert all(piece.strip() for piece in pieces)
 
 
-def test_a_broken_element_costs_only_its_row(tmp_path: Path) -> None:
+def test_a_broken_element_affects_only_its_row(tmp_path: Path) -> None:
     data = b'[{"url": "u1"}, {"url": nonsense}, 7, {"url": "\xff"}, {"url": "u,]}\\"5"}}, {"url": "u6"},]'
     table = converted(tmp_path, "a.json", data, encoding="utf-8")
     assert column(table, "url") == [b"u1", None, None, b"\xff", None, b"u6"]
@@ -365,7 +365,7 @@ def test_json_that_is_neither_lines_nor_an_array_is_an_error(tmp_path: Path, dat
 
 
 def test_a_huge_array_is_read_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """15 MB in pieces of 64 kB: small elements, one of 6 MB, and a string that never ends."""
+    """An array of 15 MB, read in pieces of 64 kB: small elements, one of 6 MB, and a string that never ends."""
     monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 1 << 18)
 
     class Generated(io.RawIOBase):

@@ -1,4 +1,4 @@
-"""Tests how rows become the URLs to fetch."""
+"""Tests how the URLs to fetch are derived from the rows."""
 
 from collections import Counter
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ from pairmill.pipeline.fetch.url_join import interleave_hosts, urls_to_fetch
 from pairmill.schemas.pairs import in_flight_schema
 
 
-def test_hosts_are_interleaved() -> None:
+def test_urls_of_different_hosts_are_interleaved() -> None:
     urls = [f"http://big/{index}" for index in range(6)] + ["http://a/1", "http://b/1", "http://a/2", "http://[bad"]
     interleaved = interleave_hosts(urls)
     assert Counter(interleaved) == Counter(urls)

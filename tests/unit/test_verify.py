@@ -1,4 +1,5 @@
-"""Tests what verify advises: to delete nothing that pairmill may not have written. Each remedy works."""
+"""Tests the advice that verify gives: never to delete files that pairmill may not have written, and only remedies that
+work."""
 
 import io
 import os
@@ -31,7 +32,7 @@ PNG = file.getvalue()
 
 
 def write_with_pictures(folder: Path) -> None:
-    """A finished dataset of two shards, with one pair and one reject each, and with an added model."""
+    """Write a finished dataset of two shards with one pair and one reject each, and with an added model."""
     shards = [Shard(number, "in.parquet", 2 * number, 2, "f") for number in range(NUM_SHARDS)]
     for shard in shards:
         batch = in_flight(["ok", "timeout"], [True, False])
@@ -57,7 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(whole: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """A copy of the dataset that a test may damage."""
     return shutil.copytree(whole, tmp_path / "out")
 
 
@@ -75,7 +76,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("content", FOREIGN)
 @pytest.mark.parametrize("name", ["000000001.json", "000000005.json", "000000001.g3.json"])
-def test_a_foreign_manifest_is_to_be_moved_never_deleted(dataset: Path, name: str, content: bytes) -> None:
+def test_verify_advises_moving_a_foreign_manifest_never_deleting_it(dataset: Path, name: str, content: bytes) -> None:
     (dataset / "manifests" / name).write_bytes(content)
     done = CliRunner().invoke(app, ["verify", str(dataset), "--rescore", "0"])
     assert done.exit_code == 1
@@ -86,20 +87,21 @@ def test_a_foreign_manifest_is_to_be_moved_never_deleted(dataset: Path, name: st
     assert "delete" not in done.output
     assert "remove" not in done.output
     is_planned = not name.startswith("000000005")
-    assert ("move out of" in done.stderr) == is_planned  # only for a shard that a build would rebuild
+    assert ("move these files out of" in done.stderr) == is_planned  # only for a shard that a build would rebuild
 
 
-def test_a_manifest_of_a_shard_beyond_the_plan_is_another_dataset_s(dataset: Path) -> None:
+def test_a_manifest_of_a_shard_beyond_the_plan_belongs_to_another_dataset(dataset: Path) -> None:
     text = (dataset / "manifests/000000001.json").read_text().replace('"shard": 1', '"shard": 5')
     (dataset / "manifests/000000005.json").write_text(text)
     report = verify(Store(str(dataset)), rescore=0)
     assert report.problems == [
-        "manifests/000000005.json is another dataset's: the plan has no such shard; move it and its files elsewhere"
+        "manifests/000000005.json belongs to another dataset: its shard is not in the plan; move it and its files "
+        "elsewhere"
     ]
     assert (report.damaged, report.shards) == ([], NUM_SHARDS)
 
 
-def test_an_output_of_a_newer_pairmill_is_not_to_be_rebuilt(dataset: Path) -> None:
+def test_verify_does_not_advise_rebuilding_an_output_of_a_newer_pairmill(dataset: Path) -> None:
     path = dataset / "manifests/000000001.json"
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     report = verify(Store(str(dataset)), rescore=0)
@@ -123,7 +125,7 @@ def cut(path: Path) -> None:
         ("000000001.parquet", lambda path: shutil.copy(path.with_name("000000000.parquet"), path)),
     ],
 )
-def test_damaged_columns_are_one_problem_whose_remedy_works(
+def test_damaged_columns_are_one_problem_with_a_remedy_that_works(
     dataset: Path, name: str, damage: Callable[[Path], object]
 ) -> None:
     damage(dataset / "columns/other" / name)

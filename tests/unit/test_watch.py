@@ -1,4 +1,4 @@
-"""Tests watching a job from elsewhere: every new shard is reported once, and the end is noticed."""
+"""Tests watching a job from another process: every new shard is reported once, and the end is detected."""
 
 import shutil
 import threading
@@ -33,7 +33,7 @@ class Told(ConsoleProgress):
         self.shards_told.append(manifest.shard)
 
 
-def test_shards_are_reported_once_as_they_are_committed_and_the_end_is_noticed(tmp_path: Path) -> None:
+def test_shards_are_reported_once_as_they_are_committed_and_the_end_is_detected(tmp_path: Path) -> None:
     whole, growing = tmp_path / "whole", tmp_path / "growing"
     write_dataset(whole, 1_000, shard_rows=100)
     shutil.copytree(whole, growing)
@@ -44,7 +44,7 @@ def test_shards_are_reported_once_as_they_are_committed_and_the_end_is_noticed(t
     def work() -> None:
         for path in manifests[3:]:
             time.sleep(0.05)
-            (whole / "manifests" / path.name).rename(path)  # complete from the first moment, as commits are
+            (whole / "manifests" / path.name).rename(path)  # appears complete, as a commit does
 
     told = Told()
     thread = threading.Thread(target=work)
@@ -56,7 +56,7 @@ def test_shards_are_reported_once_as_they_are_committed_and_the_end_is_noticed(t
     assert told.said == ["300 rows done; 700 in 7 shards to go"]
 
 
-def test_the_command_ends_at_once_if_everything_is_done(tmp_path: Path) -> None:
+def test_the_command_ends_immediately_if_everything_is_done(tmp_path: Path) -> None:
     write_dataset(tmp_path / "out", 200, shard_rows=100)
     done = CliRunner().invoke(app, ["status", str(tmp_path / "out"), "--watch", "--json"])
     assert done.exit_code == 0
@@ -82,7 +82,9 @@ def time_of_day(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_ten_intervals_without_a_commit_are_reported_and_again_when_that_time_has_doubled(time_of_day: Clock) -> None:
+def test_ten_intervals_without_a_commit_are_reported_and_again_each_time_the_wait_has_doubled(
+    time_of_day: Clock,
+) -> None:
     commits = CommitClock(shard_s=10_000.0, started=time_of_day.now)
     for _ in range(5):
         time_of_day.now += 20
@@ -101,7 +103,7 @@ def test_ten_intervals_without_a_commit_are_reported_and_again_when_that_time_ha
 
 
 class Sleeping(Clock):
-    """A clock that moves only in `sleep`, and each time, something happens elsewhere."""
+    """A clock that advances only in `sleep`, which also calls `happens`."""
 
     def __init__(self, happens: Callable[[], None]) -> None:
         self.happens = happens
@@ -111,7 +113,7 @@ class Sleeping(Clock):
         self.happens()
 
 
-def test_watching_says_that_no_more_shards_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_reports_that_no_more_shards_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, growing = tmp_path / "whole", tmp_path / "growing"
     write_dataset(whole, 1_000, shard_rows=100)
     shutil.copytree(whole, growing)
@@ -120,7 +122,7 @@ def test_watching_says_that_no_more_shards_come(tmp_path: Path, monkeypatch: pyt
         (growing / "manifests" / name).unlink()
 
     def commit() -> None:
-        """Commit a shard every 20 s, and after five shards, nothing for a while."""
+        """Commit a shard every 20 s; after five shards, pause until 1,000 s have passed."""
         at = clock.now - Clock.now
         if (at % 20 == 0 and at <= 100) or at > 1_000:
             shutil.copy(whole / "manifests" / names.pop(0), growing / "manifests")
@@ -133,7 +135,7 @@ def test_watching_says_that_no_more_shards_come(tmp_path: Path, monkeypatch: pyt
     assert silences == [f"no shard for {silent}, although {usual}" for silent in ("3 min", "7 min", "13 min")]
 
 
-def test_before_the_first_commit_the_time_of_a_shard_decides(time_of_day: Clock, tmp_path: Path) -> None:
+def test_before_the_first_commit_silence_is_judged_by_the_time_per_shard(time_of_day: Clock, tmp_path: Path) -> None:
     slow = CommitClock(shard_s=120.0, started=time_of_day.now)
     unknown = CommitClock.of([])
     time_of_day.now += 10 * FIRST_SHARD_S
@@ -143,7 +145,7 @@ def test_before_the_first_commit_the_time_of_a_shard_decides(time_of_day: Clock,
     assert "no shard for 20 min, although one takes 2 min" in (slow.silence or "")
 
 
-def test_a_fast_job_may_pause_for_half_a_minute(time_of_day: Clock) -> None:
+def test_a_fast_job_may_pause_for_half_a_minute_without_a_report(time_of_day: Clock) -> None:
     fast = CommitClock(shard_s=0.1, started=time_of_day.now)
     time_of_day.now += 29
     assert fast.silence is None

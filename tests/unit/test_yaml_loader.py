@@ -1,4 +1,4 @@
-"""Tests YAML that has alias bombs, or that PyYAML does not expect. test_law_types.py tests what words mean."""
+"""Tests YAML with alias bombs and YAML that PyYAML does not expect. test_law_types.py tests the meaning of words."""
 
 import time
 import unicodedata
@@ -27,7 +27,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
-def test_aliases_that_stand_for_too_much_are_refused_at_once(tmp_path: Path, text: str) -> None:
+def test_aliases_that_expand_to_too_much_are_refused_quickly(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.yaml").write_text(text)
     start = time.monotonic()
     with pytest.raises(JobError, match=r"job.yaml:\d+: not valid YAML: aliases stand for more than") as error:
@@ -56,8 +56,8 @@ plain = st.recursive(
 
 
 @given(st.lists(plain, min_size=1), st.booleans())
-def test_text_without_aliases_is_never_too_large(value: list[object], is_flow: bool) -> None:
-    """The size that is counted is at most twice that of the text."""
+def test_text_without_aliases_is_never_refused_for_its_size(value: list[object], is_flow: bool) -> None:
+    """The counted size is at most twice the size of the text."""
     text = yaml.dump(value, Dumper=_NoAliases, default_flow_style=is_flow, allow_unicode=True)
     loaded = load_yaml(text)
     assert loaded == value
@@ -65,7 +65,7 @@ def test_text_without_aliases_is_never_too_large(value: list[object], is_flow: b
 
 
 @pytest.mark.parametrize("text", [f"{'[0,' * 2}{'],' * 2}"[:-1], "{a,b,c}", "-\n-\n-", "[a,b,c]", "{a: {b,c}}"])
-def test_the_shortest_texts_are_counted_as_twice_their_length_at_most(text: str) -> None:
+def test_the_shortest_texts_are_counted_as_at_most_twice_their_length(text: str) -> None:
     assert _size(load_yaml(text)) <= 2 * len(text)
 
 
@@ -83,25 +83,25 @@ def test_the_shortest_texts_are_counted_as_twice_their_length_at_most(text: str)
         "[",
     ],
 )
-def test_whatever_cannot_be_constructed_is_reported_in_one_line(text: str) -> None:
+def test_values_that_cannot_be_constructed_are_reported_in_a_short_message(text: str) -> None:
     with pytest.raises(YamlError) as error:
         load_yaml(f"images: {text}")
     assert len(str(error.value)) < 300
 
 
-def test_a_setting_that_is_not_yaml_is_not_repeated_because_it_may_be_a_secret() -> None:
+def test_a_setting_that_is_not_yaml_is_not_quoted_because_it_may_be_a_secret() -> None:
     with pytest.raises(JobError) as error:
         parse_settings(["s3.secret_access_key=@hunter2"])
     assert "hunter2" not in str(error.value)
 
 
-def test_a_step_reads_words_as_a_job_file_does() -> None:
+def test_a_step_interprets_words_as_a_job_file_does() -> None:
     assert parse_step("dedup: {by: no, best: 012}") == {"dedup": {"by": "no", "best": 12}}
     with pytest.raises(JobError, match="is not valid YAML: maximum"):
         parse_step("[" * 10_000)
 
 
-def test_a_job_file_may_be_as_long_as_promised() -> None:
+def test_a_job_file_may_be_as_long_as_the_documented_limit() -> None:
     text = f"[{'a,' * (MAX_YAML_BYTES // 40)}]"
     assert len(load_yaml(text)) == MAX_YAML_BYTES // 40
 
@@ -113,7 +113,7 @@ CONTROLS_AND_SEPARATORS = [
 
 @pytest.mark.parametrize("shape", ["a: 1 # x{}b: 2", "a: 1 #{}b: 2", "# x\r\n#{}b: 2", "a: 'x{}b: 2'", "a: x{}b"])
 def test_only_carriage_return_and_line_feed_end_a_line(shape: str) -> None:
-    """YAML 1.2.2, section 5.4: every other character is refused, or keeps its meaning without being a break."""
+    """YAML 1.2.2, section 5.4. Every other character is refused or is read as an ordinary character."""
     for mark in set(CONTROLS_AND_SEPARATORS) - {"\r", "\n"}:
         try:
             loaded = load_yaml(shape.format(mark))
@@ -125,7 +125,7 @@ def test_only_carriage_return_and_line_feed_end_a_line(shape: str) -> None:
 
 
 @pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029"])
-def test_a_line_break_of_old_yaml_is_refused_with_its_line(tmp_path: Path, mark: str) -> None:
+def test_a_line_break_of_yaml_1_1_is_refused_with_its_line_number(tmp_path: Path, mark: str) -> None:
     (tmp_path / "job.yaml").write_text(f"# one\r\n# two{mark}fetch: {{retries: 9}}\n", newline="")
     with pytest.raises(JobError, match=rf"job.yaml:2: not valid YAML: U\+{ord(mark):04X} is"):
         load_job(str(tmp_path / "job.yaml"), {})
@@ -141,7 +141,7 @@ class _NoAliases(yaml.SafeDumper):
 
 
 def _size(value: object) -> int:
-    """The number of values, plus at least the number of characters of text, as the loader counts them."""
+    """The size of a value as the loader counts it: the number of values plus the number of characters."""
     if isinstance(value, dict):
         return 1 + sum(_size(key) + _size(item) for key, item in value.items())
     if isinstance(value, list):

@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="package")
 def served(dataset: Path) -> Iterator[Served]:
-    """The server in this process, so that tests can see what it reads."""
+    """The server, in this process so that tests can see what it reads."""
     ready, end, found = threading.Event(), threading.Event(), list[Served]()
 
     def on_ready(guard: Guard, explorer: Explorer) -> None:

@@ -37,7 +37,7 @@ HOSTILE = [
 
 
 def drawn(count: int) -> list[dict[str, object]]:
-    """Rows with a drawn picture each; the first have hostile captions, names and URLs."""
+    """Rows with drawn pictures; the first ones have hostile captions, names and URLs."""
     rng = random.Random(7)
     rows: list[dict[str, object]] = []
     for number in range(count):
@@ -57,7 +57,7 @@ def drawn(count: int) -> list[dict[str, object]]:
 
 
 def in_this_process(patch: pytest.MonkeyPatch) -> None:
-    """Like the fixture `plain_loop`, for a fixture of a module."""
+    """Like the fixture `plain_loop`, for fixtures with module scope."""
     from pairmill.jobs.cluster.lost_shards import Outcome
     from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
     from pairmill.schemas.batch import planned_batches
@@ -84,7 +84,7 @@ class Served:
 
 @dataclass
 class Tab:
-    """A page that remembers what it asked for, and what went wrong."""
+    """A page, with the URLs that it requested and its errors."""
 
     page: Page
     requests: list[str]

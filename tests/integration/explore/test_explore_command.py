@@ -1,4 +1,4 @@
-"""Tests the command `pairmill explore`, and its pages while a build runs."""
+"""Tests the `pairmill explore` command, and its pages while a build is running."""
 
 import signal
 import subprocess
@@ -18,8 +18,8 @@ from pairmill.schemas.subset import SelectJob
 from tests.integration.explore.site import count
 
 
-def test_the_live_page_shows_shards_that_arrive(browser: Browser, tmp_path: Path, dataset: Path) -> None:
-    """Shards are committed while the page is open: their manifests are moved into place one by one."""
+def test_the_live_page_shows_shards_as_they_are_committed(browser: Browser, tmp_path: Path, dataset: Path) -> None:
+    """Simulates commits while the page is open: the manifests of shards are moved into place one by one."""
     import shutil
 
     output = tmp_path / "out"
@@ -47,7 +47,7 @@ def test_the_live_page_shows_shards_that_arrive(browser: Browser, tmp_path: Path
     page.close()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err.strip().splitlines()[-1]) == (130, "Stopped. Saved subsets and labels stay.")
+    assert (process.returncode, err.strip().splitlines()[-1]) == (130, "Stopped. Saved subsets and labels are kept.")
 
 
 def command(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -81,7 +81,7 @@ def test_the_command_serves_at_once_and_ctrl_c_keeps_the_labels(dataset: Path, t
     assert err.count("\n") == 1 and "belongs to another session" in err
 
 
-def test_a_large_select_runs_in_a_process_of_its_own(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_select_runs_in_a_separate_process(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(dataset))
     job = SelectJob.model_validate({"dataset": store.root, "name": "wide", "steps": [{"where": "width >= 260"}]})
     here = run_select(job, True)

@@ -1,4 +1,4 @@
-"""Tests how `pairmill explore` is used, in Chromium: filters, subsets, search, lists."""
+"""Tests the use of `pairmill explore` in Chromium: filters, subsets, search and lists."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.integration.explore.site import (
 )
 
 
-def test_filter_slide_save_and_find_the_subset_with_the_slider_s_count(tab: Tab, served: Served, dataset: Path) -> None:
+def test_a_saved_subset_has_as_many_pairs_as_the_slider_showed(tab: Tab, served: Served, dataset: Path) -> None:
     page = tab.open(served.address)
     every = count(page)
     assert every == len(set(pairmill.open(str(dataset)).table("uid")["uid"].to_pylist()))
@@ -36,7 +36,7 @@ def test_filter_slide_save_and_find_the_subset_with_the_slider_s_count(tab: Tab,
     page.wait_for_url(lambda url: "subset=slid" in url, timeout=10_000)
     assert count(page) == final == len(pairmill.open(str(dataset)).subset("slid"))
     expect(page.get_by_text(f"Saved {final} pairs as slid")).to_be_visible()
-    assert pairmill.status(str(dataset)).kept  # the output is still one that pairmill reads
+    assert pairmill.status(str(dataset)).kept  # pairmill can still read the output
     with page.expect_download() as download:
         page.get_by_role("link", name="select.yaml").click()
     text = Path(download.value.path()).read_text()
@@ -63,7 +63,7 @@ def test_the_address_keeps_the_filters_and_mistakes_are_explained(tab: Tab, serv
 
 def test_every_picture_of_a_page_is_read_once(tab: Tab, served: Served) -> None:
     served.explorer.generations = {}
-    served.explorer.reload()  # forgets what was read
+    served.explorer.reload()  # so that everything is read again
     shown = served.explorer.shown
     assert shown
     page = tab.open(served.address)
@@ -78,7 +78,7 @@ def test_every_picture_of_a_page_is_read_once(tab: Tab, served: Served) -> None:
     assert shown.pictures.read == 60
 
 
-def test_search_by_text_and_by_picture_finds_the_drawn_one(tab: Tab, served: Served, dataset: Path) -> None:
+def test_search_by_text_and_by_picture_finds_the_drawn_picture(tab: Tab, served: Served, dataset: Path) -> None:
     page = tab.open(served.address)
     row = pairmill.open(str(dataset)).table(["uid", "caption"]).to_pylist()[60]
     page.locator("#find").fill(row["caption"])
@@ -102,7 +102,9 @@ def test_search_by_text_and_by_picture_finds_the_drawn_one(tab: Tab, served: Ser
     assert row["uid"] not in [each.get_attribute("data-uid") for each in page.locator(".near li.card").all()]
 
 
-def test_rejects_duplicates_and_two_subsets_are_shown(tab: Tab, served: Served, dataset: Path) -> None:
+def test_rejects_duplicates_and_the_comparison_of_two_subsets_are_shown(
+    tab: Tab, served: Served, dataset: Path
+) -> None:
     page = tab.open(f"{served.address}/rejects")
     expect(page.locator("h1")).to_contain_text(f" of {PAIRS} rows were not kept")
     expect(page.locator("#parts")).to_contain_text(f"{PAIRS // 20} rows have no pair")

@@ -9,7 +9,7 @@ import pairmill
 from tests.integration.explore.site import Served, Tab, count
 
 
-def test_pairs_are_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
+def test_pairs_can_be_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
     page = tab.open(served.address)
     for key in "jjgkbjju":
         page.keyboard.press(key)
@@ -24,7 +24,7 @@ def test_pairs_are_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
     page.keyboard.press("b")
     expect(page.locator("article.pair .mark")).to_have_text("bad")
     page.locator("#find").focus()
-    page.keyboard.type("bug")  # letters in a field are letters
+    page.keyboard.type("bug")  # in a text field, letters are not shortcuts
     expect(page.locator("#labeled")).to_have_text("1 good, 1 bad")
     served.explorer.labels.save()
     table = pq.read_table(served.explorer.store.path("labels/browser.parquet"))
@@ -34,9 +34,9 @@ def test_pairs_are_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
 
 def test_keys_move_to_the_next_page_and_back_and_labels_stay(tab: Tab, served: Served) -> None:
     page = tab.open(f"{served.address}/?where=original_width+%3E+0")
-    expect(page.locator(".keys")).to_contain_text("at the end of a page to the next one")
+    expect(page.locator(".keys")).to_contain_text("turn the page at its end")
     uids = page.locator("li.card").evaluate_all("all => all.map((each) => each.dataset.uid)")
-    page.keyboard.press("k")  # from nowhere: the last card
+    page.keyboard.press("k")  # no card is focused, so this goes to the last one
     page.keyboard.press("g")
     expect(page.locator("li.card").last).to_have_attribute("data-label", "good")
     page.keyboard.press("j")
@@ -55,7 +55,7 @@ def test_keys_move_to_the_next_page_and_back_and_labels_stay(tab: Tab, served: S
     expect(page.locator("li.card a.picture").first).to_be_focused()
 
 
-def test_the_gallery_is_used_by_keyboard_alone(tab: Tab, served: Served, dataset: Path) -> None:
+def test_the_gallery_can_be_used_by_keyboard_alone(tab: Tab, served: Served, dataset: Path) -> None:
     page = tab.open(served.address)
     every = count(page)
     page.keyboard.press("Tab")

@@ -1,4 +1,4 @@
-"""Tests that `pairmill explore` is safe with hostile captions and other origins, and usable by everybody."""
+"""Tests that `pairmill explore` is safe from hostile captions and other origins, and accessible."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +12,7 @@ from tests.integration.browser import serious_violations
 from tests.integration.explore.site import DESKTOP, HOSTILE, PAGES, PHONE, Served, Tab
 
 
-def test_hostile_captions_names_and_urls_are_plain_text_and_nothing_leaves(tab: Tab, served: Served) -> None:
+def test_hostile_captions_names_and_urls_are_shown_as_text_and_request_nothing(tab: Tab, served: Served) -> None:
     uids = [row["uid"] for row in pairmill.open(str(served.explorer.store.root)).rows(["uid"], pictures=False)]
     pages = [*PAGES, *(f"/pair/{uid}" for uid in uids[: len(HOSTILE)])]
     pages += [f"/?where={quote(text[:300])}" for text in HOSTILE] + [
@@ -37,7 +37,7 @@ def test_hostile_captions_names_and_urls_are_plain_text_and_nothing_leaves(tab: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_no_page_has_a_serious_barrier_or_is_wider_than_the_screen(
+def test_no_page_has_a_serious_accessibility_problem_or_is_wider_than_the_screen(
     browser: Browser, served: Served, scheme: str, size: dict[str, int]
 ) -> None:
     context = browser.new_context(viewport=size, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce")  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def test_no_page_has_a_serious_barrier_or_is_wider_than_the_screen(
     assert not found
 
 
-def test_the_check_of_barriers_finds_them(browser: Browser) -> None:
+def test_the_accessibility_check_finds_problems(browser: Browser) -> None:
     page = browser.new_page()
     page.set_content(
         "<!doctype html><title>x</title><main><input><p style='color: #ccc; background: #fff'>pale</p></main>"
@@ -64,7 +64,7 @@ def test_the_check_of_barriers_finds_them(browser: Browser) -> None:
     assert found == {"html-has-lang", "label", "color-contrast"}
 
 
-def test_a_page_of_another_origin_gets_nothing(browser: Browser, served: Served) -> None:
+def test_a_page_from_another_origin_can_read_and_change_nothing(browser: Browser, served: Served) -> None:
     script = """async (address) => {
         const tries = {};
         const read = async (name, options) => {
@@ -91,7 +91,7 @@ def test_a_page_of_another_origin_gets_nothing(browser: Browser, served: Served)
         page.goto(address)
         found = page.evaluate(script, served.address)
         page.close()
-    assert set(found.values()) <= {"nothing", 0, None}, found  # 0: an answer that the page cannot read
+    assert set(found.values()) <= {"nothing", 0, None}, found  # 0: a response that the page cannot read
     assert not served.explorer.store.exists("subsets/stolen/selection.json")
 
 

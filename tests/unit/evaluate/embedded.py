@@ -1,4 +1,4 @@
-"""Writes a finished dataset with any embeddings, in shards of any size."""
+"""Writes a finished dataset with given embeddings, in shards of any size."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ Floats = npt.NDArray[Any]
 
 
 def uid_of(row: int) -> str:
-    """The uid of a row, whatever the shards."""
+    """The uid of a row, independent of the shards."""
     return hashlib.blake2b(b"%d" % row, digest_size=16).hexdigest()
 
 
@@ -41,7 +41,10 @@ def write_embedded(
     columns: Mapping[str, Sequence[Any]] | None = None,
     extra: pa.Schema = NO_EXTRA,
 ) -> Store:
-    """Embeddings [rows, dim]; those with NaN are null. `columns`: any others, of the schema or of `extra`."""
+    """Write a dataset with these embeddings [rows, dim]; those with NaN become null.
+
+    `columns`: values of other columns of the schema or of `extra`.
+    """
     store, dim, texts = Store(str(root)), images.shape[1], images if texts is None else texts
     values = {
         "source": {"paths": ["in.parquet"]},
@@ -78,7 +81,7 @@ def write_embedded(
 
 
 def write_labels(path: Path, labels: Mapping[int, Any] | Sequence[tuple[str, Any]]) -> Path:
-    """A Parquet file with uid and label, by row, or as it is."""
+    """Write a Parquet file with the columns uid and label, from labels by row number or from (uid, label) pairs."""
     pairs = [(uid_of(row), label) for row, label in labels.items()] if isinstance(labels, Mapping) else list(labels)
     path.parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({"uid": [uid for uid, _ in pairs], "label": [label for _, label in pairs]}), path)

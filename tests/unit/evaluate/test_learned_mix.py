@@ -1,4 +1,4 @@
-"""Learned mixes are scikit-learn's logistic regression, as a formula that `score` takes."""
+"""Tests that learned mixes equal scikit-learn's logistic regression and are formulas that `score` accepts."""
 
 from pathlib import Path
 
@@ -39,11 +39,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_mix_is_scikit_learns_and_score_takes_its_formula(folder: Path) -> None:
+def test_a_mix_equals_that_of_scikit_learn_and_score_accepts_its_formula(folder: Path) -> None:
     labels = folder.parent / "labels.parquet"
     result = train_mix(Store(str(folder)), MixRequest(("similarity", "dense"), LabelSource([str(labels)])))
     assert result.figures.examples == ROWS - 1
-    assert result.figures.notes[0] == "1 labeled row left out: no number in some of the columns"
+    assert result.figures.notes[0] == "1 labeled row left out: a column has no number"
     assert 0.7 < result.figures.accuracy < 1 and result.figures.auc > 0.8
     pairmill.score(folder, "good", f"mix: {result.formula}")
     values = np.stack([column(folder, "similarity"), column(folder, "dense")], axis=1)
@@ -56,7 +56,7 @@ def test_a_mix_is_scikit_learns_and_score_takes_its_formula(folder: Path) -> Non
     assert np.allclose(found[usable], logits, atol=1e-3) and np.isnan(found[~usable]).all()
 
 
-def test_the_formula_is_the_model_that_was_measured_wherever_the_columns_lie() -> None:
+def test_the_formula_equals_the_measured_model_whatever_the_range_of_the_columns() -> None:
     rng = np.random.default_rng(4)
     values = np.stack([1.7e9 + 20 * rng.standard_normal(150), rng.standard_normal(150)], axis=1)
     is_good = (values - [1.7e9, 0]) @ [0.05, 1] + 0.3 * rng.standard_normal(150) > 0
@@ -70,13 +70,13 @@ def test_the_formula_is_the_model_that_was_measured_wherever_the_columns_lie() -
 
 
 @pytest.mark.parametrize("name", ["class", "None", "True", "lambda", "a'b", 'x"y', "is", "\u00b5m", "plain", "rank"])
-def test_a_formula_can_be_read_whatever_its_columns_are_called(name: str) -> None:
+def test_a_formula_can_be_parsed_whatever_the_names_of_its_columns(name: str) -> None:
     rows = pa.table({name: [0.5, 2.0]})
     outer = parse(learned_mix._term(0.1, name)).outer
     assert np.allclose(outer.evaluate(rows).to_numpy(), [0.05, 0.2])
 
 
-def test_a_sample_of_columns_has_the_lowest_hashes_and_is_all_that_is_kept(
+def test_a_sample_of_columns_has_the_lowest_hashes_and_no_other_rows_are_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lowest_hashes, "_SPARE_ROWS", 10)

@@ -1,4 +1,4 @@
-"""Compares accuracy with and without an overlap with NumPy, and the statistics with SciPy."""
+"""Tests accuracy with and without an overlap against NumPy, and the statistics against SciPy."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pairmill.schemas.errors import JobError
 from tests.unit.evaluate.test_thresholds_and_classes import ALIAS, real, unit, write_embedded
 
 
-def test_the_published_example() -> None:
+def test_the_published_example_is_reproduced() -> None:
     assert round(binomial_tail(60, 100, 0.5), 4) == 0.0284
     found, notes = compare(50 + 60, 200, 60, 100)
     assert found is not None and not notes
@@ -30,7 +30,7 @@ def test_the_published_example() -> None:
     assert round(found.p_value, 4) == 0.0284
 
 
-def test_the_statistics_are_those_of_scipy() -> None:
+def test_the_statistics_equal_those_of_scipy() -> None:
     rng = np.random.default_rng(0)
     for total in (1, 2, 7, 100, 20_000):
         for hits in {0, total, *rng.integers(0, total + 1, 3).tolist()}:
@@ -41,12 +41,12 @@ def test_the_statistics_are_those_of_scipy() -> None:
             assert clopper_pearson(hits, total, 0.995) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
-def test_there_is_nothing_to_compare_without_an_overlap_or_without_the_others() -> None:
+def test_there_is_nothing_to_compare_if_all_or_no_rows_are_in_the_overlap() -> None:
     assert compare(5, 10, 0, 0) == (None, ["no labeled picture is in the overlap, so there is nothing to compare"])
     assert compare(5, 10, 5, 10)[0] is None
 
 
-def test_accuracy_without_the_overlap_is_that_of_the_other_rows(tmp_path: Path) -> None:
+def test_accuracy_without_the_overlap_is_the_accuracy_on_the_other_rows(tmp_path: Path) -> None:
     images, texts, sha256 = real()
     classes, numbers = texts[::5].astype(np.float32), np.repeat(np.arange(100), 5)
     columns = {"number": numbers.tolist(), "sha256": sha256}
@@ -74,7 +74,7 @@ def test_accuracy_without_the_overlap_is_that_of_the_other_rows(tmp_path: Path) 
     assert any("of the overlap" in line for line in section.results)
 
 
-def test_what_is_no_overlap_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_overlaps_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uid": ["0" * 32]}), tmp_path / "uids.parquet")
     (tmp_path / "text.parquet").write_text("no table")
     pq.write_table(pa.table({"item_uid": ["x"]}), tmp_path / "names.parquet")

@@ -1,4 +1,4 @@
-"""Tests probes against scikit-learn itself: weights, cross-validation, and the scores that their heads give."""
+"""Tests probes against scikit-learn: their weights, their cross-validation, and the scores of their heads."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 def noisy(seed: int = 3) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Unit vectors, and labels that no plane separates."""
+    """(unit vectors, labels that no plane separates)."""
     rng = np.random.default_rng(seed)
     vectors = unit(rng.normal(size=(ROWS, DIM)))
     return vectors, vectors[:, 0] + 0.5 * vectors[:, 1] + rng.normal(0, 0.2, ROWS) > 0
@@ -45,7 +45,7 @@ def noisy(seed: int = 3) -> tuple[Doubles, npt.NDArray[np.bool_]]:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """For scikit-learn, which is faster so."""
+    """Use one thread, with which scikit-learn is faster here."""
     with threadpool_limits(1):
         yield
 
@@ -56,7 +56,7 @@ def hashes(rows: int = ROWS) -> npt.NDArray[np.uint64]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of unit vectors; rows 5 and 6 have no embedding, row 8 repeats row 7."""
+    """A dataset of unit vectors. Rows 5 and 6 have no embedding, and row 8 repeats row 7."""
     folder = tmp_path_factory.mktemp("probe") / "out"
     vectors, is_good = noisy()
     vectors[5:7], vectors[8] = np.nan, vectors[7]
@@ -80,7 +80,7 @@ def trained(dataset: Path) -> pairmill.ProbeResult:
     return pairmill.probe(dataset, head, labels="labels/good.parquet", page=head.with_suffix(".html"))
 
 
-def test_weights_and_losses_out_of_fold_are_scikit_learns() -> None:
+def test_weights_and_out_of_fold_losses_equal_those_of_scikit_learn() -> None:
     vectors, is_good = noisy()
     folds = folds_of(hashes(), is_good)
     assert {(folds[is_good] == fold).sum() for fold in range(FOLDS)} <= {
@@ -108,15 +108,15 @@ def test_weights_and_losses_out_of_fold_are_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize("best", [-6.0, -5.875, -1.3, 0.0, 2.5, 6.0])
-def test_the_search_finds_the_best_of_eight_steps_per_decade(best: float) -> None:
+def test_the_search_finds_the_best_penalty_in_eight_steps_per_decade(best: float) -> None:
     grid = np.arange(-48, 49) / 8
     found, tried = search(lambda exponent: (exponent - best) ** 2)
     assert found == min(grid, key=lambda exponent: (exponent - best) ** 2)
     assert set(COARSE) <= tried.keys() <= set(grid.tolist()) and len(tried) <= 15
-    assert search(lambda exponent: 1.0)[0] == 6.0  # of equal ones, the strongest penalty
+    assert search(lambda exponent: 1.0)[0] == 6.0  # of equal losses, the strongest penalty wins
 
 
-def test_two_separated_gaussians_are_told_apart_always(tmp_path: Path) -> None:
+def test_two_separate_gaussians_are_always_distinguished(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     center = np.where(np.arange(60)[:, None] % 2, 1.0, -1.0) * np.eye(8)[0]
     write_embedded(tmp_path / "out", unit(center + rng.normal(0, 0.05, (60, 8))))
@@ -177,7 +177,7 @@ def test_a_probe_depends_neither_on_shards_nor_on_the_order_of_labels(
     assert other.figures.notes[0] == "2 labeled rows left out: no embedding of the picture"
 
 
-def test_equal_embeddings_are_one_example_and_none_if_their_labels_differ() -> None:
+def test_equal_embeddings_count_as_one_example_or_none_if_their_labels_differ() -> None:
     vectors = np.eye(4, dtype=np.float16)[[0, 1, 0, 2, 1, 3]]
     labels = np.array([True, True, True, False, False, False])
     examples, kept = distinct(Examples(hashes(6), pa.array(labels), vectors, ["before"]), labels)
@@ -185,12 +185,12 @@ def test_equal_embeddings_are_one_example_and_none_if_their_labels_differ() -> N
     assert kept.tolist() == examples.labels.to_pylist() == [True, False, False]
     assert examples.facts == [
         "before",
-        "2 labeled rows left out: another one has the same embedding",
-        "1 embedding left out: its rows are labeled in different ways",
+        "2 labeled rows left out: another row has the same embedding",
+        "1 embedding left out: rows with different labels",
     ]
 
 
-def test_labels_come_from_columns_of_all_kinds_and_one_value_is_told_from_the_others(
+def test_labels_can_come_from_columns_of_any_kind_and_one_value_can_be_the_positive_label(
     dataset: Path, trained: pairmill.ProbeResult, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.safetensors"
@@ -210,13 +210,22 @@ def test_labels_come_from_columns_of_all_kinds_and_one_value_is_told_from_the_ot
     ("keywords", "message"),
     [
         ({}, "--labels FILE"),
-        ({"label_column": "animal"}, r"3 different values \('cat', 'dog', 'owl'\): say with --positive"),
-        ({"label_column": "animal", "positive": "cow"}, "no label is 'cow'; there are: 'cat', 'dog', 'owl'"),
-        ({"label_column": "price"}, "the column 'price' is float; labels are true or false, whole numbers, or text"),
+        (
+            {"label_column": "animal"},
+            r"3 different values \('cat', 'dog', 'owl'\): name the positive one with --positive",
+        ),
+        ({"label_column": "animal", "positive": "cow"}, "no label is 'cow'; the labels are: 'cat', 'dog', 'owl'"),
+        (
+            {"label_column": "price"},
+            "the column 'price' is float; labels must be true or false, whole numbers, or text",
+        ),
         ({"label_column": "nothing"}, "no column 'nothing'"),
         ({"labels": "labels/none.parquet"}, "no such file, neither here nor in"),
         ({"labels": "https://host/labels.parquet"}, "give a local file or s3://"),
-        ({"labels": "LABELS", "given": {0: True, 1: True, 2: True}}, "all 3 labels are 'true'; label some others too"),
+        (
+            {"labels": "LABELS", "given": {0: True, 1: True, 2: True}},
+            "all 3 labels are 'true'; label some rows differently",
+        ),
         ({"labels": "LABELS", "given": {row: row < 4 for row in range(5, 30)} | {0: True}}, "only 1 example of good"),
         (
             {"labels": "LABELS", "given": {1_000: True, 1_001: False}},
@@ -224,12 +233,12 @@ def test_labels_come_from_columns_of_all_kinds_and_one_value_is_told_from_the_ot
         ),
         ({"labels": "LABELS", "given": [("xyz", True)]}, "cannot be uids, such as 'xyz'"),
         ({"labels": "LABELS", "label_column": "grade", "given": {0: True}}, "needs the columns uid and grade; it has"),
-        ({"labels": "LABELS", "given": {0: 0.5}}, "the column 'label' is double; labels are"),
+        ({"labels": "LABELS", "given": {0: 0.5}}, "the column 'label' is double; labels must be"),
         ({"label_column": "label", "model": "other"}, "no model 'other'"),
         ({"label_column": "label", "limit": 0}, "give a positive number"),
     ],
 )
-def test_labels_that_cannot_be_used_are_refused_with_a_line(
+def test_unusable_labels_are_refused_in_one_line(
     dataset: Path, tmp_path: Path, keywords: dict[str, object], message: str
 ) -> None:
     given = keywords.get("given")
@@ -252,8 +261,8 @@ def test_a_head_is_a_safetensors_file_and_damaged_labels_are_named(dataset: Path
         pairmill.probe(dataset, tmp_path / "p.safetensors", labels=bad)
 
 
-def test_a_small_file_that_unfolds_to_long_labels_is_refused(tmp_path: Path) -> None:
-    """Parquet stores a text that is repeated once; here 2 GB of it."""
+def test_a_small_file_that_expands_to_long_labels_is_refused(tmp_path: Path) -> None:
+    """Parquet stores a repeated text only once. Here, the texts take 2 GB in total."""
     text, rows = "x" * 100_000, 20_000
     label = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
     table = pa.table({"uid": [f"{row:032x}" for row in range(rows)], "label": label})
@@ -265,7 +274,7 @@ def test_a_small_file_that_unfolds_to_long_labels_is_refused(tmp_path: Path) -> 
     assert pool.max_memory() <= before
 
 
-def test_labels_that_are_not_used_are_counted(dataset: Path, tmp_path: Path) -> None:
+def test_unused_labels_are_counted(dataset: Path, tmp_path: Path) -> None:
     _, is_good = noisy()
     pairs = [(uid_of(row).upper(), bool(is_good[row])) for row in range(20, 120)]
     pairs += [pairs[0], pairs[1], (uid_of(20), not is_good[20]), (uid_of(9_999), True), (uid_of(5), True)]
@@ -276,21 +285,21 @@ def test_labels_that_are_not_used_are_counted(dataset: Path, tmp_path: Path) -> 
     assert figures.examples == 100  # 99 of 100, and row 141
     assert figures.notes[:5] == [
         "1 label empty",
-        "3 labels given before for the same uid",
-        "1 uid left out: labeled in different ways",
+        "3 labels for an already labeled uid",
+        "1 uid left out: different labels",
         "1 labeled uid not found among the rows",
         "1 labeled row left out: no embedding of the picture",
     ]
 
 
-def test_the_interval_is_wilsons() -> None:
+def test_the_interval_is_the_wilson_interval() -> None:
     for hits, total in ((0, 1), (0, 30), (1, 30), (15, 30), (30, 30), (832, 1_000)):
         expected = binomtest(hits, total).proportion_ci(method="wilson")
         assert wilson(hits, total) == pytest.approx((expected.low, expected.high), abs=1e-9)
     assert wilson(0, 0) == (0, 1)
 
 
-def test_reliability_counts_every_example_once_and_draws_it() -> None:
+def test_reliability_counts_and_draws_every_example_once() -> None:
     rng = np.random.default_rng(2)
     probabilities = np.append(rng.random(500), [0.0, 1.0])
     is_good = rng.random(502) < probabilities
@@ -305,7 +314,7 @@ def test_reliability_counts_every_example_once_and_draws_it() -> None:
     assert len(lines) == 11 and all(line.count("o") >= 1 and len(line) < 100 for line in lines[1:])
 
 
-def test_figures_of_a_probe_that_is_very_sure_are_those_of_its_logits() -> None:
+def test_figures_of_a_very_confident_probe_are_computed_from_its_logits() -> None:
     """Beyond a logit of 37, every probability is 1 in float64."""
     logits, is_positive = np.array([-900.0, 40.0, 50.0, 60.0, 45.0]), np.array([False, True, True, True, False])
     weights = Weights(np.zeros(1), 0.0, True)
@@ -326,7 +335,7 @@ def test_a_probe_that_learned_nothing_says_so(dataset: Path, tmp_path: Path) -> 
     assert not any("learned nothing" in note for note in honest.notes)
 
 
-def test_rare_labels_are_said(dataset: Path, tmp_path: Path) -> None:
+def test_rare_labels_are_noted(dataset: Path, tmp_path: Path) -> None:
     _, is_good = noisy()
     rows = [*np.flatnonzero(is_good)[-6:].tolist(), *np.flatnonzero(~is_good)[-60:].tolist()]
     labels = write_labels(tmp_path / "l/rare.parquet", {row: bool(is_good[row]) for row in rows})

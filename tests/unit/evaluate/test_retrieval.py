@@ -1,4 +1,4 @@
-"""Tests retrieval against brute force, on embeddings of a real CLIP and on made ones with ties."""
+"""Tests retrieval against brute force, on embeddings of a real CLIP model and on synthetic ones with ties."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 def real() -> tuple[Doubles, Doubles, list[str]]:
-    """(embeddings of the pictures, of the captions, a SHA-256 for each picture) of 500 pairs with 100 pictures."""
+    """(image embeddings, text embeddings, SHA-256 of each row's picture) of 500 pairs with 100 pictures."""
     images, texts = (np.load(REAL / f"{name}_embeddings.npy").astype(np.float64) for name in ("image", "text"))
     with (REAL / "metadata.csv").open() as file:
         names = [row["image_id"] for row in csv.DictReader(file)]
@@ -32,7 +32,7 @@ def real() -> tuple[Doubles, Doubles, list[str]]:
 
 
 def brute_force(similarities: Doubles, matches: npt.NDArray[np.bool_]) -> list[float]:
-    """R@1, R@5, R@10 from all similarities [queries, gallery], by sorting; of equal ones, matches come first."""
+    """R@1, R@5 and R@10, by sorting all similarities [queries, gallery]. Among equal ones, matches come first."""
     order = np.lexsort((~matches, -similarities), axis=1)
     hits = np.take_along_axis(matches, order, axis=1)
     return [float(hits[:, :k].any(axis=1).mean()) for k in (1, 5, 10)]
@@ -53,7 +53,7 @@ def recalls(ranks: retrieval.Ranks) -> list[float]:
 
 @pytest.mark.parametrize("tile", [(1, 1), (7, 3), (64, 130), (2_048, 4_096)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_any_tiles_give_what_brute_force_gives_with_ties(tile: tuple[int, int], seed: int) -> None:
+def test_any_tile_size_agrees_with_brute_force_even_with_ties(tile: tuple[int, int], seed: int) -> None:
     data = made(seed)
     similarities = retrieval.unit(data.captions) @ retrieval.unit(data.pictures).T
     matches = data.picture_of[:, None] == np.arange(len(data.pictures))
@@ -67,7 +67,7 @@ def test_any_tiles_give_what_brute_force_gives_with_ties(tile: tuple[int, int], 
     assert to_picture.tied > 10 and to_text.tied > 0
 
 
-def test_the_similarities_are_exact_in_any_order() -> None:
+def test_similarities_are_exact_in_any_order() -> None:
     rng = np.random.default_rng(5)
     vectors = retrieval.unit(unit(rng.normal(size=(50, 512))).astype(np.float16))
     whole = np.stack([[int(value) for value in row * 2**24] for row in vectors]).astype(object)
@@ -75,14 +75,14 @@ def test_the_similarities_are_exact_in_any_order() -> None:
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
 
 
-def test_each_picture_with_itself_is_always_found() -> None:
+def test_pictures_that_equal_their_captions_are_always_found() -> None:
     vectors = unit(np.random.default_rng(0).normal(size=(30, 16))).astype(np.float16)
     data = RetrievalSet(vectors, vectors, np.arange(30))
     assert recalls(text_to_picture(data)) == recalls(picture_to_text(data)) == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("shard_rows", [33, 500])
-def test_captions_of_flickr8k_find_their_pictures_as_often_as_clip_lets_them(tmp_path: Path, shard_rows: int) -> None:
+def test_recall_on_flickr8k_equals_brute_force(tmp_path: Path, shard_rows: int) -> None:
     images, texts, sha256 = real()
     write_embedded(tmp_path / "out", images, texts, shard_rows, {"sha256": sha256})
     found = pairmill.evaluate(tmp_path / "out").retrieval
@@ -117,7 +117,7 @@ def test_a_sample_has_whole_pictures_and_does_not_depend_on_shards(tmp_path: Pat
     assert 60 < about < 160  # 100
 
 
-def test_rows_of_one_list_of_captions_are_one_picture_and_what_is_missing_is_counted(tmp_path: Path) -> None:
+def test_captions_from_one_list_share_a_picture_and_missing_embeddings_are_counted(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     images, texts = unit(rng.normal(size=(6, 8)))[[0, 0, 1, 1, 2, 3, 3, 4, 5]], unit(rng.normal(size=(9, 8)))
     texts[1] = np.nan
@@ -147,10 +147,10 @@ def test_a_subset_is_searched_alone(tmp_path: Path) -> None:
     assert found is not None and (found.pictures, found.captions) == (40, 200)
 
 
-def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
+def test_datasets_with_nothing_to_compare_are_refused(tmp_path: Path) -> None:
     one = np.eye(4)[[0, 0]]
     write_embedded(tmp_path / "out", one, columns={"sha256": ["ab" * 32] * 2})
-    with pytest.raises(EvaluateError, match="needs two pictures or more, and there are 1"):
+    with pytest.raises(EvaluateError, match="needs at least two pictures; found 1"):
         pairmill.evaluate(tmp_path / "out")
     with pytest.raises(EvaluateError, match="To evaluate another one, embed the dataset with it first: pairmill embed"):
         pairmill.evaluate(tmp_path / "out", model="ViT-L-14:openai")

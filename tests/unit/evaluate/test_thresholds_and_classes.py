@@ -33,7 +33,7 @@ ROWS = 300
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A dataset with a score of few distinct values, null in rows 0 and 1, and labels that it half predicts."""
+    """A dataset with a score of few distinct values, null in rows 0 and 1, and labels that it partly predicts."""
     rng = np.random.default_rng(8)
     scores = np.round(rng.normal(0.3, 0.05, ROWS), 2).astype(np.float32)
     is_good = scores + rng.normal(0, 0.04, ROWS) > 0.31
@@ -49,7 +49,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, 
     return folder, scores[2:].astype(np.float64), is_good[2:]
 
 
-def test_precision_and_recall_are_scikit_learns_at_every_threshold(scored: tuple[Path, np.ndarray, np.ndarray]) -> None:
+def test_precision_and_recall_equal_those_of_scikit_learn_at_every_threshold(
+    scored: tuple[Path, np.ndarray, np.ndarray],
+) -> None:
     _, scores, is_good = scored
     curve = ThresholdCurve.of(scores, is_good)
     precision, recall, thresholds = precision_recall_curve(is_good, scores)
@@ -69,7 +71,7 @@ def test_precision_and_recall_are_scikit_learns_at_every_threshold(scored: tuple
     assert curve.spread(5)[-1] == len(curve) - 1 and len(curve.spread(5)) <= 5
 
 
-def test_a_score_of_whole_numbers_beyond_float64_is_measured(tmp_path: Path) -> None:
+def test_a_score_of_integers_beyond_float64_is_measured(tmp_path: Path) -> None:
     values = [(1 << 53) + 1 + 1_000 * row for row in range(40)]
     extra = pa.schema([("big", pa.int64()), ("is_good", pa.bool_())])
     columns = {"big": values, "is_good": [row >= 20 for row in range(40)]}
@@ -78,7 +80,7 @@ def test_a_score_of_whole_numbers_beyond_float64_is_measured(tmp_path: Path) -> 
     assert found is not None and found.auc == 1.0 and found.rows == 40
 
 
-def test_a_threshold_of_very_many_rows_is_measured_on_a_sample_which_is_said(
+def test_a_threshold_for_very_many_rows_is_measured_on_a_sample_with_a_note(
     scored: tuple[Path, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "_MAX_ROWS", 100)
@@ -87,15 +89,15 @@ def test_a_threshold_of_very_many_rows_is_measured_on_a_sample_which_is_said(
     assert f"sampled 100 of {ROWS - 2} labeled rows, by a hash of the uid" in found.notes
 
 
-def test_unknown_labels_are_counted_though_only_some_are_kept() -> None:
+def test_all_unknown_labels_are_counted_though_only_some_are_kept() -> None:
     index = ClassIndex(["cat"])
     for start in range(0, 5_000, 100):
         index.of(pa.array([*(f"name {number}" for number in range(start, start + 99)), "dog"]))
     assert len(index._unknown) <= 1_000
-    assert index.facts()[0].startswith("5,000 rows left out: the label is no class, such as 'dog'")
+    assert index.facts()[0].startswith("5,000 rows left out: the label is not a class, such as 'dog'")
 
 
-def test_a_threshold_that_is_printed_keeps_what_was_counted(scored: tuple[Path, np.ndarray, np.ndarray]) -> None:
+def test_a_printed_threshold_keeps_the_counted_rows(scored: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, scores, is_good = scored
     found = pairmill.evaluate(folder, score="clip", labels="labels/mine.parquet", precision=0.8).threshold
     assert found is not None and found.found is not None
@@ -108,7 +110,7 @@ def test_a_threshold_that_is_printed_keeps_what_was_counted(scored: tuple[Path, 
     assert column == found
 
 
-def test_the_command_prints_a_table_json_and_a_page_that_runs_nothing(
+def test_the_command_prints_a_table_and_json_and_writes_a_page_without_scripts(
     scored: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     folder, page = scored[0], tmp_path / "page.html"
@@ -127,17 +129,17 @@ def test_the_command_prints_a_table_json_and_a_page_that_runs_nothing(
     ("keywords", "message"),
     [
         ({"label_column": "is_good"}, "say what to compare with the labels: --classes FILE, or --score COLUMN"),
-        ({"score": "clip", "classes": "imagenet", "label_column": "is_good"}, "give --classes or --score"),
-        ({"score": "clip"}, "say where the labels are"),
-        ({"classes": "imagenet"}, "say where the labels are"),
+        ({"score": "clip", "classes": "imagenet", "label_column": "is_good"}, "give only one of --classes and --score"),
+        ({"score": "clip"}, "give the labels: --labels FILE"),
+        ({"classes": "imagenet"}, "give the labels: --labels FILE"),
         ({"classes": "imagenet", "label_column": "word", "positive": "x"}, "give it with --score"),
-        ({"score": "word", "label_column": "is_good"}, "the column 'word' is string; a score is a number"),
+        ({"score": "word", "label_column": "is_good"}, "the column 'word' is string; a score must be a number"),
         ({"score": "none", "label_column": "is_good"}, "no column 'none'"),
         ({"score": "clip", "label_column": "is_good", "precision": 90}, "--precision 90: give a share"),
         ({"classes": "imagenet", "templates": "mine", "label_column": "word"}, "templates: .*openai-80"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_with_a_line(
+def test_impossible_evaluations_are_refused_in_one_line(
     scored: tuple[Path, np.ndarray, np.ndarray], keywords: dict[str, object], message: str
 ) -> None:
     with pytest.raises((JobError, EvaluateError), match=message):
@@ -145,8 +147,8 @@ def test_what_cannot_be_evaluated_is_refused_with_a_line(
 
 
 @pytest.mark.parametrize("shard_rows", [90, 500])
-def test_zero_shot_accuracy_is_that_of_a_few_lines_of_numpy(tmp_path: Path, shard_rows: int) -> None:
-    """The classes are the first captions of 100 real pictures, and the labels their numbers or names."""
+def test_zero_shot_accuracy_equals_a_few_lines_of_numpy(tmp_path: Path, shard_rows: int) -> None:
+    """The classes are the first captions of 100 real pictures; the labels are their numbers or names."""
     images, texts, sha256 = real()
     classes, numbers = texts[::5].astype(np.float32), np.repeat(np.arange(100), 5)
     names = [f"<b>class {number}</b>" for number in range(98)] + ["twin", "twin"]
@@ -178,7 +180,7 @@ def test_zero_shot_accuracy_is_that_of_a_few_lines_of_numpy(tmp_path: Path, shar
     by_name, section = measure_zero_shot(rows, embeddings, LabelSource(column="name"), names, lambda: classes)
     assert by_name.rows == 499 - 2 - 10
     assert list(by_name.notes) == [
-        "1 row left out: the label is no class, such as 'nothing'",
+        "1 row left out: the label is not a class, such as 'nothing'",
         "10 rows left out: several classes have this name; use the numbers of the classes as labels",
         "1 labeled row left out: no embedding of the picture",
     ]
@@ -186,15 +188,15 @@ def test_zero_shot_accuracy_is_that_of_a_few_lines_of_numpy(tmp_path: Path, shar
     assert "&lt;b&gt;class" in page and "<b>class" not in page
 
 
-def test_classes_of_other_dimensions_and_labels_that_are_no_class_are_refused(tmp_path: Path) -> None:
+def test_classes_of_other_dimensions_and_labels_that_are_not_classes_are_refused(tmp_path: Path) -> None:
     extra = pa.schema([("number", pa.int16())])
     store = write_embedded(tmp_path / "out", np.eye(4), columns={"number": [7, 8, 9, 10]}, extra=extra)
     rows, source = RowFilter(Snapshot.of(store)), LabelSource(column="number")
     embeddings = Embeddings.of(rows.snapshot, ALIAS)
-    with pytest.raises(EvaluateError, match="the classes have 3 dimensions, and the pictures have 4"):
+    with pytest.raises(EvaluateError, match="the classes have 3 dimensions, but the pictures have 4"):
         measure_zero_shot(rows, embeddings, source, list("abcdefgh"), lambda: np.eye(8, 3, dtype=np.float32))
     with pytest.raises(
-        EvaluateError, match=r"the label of a class\n4 rows left out: the label is no class, such as '7'"
+        EvaluateError, match=r"the label of a class\n4 rows left out: the label is not a class, such as '7'"
     ):
         measure_zero_shot(rows, embeddings, source, ["a", "b"], never)
     with pytest.raises(EvaluateError, match="no column 'nothing'"):

@@ -1,6 +1,6 @@
-"""Invariant of checkpoints in transformers' layout: what cannot be loaded is refused on one line that names the file,
-before anything starts if its header or settings show it; the checksum covers every file that scores depend on; and a
-model in the hub's cache is the same as its folder.
+"""Invariant of checkpoints in transformers' layout: files that cannot be loaded are refused in one line that names the
+file, before anything starts if the header or the settings show the problem; the checksum covers every file that scores
+depend on; and a model in the hub's cache equals its folder.
 """
 
 import hashlib
@@ -90,15 +90,15 @@ def pickled(value: Any) -> Change:
 
 
 class Trap:
-    """A pickle that creates the file `sprung` in the current folder."""
+    """A pickle that creates the file `sprung` in the current folder when it is loaded."""
 
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("sprung"),))
 
 
 AT_ONCE: dict[str, tuple[str, Change]] = {
-    "a model of type 'bert'; in this layout, pairmill loads clip and siglip": ("clip", with_config(model_type="bert")),
-    "a model of type 'siglip2'": ("siglip", with_config(model_type="siglip2")),
+    "has type 'bert'; in this layout, pairmill loads only clip and siglip": ("clip", with_config(model_type="bert")),
+    "has type 'siglip2'": ("siglip", with_config(model_type="siglip2")),
     "config.json cannot be read": ("clip", cut("config.json")),
     "config.json is larger than": ("clip", lambda folder: (folder / "config.json").write_bytes(b" " * (9 << 20))),
     "text_config.hidden_act: Input should be": ("clip", with_config(side="text_config", hidden_act="relu")),
@@ -122,32 +122,32 @@ AT_ONCE: dict[str, tuple[str, Change]] = {
         pickled({"a": torch.zeros(9)})(folder), cut("pytorch_model.bin")(folder))),
     "lacks 1 tensor, such as logit_scale": ("clip", with_tensors(lambda tensors: tensors.pop("logit_scale"))),
     "has unknown 1 tensor, such as lora": ("clip", with_tensors(lambda tensors: tensors.update(lora=torch.zeros(1)))),
-    "is not the clip model of config.json: it lacks 32 tensors": (
+    "does not match the clip model of config.json: it lacks 32 tensors": (
         "clip", with_config(side="text_config", num_hidden_layers=4)),
-    "'../model.safetensors', which is not a safetensors file beside it": ("clip", sharded("../model.safetensors")),
-    "model-2.safetensors, which model.safetensors.index.json names, does not exist": (
+    "'../model.safetensors', which is not a safetensors file in the same": ("clip", sharded("../model.safetensors")),
+    "model-2.safetensors, which model.safetensors.index.json lists, does not exist": (
         "clip", sharded("model-2.safetensors")),
-    "names no weights files": ("clip", sharded()),
+    "lists no weights files": ("clip", sharded()),
     "size.longest_edge: Extra inputs": ("clip", with_config("preprocessor_config.json", "size", longest_edge=99)),
-    f"do not give the {SIDE} x {SIDE} pixels": ("clip", with_config("preprocessor_config.json", size=SIDE - 1)),
+    f"do not produce the {SIDE} x {SIDE} pixels": ("clip", with_config("preprocessor_config.json", size=SIDE - 1)),
     "resample: Input should be 2 or 3, not 1": ("clip", with_config("preprocessor_config.json", resample=1)),
     "rescale_factor: Value error, only 1/255": ("siglip", with_config("preprocessor_config.json", rescale_factor=1.0)),
     "image_std.0: Input should be greater than 0": (
         "siglip", with_config("preprocessor_config.json", image_std=[0, 1, 1])),
 }  # fmt: skip
 WHEN_LOADED: dict[str, tuple[str, Change]] = {
-    "visual_projection.weight, of shape [24, 48], does not fit to config.json": (
+    "visual_projection.weight, of shape [24, 48], does not match config.json": (
         "clip", with_config(projection_dim=48)),
     "visual_projection.weight is NaN or infinite": (
         "clip", with_tensors(lambda tensors: tensors["visual_projection.weight"][0].fill_(torch.nan))),
-    "has more in it than tensors, so it is not opened": ("clip", pickled({"logit_scale": Trap()})),
+    "contains objects that are not tensors, so it is not loaded": ("clip", pickled({"logit_scale": Trap()})),
     "pytorch_model.bin is not a dictionary of tensors": ("clip", pickled({"epoch": 3})),
     "it lacks 77 tensors, such as text_model.": ("clip", pickled({"logit_scale": torch.zeros([])})),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("message", [*AT_ONCE, *WHEN_LOADED])
-def test_what_cannot_be_loaded_is_refused_on_one_line(
+def test_files_that_cannot_be_loaded_are_refused_in_one_line(
     message: str, clip: Path, siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -165,12 +165,12 @@ def test_what_cannot_be_loaded_is_refused_on_one_line(
     assert not (tmp_path / "sprung").exists()
 
 
-def test_weights_of_its_own_are_not_given_others(clip: Path) -> None:
+def test_a_folder_with_its_own_weights_takes_no_pretrained_weights(clip: Path) -> None:
     with pytest.raises(ModelError, match="leave out `pretrained`, 'openai'"):
         find_weights(ModelConfig(name=str(clip), pretrained="openai"))
 
 
-def test_the_checksum_is_that_of_all_files_that_matter(clip: Path, tmp_path: Path) -> None:
+def test_the_checksum_covers_exactly_the_files_that_matter(clip: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(clip, tmp_path / "model")
     (digest,) = resolve_weights([ModelConfig(name=str(folder))])
     listed = subprocess.run(["sha256sum", *files_of(folder)], capture_output=True, check=True, cwd=folder).stdout
@@ -184,7 +184,7 @@ def test_the_checksum_is_that_of_all_files_that_matter(clip: Path, tmp_path: Pat
         assert find_weights(ModelConfig(name=str(other))).sha256() != digest
 
 
-def test_a_folder_in_open_clips_layout_stays_one(clip: Path, tmp_path: Path) -> None:
+def test_a_folder_with_an_open_clip_config_is_read_in_open_clips_layout(clip: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(clip, tmp_path / "model")
     assert is_model_folder(str(folder))
     assert find_weights(ModelConfig(name=str(folder))).checkpoint
@@ -195,7 +195,7 @@ def test_a_folder_in_open_clips_layout_stays_one(clip: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, which is offline."""
+    """An empty hub cache, without network access."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
@@ -215,7 +215,7 @@ def into_cache(cache: Path, folder: Path, repo: str) -> Path:
     return snapshot
 
 
-def test_a_model_of_the_hub_is_loaded_from_its_cache(clip: Path, cache: Path) -> None:
+def test_a_model_on_the_hub_is_loaded_from_the_cache(clip: Path, cache: Path) -> None:
     snapshot = into_cache(cache, clip, "openai/clip-tiny")
     config = ModelConfig(name="openai/clip-tiny")
     assert config.alias == "openai_clip_tiny"
@@ -228,15 +228,15 @@ def test_a_model_of_the_hub_is_loaded_from_its_cache(clip: Path, cache: Path) ->
         find_weights(config)
 
 
-def test_a_model_of_the_hub_that_is_not_there_says_what_to_do(cache: Path) -> None:
+def test_the_error_about_a_missing_hub_model_says_what_to_do(cache: Path) -> None:
     with pytest.raises(ModelError) as refused:
         find_weights(ModelConfig(name="openai/clip-tiny"))
     expected = (
-        "there is no model folder openai/clip-tiny, and the model 'openai/clip-tiny' of the hub cannot be fetched: "
+        "no model folder openai/clip-tiny exists, and the model 'openai/clip-tiny' on the Hub cannot be fetched: "
     )
     assert (
         str(refused.value)
-        == f"{expected}HF_HUB_OFFLINE is set and {cache} (HF_HOME) does not have them; {hub.WITHOUT_NETWORK}"
+        == f"{expected}HF_HUB_OFFLINE is set, and {cache} (HF_HOME) does not contain them; {hub.WITHOUT_NETWORK}"
     )
 
 
@@ -249,7 +249,7 @@ def test_a_model_of_the_hub_that_is_not_there_says_what_to_do(cache: Path) -> No
         (["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"], ["pytorch_model.bin"]),
     ],
 )  # fmt: skip
-def test_of_a_repository_only_what_is_needed_is_fetched(others: list[str], weights: list[str]) -> None:
+def test_only_needed_files_of_a_repository_are_fetched(others: list[str], weights: list[str]) -> None:
     known = ["config.json", "preprocessor_config.json", "tokenizer.json"]
     top = wanted_files([*known, *others, "README.md", "onnx/model.safetensors", ".gitattributes"])
     assert top == sorted([*known, *weights])

@@ -1,4 +1,4 @@
-"""Invariant of models in transformers' layout: pixels, tokens and similarities are those of transformers itself.
+"""Invariant of models in transformers' layout: pixels, tokens and similarities equal those of transformers itself.
 
 The oracle is transformers, with seeded random weights.
 """
@@ -49,14 +49,14 @@ SIGLIPS: dict[str, dict[str, Any]] = {"siglip": {}, "siglip, gelu": {"act": "gel
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
-    """Folder and transformers' model of each checkpoint."""
+    """(folder, transformers' model) of each checkpoint."""
     root = tmp_path_factory.mktemp("checkpoints")
     clips = {name: (root / name, save_clip(root / name, **settings)) for name, settings in CLIPS.items()}
     return clips | {name: (root / name, save_siglip(root / name, **settings)) for name, settings in SIGLIPS.items()}
 
 
 def pictures() -> list[npt.NDArray[np.uint8]]:
-    """Pictures of sizes for which a crop is even and odd, upright and wide; smooth, and of noise."""
+    """Smooth and noisy pictures, upright and wide, with sizes for which a crop is even and odd."""
     rng = np.random.default_rng(3)
     sizes = [(40, 33), (33, 36), (64, 48), (51, 200), (33, 33), (20, 27)]
     smooth = [rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) for _ in sizes]
@@ -72,7 +72,7 @@ def processor_of(folder: Path) -> Any:
 
 
 def tokens_of(folder: Path, captions: list[str], length: int) -> torch.Tensor:
-    """What transformers' tokenizer gives, padded to the model's context."""
+    """The tokens from transformers' tokenizer, padded to the model's context."""
     is_siglip = (folder / "spiece.model").exists()
     tokenize = siglip_tokenizer(folder) if is_siglip else transformers.CLIPTokenizer.from_pretrained(folder)
     settings = {"padding": "max_length", "truncation": True, "split_special_tokens": True, "return_tensors": "pt"}
@@ -80,7 +80,7 @@ def tokens_of(folder: Path, captions: list[str], length: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [*CLIPS, *SIGLIPS])
-def test_similarities_are_those_of_transformers(name: str, made: dict[str, tuple[Path, Any]]) -> None:
+def test_similarities_equal_those_of_transformers(name: str, made: dict[str, tuple[Path, Any]]) -> None:
     folder, oracle = made[name]
     model = ClipModel(ModelConfig(name=str(folder)), RUN)
     pixels = torch.from_numpy(processor_of(folder)(pictures(), return_tensors="np")["pixel_values"])
@@ -102,7 +102,7 @@ def test_similarities_are_those_of_transformers(name: str, made: dict[str, tuple
 
 
 @pytest.mark.parametrize("name", ["quick_gelu", "siglip"])
-def test_pixels_are_those_of_the_image_processor(name: str, made: dict[str, tuple[Path, Any]]) -> None:
+def test_pixels_equal_those_of_the_image_processor(name: str, made: dict[str, tuple[Path, Any]]) -> None:
     folder, _ = made[name]
     model = ClipModel(ModelConfig(name=str(folder)), RUN)
     processor = processor_of(folder)
@@ -118,7 +118,7 @@ def test_pixels_are_those_of_the_image_processor(name: str, made: dict[str, tupl
 
 @pytest.mark.parametrize("name", ["quick_gelu", "siglip"])
 @pytest.mark.parametrize("files", ["all", "vocab.json", "bare"])
-def test_tokens_are_those_of_the_tokenizer(
+def test_tokens_equal_those_of_the_tokenizer(
     name: str, files: str, made: dict[str, tuple[Path, Any]], tmp_path: Path
 ) -> None:
     folder, oracle = made[name]
@@ -133,7 +133,7 @@ def test_tokens_are_those_of_the_tokenizer(
     assert torch.equal(tokenize(CAPTIONS), tokens_of(folder, CAPTIONS, tokenize.context_length))
 
 
-def test_siglip_2_lower_cases_and_keeps_punctuation(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+def test_siglip_2_lowercases_text_and_keeps_punctuation(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     mine = shutil.copytree(made["siglip"][0], tmp_path / "mine")
     (mine / "spiece.model").unlink()
     pieces = {
@@ -184,7 +184,7 @@ def test_bfloat16_gives_nearly_the_same_embeddings(name: str, made: dict[str, tu
 
 
 def test_older_names_in_config_files_mean_the_same(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
-    """`text_config_dict`, and sizes as numbers; without a file on preprocessing, the model's size decides."""
+    """Covers `text_config_dict` and sizes given as numbers. Without a preprocessing file, the model's size is used."""
     folder, _ = made["gelu, narrow"]
     expected = find_checkpoint(folder)
     mine = shutil.copytree(folder, tmp_path / "mine")
@@ -202,7 +202,7 @@ def test_older_names_in_config_files_mean_the_same(made: dict[str, tuple[Path, A
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scale_and_bias_of_an_open_clip_model_are_those_in_its_weights(dtype: str) -> None:
+def test_scale_and_bias_of_an_open_clip_model_equal_those_in_its_weights(dtype: str) -> None:
     stored = safetensors.torch.load_file(TINY_FOLDER / "model.safetensors")
     model = ClipModel(ModelConfig(name="tiny", dtype=dtype), RUN)
     assert model.logit_scale == pytest.approx(float(stored["logit_scale"].float().exp()), rel=1e-6)

@@ -33,7 +33,7 @@ def scenes(count: int, held_out: bool = False) -> list[Scene]:
 
 
 def words(scene: Scene) -> str:
-    """The caption in one fixed wording, so that captions differ only if scenes do."""
+    """The caption in a fixed wording, so that captions differ only if scenes differ."""
     return caption(scene, Random(0))
 
 
@@ -56,7 +56,7 @@ def test_equal_seeds_draw_equal_pictures_and_captions() -> None:
     assert scenes(50) == scenes(50)
 
 
-def test_other_seeds_vary_the_picture_of_one_scene() -> None:
+def test_different_seeds_vary_the_picture_of_a_scene() -> None:
     assert render(RED_ABOVE_BLUE, Random(1), 96).tobytes() != render(RED_ABOVE_BLUE, Random(2), 96).tobytes()
 
 
@@ -78,7 +78,7 @@ def test_a_picture_looks_the_same_at_every_size() -> None:
     assert mean_difference(small, large) < 6
 
 
-def test_the_first_thing_is_where_the_relation_puts_it() -> None:
+def test_the_first_object_is_where_the_relation_puts_it() -> None:
     for relation, (dx, dy) in RELATIONS.items():
         scene = Scene("black", Thing("red", "circle"), relation, Thing("blue", "circle"))
         red = np.asarray(render(scene, Random(2), 96), np.float32)
@@ -87,7 +87,7 @@ def test_the_first_thing_is_where_the_relation_puts_it() -> None:
         assert np.sign(round((y.mean() - 47.5) / 20)) == dy
 
 
-def test_a_center_crop_keeps_the_things() -> None:
+def test_a_center_crop_keeps_the_objects() -> None:
     wide = np.asarray(render(Scene("white", Thing("blue", "square", "large")), Random(2), 300, 100), np.float32)
     assert wide[:, :100].std() < 20 < wide[:, 100:200].std()
 
@@ -116,14 +116,14 @@ def test_near_misses_change_just_one_word(held_out: bool) -> None:
             assert near_miss.meaning != scene.meaning
 
 
-def test_a_wrong_color_keeps_the_shapes_and_a_wrong_shape_the_colors() -> None:
+def test_a_wrong_color_keeps_the_shapes_and_a_wrong_shape_keeps_the_colors() -> None:
     rng = Random(8)
     for scene in scenes(200):
         assert [t.shape for t in wrong_color(scene, rng).things] == [t.shape for t in scene.things]
         assert [t.color for t in wrong_shape(scene, rng).things] == [t.color for t in scene.things]
 
 
-def test_a_swapped_order_has_the_same_words_and_another_meaning() -> None:
+def test_a_swapped_order_has_the_same_words_and_a_different_meaning() -> None:
     for scene in scenes(200):
         if scene.second is None:
             with pytest.raises(ValueError, match="one thing"):
@@ -135,7 +135,7 @@ def test_a_swapped_order_has_the_same_words_and_another_meaning() -> None:
             assert swapped.meaning != scene.meaning
 
 
-def test_converse_relations_mean_the_same() -> None:
+def test_converse_relations_have_the_same_meaning() -> None:
     converse = Scene("white", Thing("blue", "square"), "below", Thing("red", "star"))
     assert converse != RED_ABOVE_BLUE
     assert converse.meaning == RED_ABOVE_BLUE.meaning

@@ -1,4 +1,4 @@
-"""One world for all tests of this folder: made once, and put back for each test that changes it."""
+"""Provides one world for all tests in this folder, which is written once and restored before each test."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ class World:
     root: Path
     source: Source
     saved: Path
-    """The same, as it was made."""
+    """A copy of `root` in its original state."""
 
     @property
     def out(self) -> Path:
@@ -26,7 +26,7 @@ class World:
         return self.root / "out"
 
     def write(self, name: str, lines: list[str]) -> Path:
-        """A list, outside of the dataset."""
+        """Write a list outside the dataset."""
         path = self.saved.parent / name
         path.write_text("".join(f"{line}\n" for line in lines))
         return path
@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, no_fsync: None) -> World:
 
 @pytest.fixture(autouse=True, scope="package")
 def no_fsync() -> Iterator[None]:
-    """Half of the time of a purge here; what a crash of the machine leaves is not tested."""
+    """Skip fsync, which takes half of the time of a purge here. Crashes of the machine are not tested."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -52,5 +52,7 @@ def no_fsync() -> Iterator[None]:
 @pytest.fixture
 def world(made: World) -> Iterator[World]:
     shutil.rmtree(made.root)
-    shutil.copytree(made.saved, made.root, copy_function=os.link)  # so a test must not write into a file that is there
+    shutil.copytree(
+        made.saved, made.root, copy_function=os.link
+    )  # hard links: tests must not write into existing files
     yield made

@@ -1,4 +1,4 @@
-"""What a dataset and its exports contain, without what may differ between two runs: attempts, times, offsets."""
+"""Reads the content of a dataset and its exports, without the parts that can differ between two runs."""
 
 import io
 import json
@@ -13,13 +13,13 @@ _VOLATILE = ("image_tar", "image_offset")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """All rows of a Parquet file, without the places of pictures."""
+    """All rows of a Parquet file, without the positions of pictures in tars."""
     table = pq.read_table(io.BytesIO(path.read_bytes()))
     return table.drop_columns([name for name in _VOLATILE if name in table.column_names]).to_pylist()
 
 
 def state_of(root: Path) -> dict[str, Any]:
-    """File, or folder and number -> its content."""
+    """File -> its content, parsed so that it can be compared."""
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -42,7 +42,7 @@ def state_of(root: Path) -> dict[str, Any]:
 
 
 def _stable(value: Any) -> Any:
-    """JSON without attempts and checksums, which depend on them."""
+    """The JSON value without attempts, and without checksums and sizes, which depend on them."""
     if isinstance(value, dict):
         volatile = ("attempt", "blake2b", "pairs_blake2b", "num_bytes", "generations_blake2b")
         return {key: _stable(item) for key, item in value.items() if key not in volatile}

@@ -1,4 +1,4 @@
-"""Tests what becomes of exports that are damaged, unfinished or somewhere else. `test_purge.py` has whole ones."""
+"""Tests purges of exports that are damaged, unfinished or moved. `test_purge.py` tests intact exports."""
 
 import shutil
 import socket
@@ -38,7 +38,7 @@ def _cut(path: Path) -> None:
         (Path.unlink, ["pool/subset.npy", *(f"{name}/.pairmill/export.json" for name in ("tars", "arrays"))]),
     ],
 )
-def test_a_damaged_export_is_named_and_keeps_nothing_from_the_end_of_a_purge(
+def test_a_damaged_export_is_named_and_does_not_keep_a_purge_from_finishing(
     world: World, damage: Callable[[Path], None], files: list[str]
 ) -> None:
     for name in files:
@@ -57,10 +57,10 @@ def test_a_damaged_export_is_named_and_keeps_nothing_from_the_end_of_a_purge(
 
 
 @pytest.mark.parametrize("form", ["webdataset", "clip-retrieval"])
-def test_nothing_withdrawn_is_left_in_an_export_that_was_killed(
+def test_no_withdrawn_rows_are_left_in_a_killed_export(
     world: World, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
 ) -> None:
-    """At any write. Its temporary files stay, under the name of a process that has ended."""
+    """Kills an export at each of its writes. Its temporary files remain, under the name of a process that has ended."""
     for name in ("out/exports", *EXPORTS):
         shutil.rmtree(world.root / name)
     real = Store.new_file
@@ -97,9 +97,11 @@ def test_nothing_withdrawn_is_left_in_an_export_that_was_killed(
 
 @pytest.mark.parametrize("path", ["nosuch", "out", "in.csv"])
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_what_is_no_export_is_refused_before_anything_changes(world: World, path: str, dry_run: bool) -> None:
+def test_a_folder_that_is_not_an_export_is_refused_before_anything_changes(
+    world: World, path: str, dry_run: bool
+) -> None:
     uids = world.write("uids.txt", [world.source.uid(1)])
-    with pytest.raises(JobError, match=f"--export {world.root / path}: there is no export"):
+    with pytest.raises(JobError, match=f"--export {world.root / path}: no export found"):
         pairmill.purge(world.out, uids=uids, reason="x", exports=world.root / path, dry_run=dry_run)
     assert not (world.out / "withdrawn").exists()
 
@@ -115,11 +117,9 @@ def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pyte
     )
     assert done.exit_code == 1  # its rows may remain
     note = next(path for path in (world.out / "exports").iterdir() if b"/tars" in path.read_bytes())
-    missed = (
-        f"export {world.root}/tars: not found; if it is elsewhere, purge it there with --export. If it is deleted or"
-    )
+    missed = f"export {world.root}/tars: not found; if it was moved, purge it there with --export. If it was deleted or"
     assert f"{missed} purged, delete {note}\n" in done.stdout
-    assert f"export {world.root}/pool: damaged; delete it, and make it again in another folder" in done.stdout
+    assert f"export {world.root}/pool: damaged; delete it and make it again in another folder" in done.stdout
     assert f"export {moved}: rewritten: 1 row withdrawn" in done.stdout
     assert grep(world.root / "moved", world.source.marks(1)) == []
 
@@ -130,4 +130,4 @@ def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pyte
     monkeypatch.setattr(Store, "create", lambda *call: (denied if call[1].startswith("exports/") else real)(*call))
     words = ["export", str(world.out), "all", str(world.root / "new"), "--format", "parquet"]
     done = CliRunner().invoke(app, words)
-    assert f"cannot be written to: tell a later purge about this export with --export {world.root}/new" in done.stderr
+    assert f"cannot be written to: purge this export with --export {world.root}/new" in done.stderr

@@ -1,4 +1,4 @@
-"""Tests the lists that a purge takes, what the ledger keeps of them, and that it blocks rows later."""
+"""Tests the lists that a purge accepts, what the ledger keeps of them, and that it blocks withdrawn rows later."""
 
 import json
 import os
@@ -58,7 +58,7 @@ FILES = Files()
         ("pdq", "F8" * 32, "f8" * 32),
     ],
 )
-def test_spellings_of_one_value_are_equal(kind: ListKind, text: str, same: str) -> None:
+def test_different_spellings_of_a_value_are_equal(kind: ListKind, text: str, same: str) -> None:
     assert canonical(kind, text) == canonical(kind, same) == same
 
 
@@ -77,19 +77,19 @@ def test_spellings_of_one_value_are_equal(kind: ListKind, text: str, same: str) 
         ("pdq", "x" * 64),
     ],
 )
-def test_a_value_of_another_kind_is_refused_with_its_line(tmp_path: Path, kind: ListKind, text: str) -> None:
+def test_a_value_of_the_wrong_kind_is_refused_with_its_line_number(tmp_path: Path, kind: ListKind, text: str) -> None:
     (tmp_path / "list.txt").write_text(f"# a comment\n\n{text}\n")
-    with pytest.raises(JobError, match=r"list\.txt, line 3: (.* is not |is longer than 1,048,576 bytes)"):
+    with pytest.raises(JobError, match=r"list\.txt, line 3: (.* is not |the line is longer than 1,048,576 bytes)"):
         read_list(FILES, str(tmp_path / "list.txt"), kind)
 
 
 @pytest.mark.parametrize(
     "text", [UID[:20], "8F373714acfcf4d0", UID[:18] + "-", "10.0.3.4:80", "a.example:80", "a.example/b"]
 )
-def test_what_is_no_whole_value_is_no_host_to_verify(tmp_path: Path, text: str) -> None:
-    """Nothing would be found, and so all would seem to be clean."""
+def test_an_incomplete_value_is_not_mistaken_for_a_host_to_verify(tmp_path: Path, text: str) -> None:
+    """Nothing would match such a value, so everything would seem to be clean."""
     (tmp_path / "list.txt").write_text(f"b.example\ncom\ncafe\n{text}\n")
-    with pytest.raises(JobError, match=r"list\.txt, line 4: .* is no whole uid, URL, host or hash"):
+    with pytest.raises(JobError, match=r"list\.txt, line 4: .* is not a complete uid, URL, host or hash"):
         read_any_list(FILES, str(tmp_path / "list.txt"))
 
 
@@ -125,7 +125,7 @@ def test_a_host_has_parent_domains_and_an_ip_address_has_none(host: str, expecte
         "https://evil.example/" + "x" * 9_000,
     ],
 )
-def test_a_row_belongs_to_the_host_of_its_url_even_if_that_cannot_be_fetched(tmp_path: Path, url: str) -> None:
+def test_a_row_belongs_to_the_host_of_its_url_even_if_the_url_cannot_be_fetched(tmp_path: Path, url: str) -> None:
     store = Store(str(tmp_path))
     write_request(store, {"host": frozenset(["evil.example"])}, "asked for")
     rows = {
@@ -138,7 +138,7 @@ def test_a_row_belongs_to_the_host_of_its_url_even_if_that_cannot_be_fetched(tmp
 
 @settings(max_examples=40)
 @given(st.text(max_size=20), st.from_regex(r"(?![\w.-]).{0,20}", fullmatch=True))
-def test_a_search_finds_each_host_that_a_plain_search_finds_behind_slashes(before: str, after: str) -> None:
+def test_a_search_finds_any_host_after_two_slashes(before: str, after: str) -> None:
     text = f"{before}//evil.example{after}"
     for host in ("evil.example", "example"):
         needles = Needles({"host": frozenset([host])})
@@ -156,12 +156,12 @@ def test_a_search_finds_each_host_that_a_plain_search_finds_behind_slashes(befor
         ("2001:db8::1", "http://[2001:DB8::1]/ or 2001:db8::1"),
     ],
 )
-def test_a_search_finds_a_host_that_stands_alone(host: str, text: str) -> None:
+def test_a_search_finds_a_standalone_host(host: str, text: str) -> None:
     assert set(Needles({"host": frozenset([host])}).in_text(text)) == {f"host {host}"}
     assert not set(Needles({"host": frozenset([f"x{host}", "3.4", "vil.example"])}).in_text(text))
 
 
-def test_lists_may_be_parquet_and_their_kinds_show(tmp_path: Path) -> None:
+def test_lists_can_be_parquet_and_their_kinds_are_recognized(tmp_path: Path) -> None:
     table = pa.table(
         {
             "uid": pa.array([bytes.fromhex(UID), None], pa.binary(16)),
@@ -184,7 +184,7 @@ def test_lists_may_be_parquet_and_their_kinds_show(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.binary(min_size=32, max_size=32)), st.lists(st.binary(min_size=32, max_size=32)))
-def test_digest_sets_are_sets(ours: list[bytes], others: list[bytes]) -> None:
+def test_digest_sets_behave_like_sets(ours: list[bytes], others: list[bytes]) -> None:
     ours += [bytes(32), bytes([1, *bytes(31)])]  # zeros at the end
     asked = [*ours, *others, None]
     assert DigestSet.of(ours).contains(asked).tolist() == [each in set(ours) for each in asked]
@@ -205,7 +205,7 @@ def test_pdq_hashes_match_up_to_31_bits() -> None:
     assert near.tolist() == [flips is not None and flips <= 31 for flips in distances]
 
 
-def test_a_column_of_pdq_hashes_decides_if_there_is_one(tmp_path: Path) -> None:
+def test_pdq_hashes_are_compared_only_if_there_is_a_column_of_them(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write_request(store, {"pdq": frozenset(["0" * 64])}, "a list of hashes")
     matcher = Matcher(Ledger.load(store))
@@ -214,10 +214,10 @@ def test_a_column_of_pdq_hashes_decides_if_there_is_one(tmp_path: Path) -> None:
     assert matcher.mask(rows.drop_columns("pdq")).tolist() == [False, False]
     rows = pa.table({"pdq": ["0" * 64] * 3, "pdq_quality": pa.array([50, 49, None], pa.uint8())})
     assert matcher.columns >= {"pdq", "pdq_quality"}
-    assert matcher.mask(rows).tolist() == [True, False, True]  # plain pictures all have the same hash
+    assert matcher.mask(rows).tolist() == [True, False, True]  # low quality: plain pictures all have the same hash
 
 
-def test_the_ledger_keeps_hashes_only(world: World) -> None:
+def test_the_ledger_keeps_only_hashes(world: World) -> None:
     source = world.source
     rows = (1, 5, 8)
     lists = {
@@ -234,7 +234,7 @@ def test_the_ledger_keeps_hashes_only(world: World) -> None:
         assert not [mark for mark in (*source.marks(row), b"elsewhere.example", b"Elsewhere") if mark in kept]
 
 
-def test_a_reason_is_needed_and_does_not_name_what_goes(world: World) -> None:
+def test_a_reason_is_required_and_must_not_name_withdrawn_values(world: World) -> None:
     uids = world.write("uids.txt", [world.source.uid(1)])
     with pytest.raises(JobError, match="--reason: say why"):
         pairmill.purge(world.out, uids=uids)
@@ -271,9 +271,9 @@ def test_a_purge_that_withdraws_nothing_keeps_the_reports(world: World) -> None:
     assert (world.out / "report.html").exists()
 
 
-def test_withdrawn_rows_are_not_read_fetched_or_stored_later(world: World) -> None:
-    """Shard 4 is not committed: row 50 is withdrawn by its host, 52 by its uid. Row 53 turns out to have a picture that
-    was withdrawn."""
+def test_withdrawn_rows_are_never_read_fetched_or_stored_again(world: World) -> None:
+    """Shard 4 is not committed. Row 50 is withdrawn by its host, row 52 by its uid, and row 53 turns out to have a
+    withdrawn picture."""
     source, store = world.source, Store(str(world.out))
     hosts = world.write("hosts.txt", ["elsewhere.example"])
     uids = world.write("uids.txt", [source.uid(52)])
@@ -285,7 +285,7 @@ def test_withdrawn_rows_are_not_read_fetched_or_stored_later(world: World) -> No
     read = reader.read(shard)  # input/ has blank rows now
     reader.close()
     assert [row for row, url in enumerate(read["url"].to_pylist()) if url is None] == [2, 4, 7]
-    restored = world.saved / "out/input"  # as if the list were still there, for example as Parquet
+    restored = world.saved / "out/input"  # as if the list still existed, for example as Parquet
     for path in restored.iterdir():
         (world.out / "input" / path.name).unlink()
         (world.out / "input" / path.name).write_bytes(path.read_bytes())
@@ -304,8 +304,8 @@ def test_withdrawn_rows_are_not_read_fetched_or_stored_later(world: World) -> No
     assert stored["row_id"].to_pylist() == [f"4:{row}" for row in range(12) if row not in (2, 4, 5, 7)]
 
 
-def test_rows_that_came_meanwhile_go_with_the_next_purge(world: World) -> None:
-    """A second call without lists applies earlier requests to what is there now."""
+def test_rows_that_reappear_are_removed_by_the_next_purge(world: World) -> None:
+    """A second call without lists applies earlier requests to the rows that exist now."""
     uids = world.write("uids.txt", [world.source.uid(1)])
     pairmill.purge(world.out, uids=uids, reason="asked for")
     for folder, name in (("pairs", "000000000.parquet"), ("manifests", "000000000.json")):
@@ -320,16 +320,16 @@ def test_rows_that_came_meanwhile_go_with_the_next_purge(world: World) -> None:
 
 
 def leave_running(store: Store, name: str, **changes: Any) -> str:
-    """The file of a purge that runs. Returns its name."""
+    """Write the file of a running purge. Returns its name."""
     record = {"host": os.uname().nodename, "pid": os.getpid(), "started_at": "2026-01-01T00:00:00", **changes}
     store.create(f"withdrawn/running-{name}.json", json.dumps(record).encode())
     return f"withdrawn/running-{name}.json"
 
 
-def test_two_purges_at_once_are_refused_and_dead_ones_are_taken_over(world: World) -> None:
+def test_a_second_concurrent_purge_is_refused_and_a_dead_one_is_taken_over(world: World) -> None:
     uids, store = world.write("uids.txt", [world.source.uid(1)]), Store(str(world.out))
     name = leave_running(store, "a", pid=1)
-    with pytest.raises(JobError, match="another purge is running since 2026-01-01T00:00:00, as process 1 on "):
+    with pytest.raises(JobError, match="another purge has been running since 2026-01-01T00:00:00, as process 1 on "):
         pairmill.purge(world.out, uids=uids, reason="asked for")
     store.delete(name)
     name = leave_running(store, "b", host="elsewhere", pid=2**22 + 1)
@@ -342,10 +342,10 @@ def test_two_purges_at_once_are_refused_and_dead_ones_are_taken_over(world: Worl
     assert not store.exists(name)
 
 
-def test_of_purges_that_start_at_once_at_most_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads stand for processes. Before each round, a killed one has left its file."""
+def test_at_most_one_of_several_simultaneous_purges_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulates processes with threads. Before each round, a killed purge has left its file behind."""
     store, inside, most = Store(str(tmp_path)), list[int](), list[int]()
-    monkeypatch.setattr(running, "_held", MagicMock())  # which no path is ever in
+    monkeypatch.setattr(running, "_held", MagicMock())  # never contains any path
     monkeypatch.setattr(running, "_is_alive", lambda pid: pid > 0)
     monkeypatch.setattr(os, "getpid", threading.get_ident)
     start = threading.Barrier(4)
@@ -354,7 +354,7 @@ def test_of_purges_that_start_at_once_at_most_one_runs(tmp_path: Path, monkeypat
         start.wait()
         with suppress(JobError), running.only_purge(store):
             inside.append(1)
-            time.sleep(0.002)  # the others come meanwhile
+            time.sleep(0.002)  # lets the other threads catch up
             most.append(len(inside))
             inside.pop()
 
@@ -370,7 +370,7 @@ def test_of_purges_that_start_at_once_at_most_one_runs(tmp_path: Path, monkeypat
         assert len(store.list("withdrawn")) == 1
 
 
-def test_status_tells_about_generations_and_withdrawn_rows(world: World) -> None:
+def test_status_reports_generations_and_withdrawn_rows(world: World) -> None:
     uids = world.write("uids.txt", [world.source.uid(row) for row in (1, 3)])
     pairmill.purge(world.out, uids=uids, reason="asked for")
     done = CliRunner().invoke(app, ["status", str(world.out), "--json"])
@@ -388,10 +388,10 @@ def test_status_tells_about_generations_and_withdrawn_rows(world: World) -> None
     write_request(Store(str(world.out)), {}, "interrupted")
     text = CliRunner().invoke(app, ["status", str(world.out)]).stdout
     assert f"to finish it: pairmill purge {world.out}\n" in text
-    assert "pairmill gc" not in text  # which is refused until then
+    assert "pairmill gc" not in text  # gc is refused until then
 
 
-def test_without_the_right_to_delete_nothing_begins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_purge_does_not_begin_without_the_right_to_delete(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(store: Store, name: str) -> None:
         raise PermissionError(13, "Access Denied", store.path(name))
 

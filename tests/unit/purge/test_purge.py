@@ -1,6 +1,6 @@
-"""Tests that a purge takes rows out of everything, and leaves all else as it was.
+"""Tests that a purge removes rows from everywhere and leaves everything else unchanged.
 
-The oracles: the rows of the world without the purged ones, and a search of every byte that uses no code of the purge.
+The oracles are the rows of the world without the purged rows, and a search of every byte that uses no purge code.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def uuid(uid: str) -> str:
 
 
 def spelled(url: str) -> str:
-    """Another spelling of the same request."""
+    """A different spelling of the same URL."""
     host, path = url.removeprefix("https://").split("/", 1)
     return f"HTTPS://user@{host.upper()}:443/x/../{path}#top"
 
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[list[int], Callable[[Source], list[str]]]] = {
     "host": ([row for row in range(60) if row % 5 == 0], lambda source: ["ELSEWHERE.example."]),
     "sha256": ([2, 30], lambda source: [source.sha256(2).upper()]),
 }
-"""Kind -> (the rows that go, the list). Rows 30 and 31 have the picture of row 2; row 31 was rejected, and row 50
+"""Kind -> (the rows to withdraw, the list). Rows 30 and 31 have the picture of row 2; row 31 was rejected, and row 50
 is not committed yet."""
 
 
@@ -59,15 +59,15 @@ def purge(world: World, kind: str, lines: list[str], **more: Any) -> pairmill.Pu
 
 
 def marks_of(source: Source, gone: list[int]) -> list[bytes]:
-    """What the rows that go have, and no other row."""
+    """The marks that only the withdrawn rows have."""
     kept = {mark for row in range(60) if row not in gone for mark in source.marks(row)}
     return [mark for row in gone for mark in source.marks(row) if mark not in kept]
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_nothing_is_left_and_everything_else_stays(world: World, kind: str) -> None:
+def test_no_purged_values_are_left_and_everything_else_stays(world: World, kind: str) -> None:
     gone, make = CASES[kind]
-    has_exports = kind in ("uid", "host")  # half of the time
+    has_exports = kind in ("uid", "host")  # exports take half of the time
     if not has_exports:
         for name in ("out/exports", *EXPORTS):
             shutil.rmtree(world.root / name)
@@ -89,8 +89,8 @@ def test_nothing_is_left_and_everything_else_stays(world: World, kind: str) -> N
         check_exports(world.root, before, state_of(world.root), uids)
 
 
-def test_pdq_hashes_are_compared_wherever_the_column_is_and_refused_if_it_is_not(world: World, no_ray: None) -> None:
-    """`score` puts it beside the pairs. Rows 2 and 30 have the same picture."""
+def test_pdq_hashes_are_compared_with_an_added_column_and_refused_without_one(world: World, no_ray: None) -> None:
+    """Here, `score` adds the column beside the pairs. Rows 2 and 30 have the same picture."""
     shutil.rmtree(world.out / "exports")
     with pytest.raises(JobError, match=r"--pdq: .* no column `pdq`; add it: pairmill score .* hash --score 'pictures"):
         purge(world, "pdq", ["0" * 64])
@@ -115,7 +115,7 @@ def test_pdq_hashes_are_compared_wherever_the_column_is_and_refused_if_it_is_not
 
 
 def check_shards(root: Path, before: dict[str, Any], uids: set[str]) -> None:
-    """Each shard has its rows in order without those that went; files of other shards are the same."""
+    """Check that each shard has its remaining rows in order, and that files of other shards are unchanged."""
     for shard in range(4):
         manifest = json.loads(newest(root / "out/manifests", shard).read_bytes())
         old = json.loads((root.parent / f"saved/out/manifests/{shard:09d}.json").read_bytes())
@@ -143,7 +143,7 @@ def newest(folder: Path, shard: int) -> Path:
 
 
 def check_pictures(root: Path, manifest: dict[str, Any]) -> None:
-    """Each picture is where its row says."""
+    """Check that each picture is where its row says."""
     pairs = pq.read_table(root / "out" / manifest["files"]["pairs"]["path"], partitioning=None)
     for row in pairs.select(["row_id", "image_tar", "image_offset", "image_length"]).to_pylist():
         shard, number = (int(part) for part in row["row_id"].split(":"))
@@ -183,7 +183,7 @@ def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set
 
 
 def check_weights(root: Path, record: dict[str, Any], left: list[dict[str, Any]]) -> None:
-    """Each row keeps its weight, in both files of the subset."""
+    """Check that each row keeps its weight in both files of the subset."""
     weights = np.array([row["weight"] for row in left], np.float32)
     table = pairmill.open(root / "out").table(["weight"], subset="half")
     assert np.array_equal(table["weight"].to_numpy(), weights)
@@ -218,11 +218,11 @@ def check_exports(root: Path, before: dict[str, Any], after: dict[str, Any], uid
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing that comes after it has any effect."""
+    """Simulates SIGKILL: nothing after it has any effect."""
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, last: int) -> list[str]:
-    """From the write number `last` on, no write has an effect. Returns the list of the writes that were tried."""
+    """Let only the first `last` writes succeed. Returns the list of attempted writes."""
     tried: list[str] = []
 
     def killed(method: str) -> Callable[..., Any]:
@@ -249,16 +249,16 @@ KILLED_BEFORE = (
 )
 
 
-def test_a_request_after_a_killed_one_ends_as_if_it_had_not_been_killed(
+def test_a_request_after_a_killed_one_gives_the_same_result_as_without_the_kill(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same files, and the same is said about what was done. The killed request also named an export."""
+    """Both the files and the reported result are the same. The killed request also named an export."""
     gone, source = [1, 3, 17, 24, 30, 50], world.source
     uids = world.write("uids.txt", [uuid(source.uid(row)) for row in gone[:3]])
     urls = world.write("urls.txt", [source.url(row) for row in gone[3:]])
 
     def begin(last: int) -> list[str]:
-        """The first request, killed at the write `last`. Returns the writes."""
+        """Make the first request, killed at write number `last`. Returns the attempted writes."""
         shutil.rmtree(world.root)
         shutil.copytree(world.saved, world.root, copy_function=os.link)
         next(path for path in (world.out / "exports").iterdir() if b"/arrays" in path.read_bytes()).unlink()
@@ -289,12 +289,12 @@ def test_a_request_after_a_killed_one_ends_as_if_it_had_not_been_killed(
         assert differing(world.root) == []
     assert pairmill.verify(world.out, rescore=0).problems == []
     verified = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(urls)])
-    assert (verified.exit_code, verified.stdout.splitlines()[-1]) == (0, "nothing of it is left")
+    assert (verified.exit_code, verified.stdout.splitlines()[-1]) == (0, "nothing is left of these values")
     assert "5 withdrawn rows" in verified.stdout
 
 
 def differing(root: Path) -> list[str]:
-    """Files of exports whose checksums are not those in the manifests."""
+    """Files of exports whose checksums differ from those in the manifests."""
     records = [(path.parents[2], json.loads(path.read_bytes())) for path in root.glob("*/.pairmill/manifests/*.json")]
     files = [(folder / name, file["blake2b"]) for folder, part in records for name, file in part["files"].items()]
     assert len(files) == 21

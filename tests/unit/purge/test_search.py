@@ -1,5 +1,5 @@
-"""Tests that `verify --purged` finds what was left anywhere, that `gc` deletes only what nothing needs, and what
-becomes of scores, trainers and shards without rows."""
+"""Tests that `verify --purged` finds leftovers anywhere, that `gc` deletes only files that nothing needs, and the
+effects of purges on scores, trainers and shards without rows."""
 
 import bz2
 import gzip
@@ -112,8 +112,8 @@ PLANTED: dict[str, Callable[[Path, Source], None]] = {
 }
 
 
-def test_what_is_left_anywhere_is_found(world: World) -> None:
-    """Each planted file has one thing of a purged row, in a form of its own."""
+def test_leftovers_in_any_form_are_found(world: World) -> None:
+    """Each planted file contains one value of a purged row, each in a different form."""
     source = world.source
     lists = [world.write("uids.txt", [source.uid(GONE)]), world.write("urls.txt", [source.url(GONE)])]
     pairmill.purge(world.out, uids=lists[0], reason="asked for")
@@ -128,8 +128,8 @@ def test_what_is_left_anywhere_is_found(world: World) -> None:
     assert {line.partition(":")[0] for line in found} == set(PLANTED)
 
 
-def test_what_cannot_be_searched_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so nothing is proved."""
+def test_files_that_cannot_be_searched_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command then fails, because files that were not searched prove nothing."""
     uids = world.write("uids.txt", [world.source.uid(1)])
     pairmill.purge(world.out, uids=uids, reason="asked for")
     (world.out / "a.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
@@ -147,7 +147,7 @@ def test_what_cannot_be_searched_is_named(world: World, monkeypatch: pytest.Monk
 
 
 @given(st.lists(st.text("ab ", max_size=4), max_size=30), st.integers(1, 9))
-def test_windows_have_all_words_and_no_others(words: list[str], block: int) -> None:
+def test_windows_contain_all_words_and_no_others(words: list[str], block: int) -> None:
     text = "\n".join(words)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pairmill.pipeline.purge.windows.BLOCK_BYTES", block)
@@ -157,7 +157,7 @@ def test_windows_have_all_words_and_no_others(words: list[str], block: int) -> N
     assert {line for window in made for line in window.inner(window.text.split("\n"))} - {""} == set(words) - {""}
 
 
-def test_what_other_rows_have_too_is_no_finding(world: World) -> None:
+def test_values_shared_with_other_rows_are_not_reported(world: World) -> None:
     """Row 30 has the picture of row 2; only row 2 is withdrawn."""
     source = world.source
     pairmill.purge(world.out, uids=world.write("uids.txt", [source.uid(2)]), reason="asked for")
@@ -166,14 +166,14 @@ def test_what_other_rows_have_too_is_no_finding(world: World) -> None:
     assert "1 of these captions, pictures and embeddings belong to other rows too, which stay" in done.stdout
     pictures = world.write("sha256.txt", [source.sha256(2)])
     done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(pictures)])
-    assert done.exit_code == 1  # asked by its digest, the picture is still there
+    assert done.exit_code == 1  # a search by digest finds the remaining picture
 
 
-def test_gc_deletes_what_nothing_needs_and_nothing_else(world: World) -> None:
+def test_gc_deletes_only_files_that_nothing_needs(world: World) -> None:
     out = world.out
     kept = {path for path in out.rglob("*") if path.is_file()}
     attempt = "00112233445566778899aabbccddeeff"
-    fresh = {  # perhaps about to be named
+    fresh = {  # a running job may be about to reference them
         out / "columns/words/000000000.parquet": out / f"columns/words/000000000.{attempt}.parquet",
         next((out / "subsets/all/rows").iterdir()): out / "subsets/all/rows/00000.x.parquet",
         next((out / "index/b16-image").glob("*.faiss")): out / "index/b16-image/000000000.x.y.faiss",
@@ -195,10 +195,10 @@ def test_gc_deletes_what_nothing_needs_and_nothing_else(world: World) -> None:
     left = {path for path in out.rglob("*") if path.is_file()}
     assert left == (kept | {*fresh.values()} | {out / "pairs/notes.txt"}) - {out / "failures/000000001.txt"}
     assert pairmill.purge(out, uids=world.write("u.txt", [world.source.uid(1)]), reason="x").purged.rows == 1
-    assert not [path for path in fresh.values() if path.exists()]  # nothing else writes during a purge
+    assert not [path for path in fresh.values() if path.exists()]  # no other job writes during a purge
 
 
-def test_a_score_that_compares_with_a_withdrawn_row_goes_with_its_mixes_and_comes_back_as_advised(
+def test_a_score_that_compares_with_a_withdrawn_row_is_deleted_with_its_mixes_and_can_be_restored_as_advised(
     world: World,
 ) -> None:
     density = "density: {model: b32, neighbors: 2, clusters: 2, sample: 1000}"
@@ -207,7 +207,7 @@ def test_a_score_that_compares_with_a_withdrawn_row_goes_with_its_mixes_and_come
     pairmill.score(world.out, "aaa", score="mix: 2 * calm_share")
     pairmill.score(world.out, "words", score="captions: [words]")
     pairmill.select(world.out, "calm", steps=["where: crowd <= 2"], settings={"partial": True})
-    rejected = world.write("uids.txt", [world.source.uid(3)])  # it has no embedding
+    rejected = world.write("uids.txt", [world.source.uid(3)])  # the row has no embedding
     assert pairmill.purge(world.out, uids=rejected, reason="asked for").purged.scores == {}
     result = pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
     assert list(result.purged.scores) == ["crowd", "calm_share", "aaa"]
@@ -237,7 +237,7 @@ def test_a_trainer_is_told_that_the_rows_have_changed(world: World) -> None:
     assert world.source.uid(1) not in uids
 
 
-def test_nothing_reads_rows_while_a_purge_is_unfinished_but_a_trainer_that_had_begun(world: World) -> None:
+def test_only_a_trainer_that_has_already_begun_reads_rows_while_a_purge_is_unfinished(world: World) -> None:
     out, uid = world.out, world.source.uid(1)
     other = world.root / "other"
     write_dataset(other, 20)
@@ -263,7 +263,7 @@ def test_nothing_reads_rows_while_a_purge_is_unfinished_but_a_trainer_that_had_b
     assert len(pairmill.open(out).table(["uid"])) == 40
 
 
-def test_all_rows_may_go(world: World) -> None:
+def test_all_rows_can_be_purged(world: World) -> None:
     hosts = world.write("hosts.txt", ["example"])
     result = pairmill.purge(world.out, hosts=hosts, reason="the whole web of examples")
     assert (result.purged.rows, result.purged.shards) == (48, [0, 1, 2, 3])
@@ -275,8 +275,8 @@ def test_all_rows_may_go(world: World) -> None:
     assert result.remedies[1].startswith("pairmill index ")  # there is nothing to index
 
 
-def test_a_subset_that_a_retry_had_outdated_loses_its_uids_too(world: World) -> None:
-    """Its shard cannot be found any more, so it stays outdated, but without the uids of withdrawn rows."""
+def test_a_subset_outdated_by_a_retry_loses_withdrawn_uids_too(world: World) -> None:
+    """The subset refers to an old generation of its shards, so it stays outdated, but without withdrawn uids."""
     store = Store(str(world.out))
     for path in (world.out / "subsets/all/shards").iterdir():
         table = pq.read_table(path)
@@ -288,31 +288,31 @@ def test_a_subset_that_a_retry_had_outdated_loses_its_uids_too(world: World) -> 
     pairmill.purge(world.out, uids=world.write("uids.txt", [uid]), reason="asked for")
     rows = [pq.read_table(path)["uid"].to_pylist() for path in (world.out / "subsets/all/rows").iterdir()]
     assert (len(rows), len(rows[0]), uid in rows[0]) == (1, 40, False)
-    with pytest.raises(SubsetError, match="was rebuilt since 'all' was made"):
+    with pytest.raises(SubsetError, match="was rebuilt after 'all' was made"):
         PairDataset(FeedConfig(world.out, "all"))
     assert store.exists("subsets/half/selection.json")
 
 
 @pytest.mark.parametrize("moment", ["chunks_of", "_write_overlaps", "publish"])
-def test_a_select_during_which_a_purge_begins_fails_and_leaves_nothing(
+def test_a_select_fails_and_leaves_nothing_if_a_purge_begins_meanwhile(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     go_on = getattr(select_module, moment)
 
     def purge_first(*args: object) -> object:
-        before = go_on(*args) if moment == "chunks_of" else None  # as the old files were
+        before = go_on(*args) if moment == "chunks_of" else None  # from the old files
         pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
         return before or go_on(*args)
 
     monkeypatch.setattr(select_module, moment, purge_first)
-    with pytest.raises(JobError, match="a purge has begun meanwhile; run the command again"):
+    with pytest.raises(JobError, match="a purge has begun in the meantime; run the command again"):
         pairmill.select(world.out, "during", steps=["where: width > 0"], settings={"partial": True})
     assert not [path for path in (world.out / "subsets/during").rglob("*") if path.is_file()]
     assert grep(world.out, marks_of(world.source, [1])) == []
 
 
-def test_subsets_whose_steps_name_what_is_withdrawn_are_named(world: World) -> None:
-    """Their steps cannot be changed without asking, so `verify` finds the value until they are selected again."""
+def test_subsets_whose_steps_name_withdrawn_values_are_listed(world: World) -> None:
+    """Their steps cannot be changed without the user, so `verify` finds the value until they are selected again."""
     source = world.source
     texts = {
         "by_url": f"url != '{source.url(1)}'",

@@ -1,4 +1,4 @@
-"""A small dataset with everything that a purge must reach, and a search of a whole folder that uses nothing of it."""
+"""Provides a small dataset with everything that a purge must reach, and an independent search of a whole folder."""
 
 import hashlib
 import io
@@ -45,7 +45,7 @@ EXPORTS: dict[str, ExportFormat] = {
 
 
 class Source:
-    """The rows of the input: everything about row N follows from N."""
+    """The rows of the input. Everything about a row follows from its number."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -55,28 +55,28 @@ class Source:
         self.vectors, self.more_vectors = vectors[:2], vectors[2:]
 
     def url(self, row: int) -> str:
-        """Every fifth row is on a subdomain of another host; one host is written in capitals."""
+        """The URL of a row. Every fifth row is on a subdomain of another host, whose name contains a capital."""
         host = "img.Elsewhere.example" if row % 5 == 0 else "pictures.example"
         return f"https://{host}/photo/{row:04d}/full.jpg"
 
     def caption(self, row: int) -> str:
-        """Unique, and long enough not to occur anywhere by chance."""
+        """A caption that is unique and too long to occur anywhere by chance."""
         return f"a caption about subject number {row:04d} and its neighbour"
 
     def uid(self, row: int) -> str:
-        """As the reader computes it."""
+        """The uid of a row, as the reader computes it."""
         return pair_uid(self.url(row).encode(), self.caption(row).encode())
 
     def is_reject(self, row: int) -> bool:
-        """Every seventh row could not be fetched."""
+        """Whether the row was rejected: every seventh row could not be fetched."""
         return row % 7 == 3
 
     def sha256(self, row: int) -> str:
-        """Of the original bytes. Rows 30 and 31 have the same picture as row 2."""
+        """The SHA-256 of the original bytes. Rows 30 and 31 have the same picture as row 2."""
         return hashlib.sha256(f"picture {2 if row in (30, 31) else row}".encode()).hexdigest()
 
     def picture(self, row: int) -> bytes:
-        """What is stored: noise, as JPEG."""
+        """The stored picture: noise, as JPEG."""
         pixels = np.random.default_rng(int(self.sha256(row)[:8], 16)).integers(0, 256, (10, 20, 3), np.uint8)
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG")
@@ -87,7 +87,7 @@ class Source:
         return (self.vectors, self.more_vectors)[kind // 2][kind % 2, row].astype(np.float16).tobytes()
 
     def marks(self, row: int) -> list[bytes]:
-        """What must not be found anywhere after the row was withdrawn, unless another row has the same."""
+        """Byte strings that must not be found anywhere after the row is withdrawn, unless another row shares them."""
         marks = [self.uid(row).encode(), self.url(row).encode(), self.caption(row).encode()]
         if self.is_reject(row):
             return marks
@@ -96,9 +96,9 @@ class Source:
 
 
 def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
-    """The dataset `root/out`, with columns, subsets, an index, labels and reports, and its exports beside it.
+    """Write the dataset `root/out`, with columns, subsets, an index, labels and reports, and its exports beside it.
 
-    The list was a CSV, so `input/` has all URLs and captions. The last shards are not committed.
+    The input is a CSV file, so `input/` contains all URLs and captions. The last shards are not committed.
     """
     source, out = Source(rows), root / "out"
     lines = [f"{source.url(row)},{source.caption(row)}" for row in range(rows)]
@@ -113,12 +113,14 @@ def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
 
 
 def add_everything(out: Path, source: Source) -> None:
-    """Columns, subsets, an index, labels, reports, failures, exports."""
+    """Add columns, subsets, an index, labels, reports, failures and exports."""
     pairmill.score(out, "words", score="captions: {measures: [words]}")
     _add_model(Store(str(out)), source)
     pairmill.select(out, "all", settings={"partial": True})
     steps = ["where: similarity >= 0", "dedup: {by: sha256}", "balance: {by: host, curve: 30}"]
-    steps += [f"balance: {{by: {name}, curve: 0.999}}" for name in ("uid", "url", "caption", "sha256")]  # all are heads
+    steps += [
+        f"balance: {{by: {name}, curve: 0.999}}" for name in ("uid", "url", "caption", "sha256")
+    ]  # all entries are heads
     pairmill.select(out, "half", steps=[*steps, "repeat: {weight: 1 + similarity}"], settings={"partial": True})
     pairmill.index(out, model="b16")
     pairmill.report(out)
@@ -136,7 +138,7 @@ def add_everything(out: Path, source: Source) -> None:
 
 
 def _add_model(store: Store, source: Source) -> None:
-    """The columns of the model `b16`, as `embed --add-model` writes them."""
+    """Write the columns of the model `b16`, as `embed --add-model` does."""
     store.create("columns/b16/model.json", b'{"name": "ViT-B-16", "fingerprint": "f"}')
     for manifest in read_manifests(store):
         row_ids = pq.read_table(store.path(manifest.files["pairs"].path), columns=["row_id"])["row_id"]
@@ -206,9 +208,9 @@ def _row(source: Source, shard: Shard, row: int) -> dict[str, object]:
 
 
 def grep(folder: Path, marks: Sequence[bytes]) -> list[tuple[str, bytes]]:
-    """(file, mark) for each mark that is in a file: in its raw bytes, in any value of Parquet, in any member of a tar.
+    """(file, mark) for each mark in a file: in its raw bytes, in any value of Parquet, or in any member of a tar.
 
-    Uses neither the code under test nor its idea of what is where.
+    Uses neither the code under test nor its knowledge of the layout.
     """
     found = []
     for path in sorted(folder.rglob("*")):

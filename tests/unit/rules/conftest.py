@@ -1,4 +1,4 @@
-"""Makes an in-flight table from a few columns, and fills in the rest."""
+"""Creates in-flight tables from a few given values, and fills in the rest."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ GOOD_ROW: dict[str, Any] = {
 
 
 def make_in_flight(rows: list[dict[str, Any]]) -> pa.Table:
-    """One row for each dict, which says how it differs from a good row."""
+    """A table with one row per dict. The dict says how the row differs from a good row."""
     scores = [("similarity_tiny", pa.float32()), ("similarity_big", pa.float32())]
     schema = in_flight_schema(pa.schema([("license", pa.string()), *scores]))
     filled = [GOOD_ROW | {"row_id": f"0:{place}"} | row for place, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""The accounting invariant for rules: no row disappears, each gets exactly one verdict, and a broken rule raises."""
+"""Invariant of rules: no row disappears, each row gets exactly one verdict, and a broken rule raises an error."""
 
 from typing import Any
 

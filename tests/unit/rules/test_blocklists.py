@@ -1,4 +1,4 @@
-"""Tests files of digests and URLs: what counts as an entry, and what is found."""
+"""Tests files of digests and URLs: which lines count as entries, and which values are found."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
 
 
-def test_urls_and_hashes_of_urls_may_be_mixed(tmp_path: Path) -> None:
+def test_urls_and_hashes_of_urls_can_be_mixed(tmp_path: Path) -> None:
     hashed, plain, other = "http://a.example/ä?b=1", "http://b.example/", "http://B.example/"
     path = tmp_path / "urls.txt"
     path.write_text(f"# no\n{hashlib.sha256(hashed.encode()).hexdigest().upper()}\r\n{plain}\n")
@@ -19,7 +19,7 @@ def test_urls_and_hashes_of_urls_may_be_mixed(tmp_path: Path) -> None:
     assert is_listed(digests, "url", str(path), Files()).tolist() == [True, True, False]
 
 
-def test_a_missing_digest_is_never_listed_not_even_as_zeros(tmp_path: Path) -> None:
+def test_a_missing_digest_is_never_listed_even_if_zeros_are(tmp_path: Path) -> None:
     path = tmp_path / "md5"
     path.write_text("00" * 16)
     assert is_listed([None, bytes(16), b"\1" * 16], "md5", str(path), Files()).tolist() == [False, True, False]

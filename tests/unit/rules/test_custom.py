@@ -1,4 +1,4 @@
-"""Tests finding `module:function`, without letting a user's folder get in the way of our packages."""
+"""Tests that `module:function` is found, and that a user's folder never shadows our packages."""
 
 import subprocess
 import sys
@@ -50,10 +50,10 @@ def test_a_rule_is_loaded_from_a_file_and_runs(folder: Path, in_flight: Any) -> 
 def test_loading_twice_gives_the_same_function(folder: Path) -> None:
     first = load_custom_rule("own_rules:late", folder)
     assert load_custom_rule("own_rules:late", folder).function is first.function
-    assert load_custom_rule("own_rules:late").function is first.function  # from any folder, once it is loaded
+    assert load_custom_rule("own_rules:late").function is first.function  # works from any folder once it is loaded
 
 
-def test_the_folder_may_be_relative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_can_be_relative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert load_custom_rule("own_rules:late", Path()).function.__module__ == "own_rules"
 
@@ -119,6 +119,6 @@ def test_a_users_folder_does_not_shadow_our_packages_in_a_new_process(folder: Pa
     assert (done.returncode, done.stdout) == (0, "own_rules:keep\n"), done.stderr
 
 
-def test_a_rule_runs_at_a_step_that_has_rules() -> None:
+def test_a_rule_can_run_only_at_a_step_that_has_rules() -> None:
     with pytest.raises(ValueError, match="caption, url, image, score, not at 'fetch'"):
         at("fetch")

@@ -1,4 +1,4 @@
-"""Tests each rule with a row that it drops, the `status_detail`, and a row that it keeps."""
+"""Tests each rule with a row that it drops, the resulting `status_detail`, and a row that it keeps."""
 
 import hashlib
 from pathlib import Path
@@ -164,7 +164,7 @@ def blocklists(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("status", "settings", "dropped", "detail", "kept"), CASES)
-def test_a_rule_drops_and_keeps(
+def test_a_rule_drops_and_keeps_the_right_rows(
     status: Status,
     settings: dict[str, Any],
     dropped: dict[str, Any],
@@ -185,7 +185,7 @@ def test_every_rule_has_a_case() -> None:
     assert registered == {case[0] for case in CASES}
 
 
-def test_every_status_of_the_caption_and_url_steps_has_a_rule_unless_the_read_stage_gives_it() -> None:
+def test_every_status_of_the_caption_and_url_steps_has_a_rule_unless_the_read_stage_sets_it() -> None:
     registered = {status for step in Step for status, _ in rules_at(step)}
     without = {status for status in Status if status.step in (Step.CAPTION, Step.URL)} - registered
     assert without == {Status.CAPTION_INVALID}
@@ -197,7 +197,7 @@ def test_rules_that_are_off_drop_nothing(in_flight: Any) -> None:
         assert apply_rules(table, step, SourceRules())["status"].to_pylist() == ["ok"]
 
 
-def test_a_source_without_captions_has_no_missing_captions(in_flight: Any) -> None:
+def test_a_source_without_captions_does_not_report_missing_captions(in_flight: Any) -> None:
     rows = [{"caption_clean": None}]
     job = BuildJob.model_validate({"source": {"paths": ["-"]}, "output": "out"})
     for caption_column, status in ((None, "ok"), ("text", "caption_missing")):

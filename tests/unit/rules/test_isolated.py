@@ -51,7 +51,7 @@ def test_rows_that_kill_the_rules_process_are_dropped_and_the_rule_checks_the_ot
 
 @given(rows=st.integers(1, 40), data=st.data())
 @settings(deadline=None)
-def test_bisection_finds_exactly_the_deadly_rows(rows: int, data: st.DataObject) -> None:
+def test_bisection_finds_exactly_the_fatal_rows(rows: int, data: st.DataObject) -> None:
     deadly = data.draw(st.sets(st.integers(0, rows - 1)))
 
     class Rule(IsolatedRule):

@@ -1,4 +1,4 @@
-"""Preset files use only existing settings, and agree with the papers they come from."""
+"""Tests that preset files use only existing settings and agree with the papers that they come from."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -20,13 +20,13 @@ def rules_of(name: str) -> SourceRules:
     return SourceRules.model_validate(preset["rules"])
 
 
-def test_every_preset_of_rules_has_a_file_and_every_file_with_rules_is_one() -> None:
+def test_every_rule_preset_has_a_file_and_every_file_with_rules_is_a_preset() -> None:
     files = {path.stem: yaml.safe_load(path.read_text()) for path in FOLDER.glob("*.yaml")}
     assert {name for name, preset in files.items() if "rules" in preset} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_says_what_it_is_and_passes_the_checks(name: str) -> None:
+def test_a_preset_has_a_description_and_passes_the_checks(name: str) -> None:
     preset = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert set(preset) <= {"description", "source", "calibrated_on", "requires_model", "rules"}
     assert preset["description"] and preset["source"]
@@ -36,7 +36,7 @@ def test_a_preset_says_what_it_is_and_passes_the_checks(name: str) -> None:
         ModelConfig.model_validate(preset["requires_model"])
 
 
-def test_the_default_filters_nothing() -> None:
+def test_the_default_preset_filters_nothing() -> None:
     assert rules_of("none") == SourceRules()
 
 
@@ -52,7 +52,7 @@ def test_the_default_filters_nothing() -> None:
         (Step.IMAGE, {"original_width": 199, "original_height": 200}, "image_too_small"),
     ],
 )
-def test_datacomp_basic(in_flight: Any, step: Step, row: dict[str, Any], status: str) -> None:
+def test_datacomp_basic_agrees_with_the_paper(in_flight: Any, step: Step, row: dict[str, Any], status: str) -> None:
     assert apply_rules(in_flight([ENGLISH | row]), step, rules_of("datacomp-basic"))["status"].to_pylist() == [status]
 
 
@@ -66,5 +66,5 @@ def test_datacomp_basic(in_flight: Any, step: Step, row: dict[str, Any], status:
         (Step.SCORE, {"similarity_tiny": 0.2799}, "low_similarity"),
     ],
 )
-def test_laion2b(in_flight: Any, step: Step, row: dict[str, Any], status: str) -> None:
+def test_laion2b_agrees_with_the_paper(in_flight: Any, step: Step, row: dict[str, Any], status: str) -> None:
     assert apply_rules(in_flight([ENGLISH | row]), step, rules_of("laion2b"))["status"].to_pylist() == [status]

@@ -1,4 +1,4 @@
-"""Tests the host that the client's own parser finds in a URL, and the hosts in block and allow lists."""
+"""Tests that a URL's host is the one that the client's own parser finds, and tests block and allow lists of hosts."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ REST = st.from_regex(
 
 @given(st.sampled_from(["http:", "https:", "HTTP:"]), st.integers(0, 6), REST)
 def test_missing_and_extra_slashes_before_the_host_change_nothing_else(scheme: str, slashes: int, rest: str) -> None:
-    """This is what browsers do: https://url.spec.whatwg.org/#special-authority-ignore-slashes-state."""
+    """Browsers do the same: https://url.spec.whatwg.org/#special-authority-ignore-slashes-state."""
     usual, found = parse_url(f"{scheme}//{rest}"), parse_url(f"{scheme}{'/' * slashes}{rest}")
     assert (found.problem, found.host, found.parsed) == (None, usual.host, usual.parsed)
     for base in ("http://e.org/a/b?c", "https://e.org:8//a/b"):
@@ -80,8 +80,8 @@ def test_missing_and_extra_slashes_before_the_host_change_nothing_else(scheme: s
         ("http:///", None),
     ],
 )
-def test_a_reference_leads_where_it_leads_in_browsers(reference: str, url: str | None) -> None:
-    """What `new URL(reference, base)` gives in Node 20."""
+def test_a_reference_resolves_to_the_same_url_as_in_browsers(reference: str, url: str | None) -> None:
+    """The expected values are the results of `new URL(reference, base)` in Node 20."""
     base = parse_url("http://e.org/a/b?c").parsed
     assert base is not None
     parsed = resolve_url(base, reference).parsed
@@ -139,12 +139,12 @@ def test_other_schemes_are_not_confused_with_broken_urls(in_flight: Any, url: st
 @pytest.mark.parametrize(
     "entry", ["bücher.de", "xn--bcher-kva.de", "BÜCHER.DE.", "*.bücher.de", ".bücher.de", " bücher.de"]
 )
-def test_a_list_may_write_a_host_in_any_form(entry: str) -> None:
+def test_a_list_can_write_a_host_in_any_form(entry: str) -> None:
     assert host_set((entry,)) == {"xn--bcher-kva.de"}
 
 
 @pytest.mark.parametrize("entry", ["[::1]", "::1", "0:0::1"])
-def test_a_list_may_contain_ipv6_addresses(entry: str) -> None:
+def test_a_list_can_contain_ipv6_addresses(entry: str) -> None:
     assert host_set((entry,)) == {"::1"}
 
 

@@ -1,4 +1,4 @@
-"""Commits pairs with given embeddings, as a build with one model does."""
+"""Commits pairs with given embeddings, as a build with a single model does."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +46,8 @@ def write_embedded(
     missing: Sequence[int] = (),
     sha256: Sequence[str] | None = None,
 ) -> Store:
-    """Plan `planned_rows` rows (None: all) and commit those that are there and were not committed before. `missing`:
-    rows without embeddings. `sha256`: of the pictures; None: all different."""
+    """Plan `planned_rows` rows (None: all), and commit those that exist and have not been committed yet. `missing`:
+    rows without embeddings. `sha256`: checksums of the pictures; None: all different."""
     store, alias = Store(str(folder)), contract.alias
     total = planned_rows or len(images)
     shards = [
@@ -81,13 +81,13 @@ def add(folder: Path, name: str, **kind: object) -> ScoreResult:
 
 
 def column(folder: Path, name: str) -> npt.NDArray[np.float64]:
-    """The values of a column in the order of the rows; NaN for null."""
+    """The values of a column in row order; NaN for null."""
     values: npt.NDArray[np.float64] = Dataset.of(Store(str(folder))).table([name])[name].to_numpy().astype(np.float64)
     return values
 
 
 def stored(vectors: Floats) -> npt.NDArray[np.float64]:
-    """What a score sees of an embedding: rounded to float16, then normalized again."""
+    """The embeddings as a score sees them: rounded to float16, then normalized again."""
     rounded = vectors.astype(np.float16).astype(np.float64)
     normalized: npt.NDArray[np.float64] = rounded / np.linalg.norm(rounded, axis=1, keepdims=True)
     return normalized

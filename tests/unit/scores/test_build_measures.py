@@ -1,5 +1,5 @@
-"""Tests the measures that `ImageProcessor.process` takes on its way: from its one decode, and those of the picture that
-it stores."""
+"""Tests the measures that `ImageProcessor.process` computes along the way: from its single decode, and for the picture
+that it stores."""
 
 import io
 from pathlib import Path
@@ -42,17 +42,17 @@ def test_a_picture_is_decoded_once(size: int, monkeypatch: pytest.MonkeyPatch) -
     [({"resize_mode": "no"}, bytes), ({"format": "png"}, bytes), ({"format": "png", "size": 200}, png)],
     ids=["JPEG that passes", "JPEG to PNG", "PNG, resized"],
 )
-def test_the_measures_are_those_of_the_stored_picture_if_no_pixel_is_lost(
+def test_the_measures_are_those_of_the_stored_picture_if_pixels_are_kept_exactly(
     settings: dict[str, Any], prepare: Any
 ) -> None:
     for body in map(prepare, PHOTOGRAPHS):
         found = processed(body, **settings)
         assert found.image is not None and found.measured is not None
         stored = measure(ImageProcessor(ImagesConfig()).pixels(found.image), found.image, MEASURES)
-        assert found.measured == {**stored, "jpeg_quality": jpeg_quality(body)}  # the quality is the original's
+        assert found.measured == {**stored, "jpeg_quality": jpeg_quality(body)}  # the quality is that of the original
 
 
-def test_nothing_else_depends_on_the_measures_but_two_bits_of_the_hash() -> None:
+def test_measuring_changes_nothing_except_at_most_two_bits_of_the_hash() -> None:
     for body in [*PHOTOGRAPHS, png(PHOTOGRAPHS[0]), b"no picture"]:
         for settings in ({"resize_mode": "no"}, {"size": 150}):
             plain, measured = processed(body, (), **settings), processed(body, **settings)
@@ -63,6 +63,6 @@ def test_nothing_else_depends_on_the_measures_but_two_bits_of_the_hash() -> None
             assert [getattr(plain, name) for name in names] == [getattr(measured, name) for name in names]
 
 
-def test_only_the_quality_needs_no_pixels() -> None:
+def test_the_jpeg_quality_alone_can_be_measured() -> None:
     for body in PHOTOGRAPHS:
         assert processed(body, ("jpeg_quality",)).measured == {"jpeg_quality": jpeg_quality(body)}

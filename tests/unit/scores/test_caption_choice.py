@@ -1,4 +1,4 @@
-"""Tests which captions exports and the feed give: the original ones, those that a model wrote, or the better ones."""
+"""Tests which captions exports and the feed return: the original ones, generated ones, or the better of the two."""
 
 import json
 import tarfile
@@ -48,7 +48,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _add(store: Store, name: str, similarity: str | None) -> None:
-    """Add ROWS' written captions as a score."""
+    """Add the generated captions of ROWS as a score."""
     score = ScoreConfig.model_validate({"caption_model": {"model": "a", "similarity": similarity}})
     schema = kind_of(name, score).schema
     columns = [ScoreColumn(name=field.name, type=str(field.type)) for field in schema]
@@ -99,7 +99,9 @@ def test_tars_and_parquet_have_the_chosen_captions(dataset: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("caption", EXPECTED)
-def test_arrays_of_text_embeddings_are_left_out_for_other_captions(dataset: Path, tmp_path: Path, caption: str) -> None:
+def test_text_embedding_arrays_are_left_out_unless_captions_are_original(
+    dataset: Path, tmp_path: Path, caption: str
+) -> None:
     output = _export(dataset, tmp_path / "cr", "clip-retrieval", caption)
     rows = pq.read_table(output / "metadata/metadata_0000.parquet").to_pylist()
     assert _same([(row["caption"], row["similarity_tiny"]) for row in rows], caption)
@@ -113,7 +115,7 @@ def test_arrays_of_text_embeddings_are_left_out_for_other_captions(dataset: Path
 
 
 @pytest.mark.parametrize("caption", EXPECTED)
-def test_the_feed_gives_the_chosen_captions(dataset: Path, caption: str) -> None:
+def test_the_feed_returns_the_chosen_captions(dataset: Path, caption: str) -> None:
     config = FeedConfig(str(dataset), "all", ("caption", "caption_clean", "similarity_tiny"), caption=caption)
     rows = list(PairDataset(config))
     assert all(row["caption"] == row["caption_clean"] for row in rows)
@@ -121,17 +123,17 @@ def test_the_feed_gives_the_chosen_captions(dataset: Path, caption: str) -> None
     assert _same([(text, None if np.isnan(value) else value) for text, value in found], caption)
 
 
-def test_an_export_of_other_captions_is_another_export(dataset: Path, tmp_path: Path) -> None:
+def test_an_export_cannot_be_continued_with_other_captions(dataset: Path, tmp_path: Path) -> None:
     _export(dataset, tmp_path / "out", "parquet", "original")
     record = json.loads((tmp_path / "out/.pairmill/export.json").read_text())
-    record.pop("caption")  # as before there was a choice
+    record.pop("caption")  # as before captions could be chosen
     (tmp_path / "out/.pairmill/export.json").write_text(json.dumps(record))
     _export(dataset, tmp_path / "out", "parquet", "original")
     with pytest.raises(ValueError, match="caption 'original', not 'best'"):
         _export(dataset, tmp_path / "out", "parquet", "best")
 
 
-def test_what_cannot_be_chosen_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_unavailable_choices_are_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CaptionChoiceError, match="has no captions 'blip'; it has: original, coca"):
         _export(dataset, tmp_path / "out", "webdataset", "blip")
     with pytest.raises(FeedError, match="text_embedding_tiny belongs to the original captions"):

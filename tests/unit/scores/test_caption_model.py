@@ -1,6 +1,6 @@
 """Tests captions by a CoCa model with random weights. The oracle is open_clip's own `generate`.
 
-transformers 5 lacks a part that `generate` imports, so the few classes of transformers that it uses stand here.
+`generate` imports parts of transformers that transformers 5 lacks, so the few classes that it uses are defined here.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def coca(folder: Path) -> CocaModel:
 
 @pytest.fixture(scope="module")
 def inputs() -> torch.Tensor:
-    """uint8 [12, 3, 32, 32]: noise, and plain colors."""
+    """Pictures of noise and of plain colors, uint8 [12, 3, 32, 32]."""
     noise = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for number in range(6):
         noise[number] = 50 * number
@@ -117,7 +117,7 @@ def test_captions_equal_those_of_open_clips_own_generate(coca: CocaModel, folder
             normalize(picture.float() / 255)[None], generation_type="top_k", top_k=1, seq_len=MAX_TOKENS
         )
         text = open_clip.decode(tokens[0]).split("<end_of_text>")[0]
-        expected.append(text.replace("<start_of_text>", "").split("!")[0])  # its padding is the token of "!"
+        expected.append(text.replace("<start_of_text>", "").split("!")[0])  # its padding is the token for "!"
     written = coca.write_captions(inputs)
     assert [(text or "").split("!")[0] for text in written] == expected
     assert len(set(written)) > 6 and len({len((text or "").split()) for text in written}) > 2
@@ -129,7 +129,7 @@ def test_a_caption_depends_on_its_picture_alone(coca: CocaModel, inputs: torch.T
     assert together[::-1] == coca.write_captions(inputs.flip(0))
 
 
-def test_a_dataset_gets_captions_with_their_similarity_and_verifies(
+def test_a_dataset_gets_captions_with_their_similarity_and_passes_verify(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pairmill.pipeline.check.rescore_columns.RunConfig", lambda: RUN)  # with one thread
@@ -159,7 +159,7 @@ def _dataset(root: Path, tiny: ClipModel) -> Store:
 
 
 def _score(store: Store, score: ScoreConfig) -> tuple[ScoreCard, list[dict[str, Any]]]:
-    """Add the score `coca` as the stages do, without Ray."""
+    """Add the score `coca` as the stages do, but without Ray."""
     snapshot = Snapshot.of(store)
     card = prepared(snapshot, "coca", score, LocalTasks(), RUN)
     ((shard, generation),) = snapshot.generations
@@ -176,11 +176,11 @@ def _score(store: Store, score: ScoreConfig) -> tuple[ScoreCard, list[dict[str, 
     return card, scored.read(scored.chunk.shards[0], names).to_pylist()
 
 
-def test_other_models_and_changed_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_unsuitable_models_and_changed_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     store = write_dataset(tmp_path / "out", [[pair("a dog", 0.3)]])
     for settings, problem in (
-        ({"model": "tiny"}, "'tiny' writes no captions: give a CoCa"),
-        ({"model": str(folder), "max_tokens": 30}, "has a context of 16 tokens"),
+        ({"model": "tiny"}, "'tiny' does not write captions; give a CoCa"),
+        ({"model": str(folder), "max_tokens": 30}, "has a context of only 16 tokens"),
     ):
         score = ScoreConfig.model_validate({"caption_model": settings})
         with pytest.raises(ModelError, match=problem):
@@ -191,7 +191,7 @@ def test_other_models_and_changed_weights_are_refused(folder: Path, tmp_path: Pa
     weights = safetensors.torch.load_file(other / "open_clip_model.safetensors")
     weights["logit_scale"] += 1
     safetensors.torch.save_file(weights, other / "open_clip_model.safetensors")
-    with pytest.raises(ScoreError, match="are not the ones that the score was begun with"):
+    with pytest.raises(ScoreError, match="have changed since the score was added"):
         opened(store, card, RUN)
 
 

@@ -1,4 +1,4 @@
-"""Tests the caption scores that follow a convention: syllables, boilerplate, languages, and lists of toxic words."""
+"""Tests the caption scores that follow conventions: syllables, boilerplate, languages, and lists of toxic words."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_readability_counts_sentences_and_needs_a_latin_letter() -> None:
     assert rest == [None] * 3
 
 
-def test_boilerplate_is_the_share_of_the_words_or_1_for_what_the_rules_drop() -> None:
+def test_boilerplate_is_the_share_of_words_or_1_for_captions_that_rules_drop() -> None:
     shares = {
         "Image": 1,
         "Click to enlarge": 1,
@@ -70,20 +70,20 @@ def test_boilerplate_is_the_share_of_the_words_or_1_for_what_the_rules_drop() ->
     assert column.to_pylist() == [*(None if share is None else pytest.approx(share) for share in shares.values()), None]
 
 
-def test_language_and_its_probability() -> None:
+def test_the_language_is_detected_with_its_probability() -> None:
     codes, scores = language(Captions(pa.array(["a dog runs on the beach", "ein Hund am Strand", "", None])))
     assert codes.to_pylist() == ["en", "de", None, None]
     assert scores.type == pa.float32() and all(score > 0.5 for score in scores.to_pylist()[:2])
 
 
-def test_tokens_of_another_tokenizer_are_counted_up_to_its_context() -> None:
+def test_tokens_of_any_tokenizer_are_counted_up_to_its_context() -> None:
     import torch
 
     def tokenize(texts: list[str]) -> torch.Tensor:  # start 8, one 5 per word, end 9, padding 0; context 6
         rows = [[8, *[5] * len(text.split()[:4]), 9] for text in texts]
         return torch.tensor([row + [0] * (6 - len(row)) for row in rows])
 
-    def like_siglip(texts: list[str]) -> torch.Tensor:  # its padding is its end
+    def like_siglip(texts: list[str]) -> torch.Tensor:  # its padding token is its end token
         rows = [[*[5] * len(text.split()[:5])] for text in texts]
         return torch.tensor([row + [1] * (6 - len(row)) for row in rows])
 
@@ -95,7 +95,7 @@ def test_tokens_of_another_tokenizer_are_counted_up_to_its_context() -> None:
     assert token_counter(ModelConfig(name="tiny")).context_length == 32
 
 
-def test_tokens_of_a_checkpoint_are_those_of_transformers(tmp_path: Path) -> None:
+def test_token_counts_of_a_checkpoint_equal_those_of_transformers(tmp_path: Path) -> None:
     save_clip(tmp_path)
     count, tokenizer = token_counter(ModelConfig(name=str(tmp_path))), clip_tokenizer()
     texts = ["", "a dog", "a red bird on a branch"]
@@ -105,7 +105,7 @@ def test_tokens_of_a_checkpoint_are_those_of_transformers(tmp_path: Path) -> Non
     assert is_full.tolist() == [length == count.context_length for length in expected]
 
 
-def test_a_dataset_is_scored_and_verified_whatever_its_shards(tmp_path: Path) -> None:
+def test_a_dataset_is_scored_and_verified_with_any_shard_size(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("# mild\nhell\n\nbloody  hell\n")
     captions = [f"what the bloody hell number {n}" if n % 3 else f"a red bird on a branch {n}" for n in range(12)]
     score = {"measures": ["toxic", "bits_per_character", "tokens", "words"], "toxic_words": str(tmp_path / "words.txt")}
@@ -121,7 +121,7 @@ def test_a_dataset_is_scored_and_verified_whatever_its_shards(tmp_path: Path) ->
         assert report.scores_recomputed >= 4
     assert found[0] == found[1]
     assert {row["c_toxic"] for row in found[0]} == {0, 1}
-    assert {row["c_tokens"] for row in found[0]} == {8, 9}  # two for start and end, one for each digit
+    assert {row["c_tokens"] for row in found[0]} == {8, 9}  # two tokens for start and end, one for each digit
 
 
 def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:
     for shard, generation in snapshot.generations:
         assert score_shard(ScoreTask(store, "c", (), RUN), shard, generation) is None
     prepared(Snapshot.of(store), "c", score, tasks, RUN)
-    with pytest.raises(ScoreError, match="has another score 'c'"):
+    with pytest.raises(ScoreError, match="already has a different score 'c'"):
         prepared(Snapshot.of(store), "c", ScoreConfig.model_validate({"captions": "words"}), tasks, RUN)
     scored = Snapshot.of(store)
     columns = ["uid", *(column.name for column in card.columns)]
@@ -147,7 +147,7 @@ def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:
         (b"a" * ((16 << 20) + 1), "larger than 16 MiB"),
     ],
 )
-def test_a_file_that_is_no_list_of_words_is_refused(content: bytes | None, problem: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_list_of_words_is_refused(content: bytes | None, problem: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "words.txt").write_bytes(content)
     store = write_dataset(tmp_path / "out", [[pair("a dog")]])
@@ -159,14 +159,14 @@ def test_a_file_that_is_no_list_of_words_is_refused(content: bytes | None, probl
 @pytest.mark.parametrize(
     ("captions", "problem"),
     [
-        ("toxic", "need each other"),
-        ({"measures": "words", "toxic_words": "a.txt"}, "need each other"),
-        ("words, words", "each at most once"),
-        ({"measures": "words", "model": "tiny"}, "only the measure tokens"),
+        ("toxic", "both the measure toxic and the file"),
+        ({"measures": "words", "toxic_words": "a.txt"}, "both the measure toxic and the file"),
+        ("words, words", "each measure only once"),
+        ({"measures": "words", "model": "tiny"}, "only with the measure tokens"),
         ("wit", "Input should be"),
         ([], "at least 1 item"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(captions: Any, problem: str) -> None:
+def test_contradictory_settings_are_refused(captions: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         ScoreConfig.model_validate({"captions": captions})

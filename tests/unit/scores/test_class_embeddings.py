@@ -1,4 +1,4 @@
-"""Tests that classes are embedded in groups of any size, with progress, and get the mean of their own prompts."""
+"""Tests that classes are embedded in groups of any size, report progress, and get the mean of their own prompts."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -12,7 +12,7 @@ from pairmill.pipeline.score.kind import Floats
 
 
 class Model:
-    """Embeds a caption by the numbers in it."""
+    """Embeds a caption according to the numbers in it."""
 
     logit_scale, logit_bias = 100.0, None
 

@@ -1,4 +1,5 @@
-"""Heads equal plain torch on the stored embeddings; files that are no heads, or do not fit, are refused with a line."""
+"""Tests that heads equal plain torch on the stored embeddings, and that unsuitable files are refused with one clear
+line."""
 
 import pickle
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def test_laions_aesthetic_predictors_equal_torch(
     )
 
 
-def test_laions_nsfw_head_equals_torch_with_its_normalization(tmp_path: Path) -> None:
+def test_laions_nsfw_head_with_its_normalization_equals_torch(tmp_path: Path) -> None:
     images = dataset(tmp_path, 512, contract("ViT-B-32"))
     add(tmp_path, "nsfw", head=str(HEADS / "clip_ViT-B-32_openai_binary_nsfw_head.pth"))
     weights = torch.load(HEADS / "clip_ViT-B-32_openai_binary_nsfw_head.pth", weights_only=True)
@@ -71,12 +72,12 @@ def test_laions_nsfw_head_equals_torch_with_its_normalization(tmp_path: Path) ->
     assert np.allclose(column(tmp_path, "nsfw"), expected, atol=1e-5)
 
 
-def test_a_head_of_another_layout_says_what_is_between_its_layers(tmp_path: Path) -> None:
+def test_a_head_of_unknown_layout_needs_an_activation_setting(tmp_path: Path) -> None:
     images = dataset(tmp_path / "out", 16, contract("ViT-B-32"))
     net = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4), torch.nn.ReLU())
     net.append(torch.nn.Linear(4, 1))
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    with pytest.raises(ScoreError, match="has the layers 16-8-4-1, but does not say what is between them"):
+    with pytest.raises(ScoreError, match="has layers of sizes 16-8-4-1, but does not name the activation between them"):
         add(tmp_path / "out", "own", head=str(tmp_path / "net.pth"))
     add(tmp_path / "out", "own", head={"weights": str(tmp_path / "net.pth"), "activation": "relu"})
     assert np.allclose(column(tmp_path / "out", "own"), in_torch(list(net), stored(images)), atol=1e-5)
@@ -99,7 +100,7 @@ def test_a_head_that_names_its_model_refuses_others(tmp_path: Path) -> None:
         add(tmp_path / "out", "probe", head=str(probe))
 
 
-def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
+def test_a_head_of_the_wrong_width_is_refused(tmp_path: Path) -> None:
     dataset(tmp_path, 16, contract("ViT-B-32"))
     with pytest.raises(
         ScoreError, match=r"takes embeddings of 768 dimensions, but those of 'clip' have 16; .*--add-model ViT-L-14"
@@ -116,7 +117,7 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
         ((512, 1024, 128, 64, 16, 1), "layers.{}", "ViT-B-32"),
     ],
 )
-def test_laions_layouts_are_for_openais_models_only(
+def test_laions_layouts_are_accepted_only_for_openais_models(
     tmp_path: Path, sizes: tuple[int, ...], names: str, right: str
 ) -> None:
     numbers = (0, 3, 6, 9, 11) if "layers" in names else (1, 2, 3, 4)
@@ -132,7 +133,7 @@ def test_laions_layouts_are_for_openais_models_only(
         add(tmp_path / "other", "head", head=str(tmp_path / "head.safetensors"))
 
 
-def test_weights_too_large_for_float32_are_refused_and_values_too_large_are_counted(tmp_path: Path) -> None:
+def test_weights_too_large_for_float32_are_refused_and_scores_too_large_are_counted_as_missing(tmp_path: Path) -> None:
     dataset(tmp_path / "out", 16, contract("ViT-B-32"))
     file, bias = tmp_path / "head.safetensors", torch.zeros(1, dtype=torch.float64)
     save_file({"weight": torch.full((1, 16), 1e200, dtype=torch.float64), "bias": bias}, file)
@@ -153,7 +154,7 @@ def test_public_heads_are_recognized_by_their_values() -> None:
 
 
 class Attack:
-    """Its unpickling creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -172,13 +173,15 @@ WEIGHT, BIAS = torch.ones(1, 16), torch.zeros(1)
         ({"weight": torch.ones(3, 16), "bias": torch.zeros(3)}, "its last layer has 3 outputs; a head has one"),
         ({"weight": WEIGHT}, "'weight' is not part of a head"),
         ({"0.weight": torch.ones(4, 16), "0.bias": torch.zeros(4), "1.weight": WEIGHT, "1.bias": BIAS}, "do not fit"),
-        ({"0.weight": WEIGHT}, "the layer 0 has no bias"),
+        ({"0.weight": WEIGHT}, "layer 0 has no bias"),
         ({"visual.conv1.weight": WEIGHT, "visual.conv1.bias": BIAS}, "is not part of a head"),
         ({"weight": WEIGHT, "bias": BIAS, "mean": torch.zeros(3), "variance": torch.ones(3)}, "width of the input"),
         ({"weight": WEIGHT, "bias": BIAS, "mean": torch.zeros(16), "variance": torch.zeros(16)}, "not positive"),
     ],
 )
-def test_weights_that_are_no_head_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+def test_weights_that_are_not_a_head_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
     save_file(tensors, tmp_path / "bad.safetensors")
     with pytest.raises(ScoreError, match=message):
         read_head(tmp_path / "bad.safetensors")
@@ -194,7 +197,7 @@ def test_a_payload_is_never_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth", "empty.pth", "gone.pth", "folder.safetensors"])
-def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_is_reported_in_one_clear_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "empty.pth").touch()
     (tmp_path / "cut.pth").write_bytes((HEADS / "sa_0_4_vit_l_14_linear.pth").read_bytes()[:900])

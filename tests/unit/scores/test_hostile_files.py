@@ -1,4 +1,4 @@
-"""Files of heads, targets and classes that others made: each is read as it is meant, or refused with a line."""
+"""Tests untrusted files of heads, targets and classes: each is read as intended or refused with one clear line."""
 
 import tracemalloc
 import zipfile
@@ -22,27 +22,32 @@ WEIGHT, BIAS = torch.ones(1, 8), torch.zeros(1)
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"weight": torch.zeros(1, 1).expand(1, 1 << 42), "bias": BIAS}, "larger than what the file holds"),
+        ({"weight": torch.zeros(1, 1).expand(1, 1 << 42), "bias": BIAS}, "larger than its data in the file"),
         ({"weight": WEIGHT.to_sparse(), "bias": BIAS}, "not a plain array"),
         ({"weight": torch.empty(1, 8, device="meta"), "bias": BIAS}, "not a plain array"),
         ({"weight": WEIGHT.to(torch.complex64), "bias": BIAS}, "not a plain array"),
         ({"weight": torch.tensor(1.0), "bias": BIAS}, "do not fit together"),
-        ({"a.0.weight": WEIGHT, "a.0.bias": BIAS, "b.0.weight": WEIGHT, "b.0.bias": BIAS}, "two layers 0"),
+        (
+            {"a.0.weight": WEIGHT, "a.0.bias": BIAS, "b.0.weight": WEIGHT, "b.0.bias": BIAS},
+            "two layers with the number 0",
+        ),
     ],
     ids=["expanded", "sparse", "meta", "complex", "scalar", "twice"],
 )
-def test_tensors_that_are_no_head_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+def test_tensors_that_are_not_a_head_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
     torch.save(tensors, tmp_path / "head.pth")
     with pytest.raises(ScoreError, match=message):
         read_head(tmp_path / "head.pth")
 
 
-def test_a_head_of_parameters_is_read(tmp_path: Path) -> None:
+def test_a_head_saved_as_named_parameters_is_read(tmp_path: Path) -> None:
     torch.save(dict(torch.nn.Linear(8, 1).named_parameters()), tmp_path / "head.pth")
     assert read_head(tmp_path / "head.pth").sizes == (8, 1)
 
 
-def test_a_small_file_that_unfolds_to_a_large_head_is_refused_before_it_does(tmp_path: Path) -> None:
+def test_a_small_file_that_expands_to_a_large_head_is_refused_before_it_expands(tmp_path: Path) -> None:
     numbers = 1 << 21
     torch.save({"weight": torch.zeros(1, numbers), "bias": BIAS}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "z.pth", "w", 8) as packed:
@@ -61,8 +66,8 @@ def test_a_small_file_that_unfolds_to_a_large_head_is_refused_before_it_does(tmp
         tracemalloc.stop()
 
 
-def test_every_damage_of_a_pickle_is_one_clear_line(tmp_path: Path) -> None:
-    """In both formats of torch.save, for heads and for checkpoints."""
+def test_any_damage_to_a_pickle_is_reported_in_one_clear_line(tmp_path: Path) -> None:
+    """Covers both formats of torch.save, for heads and for checkpoints."""
     rng, path, seen = np.random.default_rng(0), tmp_path / "f.pth", 0
     for is_zip in (False, True):
         torch.save({"weight": WEIGHT, "bias": BIAS}, tmp_path / "ok.pth", _use_new_zipfile_serialization=is_zip)
@@ -86,7 +91,7 @@ def _changed(rng: np.random.Generator, data: bytes) -> bytes:
     return bytes(changed)
 
 
-def test_arrays_that_are_no_npy_are_refused(tmp_path: Path) -> None:
+def test_arrays_that_are_not_npy_files_are_refused(tmp_path: Path) -> None:
     write_embedded(tmp_path / "out", unit_vectors(1, 50), unit_vectors(2, 50))
     path = tmp_path / "targets.npy"
     np.savez(tmp_path / "targets.npz", unit_vectors(3, 5))
@@ -103,18 +108,18 @@ def test_arrays_that_are_no_npy_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a\\ud800": "x", "b": "y"}', "is no name of a class"),
-        ('{"": "x", "b": "y"}', "is no name of a class"),
-        ('{"a": "x\\udfff", "b": "y"}', "the class 'a' should have"),
-        ('{"a": ["x", " "], "b": "y"}', "the class 'a' should have"),
+        ('{"a\\ud800": "x", "b": "y"}', "is not a valid class name"),
+        ('{"": "x", "b": "y"}', "is not a valid class name"),
+        ('{"a": "x\\udfff", "b": "y"}', "the class 'a' must have"),
+        ('{"a": ["x", " "], "b": "y"}', "the class 'a' must have"),
     ],
 )
-def test_classes_that_are_no_text_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_classes_that_are_not_text_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(ScoreError, match=message):
         read_classes(ClassesScore(names=str(tmp_path / "classes.json")))
 
 
-def test_a_name_with_nul_is_no_file() -> None:
+def test_a_file_name_with_nul_is_refused() -> None:
     with pytest.raises(ScoreError, match="cannot be read"):
         read_classes(ClassesScore(names="a\0b"))

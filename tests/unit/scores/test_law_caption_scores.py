@@ -1,5 +1,5 @@
 """Invariant of caption scores: each equals its definition, written in plain Python, for every text; null stays null;
-and the values of a caption do not depend on the captions beside it.
+and the values of a caption do not depend on other captions.
 """
 
 import math
@@ -92,7 +92,7 @@ _OTHERS = ["my ex", "vitamin c", "f ck", "a", "1", "C++", " ", "x rated", "\u00e
 
 
 def _written(term: str) -> regex.Pattern[str]:
-    """The term as it is written, not within a longer word; anything may stand for a hyphen."""
+    """A pattern for the term as written, not within a longer word; any separator can replace a hyphen."""
     before, after = (f"(?{look}[\\p{{L}}\\p{{M}}\\p{{N}}_])" for look in ("<!", "!"))
     inner = regex.escape(term).replace(r"\-", r"[^\p{L}\p{M}\p{N}_]+")
     return regex.compile((before if term[0].isalnum() else "") + inner + (after if term[-1].isalnum() else ""))
@@ -100,8 +100,8 @@ def _written(term: str) -> regex.Pattern[str]:
 
 @given(st.lists(st.lists(st.sampled_from([*SYMBOLS, *_OTHERS])).map("".join)))
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
-def test_law_terms_with_symbols_are_found_as_they_are_written(texts: list[str]) -> None:
-    """And none of a list is dropped: each is found in itself."""
+def test_law_terms_with_symbols_are_found_exactly_as_written(texts: list[str]) -> None:
+    """Also checks that no term of a list is lost: each is found in itself."""
     for term, terms in LISTS.items():
         found = terms.find(pa.array([term, *texts], pa.string()))[0].tolist()
         assert found == [1, *(len(_written(term).findall(text.lower())) for text in texts)], term
@@ -127,7 +127,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_law_caption_scores_take_no_quadratic_time(measure: Any, name: str) -> None:
+def test_law_caption_scores_do_not_take_quadratic_time(measure: Any, name: str) -> None:
     (text,) = clean_captions(pa.array([HOSTILE[name]])).to_pylist()
     started = time.process_time()
     measure([text])
@@ -139,7 +139,7 @@ def _kept(verdict: Any) -> list[bool]:
 
 
 def _defined(text: str) -> dict[str, Any]:
-    """The measures of one caption, by their definitions."""
+    """The measures of one caption, computed by their definitions."""
     words = [word for word in text.split(" ") if word]
     tokens = len(_TOKENIZER.encode(text)) + 2
     bare = [regex.sub(r"^[\p{P}\p{S} ]+|[\p{P}\p{S} ]+$", "", word).lower() for word in words]

@@ -1,4 +1,4 @@
-"""Tests the measures of pictures against plain transcriptions of their definitions, and that they move as they should
+"""Tests the measures of pictures against plain transcriptions of their definitions, and that they change as expected
 when a picture is changed."""
 
 import io
@@ -42,7 +42,7 @@ def luma_of(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.rint(rgb @ [0.299, 0.587, 0.114])
 
 
-def test_the_measures_are_what_their_definitions_say(photographs: list[Image.Image]) -> None:
+def test_the_measures_equal_their_definitions(photographs: list[Image.Image]) -> None:
     for picture in photographs:
         picture = ImageOps.contain(picture, (WORKING_SIDE, WORKING_SIDE))  # so that nothing is resized
         rgb = np.asarray(picture, np.float64)
@@ -59,7 +59,7 @@ def test_the_measures_are_what_their_definitions_say(photographs: list[Image.Ima
         assert found["colorfulness"] == pytest.approx(metric, rel=1e-4)
 
 
-def test_a_checkerboard_and_a_color_have_the_values_that_can_be_computed_by_hand() -> None:
+def test_a_checkerboard_and_a_plain_color_have_the_values_computed_by_hand() -> None:
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
     assert sharpness(board.astype(np.uint8)) == pytest.approx(1020**2)  # every Laplacian is 4 * 255 or its opposite
     assert exposure(board.astype(np.uint8)) == (0.5, 0.5, 0.5)
@@ -69,7 +69,7 @@ def test_a_checkerboard_and_a_color_have_the_values_that_can_be_computed_by_hand
     assert border(red) == 1.0
 
 
-def test_the_working_size_bounds_the_longer_side_and_enlarges_nothing() -> None:
+def test_the_working_size_limits_the_longer_side_and_never_enlarges() -> None:
     for width, height, small in [
         (640, 480, (256, 192)),
         (30, 20, (30, 20)),
@@ -104,7 +104,7 @@ CHANGES: list[tuple[str, Callable[[Image.Image, int], Image.Image], str, int]] =
 
 
 @pytest.mark.parametrize(("how", "change", "name", "sign"), CHANGES, ids=[f"{each[0]}-{each[2]}" for each in CHANGES])
-def test_a_measure_moves_in_one_direction_as_a_picture_is_changed_more(
+def test_a_measure_changes_in_one_direction_as_a_picture_is_changed_more(
     photographs: list[Image.Image], how: str, change: Callable[[Image.Image, int], Image.Image], name: str, sign: int
 ) -> None:
     for picture in photographs[:10]:
@@ -123,7 +123,7 @@ BARS = [(0, 20, 0, 20), (30, 0, 30, 0), (9, 9, 9, 9), (0, 0, 40, 0), (5, 10, 15,
 def test_the_border_is_the_share_of_the_area_that_was_added(photographs: list[Image.Image], color: str) -> None:
     for picture in photographs[:6]:
         body = np.array(picture.resize((160, 120)))
-        body[[0, -1], ::2] = body[::2, [0, -1]] = (0, 255, 0)  # so that its own edge continues no bar
+        body[[0, -1], ::2] = body[::2, [0, -1]] = (0, 255, 0)  # so that its own edge does not extend a bar
         for bars in BARS:
             framed = np.asarray(ImageOps.expand(Image.fromarray(body), bars, color))
             assert border(framed) == pytest.approx(1 - 160 * 120 / (framed.size / 3))
@@ -142,7 +142,7 @@ def test_the_border_is_found_in_jpegs_that_blur_its_edge(
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "optimize": True}])
-def test_the_quality_of_a_jpeg_is_the_one_that_it_was_saved_with(
+def test_the_quality_of_a_jpeg_is_the_quality_it_was_saved_with(
     photographs: list[Image.Image], options: dict[str, int | bool]
 ) -> None:
     picture = photographs[0].resize((24, 16))
@@ -156,7 +156,9 @@ def test_the_quality_of_a_jpeg_is_the_one_that_it_was_saved_with(
     assert jpeg_quality(file.getvalue()) == 71
 
 
-def test_tables_of_other_encoders_get_the_nearest_quality_and_other_files_none(photographs: list[Image.Image]) -> None:
+def test_tables_of_other_encoders_get_the_nearest_quality_and_other_formats_get_none(
+    photographs: list[Image.Image],
+) -> None:
     picture = photographs[0].resize((24, 16))
     picture.save(file := io.BytesIO(), "JPEG", quality=60)
     tables = Image.open(file).quantization  # type: ignore[attr-defined]
@@ -168,7 +170,7 @@ def test_tables_of_other_encoders_get_the_nearest_quality_and_other_files_none(p
         assert jpeg_quality(file.getvalue()) is None
 
 
-def test_no_bytes_make_the_quality_fail(photographs: list[Image.Image]) -> None:
+def test_no_input_makes_the_quality_measure_fail(photographs: list[Image.Image]) -> None:
     photographs[0].resize((24, 16)).save(file := io.BytesIO(), "JPEG", quality=88)
     whole = file.getvalue()
     random = np.random.default_rng(5)

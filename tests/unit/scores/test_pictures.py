@@ -1,4 +1,4 @@
-"""Tests scores of pictures: their columns are what the measures give for each stored picture, whatever the pictures."""
+"""Tests scores of pictures: their columns equal the measures of each stored picture, for all kinds of pictures."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -64,13 +64,13 @@ def rows_of(root: Path, columns: list[str]) -> list[dict[str, Any]]:
 
 
 def expected(body: bytes | None, name: str = "look") -> Mapping[str, Any]:
-    """The columns of one row, from its picture alone."""
+    """The expected columns of one row, from its picture alone."""
     names = ["sharpness", "exposure", "exposure_dark", "exposure_bright", "colorfulness", "jpeg_quality", "border"]
     found = {} if body is None else measure(ImageProcessor(ImagesConfig()).pixels(body), body, MEASURES)
     return {f"{name}_{each}": pytest.approx(found[each]) if found else None for each in names}
 
 
-def test_each_row_has_the_measures_of_its_picture_and_others_are_null_and_counted(tmp_path: Path) -> None:
+def test_each_row_has_the_measures_of_its_picture_and_unscored_rows_are_null_and_counted(tmp_path: Path) -> None:
     store = write_dataset(tmp_path / "out", ROWS)
     result = add(tmp_path / "out")
     assert result.columns == list(expected(None))
@@ -81,7 +81,7 @@ def test_each_row_has_the_measures_of_its_picture_and_others_are_null_and_counte
     assert report.problems == []
 
 
-def test_pdq_has_columns_of_its_own_name_and_each_picture_its_hash(tmp_path: Path) -> None:
+def test_pdq_columns_have_their_own_names_and_each_picture_has_its_hash(tmp_path: Path) -> None:
     write_dataset(tmp_path / "out", ROWS)
     result = score(ScoreJob.model_validate({"dataset": str(tmp_path / "out"), "name": "hash", "pictures": "pdq"}))
     assert result.columns == ["pdq", "pdq_quality"]
@@ -111,7 +111,7 @@ def test_the_rows_do_not_depend_on_each_other_and_a_picture_is_measured_once(
     assert together.to_pylist() == alone.to_pylist()
 
 
-def test_only_the_measures_that_are_asked_for_are_columns(tmp_path: Path) -> None:
+def test_only_the_requested_measures_become_columns(tmp_path: Path) -> None:
     write_dataset(tmp_path / "out", ROWS)
     result = add(tmp_path / "out", "file", measures=["jpeg_quality"])
     assert result.columns == ["file_jpeg_quality"]
@@ -123,7 +123,7 @@ def test_only_the_measures_that_are_asked_for_are_columns(tmp_path: Path) -> Non
             add(tmp_path / "out", "other", measures=measures)
 
 
-def test_a_dataset_without_pictures_and_another_version_are_refused(
+def test_a_dataset_without_pictures_and_a_different_version_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_dataset(tmp_path / "bare", ROWS, pictures="none")
@@ -137,7 +137,7 @@ def test_a_dataset_without_pictures_and_another_version_are_refused(
 
 
 class FragileChild:
-    """Stands in for a process, which would take seconds to start: dies of one picture."""
+    """A fake child process that dies when it scores a certain picture. A real process would take seconds to start."""
 
     def __init__(self, start: Callable[..., None], *arguments: Any) -> None:
         start(*arguments)
@@ -151,7 +151,7 @@ class FragileChild:
     def close(self) -> None: ...
 
 
-def test_isolated_only_the_row_of_a_picture_that_kills_the_process_is_lost(
+def test_in_isolation_only_the_row_of_a_picture_that_kills_the_process_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = write_dataset(tmp_path / "out", ROWS)

@@ -1,4 +1,4 @@
-"""Presets load, name their source, and select what they say."""
+"""Tests that presets load, name their source, and select the rows that they describe."""
 
 import dataclasses
 import shlex
@@ -29,11 +29,11 @@ from pairmill.schemas.select_steps import SelectStep
 from tests.unit.scores.embedded import B32, column, unit_vectors, write_embedded
 
 MISSING = {"norm_sim": {"target": "out"}, "head": {"weights": "head.safetensors"}}
-"""What users must set."""
+"""Settings that users must provide."""
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_has_a_source_and_steps_and_scores_that_are_valid(name: str) -> None:
+def test_every_preset_has_a_source_and_valid_steps_and_scores(name: str) -> None:
     preset = load_preset(name)
     assert preset.description and preset.source and preset.calibrated_on
     for score in preset.scores.values():
@@ -52,7 +52,7 @@ def test_the_clip_score_preset_keeps_the_best_30_percent(tmp_path: Path) -> None
     assert np.array_equal(np.sort(kept), np.sort(column(tmp_path, "similarity"))[-60:].astype(np.float32))
 
 
-def test_a_preset_names_the_scores_that_are_missing_and_selects_once_they_are_there(tmp_path: Path) -> None:
+def test_a_preset_names_missing_scores_and_selects_once_they_exist(tmp_path: Path) -> None:
     write_embedded(tmp_path / "out", unit_vectors(1, 200), unit_vectors(2, 200))
     with pytest.raises(
         JobError, match=r"add them first:\n  pairmill score \S+ neg_clip --preset negcliploss-normsim\n"
@@ -94,7 +94,7 @@ def commit(store: Store, name: str, score: dict[str, object]) -> None:
         write_columns(store, name, table, manifest, {"score": name}, card.fingerprint)
 
 
-def test_a_threshold_is_that_of_the_model_it_was_calibrated_on(tmp_path: Path) -> None:
+def test_a_threshold_applies_only_to_the_model_it_was_calibrated_on(tmp_path: Path) -> None:
     stores = {
         model.alias: write_embedded(tmp_path / model.alias, unit_vectors(1, 50), unit_vectors(2, 50), contract=model)
         for model in (B32, L14)
@@ -116,8 +116,8 @@ def test_a_threshold_is_that_of_the_model_it_was_calibrated_on(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_threshold_of_a_model_names_the_model(name: str) -> None:
-    """A number that is compared with a similarity or a head's value means nothing for another model."""
+def test_every_preset_with_a_model_specific_threshold_names_the_model(name: str) -> None:
+    """A threshold for a similarity or a head's score is meaningless for a different model."""
     preset = load_preset(name)
     text = f"{preset.steps} {preset.rules}"
     by_model = [each for each, score in preset.scores.items() if {"head", "text"} & score.keys()]
@@ -150,7 +150,7 @@ def test_every_threshold_of_a_model_names_the_model(name: str) -> None:
         ),
     ],
 )
-def test_another_score_of_the_same_name_is_refused_and_says_what_differs(
+def test_a_different_score_of_the_same_name_is_refused_and_the_differences_are_listed(
     tmp_path: Path, preset: str, name: str, score: dict[str, object], message: str
 ) -> None:
     store = write_embedded(tmp_path, unit_vectors(1, 50), unit_vectors(2, 50))
@@ -158,7 +158,7 @@ def test_another_score_of_the_same_name_is_refused_and_says_what_differs(
     for other, settings in (("norm_sim", {"norm_sim": "/t.npy"}), ("neg_clip", {"neg_clip": {"repeats": 10}})):
         if preset != "t-mars" and other != name:
             commit(store, other, settings)
-    with pytest.raises(JobError, match="has another score") as caught:
+    with pytest.raises(JobError, match="already has a different score") as caught:
         pairmill.select(tmp_path, "best", preset=preset)
     assert message in str(caught.value)
 
@@ -221,7 +221,7 @@ def test_the_file_overrides_the_preset_and_flags_override_both(tmp_path: Path) -
     assert [step.model_dump(exclude_unset=True) for step in select_job(flags).steps] == [both[0], {"where": "kept"}]
 
 
-def test_unknown_presets_and_scores_name_what_there_is(tmp_path: Path) -> None:
+def test_errors_about_unknown_presets_and_scores_list_the_existing_ones(tmp_path: Path) -> None:
     write_embedded(tmp_path, unit_vectors(1, 50), unit_vectors(2, 50))
     with pytest.raises(JobError, match="there is no preset 'best'; there are: clip-score-30, "):
         pairmill.select(tmp_path, "best", preset="best")
@@ -231,7 +231,7 @@ def test_unknown_presets_and_scores_name_what_there_is(tmp_path: Path) -> None:
         pairmill.select(tmp_path, "best", preset="laion2b")
 
 
-def test_the_balanced_preset_takes_the_list_of_the_current_folder(
+def test_the_balanced_preset_reads_the_list_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captions = ["a cat" if row % 2 else f"dog {row}" for row in range(400)]

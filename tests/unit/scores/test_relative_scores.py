@@ -1,4 +1,4 @@
-"""Relative scores equal direct transcriptions of their formulas in NumPy, whatever the shard size."""
+"""Tests that relative scores equal direct transcriptions of their formulas in NumPy, whatever the shard size."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def direct_neg_clip(batches: list[list[int]], temperature: float) -> np.ndarray:
-    """Equation 1 of the paper, row by row, in float64: `batches[i]` are the members of the batch of row i."""
+    """Equation 1 of the paper, row by row, in float64. `batches[i]`: the members of the batch of row i."""
     image, text = stored(IMAGES), stored(ALIKE)
     found = np.full(ROWS, np.nan)
     for row, batch in enumerate(batches):
@@ -46,13 +46,13 @@ def direct_neg_clip(batches: list[list[int]], temperature: float) -> np.ndarray:
     return found
 
 
-def test_neg_clip_of_one_batch_of_all_rows_is_the_formula(folder: Path) -> None:
+def test_neg_clip_with_one_batch_of_all_rows_equals_the_formula(folder: Path) -> None:
     add(folder, "neg", neg_clip={"temperature": 0.07, "repeats": 1})
     every = [row for row in range(ROWS) if row not in MISSING]
     assert np.allclose(column(folder, "neg"), direct_neg_clip([every] * ROWS, 0.07), atol=1e-5, equal_nan=True)
 
 
-def test_neg_clip_compares_each_row_with_itself_and_the_rows_of_lowest_hash(folder: Path) -> None:
+def test_neg_clip_compares_each_row_with_itself_and_the_rows_of_the_lowest_hashes(folder: Path) -> None:
     add(folder, "neg", neg_clip={"batch": 64, "repeats": 2, "seed": 3})
     uids = Dataset.of(Store(str(folder))).table(["uid"])["uid"]
     expected = []
@@ -65,7 +65,7 @@ def test_neg_clip_compares_each_row_with_itself_and_the_rows_of_lowest_hash(fold
     assert (found[~np.isnan(found)] <= 0).all()
 
 
-def test_neg_clip_of_the_worked_example(tmp_path: Path) -> None:
+def test_neg_clip_gives_the_values_of_the_worked_example(tmp_path: Path) -> None:
     angles = np.deg2rad([[0, 45, 90], [30, 60, 90]])
     images, texts = (np.stack([np.cos(each), np.sin(each)], axis=1).astype(np.float32) for each in angles)
     write_embedded(tmp_path, images, texts)
@@ -77,7 +77,7 @@ def test_neg_clip_of_the_worked_example(tmp_path: Path) -> None:
     assert np.allclose(column(tmp_path, "warm"), direct, atol=1e-3)  # the embeddings are stored as float16
 
 
-def test_neg_clip_of_pairs_that_fit_far_better_than_all_others_stays_distinct(tmp_path: Path) -> None:
+def test_neg_clip_stays_distinct_for_pairs_that_fit_far_better_than_all_others(tmp_path: Path) -> None:
     images = np.eye(16, dtype=np.float32)
     angles = np.linspace(0.1, 1.0, 16)
     texts = np.cos(angles)[:, None] * images + np.sin(angles)[:, None] * np.roll(images, 1, axis=1)
@@ -101,7 +101,7 @@ def test_norm_sim_is_the_norm_of_all_cosines(folder: Path, tmp_path: Path, norm:
     assert np.allclose(column(folder, "sim"), expected, atol=1e-5, equal_nan=True)
 
 
-def test_norm_sim_to_a_dataset_is_that_to_its_embeddings(folder: Path, tmp_path: Path) -> None:
+def test_norm_sim_to_a_dataset_uses_the_embeddings_of_its_pictures(folder: Path, tmp_path: Path) -> None:
     targets = unit_vectors(9, 37)
     write_embedded(tmp_path / "targets", targets, targets, 10)
     add(folder, "sim", norm_sim={"target": str(tmp_path / "targets"), "norm": "max"})
@@ -122,12 +122,12 @@ def test_targets_without_a_valid_embedding_are_left_out_and_counted(folder: Path
     assert np.allclose(np.delete(column(folder, "sim"), MISSING), np.delete(expected, MISSING), atol=1e-5)
 
 
-def test_targets_of_a_dataset_that_is_not_finished_are_used_and_said(tmp_path: Path) -> None:
+def test_targets_of_an_unfinished_dataset_are_used_with_a_note(tmp_path: Path) -> None:
     write_embedded(tmp_path / "out", IMAGES[:50], TEXTS[:50])
     target = tmp_path / "targets"
     write_embedded(target, unit_vectors(9, 20), unit_vectors(9, 20), 10, planned_rows=30)
     notes = add(tmp_path / "out", "sim", norm_sim=str(target)).notes
-    assert notes == [f"{target} is not finished: the targets lack 1 planned shard"]
+    assert notes == [f"{target} is not finished: 1 planned shard missing from the targets"]
     expected = np.abs(stored(IMAGES[:50]) @ stored(unit_vectors(9, 20)).T).max(axis=1)
     assert np.allclose(column(tmp_path / "out", "sim"), expected, atol=1e-5)
 
@@ -142,10 +142,10 @@ def test_density_is_the_mean_cosine_to_the_nearest_others(folder: Path) -> None:
     assert np.allclose(column(folder, "dense"), expected, atol=1e-5, equal_nan=True)
     clusters, cosine = column(folder, "dense_cluster"), column(folder, "dense_centroid")
     assert set(clusters[~np.isnan(clusters)]) == set(range(8))
-    assert np.nanmin(cosine) > 0 and np.nanmean(cosine) > 0.4  # random centers are at 0.25 from the nearest of eight
+    assert np.nanmin(cosine) > 0 and np.nanmean(cosine) > 0.4  # random centers are about 0.25 from the nearest of eight
 
 
-def test_a_mix_is_its_formula_over_exact_ranks(folder: Path) -> None:
+def test_a_mix_equals_its_formula_over_exact_ranks(folder: Path) -> None:
     add(folder, "mixed", mix="0.7 * rank(similarity) + 0.3 * rank(-similarity_b32) + 0 * zscore(similarity)")
     add(folder, "z", mix="zscore(similarity)")
     values = column(folder, "similarity")
@@ -156,7 +156,7 @@ def test_a_mix_is_its_formula_over_exact_ranks(folder: Path) -> None:
     assert np.allclose(column(folder, "z"), (values - known.mean()) / known.std(), atol=1e-4, equal_nan=True)
 
 
-def test_a_mix_of_a_score_that_is_not_there_says_how_to_add_it(folder: Path) -> None:
+def test_a_mix_of_a_missing_score_says_how_to_add_it(folder: Path) -> None:
     with pytest.raises(ScoreError, match=rf"it is a score, add it first:\n  pairmill score {folder} aesthetic --score"):
         add(folder, "quality", mix={"formula": "rank(aesthetic) + similarity"})
 
@@ -183,7 +183,7 @@ def test_ranks_are_the_share_of_lower_values_and_sketches_merge_in_any_order(mos
     assert whole.ranks(np.array([-1e9, 1e9])).tolist() == [0.0, 1.0]
 
 
-def test_equal_values_have_the_rank_of_the_share_that_is_lower(most_exact: int) -> None:
+def test_the_rank_of_tied_values_is_the_share_of_lower_values(most_exact: int) -> None:
     rng = np.random.default_rng(6)
     ends = np.repeat([0.0, 0.1, 1 / 3, 1.0], [700, 2_000, 900, 4_000])
     near = np.repeat([0.7, 0.7 + 1e-9], [500, 600])  # in one bucket
@@ -195,7 +195,7 @@ def test_equal_values_have_the_rank_of_the_share_that_is_lower(most_exact: int) 
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e8, -1.7e9])
-def test_zscores_are_those_of_numpy_however_far_the_values_are_from_zero(offset: float) -> None:
+def test_zscores_equal_those_of_numpy_however_far_the_values_are_from_zero(offset: float) -> None:
     values = offset + np.random.default_rng(7).standard_normal(1_000)
     sketch = ValueSketch.merged([ValueSketch.of(part) for part in np.array_split(values, 9)])
     assert np.allclose(sketch.zscores(values), (values - values.mean()) / values.std(), atol=1e-6)
@@ -203,18 +203,18 @@ def test_zscores_are_those_of_numpy_however_far_the_values_are_from_zero(offset:
     assert (same.zscores(np.array([offset + 0.1])) == 0).all()
 
 
-def test_a_sketch_with_the_tensors_of_an_earlier_version_gives_what_it_gave() -> None:
+def test_a_sketch_from_an_earlier_version_still_gives_the_same_results() -> None:
     values = np.array([0.1, 0.25, 0.25, 3.0])
     ordered = (values.view(np.uint64) | np.uint64(1 << 63)) >> np.uint64(38)
     buckets, counts = np.unique(ordered, return_counts=True)
     sums = np.array([values.sum(), (values**2).sum()])
     sketch = ValueSketch.from_tensors({"buckets": buckets, "counts": counts.astype(np.uint64), "sums": sums})
-    inside = 0.25 * (1 + 2**-15)  # half of a bucket further
+    inside = 0.25 * (1 + 2**-15)  # half a bucket further
     assert np.allclose(sketch.ranks(np.array([0.25, inside, 3.0, 9.0])), [1 / 4, 2 / 4, 3 / 4, 1], atol=1e-9)
     assert np.allclose(sketch.zscores(values), (values - values.mean()) / values.std())
 
 
-def test_a_mix_of_many_shards_holds_few_sketches_and_ranks_over_all(
+def test_a_mix_of_many_shards_keeps_few_sketches_in_memory_and_ranks_over_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_embedded(tmp_path, IMAGES[:200], TEXTS[:200], 10, missing=(3,))
@@ -229,21 +229,21 @@ def test_a_mix_of_many_shards_holds_few_sketches_and_ranks_over_all(
     assert np.allclose(column(tmp_path, "mixed"), np.clip(ranks, 0.25, 0.75), atol=1e-6, equal_nan=True)
 
 
-def test_the_error_in_a_mix_shows_what_was_written(tmp_path: Path) -> None:
+def test_an_error_in_a_mix_quotes_the_formula_as_written(tmp_path: Path) -> None:
     write_embedded(tmp_path, IMAGES[:50], TEXTS[:50])
     for formula, shown in (
         ("rank(similarity) if kept else 0", "'rank(similarity) if kept else 0' is not supported"),
-        ("rank(similarity) + kept", "'rank(similarity) + kept' does not work: rank(similarity) is a number"),
+        ("rank(similarity) + kept", "'rank(similarity) + kept' cannot be computed: rank(similarity) is a number"),
     ):
         with pytest.raises(ScoreError) as caught:
             add(tmp_path, "mixed", mix=formula)
         assert shown in str(caught.value) and "pairmill" not in str(caught.value)
 
 
-def test_pictures_that_several_rows_have_count_once(tmp_path: Path) -> None:
-    """As five captions of a picture do: in rows of their own, with the same SHA-256 or the same embedding."""
+def test_pictures_shared_by_several_rows_count_once(tmp_path: Path) -> None:
+    """For example, five captions of one picture are in separate rows with the same SHA-256 or the same embedding."""
     pictures, rows = unit_vectors(1, 60), np.repeat(np.arange(60), 5)
-    shaken = (pictures[rows] + 1e-3 * unit_vectors(4, 300)).astype(np.float32)  # as of batches of other sizes
+    shaken = (pictures[rows] + 1e-3 * unit_vectors(4, 300)).astype(np.float32)  # as in batches of different sizes
     shaken /= np.linalg.norm(shaken, axis=1, keepdims=True)
     hashes = [f"{row:064x}" for row in rows]
     write_embedded(tmp_path / "vectors", pictures[rows], unit_vectors(2, 300))
@@ -262,7 +262,7 @@ def test_pictures_that_several_rows_have_count_once(tmp_path: Path) -> None:
         assert np.allclose(column(tmp_path / "out", name), direct, atol=tolerance)
 
 
-def test_a_state_of_density_from_before_still_leaves_only_the_row_itself_out(tmp_path: Path) -> None:
+def test_a_density_state_from_an_earlier_version_still_leaves_out_only_the_row_itself(tmp_path: Path) -> None:
     write_embedded(tmp_path, IMAGES[:40], TEXTS[:40])
     rows = Dataset.of(Store(str(tmp_path))).table(["uid", "sha256", "image_embedding_b32"])
     uids = np.stack(key_halves(rows["uid"], "uid"), axis=1)
@@ -275,7 +275,7 @@ def test_a_state_of_density_from_before_still_leaves_only_the_row_itself_out(tmp
 
 
 @pytest.mark.parametrize("bias", [-12.9, None], ids=["sigmoid", "softmax"])
-def test_classes_are_in_the_order_of_their_cosines_however_certain_they_all_are(bias: float | None) -> None:
+def test_classes_are_sorted_by_cosine_even_if_all_probabilities_saturate(bias: float | None) -> None:
     spread = np.linspace(0.05, 1.3, 6)[:, None] * (1 if bias is None else 0.1)
     classes = np.concatenate([np.cos(spread), np.sin(spread)], axis=1).astype(np.float32)[[3, 1, 5, 0, 4, 2]]
     kind = Classes("c", ScoreConfig.model_validate({"classes": {"model": "m", "top": 6}}))

@@ -1,4 +1,4 @@
-"""Scores as a job: names, resuming, growth, damage, and what other commands see."""
+"""Tests scores as a job: names, resuming, growth, damage, and the effects on other commands."""
 
 import json
 import re
@@ -44,7 +44,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_once(tmp_path: Path, head: str) -> None:
+def test_after_growth_only_new_shards_are_scored_and_the_result_equals_one_made_at_once(
+    tmp_path: Path, head: str
+) -> None:
     kinds: dict[str, dict[str, object]] = {
         "head": {"head": head},
         "neg": {"neg_clip": {"batch": 40, "repeats": 2}},
@@ -61,7 +63,7 @@ def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_
     before = {name: column(grown, name) for name in kinds}
     write_embedded(grown, IMAGES, TEXTS)
     for name in kinds:
-        result = add(grown, name)  # without settings: those of its card
+        result = add(grown, name)  # without settings, those of its card are used
         assert (result.shards_scored, result.rows_scored, result.shards_missing) == (2, 100, [])
         assert result.unfinished_shards == 0
         assert np.array_equal(column(grown, name)[:100], before[name])
@@ -84,7 +86,7 @@ def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_
         {"captions": "bits_per_character"},
     ],
 )
-def test_what_compares_with_the_whole_dataset_waits_until_it_is_finished(
+def test_scores_that_compare_with_the_whole_dataset_need_a_finished_dataset(
     tmp_path: Path, kind: dict[str, object]
 ) -> None:
     write_embedded(tmp_path, IMAGES[:50], TEXTS[:50], planned_rows=100)
@@ -97,10 +99,10 @@ def test_what_compares_with_the_whole_dataset_waits_until_it_is_finished(
 
 
 @pytest.mark.parametrize("moment", ["before the state", "before the card"])
-def test_of_two_scores_with_the_same_column_only_one_is_added(
+def test_only_one_of_two_scores_with_the_same_column_is_added(
     folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Another run adds `dense_cluster`, a column of `dense`, while that is prepared."""
+    """Another run adds `dense_cluster`, a column of `dense`, while `dense` is being prepared."""
     honest, create = prepare.write_state, Store.create
 
     def interrupted(store: Store, name: str, data: bytes | State) -> object:
@@ -130,12 +132,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         return state
 
     monkeypatch.setattr(Head, "prepare", prepare_and_change)
-    with pytest.raises(ScoreError, match=r"head\.safetensors changed while it was read"):
+    with pytest.raises(ScoreError, match=r"head\.safetensors changed while it was being read"):
         add(folder, "aesthetic", head=head)
     assert not (folder / "columns").exists()
 
 
-def test_until_new_shards_are_scored_their_column_is_missing_with_the_remedy(tmp_path: Path, head: str) -> None:
+def test_until_new_shards_are_scored_the_column_is_missing_and_the_error_says_what_to_run(
+    tmp_path: Path, head: str
+) -> None:
     write_embedded(tmp_path, IMAGES[:100], TEXTS[:100], planned_rows=200)
     add(tmp_path, "aesthetic", head=head)
     assert "added: aesthetic\n" in CliRunner().invoke(app, ["status", str(tmp_path)]).output
@@ -157,10 +161,12 @@ def test_a_score_is_a_column_like_any_other(folder: Path, head: str) -> None:
     assert np.isfinite(column(folder, "mixed")).all()
 
 
-def test_another_score_under_the_same_name_is_refused_and_says_what_differs(folder: Path, head: str) -> None:
+def test_a_different_score_under_the_same_name_is_refused_and_the_differences_are_listed(
+    folder: Path, head: str
+) -> None:
     add(folder, "neg", neg_clip={"batch": 40})
     with pytest.raises(
-        ScoreError, match=r"another score 'neg'; choose another name, or move .*\n  batch: 40 there, 50"
+        ScoreError, match=r"a different score 'neg'; choose another name, or move .*\n  batch: 40 there, 50"
     ):
         add(folder, "neg", neg_clip={"batch": 50})
     with pytest.raises(ScoreError, match="neg_clip there, head now"):
@@ -187,7 +193,7 @@ def test_a_name_that_is_taken_or_unknown_is_refused_before_anything_is_written(
     assert not (folder / "columns").exists()
 
 
-def test_verify_names_what_a_score_is_made_from_if_it_is_gone_or_another_one(folder: Path, head: str) -> None:
+def test_verify_names_the_source_of_a_score_if_it_is_gone_or_has_been_replaced(folder: Path, head: str) -> None:
     add(folder, "aesthetic", head=head)
     add(folder, "mixed", mix="rank(aesthetic)")
     add(folder, "other", captions=["words"])
@@ -198,10 +204,10 @@ def test_verify_names_what_a_score_is_made_from_if_it_is_gone_or_another_one(fol
     save_file({"weight": torch.ones(1, 16), "bias": torch.zeros(1)}, head)
     add(folder, "aesthetic", head=head)
     (problem,) = pairmill.verify(folder, rescore=8).problems
-    assert "the score 'mixed' was made from another 'aesthetic'" in problem
+    assert "the score 'mixed' was made from a different 'aesthetic'" in problem
 
 
-def test_a_kind_is_said_once_by_the_job_file_or_by_the_flag(folder: Path, head: str) -> None:
+def test_a_kind_cannot_be_given_by_both_the_job_file_and_the_flag(folder: Path, head: str) -> None:
     job = folder.parent / "score.yaml"
     job.write_text(f"head: {{weights: {head}, normalise: false}}\n")
     with pytest.raises(pairmill.JobError, match=r"score\.yaml and --score both say what head is"):
@@ -212,7 +218,7 @@ def test_a_kind_is_said_once_by_the_job_file_or_by_the_flag(folder: Path, head: 
         pairmill.score(folder, score=f"head: {head}")
 
 
-def test_an_option_with_one_value_is_refused_twice(folder: Path) -> None:
+def test_an_option_with_one_value_cannot_be_given_twice(folder: Path) -> None:
     twice = ["--score", "density: {}", "--score", "captions: [words]"]
     result = CliRunner().invoke(app, ["score", str(folder), "words", *twice])
     assert result.exit_code == 2
@@ -220,7 +226,7 @@ def test_an_option_with_one_value_is_refused_twice(folder: Path) -> None:
     assert not (folder / "columns").exists()
 
 
-def test_a_mix_that_lacks_columns_names_all_of_them_with_the_commands(folder: Path) -> None:
+def test_a_mix_with_missing_columns_names_all_of_them_with_the_commands_that_add_them(folder: Path) -> None:
     with pytest.raises(ScoreError) as raised:
         add(folder, "mixed", mix="rank(neg) + aesthetic")
     assert f"pairmill score {folder} aesthetic --score" in str(raised.value)
@@ -228,14 +234,14 @@ def test_a_mix_that_lacks_columns_names_all_of_them_with_the_commands(folder: Pa
 
 
 @pytest.mark.parametrize("norm", ["max", "inf"])
-def test_pictures_are_no_targets_of_themselves(folder: Path, norm: str) -> None:
+def test_pictures_cannot_be_their_own_targets(folder: Path, norm: str) -> None:
     with pytest.raises(ScoreError, match="the pictures of the dataset itself"):
         add(folder, "sim", norm_sim={"target": str(folder), "norm": norm})
     add(folder, "sim", norm_sim={"target": str(folder), "norm": "2"})
 
 
 @pytest.mark.parametrize("name", ["Aesthetic", "../x", "a b", "", "x" * 41, "\u00e9"])
-def test_names_that_are_no_identifiers_are_refused(folder: Path, head: str, name: str) -> None:
+def test_names_that_are_not_identifiers_are_refused(folder: Path, head: str, name: str) -> None:
     with pytest.raises(pairmill.JobError, match="name"):
         pairmill.score(folder, name, {"head": head})
 
@@ -261,7 +267,7 @@ def test_a_kind_without_settings_says_how_to_write_it(text: str, message: str) -
         ([[None], [None]], [[None], [0.5]], [1]),
     ],
 )
-def test_lists_of_numbers_may_differ_in_the_last_digits(
+def test_lists_of_numbers_can_differ_in_the_last_digits(
     old: list[list[float] | None], new: list[list[float] | None], differ: list[int]
 ) -> None:
     before, after = (pa.chunked_array([pa.array(each, pa.list_(pa.float32()))]) for each in (old, new))
@@ -286,12 +292,12 @@ def test_a_score_without_any_value_says_so(folder: Path) -> None:
     assert "no value" not in shown
 
 
-def test_a_model_that_is_not_there_is_named(folder: Path, head: str) -> None:
+def test_a_missing_model_is_named(folder: Path, head: str) -> None:
     with pytest.raises(pairmill.PairmillError, match="has no model 'l14'; it has: b32"):
         add(folder, "aesthetic", head={"weights": head, "model": "l14"})
 
 
-def test_a_shard_that_fails_fails_alone_and_is_scored_later(
+def test_a_failing_shard_does_not_affect_others_and_is_scored_later(
     folder: Path, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = score_shard.write_columns
@@ -308,7 +314,7 @@ def test_a_shard_that_fails_fails_alone_and_is_scored_later(
     assert add(folder, "aesthetic").shards_scored == 1
 
 
-def test_verify_finds_a_value_that_the_state_does_not_give(folder: Path, head: str) -> None:
+def test_verify_finds_a_value_that_the_state_does_not_reproduce(folder: Path, head: str) -> None:
     add(folder, "aesthetic", head=head)
     card = folder / "columns/aesthetic/score.json"
     state = folder / json.loads(card.read_text())["state"]["path"]
@@ -324,12 +330,12 @@ def test_verify_finds_a_value_that_the_state_does_not_give(folder: Path, head: s
     record["pairs_blake2b"] = json.loads((folder / "manifests/000000001.json").read_text())["files"]["pairs"]["blake2b"]
     target.write_text(json.dumps(record))
     (problem,) = verify(Store(str(folder)), rescore=16).problems
-    assert problem.startswith("shard 000000001: aesthetic of 4 rows is not what columns/aesthetic computes")
+    assert problem.startswith("shard 000000001: aesthetic of 4 rows differs from what columns/aesthetic computes")
     state.write_bytes(state.read_bytes()[:-1] + b"\x00")
     assert any("has changed since it was written" in each for each in verify(Store(str(folder))).problems)
 
 
-def test_a_damaged_card_names_itself_and_the_remedy(folder: Path, head: str) -> None:
+def test_the_error_about_a_damaged_card_names_it_and_the_remedy(folder: Path, head: str) -> None:
     add(folder, "aesthetic", head=head)
     (folder / "columns/aesthetic/score.json").write_text("{}")
     remedy = r"score\.json is damaged or not pairmill's; move columns/aesthetic elsewhere and run `pairmill score`"
@@ -350,7 +356,7 @@ def test_a_damaged_card_names_itself_and_the_remedy(folder: Path, head: str) -> 
         ("0.5", "uses no column"),
     ],
 )
-def test_a_mix_that_means_nothing_is_refused(folder: Path, formula: str, message: str) -> None:
+def test_a_meaningless_mix_is_refused(folder: Path, formula: str, message: str) -> None:
     with pytest.raises(ScoreError, match=message):
         add(folder, "mixed", mix=formula)
     assert not (folder / "columns").exists()
@@ -367,9 +373,9 @@ def test_a_score_can_be_submitted_if_the_cluster_can_find_its_files(
     with bundled(command) as bundle:
         assert bundle.command() == [*command.arguments, "--set", "run.address=auto"]
     assert parse_command(group, ["score", "s3://b/out", "neg"]).has_models
-    (tmp_path / "b32").mkdir()  # not what the alias of a model means
+    (tmp_path / "b32").mkdir()  # but not the alias of a model
     monkeypatch.chdir(tmp_path)
     given = "head: {weights: head.safetensors, model: b32}"
     relative = parse_command(group, ["score", "s3://b/out", "aesthetic", "--score", given])
-    with pytest.raises(pairmill.JobError, match=r"head\.safetensors: is a path in this machine's"), bundled(relative):
+    with pytest.raises(pairmill.JobError, match=r"head\.safetensors: is relative to the current"), bundled(relative):
         pass

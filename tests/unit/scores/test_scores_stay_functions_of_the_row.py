@@ -1,4 +1,4 @@
-"""What could make a score depend on more than a row, its settings and its state, or hide another column."""
+"""Tests that scores depend only on the row, their settings and their state, and never hide another column."""
 
 import shutil
 from dataclasses import replace
@@ -41,7 +41,7 @@ def head(tmp_path: Path) -> str:
 
 @pytest.fixture
 def grown(tmp_path: Path) -> Path:
-    """Half of a dataset; `grow` adds the rest."""
+    """The first half of a dataset; `grow` adds the rest."""
     write_embedded(tmp_path / "out", IMAGES[:100], TEXTS[:100], planned_rows=200)
     return tmp_path / "out"
 
@@ -50,7 +50,7 @@ def grow(folder: Path) -> None:
     write_embedded(folder, IMAGES[:200], TEXTS[:200])
 
 
-def test_a_batch_has_all_its_members_though_most_rows_have_no_embedding(tmp_path: Path) -> None:
+def test_a_batch_is_complete_even_if_most_rows_have_no_embedding(tmp_path: Path) -> None:
     valid = list(range(0, 2_000, 13))
     write_embedded(tmp_path, IMAGES, TEXTS, 500, missing=sorted(set(range(2_000)) - set(valid)))
     add(tmp_path, "neg", neg_clip={"batch": 100, "repeats": 1, "temperature": 0.07})
@@ -65,7 +65,7 @@ def test_a_batch_has_all_its_members_though_most_rows_have_no_embedding(tmp_path
     assert np.isfinite(column(tmp_path, "dense")).sum() == len(valid)
 
 
-def test_a_sample_that_workers_cannot_hold_is_refused(
+def test_a_sample_too_large_for_the_memory_of_workers_is_refused(
     grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draw, "MAX_BYTES", 10_000)
@@ -75,7 +75,7 @@ def test_a_sample_that_workers_cannot_hold_is_refused(
         {"neg_clip": {"batch": 50, "repeats": 7}},
         {"norm_sim": str(tmp_path / "targets.npy")},
     ):
-        with pytest.raises(ScoreError, match=r"embeddings of 16 dimensions to compare with take .* GB in every worker"):
+        with pytest.raises(ScoreError, match=r"embeddings of 16 dimensions takes .* GB in every worker"):
             add(grown, "large", partial=True, **kind)
 
 
@@ -87,7 +87,7 @@ def test_blocks_are_smaller_if_each_row_is_compared_with_millions() -> None:
         assert max(rows.stop - rows.start for rows in blocks) * compared_with <= max(1 << 24, compared_with)
 
 
-def test_a_score_is_not_continued_with_another_source_under_the_same_name(grown: Path, head: str) -> None:
+def test_a_score_is_not_continued_with_a_different_source_under_the_same_name(grown: Path, head: str) -> None:
     add(grown, "neg", neg_clip={"batch": 40}, partial=True)
     add(grown, "mixed", mix="neg + 1")
     state = read_state(Store(str(grown)), read_score_card(Store(str(grown)), "mixed"))
@@ -97,12 +97,12 @@ def test_a_score_is_not_continued_with_another_source_under_the_same_name(grown:
     grow(grown)
     add(grown, "neg")
     for kind in ({}, {"mix": "neg + 1"}):
-        with pytest.raises(ScoreError, match="'mixed' was made from another 'neg'; add it again under another name"):
+        with pytest.raises(ScoreError, match="'mixed' was made from a different 'neg'; add it again under"):
             add(grown, "mixed", **kind)
     assert add(grown, "again", mix="neg + 1").shards_scored == 4
 
 
-def test_a_column_of_a_score_that_is_not_complete_is_taken(grown: Path, head: str) -> None:
+def test_a_column_name_of_an_incomplete_score_is_taken(grown: Path, head: str) -> None:
     add(grown, "dense", density={"sample": 30, "neighbors": 3, "clusters": 4}, partial=True)
     grow(grown)
     with pytest.raises(ScoreError, match="already has a column 'dense_cluster'"):
@@ -110,8 +110,8 @@ def test_a_column_of_a_score_that_is_not_complete_is_taken(grown: Path, head: st
 
 
 @pytest.mark.parametrize("name", ["image", "is_pair", "similarity_l14", "text_embedding_l14", "image_embedding_x"])
-def test_names_that_other_columns_have_in_other_datasets_are_refused(grown: Path, head: str, name: str) -> None:
-    with pytest.raises(ScoreError, match="a name of pairmill's own columns"):
+def test_names_of_pairmills_own_columns_are_refused(grown: Path, head: str, name: str) -> None:
+    with pytest.raises(ScoreError, match="pairmill has its own column"):
         add(grown, name, head=head)
     assert not (grown / "columns").exists()
 
@@ -131,10 +131,10 @@ def test_a_copied_folder_of_a_score_is_named(grown: Path, head: str) -> None:
     add(grown, "aesthetic", head=head)
     shutil.copytree(grown / "columns/aesthetic", grown / "columns/old")
     (problem,) = verify(Store(str(grown))).problems
-    assert "columns/old/score.json is that of the score 'aesthetic': its folder was copied" in problem
+    assert "columns/old/score.json is the card of the score 'aesthetic': its folder was copied" in problem
 
 
-def test_z_scores_of_tiny_numbers_are_those_of_the_numbers(grown: Path) -> None:
+def test_z_scores_of_tiny_numbers_are_exact(grown: Path) -> None:
     add(grown, "tiny", mix="similarity * 0.0000000001")
     add(grown, "z", mix="zscore(tiny)", partial=True)
     add(grown, "same", mix="zscore(0 * tiny)", partial=True)
@@ -146,13 +146,13 @@ def test_z_scores_of_tiny_numbers_are_those_of_the_numbers(grown: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
-def test_a_mix_may_have_lines_of_any_system(grown: Path, end: str) -> None:
+def test_a_mix_can_have_line_ends_of_any_system(grown: Path, end: str) -> None:
     add(grown, "lines", mix=f"(rank(similarity{end}){end} + 2 * zscore(similarity){end} + 1)", partial=True)
     add(grown, "plain", mix="rank(similarity) + 2 * zscore(similarity) + 1", partial=True)
     assert np.array_equal(column(grown, "lines"), column(grown, "plain"))
 
 
-def test_verify_does_not_take_the_rounding_of_another_block_for_damage(
+def test_verify_does_not_mistake_rounding_in_a_different_block_for_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = unit_vectors(1, 640, 512)
@@ -166,7 +166,7 @@ def test_verify_does_not_take_the_rounding_of_another_block_for_damage(
     assert (report.problems, report.scores_recomputed) == ([], 20)
 
 
-def test_only_classes_whose_cosines_almost_tie_may_change_places_and_a_null_may_not() -> None:
+def test_only_classes_whose_cosines_almost_tie_can_change_places_and_nulls_cannot_change() -> None:
     classes = np.array([[1, 0], [0.99999999, 1e-4], [0, 1]], np.float32)
     values = {"names": ["a", "b", "c"], "logit_scale": 100.0, "logit_bias": -10.0}
     kind = Classes("c", ScoreConfig.model_validate({"classes": {"model": "m", "top": 3}}))

@@ -1,4 +1,4 @@
-"""Tests that text in pictures is found where it was drawn, and painted over."""
+"""Tests that text in pictures is found where it was drawn, and is painted over."""
 
 import io
 from pathlib import Path
@@ -40,7 +40,7 @@ def detect() -> TextDetector:
 
 
 def with_text(picture: Image.Image, rows: int) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
-    """The picture with lines of text, and 1 where their boxes are: uint8 [height, width]."""
+    """(the picture with lines of text, a mask that is 1 inside their boxes, uint8 [height, width])."""
     picture = picture.copy()
     draw, mask = ImageDraw.Draw(picture), np.zeros(picture.size[::-1], np.uint8)
     font = ImageFont.load_default(size=max(12, picture.width // 14))
@@ -64,12 +64,12 @@ def test_drawn_text_is_found_where_it_is(detect: TextDetector) -> None:
 
 def test_most_photographs_have_no_text(detect: TextDetector) -> None:
     shares = [text_mask(detect(np.asarray(picture)), *picture.size).mean() for picture in PHOTOGRAPHS]
-    assert np.mean(np.array(shares) == 0) >= 0.75  # some have signs
+    assert np.mean(np.array(shares) == 0) >= 0.75  # some photographs show signs
     assert detect(np.full((300, 400, 3), 128, np.uint8)) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2_000), (2_000, 3), (31, 33), (1_200, 900)])
-def test_any_size_will_do(detect: TextDetector, shape: tuple[int, int]) -> None:
+def test_pictures_of_any_size_are_supported(detect: TextDetector, shape: tuple[int, int]) -> None:
     pixels = np.zeros((*shape, 3), np.uint8)
     assert text_mask(detect(pixels), shape[1], shape[0]).mean() == 0
     assert np.isfinite(detect.probabilities(pixels)).all()
@@ -87,7 +87,7 @@ def test_a_region_grows_by_its_area_over_its_perimeter(width: int, height: int, 
     assert (box.mean(axis=0) * (480, 320)) == pytest.approx([240, 160], abs=2)
 
 
-def test_what_cannot_be_a_line_of_text_is_none() -> None:
+def test_regions_that_cannot_be_a_line_of_text_are_ignored() -> None:
     faint, huge, speck = (np.zeros((320, 480), np.float32) for _ in range(3))
     faint[100:120, 50:250] = 0.5
     huge[50:300, 50:400] = 0.95
@@ -152,11 +152,11 @@ def test_the_columns_are_the_share_the_count_and_the_boxes_of_each_picture(
     assert rows[3] == none | {LEFT_OUT: True}
     assert rows[2]["words_count"] == len(plain_boxes)
     assert score(table.slice(0, 0)).schema == made.schema
-    with pytest.raises(ScoreError, match="another text detector"):
+    with pytest.raises(ScoreError, match="a different text detector"):
         kind.open(State(values=values | {"detector_sha256": "0" * 64}), RunConfig())
 
 
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_detector, "find_spec", lambda name: None)
     with pytest.raises(ScoreError, match=r"pip install 'pairmill\[text\]'"):
         Weights.find()

@@ -1,5 +1,5 @@
-"""Law: whatever happened to a dataset between two runs of `pairmill index`, its index finds what brute force finds, and
-has the same parts as an index that is built at once."""
+"""Invariant of the search index: whatever happens to a dataset between runs of `pairmill index`, the index finds what
+brute force finds, and has the same parts as an index that is built at once."""
 
 import shutil
 import tempfile
@@ -32,12 +32,12 @@ EVENTS = st.lists(
 )
 @given(st.integers(1, 3), EVENTS)
 @example(shards=1, events=[("interrupted", 0), ("retry", 0)])
-def test_law_an_index_that_grew_equals_one_built_at_once(shards: int, events: list[tuple[str, int]]) -> None:
+def test_law_a_grown_index_equals_one_built_at_once(shards: int, events: list[tuple[str, int]]) -> None:
     with (
         tempfile.TemporaryDirectory() as temporary,
         patch.object(part_files, "PART_ROWS", 3 * SHARD_ROWS),
         patch.object(search_index, "MAX_UNINDEXED_ROWS", 0),
-        patch.object(build_index, "_ABANDONED_S", -1),  # no other run is at work
+        patch.object(build_index, "_ABANDONED_S", -1),  # no other run is in progress
     ):
         folder = make_dataset(Path(temporary, "grown"), shards)
         for event, number in events:
@@ -60,7 +60,7 @@ def test_law_an_index_that_grew_equals_one_built_at_once(shards: int, events: li
 
 
 def _interrupted(folder: Path, after: int) -> None:
-    """An index run that dies before it publishes a record, with this many published."""
+    """Run an index job that dies after it has published this many records."""
     create, made = Store.create, 0
 
     def dies(store: Store, name: str, data: bytes) -> bool:

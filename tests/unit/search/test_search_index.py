@@ -1,4 +1,4 @@
-"""Tests the search index against brute force by NumPy: whole, grown shard by shard, after retries, and in subsets."""
+"""Tests the search index against brute force in NumPy: whole, grown shard by shard, after retries, and with subsets."""
 
 import os
 import re
@@ -49,14 +49,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of four shards, and no search without an index."""
+    """Use parts of four shards, and never search without an index."""
     monkeypatch.setattr(part_files, "PART_ROWS", 4 * SHARD_ROWS)
     monkeypatch.setattr(search_index, "MAX_UNINDEXED_ROWS", 0)
 
 
 @pytest.fixture
 def many_lists(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lists as in a dataset of a million rows."""
+    """Use as many lists as for a dataset of a million rows."""
     monkeypatch.setattr(vector_index, "FLAT_ROWS", 100)
     yield
 
@@ -83,7 +83,7 @@ def recall(rows: list[list[int]], truth: list[list[int]]) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows, truth, strict=True)]))
 
 
-def test_without_an_index_few_rows_are_searched_exactly(folder: Path) -> None:
+def test_small_datasets_without_an_index_are_searched_exactly(folder: Path) -> None:
     index = opened(folder)
     assert index.is_exact
     assert found(folder) == brute_force(folder, queries(), 10)
@@ -111,7 +111,7 @@ def test_rows_without_an_embedding_are_counted_and_never_found(folder: Path, sma
     assert np.isneginf(scores[0][-missing.sum() :]).all()
 
 
-def test_an_embedding_that_is_not_a_number_is_none(folder: Path) -> None:
+def test_an_embedding_with_nan_counts_as_missing(folder: Path) -> None:
     vectors = vectors_of(0)
     missing = is_missing(0)
     bad = int(np.flatnonzero(~missing)[0])
@@ -122,7 +122,9 @@ def test_an_embedding_that_is_not_a_number_is_none(folder: Path) -> None:
     assert bad not in index.search(vectors_of(0)[bad][None], 100)[0]
 
 
-def test_incremental_equals_rebuilt(tmp_path: Path, folder: Path, small_parts: None, many_lists: None) -> None:
+def test_an_incremental_index_equals_a_rebuilt_one(
+    tmp_path: Path, folder: Path, small_parts: None, many_lists: None
+) -> None:
     grown = make_dataset(tmp_path / "grown", 3)
     assert build(grown).parts_built == 1
     for shards, built, removed in ((6, 2, 1), (6, 0, 0), (SHARDS, 2, 1)):
@@ -154,7 +156,7 @@ def test_a_retry_replaces_only_its_part(folder: Path, small_parts: None) -> None
     assert found(folder) == brute_force(folder, queries(), 10)
 
 
-def test_shards_that_are_in_no_part_or_another_generation_are_searched_too(
+def test_shards_that_are_in_no_part_or_have_a_newer_generation_are_searched_too(
     folder: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(folder)
@@ -165,7 +167,7 @@ def test_shards_that_are_in_no_part_or_another_generation_are_searched_too(
     assert opened(folder).num_rows == (SHARDS + 2) * SHARD_ROWS + 7
 
 
-def test_an_old_part_beside_its_successor_changes_nothing(folder: Path, small_parts: None) -> None:
+def test_an_old_part_beside_its_successor_is_ignored(folder: Path, small_parts: None) -> None:
     build(folder)
     shutil.copytree(folder / "index", folder / "old")
     retry(folder, 5)
@@ -182,11 +184,11 @@ def test_only_allowed_rows_are_found(folder: Path, small_parts: None, many_lists
     truth = brute_force(folder, queries(), 10, allowed)
     assert allowed[rows[rows >= 0]].all()
     assert [sum(row >= 0 for row in each) for each in rows.tolist()] == [len(each) for each in truth]
-    if share == 0.02:  # so few that all lists are read
+    if share == 0.02:  # so few rows that all lists are read
         assert [[row for row in each if row >= 0] for each in rows.tolist()] == truth
 
 
-def test_a_subset_is_a_mask(folder: Path) -> None:
+def test_a_subset_can_be_searched_alone(folder: Path) -> None:
     make_subset(folder, "wide", {"where": "width > 500"})
     mask = subset_mask(snapshot(folder), "wide")
     rows, _ = opened(folder).search(queries(), 10, mask)
@@ -194,7 +196,7 @@ def test_a_subset_is_a_mask(folder: Path) -> None:
     assert 0 < mask.sum() < SHARDS * SHARD_ROWS
 
 
-def test_an_interrupted_run_is_resumed_and_leaves_nothing(
+def test_an_interrupted_run_is_resumed_and_leaves_no_files_behind(
     folder: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create, made = Store.create, 0
@@ -217,7 +219,7 @@ def test_an_interrupted_run_is_resumed_and_leaves_nothing(
     check_dataset_folder(Store(str(folder)))
 
 
-def test_a_damaged_part_is_named_with_what_to_do(folder: Path, small_parts: None) -> None:
+def test_a_damaged_part_is_named_with_the_remedy(folder: Path, small_parts: None) -> None:
     build(folder)
     part = next((folder / f"index/{ALIAS}-image").glob("*.faiss"))
     data = part.read_bytes()
@@ -261,7 +263,7 @@ def test_verify_finds_a_damaged_index_and_its_remedy_works(folder: Path, small_p
     assert list(check_indexes(store, ignore_step)) == []
 
 
-def test_parts_that_are_incomplete_or_gone_are_built_again(folder: Path, small_parts: None) -> None:
+def test_incomplete_or_missing_parts_are_rebuilt(folder: Path, small_parts: None) -> None:
     build(folder)
     short, gone, _ = (folder / f"index/{ALIAS}-image").glob("*.faiss")
     short.write_bytes(short.read_bytes()[:1_000])
@@ -300,7 +302,7 @@ def test_a_record_that_names_a_file_elsewhere_deletes_nothing_there(folder: Path
     assert (folder / pairs.path).exists()
 
 
-def test_many_vectors_are_found_approximately_with_exact_scores() -> None:
+def test_a_search_among_many_vectors_is_approximate_with_exact_scores() -> None:
     rng = np.random.default_rng(0)
     vectors = vectors_of(0, 0, 120_000, 32).astype(np.float16)
     index = vector_index.VectorIndex.empty(32, len(vectors), vectors[:: len(vectors) // 40_000])
@@ -315,7 +317,7 @@ def test_many_vectors_are_found_approximately_with_exact_scores() -> None:
 
 
 @pytest.mark.parametrize("num_embeddings", [0, 1, 90, 300])
-def test_a_large_part_with_few_embeddings_finds_them_all(num_embeddings: int) -> None:
+def test_all_embeddings_of_a_large_part_with_few_of_them_are_found(num_embeddings: int) -> None:
     vectors = vectors_of(0, 0, 300)[:num_embeddings].astype(np.float16)
     index = vector_index.VectorIndex.empty(DIM, 150_000, vectors)
     index.add(vectors, np.arange(num_embeddings) * 500)
@@ -323,8 +325,8 @@ def test_a_large_part_with_few_embeddings_finds_them_all(num_embeddings: int) ->
     assert sorted(ids[ids >= 0].tolist()) == [500 * number for number in range(num_embeddings)]
 
 
-def test_rows_outside_the_searched_lists_are_found_if_those_have_too_few(many_lists: None) -> None:
-    """Most vectors fall into a few of the lists, and the query is far from these."""
+def test_rows_outside_the_searched_lists_are_found_if_the_lists_have_too_few_rows(many_lists: None) -> None:
+    """Most vectors fall into a few lists, and the query is far from these lists."""
     vectors = np.concatenate([vectors_of(0, 0, 30), 1e-3 * vectors_of(1, 0, 470) + vectors_of(2, 0, 1)])
     vectors = vectors.astype(np.float16)
     index = vector_index.VectorIndex.empty(DIM, len(vectors), vectors)
@@ -336,7 +338,7 @@ def test_rows_outside_the_searched_lists_are_found_if_those_have_too_few(many_li
     assert sorted(ids[ids >= 0].tolist()) == list(range(len(vectors)))
 
 
-def test_the_record_of_a_part_says_what_it_covers(folder: Path, small_parts: None) -> None:
+def test_the_record_of_a_part_lists_the_shards_it_covers(folder: Path, small_parts: None) -> None:
     build(folder)
     (name, *_) = sorted((folder / f"index/{ALIAS}-image/manifests").iterdir())
     part = IndexPart.model_validate_json(name.read_bytes())
@@ -344,7 +346,7 @@ def test_the_record_of_a_part_says_what_it_covers(folder: Path, small_parts: Non
     assert (part.dim, part.lists, part.num_rows) == (DIM, 1, 4 * SHARD_ROWS)
 
 
-def test_a_model_that_is_not_there_is_an_error(folder: Path) -> None:
+def test_a_missing_model_is_an_error(folder: Path) -> None:
     with pytest.raises(EmbeddingsError, match="has no model 'b32'; it has: vec"):
         Embeddings.of(snapshot(folder), "b32")
     with pytest.raises(EmbeddingsError, match="no embeddings of 'txt', only of: image, text"):

@@ -1,4 +1,4 @@
-"""Tests what the commands `index` and `search` say about a dataset, with embeddings that need no model."""
+"""Tests the output of the commands `index` and `search`, with embeddings that need no model."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_unfinished_shards_are_counted(tmp_path: Path) -> None:
     assert (report["shards"], report["unfinished_shards"], report["rows"]) == (2, 2, 2 * SHARD_ROWS)
 
 
-def test_the_index_command_that_a_cluster_runs_is_one_that_pairmill_takes(tmp_path: Path) -> None:
+def test_pairmill_accepts_the_index_command_that_a_cluster_runs(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "out", 2)
     group = get_command(app)
     assert isinstance(group, TyperGroup)
@@ -44,7 +44,7 @@ def test_the_index_command_that_a_cluster_runs_is_one_that_pairmill_takes(tmp_pa
         done = CliRunner().invoke(app, bundle.command())  # what the job's entrypoint runs
     assert json.loads(done.stdout.splitlines()[-1])["shards"] == 2
     with (
-        pytest.raises(JobError, match="is a path in this machine's current folder"),
+        pytest.raises(JobError, match="is relative to the current folder of this machine"),
         bundled(parse_command(group, ["index", "out"])),
     ):
         pass

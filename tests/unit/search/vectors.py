@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def vectors_of(shard: int, generation: int = 0, rows: int = SHARD_ROWS, dim: int = DIM) -> Floats:
-    """The embeddings of a shard, L2-normalized, [rows, dim]; the rows fall into groups. Equal in every call."""
+    """The L2-normalized embeddings of a shard [rows, dim], which form groups. The same in every call."""
     rng = np.random.default_rng([shard, generation])
     groups = np.random.default_rng(7).standard_normal((40, dim))
     made = groups[rng.integers(0, 40, rows)] + 0.5 * rng.standard_normal((rows, dim))
@@ -36,12 +36,12 @@ def vectors_of(shard: int, generation: int = 0, rows: int = SHARD_ROWS, dim: int
 
 
 def is_missing(shard: int, rows: int = SHARD_ROWS) -> npt.NDArray[np.bool_]:
-    """Which rows have no embedding: one in ten."""
+    """Whether each row lacks an embedding; one in ten does."""
     return np.random.default_rng([shard, 99]).random(rows) < 0.1
 
 
 def make_dataset(folder: Path, shards: int, shard_rows: int = SHARD_ROWS, dim: int = DIM) -> Path:
-    """A dataset with this many shards; existing ones stay."""
+    """Write a dataset with this many shards. Existing shards stay."""
     write_dataset(folder, shards * shard_rows, shard_rows=shard_rows)
     columns = folder / f"columns/{ALIAS}"
     (columns / "manifests").mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def make_dataset(folder: Path, shards: int, shard_rows: int = SHARD_ROWS, dim: i
 
 
 def add_embeddings(folder: Path, shard: int, generation: int, vectors: Floats) -> None:
-    """The columns of the model for one generation of a shard."""
+    """Write the columns of the model for one generation of a shard."""
     manifest = read_manifest(folder, shard, generation)
     row_ids = pq.ParquetFile(folder / manifest.files["pairs"].path).read(columns=["row_id"])["row_id"]
     column = float16_column(vectors, ~is_missing(shard, len(vectors)))
@@ -72,7 +72,7 @@ def add_embeddings(folder: Path, shard: int, generation: int, vectors: Floats) -
 
 
 def retry(folder: Path, shard: int, rows: int = SHARD_ROWS + 7) -> None:
-    """A new generation of a shard, with more rows and other embeddings."""
+    """Write a new generation of a shard, with more rows and different embeddings."""
     old = read_manifest(folder, shard, committed(Store(str(folder)))[shard])
     table = pq.ParquetFile(folder / old.files["pairs"].path).read()
     table = pa.concat_tables([table, table.slice(0, rows - table.num_rows)])
@@ -98,7 +98,7 @@ def snapshot(folder: Path) -> Snapshot:
 
 
 def brute_force(folder: Path, queries: Floats, k: int, allowed: npt.NDArray[np.bool_] | None = None) -> list[list[int]]:
-    """The row indices of the k nearest rows, by NumPy, from the float16 values that are stored."""
+    """The row indices of the k nearest rows, computed in NumPy from the stored float16 values."""
     opened = snapshot(folder)
     parts = []
     for shard, generation in opened.generations:

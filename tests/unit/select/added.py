@@ -1,4 +1,4 @@
-"""Writes the columns of an added model as `embed --add-model` does."""
+"""Writes the columns of an added model, as `embed --add-model` does."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
 
 
 def add_columns(dataset: Path, alias: str, shards: Iterable[int]) -> None:
-    """Write `similarity_ALIAS` for some shards."""
+    """Write `similarity_ALIAS` for the given shards."""
     (dataset / f"columns/{alias}/manifests").mkdir(parents=True, exist_ok=True)
     (dataset / f"columns/{alias}/model.json").write_text("{}")
     for shard in shards:

@@ -17,10 +17,10 @@ from tests.synthetic_dataset import write_dataset
 ROWS = 12_000
 
 DUCKDB = duckdb.connect(config={"threads": 1})
-"""The oracle. Connecting anew takes longer than most queries."""
+"""The oracle. Shared, because opening a connection takes longer than most queries."""
 
 Step: TypeAlias = dict[str, Any]
-"""A select step as in a job file."""
+"""A select step, as in a job file."""
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks, as in a dataset of millions of rows."""
+    """Divide the dataset into several chunks, as if it had millions of rows."""
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 3_000)
     assert chunks.CHUNK_ROWS > 3_000
 
@@ -45,7 +45,7 @@ def make_subset(dataset: Path, name: str, *steps: Step, **more: Any) -> Subset:
 
 
 def row_ids(dataset: Path, name: str) -> list[str]:
-    """row_id of the selected rows, in order, as DuckDB reads them from the written files."""
+    """The row_ids of the selected rows, in order, as DuckDB reads them from the written files."""
     store = Store(str(dataset))
     selected = pa.concat_tables(read_rows(store, read_subset(store, name)))
     query = f"""
@@ -60,7 +60,7 @@ def row_ids(dataset: Path, name: str) -> list[str]:
 
 
 def oracle(dataset: Path, sql: str) -> list[str]:
-    """row_ids by a query over `rows`: the kept rows, one per uid. Column `row_index` has the dataset order."""
+    """The row_ids from a query over `rows`: the kept rows, one per uid. Column `row_index` has the dataset order."""
     query = f"""
         with all_rows as (select *, row_number() over (order by filename, file_row_number) as row_index
                           from read_parquet('{dataset}/pairs/*.parquet', filename = true, file_row_number = true)),

@@ -1,4 +1,4 @@
-"""The step `balance`: the same rows and counts as a direct count in Python, however the rows are divided."""
+"""Tests the step `balance` against a direct count in Python, with the rows divided in different ways."""
 
 import gzip
 from collections import Counter
@@ -61,7 +61,7 @@ def dataset(columns: dict[str, pa.Array], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def rows(columns: dict[str, pa.Array]) -> list[Row]:
-    """The first row of each uid, with the draw of each."""
+    """The first row of each uid, with its draw."""
     names = ["uid", "caption_clean", "url", "original_format", "content_type", "width"]
     table = pa.table({name: columns[name] for name in names})
     draws = (uid_hashes(table["uid"], BALANCE, 0) >> np.uint64(11)) * 2.0**-53
@@ -82,7 +82,7 @@ def spaced(text: str) -> str:
 
 
 def concepts(caption: str | None) -> set[str]:
-    """MetaCLIP's substring test, with the differences that the module states."""
+    """MetaCLIP's substring test, with the differences described in `word_list.py`."""
     text = f" {spaced(caption or '')} "
     return {entry for entry in ENTRIES if entry and (entry if entry == "猫" else f" {spaced(entry).strip()} ") in text}
 
@@ -109,7 +109,7 @@ BY: dict[str, Callable[[Row], set[str]]] = {
 def expected(
     rows: Iterable[Row], of: Callable[[Row], set[Any]], t: float, keeps: bool
 ) -> tuple[set[str], Counter[Any]]:
-    """The uids that stay by the definition, and the rows of each entry."""
+    """The uids that stay according to the definition, and the number of rows of each entry."""
     entries = {row["uid"]: of(row) for row in rows}
     counts = Counter(entry for each in entries.values() for entry in each)
 
@@ -137,7 +137,7 @@ def step(by: str, words: str, curve: Any, **more: Any) -> Row:
 
 
 @pytest.mark.parametrize("by", BY)
-def test_it_equals_a_direct_count(dataset: Path, rows: list[Row], words: str, by: str) -> None:
+def test_balance_equals_a_direct_count(dataset: Path, rows: list[Row], words: str, by: str) -> None:
     t, keeps = 30, by != "concept"
     subset = make_subset(dataset, "direct", step(by, words, t))
     kept, counts = expected(rows, BY[by], t, keeps)
@@ -150,19 +150,21 @@ def test_it_equals_a_direct_count(dataset: Path, rows: list[Row], words: str, by
     assert report.unmatched_rows == sum(not BY[by](row) for row in rows) > 0 or by == "width"
     assert [each.rows for each in report.head] == [number for _, number in counts.most_common(20)]
     assert all((each.rows, each.kept) == (counts[each.entry], after[each.entry]) for each in report.head)
-    for entry in heads:  # about t rows stay of each for itself, and more where rows have other entries, too
+    for entry in heads:  # each keeps about t rows, and more where rows also have other entries
         assert after[entry] > t - 6 * sqrt(t)
     assert all(after[entry] == number for entry, number in counts.items() if entry not in heads)
 
 
-def test_the_curve_is_that_of_the_paper() -> None:
+def test_the_curve_matches_the_paper() -> None:
     counts = np.array([(0, 10), (1, 200), (2, 1000)], ENTRY_COUNT)
     heads = head(Thresholds(100.0), counts[1:], counts[:1])
     entries = np.array([0, 1, 2, 1, 2], np.uint64)
     chance = probabilities(np.array([0, 1, 2, 3, 3]), entries, 5, heads)
     assert chance == pytest.approx([1, 0.5, 0.1, 0.55, 0], abs=1e-15)
     german = np.array([((7 << 24) + number, rows) for number, rows in enumerate([1, 1, 2, 5, 991])], ENTRY_COUNT)
-    t = language_thresholds(100.0, 0, counts, german)  # shares .001 .002 .004 .009 1, and .00826 in the reference
+    t = language_thresholds(
+        100.0, 0, counts, german
+    )  # the shares are .001 .002 .004 .009 1, and .00826 in the reference
     assert t == {0: 100.0, 7: 5.0}
 
 
@@ -170,7 +172,7 @@ def test_the_curve_is_that_of_the_paper() -> None:
     ("by", "shard_rows", "chunk_rows"),
     [("concept", 2_500, 10_000), ("concept", 2_500, 2_500), ("host", 2_500, 2_500), ("concept", 900, 4_000)],
 )
-def test_the_rows_do_not_depend_on_shards_and_chunks(
+def test_the_selected_rows_do_not_depend_on_shards_or_chunks(
     columns: dict[str, pa.Array],
     dataset: Path,
     words: str,
@@ -180,13 +182,13 @@ def test_the_rows_do_not_depend_on_shards_and_chunks(
     shard_rows: int,
     chunk_rows: int,
 ) -> None:
-    """Two or eight workers, or other shards, give what one gives."""
+    """Two or eight workers, or different shards, give the same rows as one worker."""
     steps = [step(by, words, {"fraction": 0.3}), step("original_format", words, 50.5)]
     one = make_subset(dataset, "one", *steps)
     other = dataset if shard_rows == 2_500 else whole_set.write(tmp_path, columns, shard_rows)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.PARTITION_ROWS", 3_000)
-    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.KEPT_BYTES", 1 << 40)  # so they are found again
+    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.KEPT_BYTES", 1 << 40)  # so entries are found again
     found = make_subset(other, "other", *steps)
     assert [each.balance for each in found.reports] == [each.balance for each in one.reports]
     assert uids(other, "other") == uids(dataset, "one")
@@ -200,7 +202,7 @@ def test_the_rows_do_not_depend_on_shards_and_chunks(
         ("width", False, {"count": 3_000}),
     ],
 )
-def test_a_share_keeps_about_so_many_rows(
+def test_a_share_keeps_about_that_share_of_the_rows(
     dataset: Path, words: str, monkeypatch: pytest.MonkeyPatch, by: str, keeps: bool, share: Row
 ) -> None:
     monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.SAMPLED_ROWS", 5_000)
@@ -211,7 +213,7 @@ def test_a_share_keeps_about_so_many_rows(
     assert subset.rows_out == pytest.approx(wanted, abs=6 * sqrt(wanted) * sqrt(1 + rows_in / 5_000) / 2)
 
 
-def test_solve_finds_the_t_of_a_direct_sum() -> None:
+def test_solve_agrees_with_a_direct_sum() -> None:
     rng = np.random.default_rng(3)
     counts = np.rint(rng.pareto(1, 3_000) * 50 + 1)
     starts = np.flatnonzero(np.concatenate([[True], rng.random(2_999) < 0.4]))
@@ -244,7 +246,7 @@ def test_a_reference_without_matches_is_refused() -> None:
         language_thresholds(60.0, 1, np.zeros(0, ENTRY_COUNT))
 
 
-def test_rows_without_an_entry_go_or_stay_as_asked(dataset: Path, rows: list[Row], words: str) -> None:
+def test_rows_without_an_entry_are_kept_or_dropped_as_configured(dataset: Path, rows: list[Row], words: str) -> None:
     for by, unmatched in [("concept", "keep"), ("original_format", "drop")]:
         make_subset(dataset, "u", step(by, words, 1e9, unmatched=unmatched))
         kept = expected(rows, BY[by], 1e9, unmatched == "keep")[0]
@@ -252,20 +254,20 @@ def test_rows_without_an_entry_go_or_stay_as_asked(dataset: Path, rows: list[Row
         assert (len(kept) == len(rows)) == (unmatched == "keep")
 
 
-def test_a_second_step_draws_anew(dataset: Path, words: str) -> None:
-    """With the same draw, all rows of the first step would be lucky in the second."""
+def test_a_second_step_draws_independently(dataset: Path, words: str) -> None:
+    """With the same draw, rows drawn by the first step would be likelier to be drawn by the second."""
     steps = [step("concept", words, {"fraction": 0.2}), step("content_type", words, {"fraction": 0.5})]
     subset = make_subset(dataset, "twice", *steps)
     assert subset.rows_out == pytest.approx(subset.reports[-1].rows_in / 2, rel=0.1)
 
 
-def test_a_higher_t_keeps_the_rows_of_a_lower_one(dataset: Path, words: str) -> None:
+def test_a_higher_t_keeps_all_rows_that_a_lower_t_keeps(dataset: Path, words: str) -> None:
     for name, t in [("low", 20), ("high", 40)]:
         make_subset(dataset, name, step("host", words, t))
     assert set(uids(dataset, "low")) < set(uids(dataset, "high"))
 
 
-def test_the_file_of_entries_is_identified_and_a_change_is_reported(dataset: Path, tmp_path: Path) -> None:
+def test_the_file_of_entries_is_identified_and_changes_are_reported(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "list.txt.gz"
     path.write_bytes(gzip.compress(b"cat\ndog\n"))
     make_subset(dataset, "g", step("concept", str(path), 50))
@@ -282,12 +284,12 @@ def test_the_file_of_entries_is_identified_and_a_change_is_reported(dataset: Pat
     [
         (None, "cannot be read: No such file"),
         (b"\xff\xfe", "is not a text file in UTF-8"),
-        (b"\n \n", "has no entry"),
+        (b"\n \n", "has no entries"),
         (b"a\n" * 40, "has 41 lines; at most 30"),
         (b"x" * 2_000, "is larger than"),
     ],
 )
-def test_a_file_that_is_no_list_of_entries_is_refused(
+def test_a_file_that_is_not_a_list_of_entries_is_refused(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, says: str
 ) -> None:
     monkeypatch.setattr(word_list, "MAX_ENTRIES", 30)
@@ -302,7 +304,7 @@ def test_a_file_that_is_no_list_of_entries_is_refused(
     ("balance", "says"),
     [
         ({"by": "concept", "curve": 1}, "by: concept needs entries"),
-        ({"by": "url", "curve": 1, "entries": "x"}, "nothing else takes them"),
+        ({"by": "url", "curve": 1, "entries": "x"}, "no other by can have entries"),
         ({"by": "url", "curve": 1, "language": "x"}, "only with by: concept"),
         ({"by": "concept", "entries": "x", "language": "y", "curve": {"count": 3}}, "give curve as a number"),
         ({"by": "url", "curve": {}}, "either a fraction or a count"),
@@ -316,9 +318,9 @@ def test_a_contradictory_step_is_refused(balance: Row, says: str) -> None:
         load_select_job(None, {"dataset": "out", "name": "n", "steps": [{"balance": balance}]})
 
 
-def test_columns_that_do_not_fit_are_refused(dataset: Path, words: str) -> None:
+def test_unsuitable_columns_are_refused(dataset: Path, words: str) -> None:
     for settings, says in [
-        (step("hots", words, 1), "there is no column 'hots'; beside columns"),
+        (step("hots", words, 1), "there is no column 'hots'; `by` also accepts"),
         (step("concept", words, 1, caption="width"), "column 'width' is int32, not text"),
         (step("concept", words, 1, language="lang"), "there is no column 'lang'"),
     ]:
@@ -328,5 +330,5 @@ def test_columns_that_do_not_fit_are_refused(dataset: Path, words: str) -> None:
         make_subset(dataset, "refused", step("concept", words, 1, language="content_type", reference="eng"))
 
 
-def test_earlier_versions_read_what_does_not_use_it() -> None:
+def test_earlier_versions_can_read_reports_of_other_steps() -> None:
     assert not {"balance", "repeat"} & StepReport(step="s", rows_in=1, rows_out=1).model_dump().keys()

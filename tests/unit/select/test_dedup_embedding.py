@@ -43,18 +43,18 @@ def mixture(rows: int, dim: int, seed: int = 0) -> Doubles:
 
 
 def photographs(rows: int) -> Doubles:
-    """Mixtures of two or three of CLIP's embeddings of 500 photographs, which form long chains of similar rows."""
+    """Mixtures of two or three CLIP embeddings of 500 photographs, which form long chains of similar rows."""
     rng, real = RNG(1), np.load(REAL / "image_embeddings.npy").astype(np.float64)
     weights = rng.dirichlet([0.5] * 3, rows)
     return unit(np.einsum("rk,rkd->rd", weights, real[rng.integers(0, len(real), (rows, 3))]))
 
 
 def with_copies(vectors: Doubles, lowest: float) -> Halves:
-    """The last fifth of the rows become near copies of others, with cosines from `lowest` to 1."""
+    """Replace the last fifth of the rows with near copies of other rows, with cosines from `lowest` to 1."""
     rng, copies = RNG(2), len(vectors) // 5
     originals = vectors[rng.integers(0, len(vectors) - copies, copies)]
     to = rng.standard_normal(originals.shape)
-    to[::2] = vectors[rng.integers(0, len(vectors), copies)][::2]  # half of them in the direction of another row
+    to[::2] = vectors[rng.integers(0, len(vectors), copies)][::2]  # half of them moved in the direction of another row
     across = unit(to - (to * originals).sum(axis=1, keepdims=True) * originals)
     cosines = rng.uniform(lowest, 1, (copies, 1))
     return np.concatenate([vectors[:-copies], cosines * originals + np.sqrt(1 - cosines**2) * across]).astype(
@@ -63,7 +63,7 @@ def with_copies(vectors: Doubles, lowest: float) -> Halves:
 
 
 def near_pairs(vectors: Halves, threshold: float) -> npt.NDArray[np.int64]:
-    """All pairs (i, j), i < j, with this cosine or more in every column of float16 [columns, rows, dim], by float64."""
+    """All pairs (i, j), i < j, with at least this cosine in every column, in float64; float16 [columns, rows, dim]."""
     units, found = unit(vectors), [np.zeros((0, 2), np.int64)]
     for start in range(0, units.shape[1], 1_000):
         block = slice(start, start + 1_000)
@@ -75,8 +75,8 @@ def near_pairs(vectors: Halves, threshold: float) -> npt.NDArray[np.int64]:
 
 
 def check(goes: Mask, pairs: npt.NDArray[np.int64]) -> float:
-    """Every row that goes resembles one that stays. Returns the share of the rows with a near row of which this is
-    found: rows that resemble each other do not both stay."""
+    """Check that every dropped row resembles a row that stays. Returns the share of rows with near rows that were not
+    missed: a row is missed if it stays together with a better row near it."""
     one, other = pairs.T
     justified = np.zeros(len(goes), np.bool_)
     justified[other[~goes[one]]] = justified[one[~goes[other]]] = True
@@ -86,7 +86,7 @@ def check(goes: Mask, pairs: npt.NDArray[np.int64]) -> float:
 
 
 def goes_by_brute_force(rows: int, pairs: npt.NDArray[np.int64]) -> Mask:
-    """Visit the rows in order; each that is still there lets the later ones that resemble it go."""
+    """Visit the rows in order; each row that has not been dropped drops the later rows that resemble it."""
     goes = np.zeros(rows, np.bool_)
     starts = np.searchsorted(pairs[:, 0], np.arange(rows + 1))
     for row in np.unique(pairs[:, 0]):
@@ -96,7 +96,7 @@ def goes_by_brute_force(rows: int, pairs: npt.NDArray[np.int64]) -> Mask:
 
 
 def goes(dataset: Path, **dedup: Any) -> tuple[Mask, StepReport]:
-    """(which rows the step drops, by the number in their uid; its report)."""
+    """(whether the step drops each row, by the number in its uid; the step's report)."""
     job = {"dataset": str(dataset), "name": "s", "steps": [{"dedup": {"by": "embedding", "model": "m"} | dedup}]}
     subset: Subset = select(SelectJob.model_validate(job), overwrite=True)
     store = Store(str(dataset))
@@ -107,11 +107,13 @@ def goes(dataset: Path, **dedup: Any) -> tuple[Mask, StepReport]:
 
 
 def small_clusters(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Many clusters, as in a large dataset."""
+    """Make clusters small, so that there are many, as in a large dataset."""
     monkeypatch.setattr(centers, "MIN_CLUSTER_ROWS", rows)
 
 
-def test_of_20_000_rows_the_same_go_as_by_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dedup_of_20_000_rows_drops_the_same_rows_as_brute_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors = with_copies(mixture(20_000, 128), 0.9)
     dataset = write_embedded(tmp_path / "d", vectors, shard_rows=4_096)
     small_clusters(monkeypatch, 1_000)
@@ -126,7 +128,7 @@ def test_of_20_000_rows_the_same_go_as_by_brute_force(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("threshold", [0.9, 0.95])
-def test_chains_of_photographs_leave_a_similar_row_of_each_that_goes(
+def test_each_dropped_row_in_a_chain_of_photographs_resembles_a_kept_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float
 ) -> None:
     vectors = with_copies(photographs(3_000), threshold)
@@ -137,7 +139,9 @@ def test_chains_of_photographs_leave_a_similar_row_of_each_that_goes(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_after_a_sample_there_are_clusters_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_a_dedup_after_a_sample_still_forms_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     found: list[int] = []
 
     def find_centers(clusters: int, dim: int, *samples: Halves) -> npt.NDArray[np.float32]:
@@ -152,7 +156,7 @@ def test_after_a_sample_there_are_clusters_too(tmp_path: Path, monkeypatch: pyte
     assert 6 <= found[0] <= 12
 
 
-def test_a_pair_goes_if_picture_and_caption_resemble_those_of_another(
+def test_a_pair_is_dropped_if_its_picture_and_caption_both_resemble_another_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, text = with_copies(mixture(3_000, 32), 0.9), with_copies(mixture(3_000, 32, seed=9), 0.9)
@@ -165,7 +169,7 @@ def test_a_pair_goes_if_picture_and_caption_resemble_those_of_another(
         assert check(found, pairs) >= 0.99
 
 
-def test_the_answer_depends_neither_on_the_work_nor_on_shards_and_their_order(
+def test_the_result_does_not_depend_on_chunks_partitions_shards_or_row_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors = with_copies(photographs(2_000)[:, :64], 0.9)
@@ -182,10 +186,10 @@ def test_the_answer_depends_neither_on_the_work_nor_on_shards_and_their_order(
     assert [each.rows for each in again.largest_clusters] == [each.rows for each in report.largest_clusters]
 
 
-def test_the_best_row_stays_and_else_the_first(tmp_path: Path) -> None:
+def test_the_best_row_stays_or_the_first_if_there_is_no_score(tmp_path: Path) -> None:
     groups = np.repeat(mixture(200, 64), 5, axis=0)
     vectors = (groups + 0.01 * RNG(5).standard_normal(groups.shape)).astype(np.float16)
-    vectors[1::5] = vectors[0::5]  # the second is equal to the first
+    vectors[1::5] = vectors[0::5]  # the second row of each group equals the first
     dataset = write_embedded(tmp_path / "d", vectors)
     found, report = goes(dataset)
     assert (np.flatnonzero(~found) == np.arange(0, 1_000, 5)).all()
@@ -204,7 +208,7 @@ def test_rows_without_a_usable_embedding_stay_and_are_counted(tmp_path: Path) ->
     assert (np.flatnonzero(~found) == [0, *range(10, 50)]).all()
 
 
-def test_rows_that_are_nearly_equal_cost_time_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_grows_linearly_for_nearly_equal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = 0
     cosines = near._cosines
 
@@ -220,7 +224,7 @@ def test_rows_that_are_nearly_equal_cost_time_in_proportion(monkeypatch: pytest.
     assert cells < 2 * 256 * 50_000
 
 
-def test_two_guests_are_not_compared() -> None:
+def test_two_guests_are_not_compared_with_each_other() -> None:
     parents = near_rows(np.ones((1, 600, 8), np.float16), np.arange(600) > 0, 0.95)
     assert (parents == [STAYS, *[0] * 599]).all()
     assert (near_rows(np.ones((1, 600, 8), np.float16), np.arange(600) < 599, 0.95) == [*[STAYS] * 599, 0]).all()
@@ -258,17 +262,17 @@ def test_dot_products_on_the_grid_are_exact_and_equal_samples_have_equal_centers
         ({"by": "pair", "model": "m", "threshold": 0.5}, "greater than or equal to 0.8"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_incompatible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Dedup.model_validate(settings)
 
 
-def test_a_dedup_by_hash_is_written_as_before() -> None:
+def test_the_stored_form_of_a_dedup_by_hash_is_unchanged() -> None:
     assert Dedup(by="phash", distance=2).model_dump() == {"by": "phash", "distance": 2, "best": None}
     assert Dedup(by="pair", model="m").model_dump(exclude_defaults=True) == {"by": "pair", "model": "m"}
 
 
-def test_a_model_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_model_is_named_together_with_the_existing_ones(tmp_path: Path) -> None:
     dataset = write_embedded(tmp_path / "d", mixture(20, 8).astype(np.float16))
     with pytest.raises(JobError, match="step 1, dedup: the dataset has no model 'x': its models are m"):
         goes(dataset, model="x")

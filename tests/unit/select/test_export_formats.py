@@ -1,4 +1,4 @@
-"""Tests which columns the export formats read: a model's columns are found by their declared names, not by pattern."""
+"""Tests which columns the export formats read. A model's columns are found by their declared names, not by pattern."""
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ def test_parquet_has_every_column_but_embeddings_and_tar_offsets() -> None:
     assert set(SOURCE_COLUMNS) < set(columns)
 
 
-def test_webdataset_has_the_similarity_of_every_model_and_no_column_that_looks_like_one() -> None:
+def test_webdataset_has_the_similarity_of_every_model_but_not_columns_with_similar_names() -> None:
     columns = WebDataset(["tiny", "id"], has_captions=True).columns(SCHEMA)
     assert {"similarity_tiny", "similarity_id"} < set(columns)
     assert not set(SOURCE_COLUMNS) & set(columns)
@@ -33,7 +33,7 @@ def test_clip_retrieval_has_the_embeddings_of_one_model_and_all_metadata() -> No
     assert set(SOURCE_COLUMNS) < set(columns)
 
 
-def test_without_captions_there_are_no_text_embeddings() -> None:
+def test_exports_without_captions_have_no_text_embeddings() -> None:
     for columns in (
         ClipRetrieval("id", ["tiny", "id"], has_captions=False).columns(SCHEMA),
         DataComp(["id"], ["id"], has_captions=False).columns(SCHEMA),

@@ -1,4 +1,4 @@
-"""Tests that a mistake in a `where` is shown at its position, with the form that was probably meant."""
+"""Tests that a mistake in `where` is shown at its position, with the form that was probably meant."""
 
 import pytest
 from hypothesis import given
@@ -37,7 +37,7 @@ def refusal(text: str) -> tuple[str, str]:
         ("width between 1 and 3", "use '1 <= column <= 2' instead of 'between'", "between"),
         ("caption is null", "there is no column 'null'; for null, write `is None` or `is not None`", "null"),
         ("one_color == true", "there is no column 'true'; write 'True'", "true"),
-        ("caption == None", "compare with null by `is None` or `is not None`", "None"),
+        ("caption == None", "to compare with null, write `is None` or `is not None`", "None"),
         ("similarty > 0.3", "there is no column 'similarty'; did you mean 'similarity'?", "similarty"),
         ("width > 'wide'", "width is a number, and 'wide' is text", "'wide'"),
         ("width > '300'", "width is a number, and '300' is text; without quotation marks it is a number: 300", "'300'"),
@@ -46,23 +46,23 @@ def refusal(text: str) -> tuple[str, str]:
         ("fetched_at > 3", "fetched_at is a time, and 3 is a number", "3"),
         (
             "status == 'ü' and caption + 1 > 2",
-            "'caption + 1' does not work: caption is text, and 1 is a number",
+            "'caption + 1' cannot be computed: caption is text, and 1 is a number",
             "caption + 1",
         ),
-        ("width > 1 and length(width) > 3", "'length(width)' does not work: width is a number", "length(width)"),
+        ("width > 1 and length(width) > 3", "'length(width)' cannot be computed: width is a number", "length(width)"),
         ("width > 1 and (height > 2", "cannot be parsed: '(' was never closed", "("),
         ("width >", "cannot be parsed: invalid syntax", " "),
         ("width > 1 and\n\theight = 2", "use '==' instead of '='", "="),
         ("  width ** 2 > 1", "'width ** 2' is not supported", "width ** 2"),
     ],
 )
-def test_the_place_and_the_right_form_are_shown(text: str, message: str, place: str) -> None:
+def test_the_position_and_the_right_form_are_shown(text: str, message: str, place: str) -> None:
     said, pointed = refusal(text)
     assert said.startswith(message)
     assert pointed == place
 
 
-def test_only_the_part_of_a_long_expression_around_the_place_is_shown() -> None:
+def test_only_the_part_of_a_long_expression_around_the_error_is_shown() -> None:
     many = " and ".join(["width > 1"] * 100)
     message, place = refusal(f"{many} and similarity > 'high' and {many}")
     assert (message, place) == ("similarity is a number, and 'high' is text", "'high'")
@@ -72,7 +72,7 @@ def test_only_the_part_of_a_long_expression_around_the_place_is_shown() -> None:
 
 
 @given(text=st.text(alphabet="ab1 =<>!&|'\"()+.ANDnullü\n\t", max_size=120))
-def test_any_text_is_an_expression_or_is_refused_with_a_place_inside_it(text: str) -> None:
+def test_any_text_is_an_expression_or_is_refused_with_a_position_inside_it(text: str) -> None:
     try:
         Expression(text).check(TABLE.schema, "boolean")
     except ExpressionError as error:

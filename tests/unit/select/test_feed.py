@@ -1,4 +1,4 @@
-"""Tests that every pair is served once per epoch, across ranks, workers and epochs, wherever a run was stopped."""
+"""Tests that every pair is served once per epoch, across ranks and workers, wherever a run was stopped."""
 
 import json
 import traceback
@@ -63,7 +63,7 @@ def rows_of(dataset: PairDataset) -> list[str]:
     st.one_of(st.none(), st.integers(1, 50)),
     st.floats(0, 1),
 )
-def test_every_selected_row_comes_once_per_epoch_wherever_each_consumer_was_stopped(
+def test_every_selected_row_is_fed_once_per_epoch_wherever_each_consumer_was_stopped(
     small: Path,
     expected: dict[str, list[str]],
     subset: str | None,
@@ -103,14 +103,14 @@ def test_every_selected_row_comes_once_per_epoch_wherever_each_consumer_was_stop
 
 @given(st.integers(1, 9))
 @settings(deadline=None, max_examples=9, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_even_shares_have_equal_lengths_and_no_row_twice(small: Path, consumers: int) -> None:
+def test_even_shares_have_equal_lengths_and_no_repeated_rows(small: Path, consumers: int) -> None:
     parts = [rows_of(feed(small, even=True, rank=rank, world_size=consumers)) for rank in range(consumers)]
     assert {len(part) for part in parts} == {113 // consumers}
     assert len({row for part in parts for row in part}) == sum(map(len, parts))
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])
-def test_torchs_loader_divides_the_rows_among_its_workers(small: Path, ranks: int, workers: int) -> None:
+def test_the_torch_loader_divides_the_rows_among_its_workers(small: Path, ranks: int, workers: int) -> None:
     seen = []
     for rank in range(ranks):
         loader = DataLoader(feed(small, rank=rank, world_size=ranks), batch_size=8, num_workers=workers)
@@ -132,7 +132,7 @@ def test_each_epoch_and_seed_has_its_own_order(small: Path) -> None:
     assert rows_of(feed(small, shuffle=False)) == row_ids(small, "some")
 
 
-def test_neighbours_come_from_several_shards(small: Path) -> None:
+def test_neighboring_rows_come_from_several_shards(small: Path) -> None:
     rows = rows_of(feed(small, mix_shards=4))
     shards = [row.partition(":")[0] for row in rows]
     assert len(set(shards[:10])) > 2
@@ -145,12 +145,12 @@ def test_batches_have_tensors_of_numbers_with_nan_for_null(dataset: Path) -> Non
         if batch["similarity"].isnan().any():
             break
     else:
-        raise AssertionError("one in a thousand similarities is null")
+        raise AssertionError("no batch has a null similarity, although one in a thousand is null")
 
 
-def test_a_checkpoint_of_another_run_is_refused(small: Path) -> None:
+def test_a_checkpoint_of_a_different_run_is_refused(small: Path) -> None:
     state = feed(small).state_dict()
-    with pytest.raises(FeedError, match="seed was 0, is 1"):
+    with pytest.raises(FeedError, match="seed was 0, now it is 1"):
         feed(small, seed=1).load_state_dict(state)
     with pytest.raises(FeedError, match="subset was"):
         feed(small, "one").load_state_dict(state)
@@ -158,9 +158,9 @@ def test_a_checkpoint_of_another_run_is_refused(small: Path) -> None:
         feed(small, rank=1, world_size=2).load_state_dict(state)
 
 
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own call
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
 @pytest.mark.parametrize("taken", [0, 1, 7, 22])
-def test_torchdatas_loader_resumes_within_an_epoch_with_workers(small: Path, taken: int) -> None:
+def test_the_torchdata_loader_resumes_within_an_epoch_with_workers(small: Path, taken: int) -> None:
     def loader() -> StatefulDataLoader[Any]:
         return StatefulDataLoader(feed(small, batch_size=5), batch_size=None, num_workers=2)
 
@@ -199,7 +199,7 @@ def test_a_subset_keeps_its_added_models_and_checkpoints_when_the_dataset_grows(
         feed(own, None, columns=columns)
 
 
-def test_a_checkpoint_stays_valid_after_the_dataset_grew(tmp_path: Path) -> None:
+def test_a_checkpoint_stays_valid_after_the_dataset_grows(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 300, shard_rows=40)
     make_subset(tmp_path / "own", "some", {"top": {"by": "similarity", "count": 113}})
     stopped = feed(tmp_path / "own")
@@ -211,7 +211,7 @@ def test_a_checkpoint_stays_valid_after_the_dataset_grew(tmp_path: Path) -> None
     assert seen + rows_of(resumed) == whole
 
 
-def test_all_kept_rows_of_a_dataset_that_grew_are_other_rows(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_subset_is_refused_after_the_dataset_grows(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 300, shard_rows=40)
     state = feed(tmp_path / "own", None).state_dict()
     write_dataset(tmp_path / "own", 340, shard_rows=40)
@@ -231,7 +231,7 @@ def test_a_checkpoint_loaded_outside_the_workers_is_refused(small: Path) -> None
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None])
-def test_anything_but_a_checkpoint_is_refused(small: Path, state: Any) -> None:
+def test_anything_that_is_not_a_checkpoint_is_refused(small: Path, state: Any) -> None:
     with pytest.raises(FeedError, match="not a checkpoint"):
         feed(small).load_state_dict(state)
 
@@ -248,18 +248,18 @@ def test_an_unknown_column_or_subset_is_refused_at_once(small: Path) -> None:
         feed(small, "nothing")
 
 
-def test_a_subset_of_a_shard_that_was_rebuilt_is_refused(tmp_path: Path) -> None:
+def test_a_subset_with_a_rebuilt_shard_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 200, shard_rows=40)
     make_subset(tmp_path / "own", "some")
     manifest = tmp_path / "own/manifests/000000001.json"
     record = json.loads(manifest.read_text())
     record["files"]["pairs"]["blake2b"] = "0" * 32
     manifest.write_text(json.dumps(record))
-    with pytest.raises(SubsetError, match="shard 000000001 was rebuilt since 'some' was made"):
+    with pytest.raises(SubsetError, match="shard 000000001 was rebuilt after 'some' was made"):
         feed(tmp_path / "own", "some")
 
 
-def test_a_shard_that_is_rebuilt_while_it_is_fed_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_shard_rebuilt_while_it_is_fed_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 200, shard_rows=40)
     make_subset(tmp_path / "own", "some")
     opened = feed(tmp_path / "own", "some")

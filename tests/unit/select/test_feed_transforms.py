@@ -1,4 +1,4 @@
-"""Tests that a transform on tensors gives what torchvision gives for PIL images, almost always to the level."""
+"""Tests that transforms on tensors give nearly the same pixel values as torchvision does for PIL images."""
 
 import pickle
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def test_photographs_get_the_same_values_within_a_level_and_the_same_random_numb
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 5), (224, 224), (225, 223)])
-def test_odd_sizes_too(shape: tuple[int, int]) -> None:
+def test_odd_sizes_get_nearly_the_same_values_too(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (*shape, 3), np.uint8)
     for transform in OF_OPEN_CLIP.values():
         fast = on_tensors(transform)
@@ -81,7 +81,7 @@ def test_odd_sizes_too(shape: tuple[int, int]) -> None:
         assert levels(fast(pixels) - expected, transform).abs().max() < 3
 
 
-def test_pixels_that_may_not_be_written_to_are_left_alone() -> None:
+def test_read_only_pixels_are_not_modified() -> None:
     pixels = np.asarray(Image.new("RGB", (300, 200), (10, 20, 30)))
     fast = on_tensors(OF_OPEN_CLIP["evaluation"])
     assert fast is not None
@@ -89,7 +89,7 @@ def test_pixels_that_may_not_be_written_to_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("transform", [*OF_OPEN_CLIP.values(), *OWN.values()], ids=[*OF_OPEN_CLIP, *OWN])
-def test_it_can_be_sent_to_loader_workers(transform: transforms.Compose) -> None:
+def test_a_transform_can_be_sent_to_loader_workers(transform: transforms.Compose) -> None:
     pixels = np.zeros((80, 90, 3), np.uint8)
     fast = on_tensors(transform)
     assert fast is not None
@@ -126,5 +126,5 @@ class _OwnCompose(transforms.Compose):
         open_clip.image_transform(64, is_train=False, resize_mode="longest"),
     ],
 )
-def test_what_only_pil_does_is_left_to_pil(transform: Callable[..., Any]) -> None:
+def test_transforms_that_only_work_on_pil_images_are_left_to_pil(transform: Callable[..., Any]) -> None:
     assert on_tensors(transform) is None

@@ -1,4 +1,4 @@
-"""Tests the step `known`: anti-joins in DuckDB, and cosines in NumPy, are the oracles."""
+"""Tests the step `known`. The oracles are anti-joins in DuckDB and cosines in NumPy."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ THRESHOLD = 0.9
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A third of the rows of `dataset`, in shards of another size."""
+    """A third of the rows of `dataset`, in shards of a different size."""
     folder = tmp_path_factory.mktemp("other")
     write_dataset(folder, 4_000, shard_rows=1_000)
     return folder
@@ -67,7 +67,7 @@ def test_pictures_within_a_distance_of_known_ones_are_dropped(dataset: Path, oth
     assert mine["phash"].null_count == 0
 
 
-def test_any_of_several_values_is_enough_and_the_result_is_the_same_in_one_chunk(dataset: Path, other: Path) -> None:
+def test_a_row_is_known_if_any_of_several_values_is_known(dataset: Path, other: Path) -> None:
     step: Step = {"known": {"path": str(other), "rows": "kept"}}
     sql = f"""with known as (select * from {pairs_of(other)} where status = 'ok')
               select * from rows
@@ -77,7 +77,7 @@ def test_any_of_several_values_is_enough_and_the_result_is_the_same_in_one_chunk
     assert subset.reports[2].known is not None and set(subset.reports[2].known.values) == {"url", "sha256"}
 
 
-def test_not_in_that_subset(dataset: Path) -> None:
+def test_rows_outside_a_subset_can_be_selected(dataset: Path) -> None:
     make_subset(dataset, "wide", {"where": "width > 400"})
     make_subset(dataset, "rest", {"known": {"path": str(dataset), "subset": "wide", "by": "uid"}})
     assert row_ids(dataset, "rest") == oracle(dataset, "select * from rows where not width > 400")
@@ -107,7 +107,7 @@ def known_directions() -> npt.NDArray[np.float64]:
 
 @cache
 def directions() -> npt.NDArray[np.float64]:
-    """One row in five is near to a known one; some are zero."""
+    """The directions of all rows. One row in five is near a known direction; some rows are zero."""
     found = np.random.default_rng(2).normal(size=(12_000, DIM))
     noise = np.random.default_rng(3).normal(size=(2_400, DIM)) * 0.4
     found[::5] = known_directions()[:2_400] + noise
@@ -116,19 +116,19 @@ def directions() -> npt.NDArray[np.float64]:
 
 
 def vectors(rows: slice) -> npt.NDArray[np.float16]:
-    """Some are zero."""
+    """The embeddings of rows. Some are zero."""
     found = directions()[rows]
     return (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)).astype(np.float16)
 
 
 def known_vectors(rows: slice) -> npt.NDArray[np.float16]:
-    """Some are null."""
+    """The known embeddings. Some are NaN."""
     found = known_directions()[rows] / np.linalg.norm(known_directions()[rows], axis=1, keepdims=True)
     found[np.arange(rows.start, rows.stop) % 89 == 5] = np.nan
     return found.astype(np.float16)
 
 
-def test_embeddings_near_to_known_ones_are_dropped(
+def test_rows_with_embeddings_near_known_ones_are_dropped(
     dataset: Path, tmp_path: Path, many_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
@@ -142,7 +142,7 @@ def test_embeddings_near_to_known_ones_are_dropped(
     ours, theirs = vectors(slice(0, 12_000)).astype(np.float64), known_vectors(slice(0, 1_500)).astype(np.float64)
     norms = np.linalg.norm(ours, axis=1)[:, None] * np.linalg.norm(theirs, axis=1)
     with np.errstate(invalid="ignore"):
-        highest = np.fmax.reduce(ours @ theirs.T / norms, axis=1)  # NaN if the row has no embedding
+        highest = np.fmax.reduce(ours @ theirs.T / norms, axis=1)  # NaN if a row has no embedding
     is_new = ~(highest >= THRESHOLD)
     assert 500 < (~is_new).sum() < 2_000
     table = pa.concat_tables(
@@ -154,7 +154,7 @@ def test_embeddings_near_to_known_ones_are_dropped(
     assert report is not None and report.values == {"embedding": 1_500 - 17}
 
     for wrong, problem in [
-        ({"other_model": None}, "has no column 'image_embedding_clip': name the alias"),
+        ({"other_model": None}, "has no column 'image_embedding_clip': give that dataset's alias"),
         ({"model": "x"}, "there is no model 'x'; the dataset has embeddings by: clip"),
         ({"by": "text_embedding"}, "there is no column 'text_embedding_clip'"),
     ]:
@@ -164,7 +164,7 @@ def test_embeddings_near_to_known_ones_are_dropped(
     with pytest.raises(ValueError, match="more than 1,000 embeddings"):
         make_subset(mine, "wrong", {"known": step})
     add_embeddings(other, "clip", known_vectors, weights="v" * 64)
-    with pytest.raises(ValueError, match="were not made by the weights of 'clip'"):
+    with pytest.raises(ValueError, match="were not made with the weights of 'clip'"):
         make_subset(mine, "wrong", {"known": {**step, "other_model": None}})
 
 
@@ -187,14 +187,14 @@ def test_mistakes_are_found_before_any_work(
         make_subset(dataset, "wrong", {"known": step})
 
 
-def test_settings_that_do_not_fit_together_are_refused() -> None:
+def test_incompatible_settings_are_refused() -> None:
     for known, problem in [
         ({"path": "a", "distance": 3}, "distance works only with by: phash and by: pdq"),
         ({"path": "a", "by": "phash", "distance": 9}, "at most 8 with by: phash"),
         ({"path": "a", "threshold": 0.9}, "threshold works only with by: embedding"),
-        ({"path": "a", "column": "x"}, "column: say with by"),
+        ({"path": "a", "column": "x"}, "column needs by"),
         ({"path": "a", "subset": "s", "rows": "all"}, "either rows or a subset"),
-        ({"path": "a", "by": "embedding", "column": "x"}, "column is of lists"),
+        ({"path": "a", "by": "embedding", "column": "x"}, "column is only for lists"),
         ({"path": "a", "by": "embedding", "rows": "all"}, "which have no embeddings"),
         ({"path": "a", "by": "colour"}, "by"),
     ]:

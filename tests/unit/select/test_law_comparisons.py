@@ -1,6 +1,6 @@
 """Invariant of numbers: `where`, `top`, `dedup` and `sample` give the same results as DuckDB, on generated tables.
 
-The intended differences are those in docs/guides/select.md. The SQL that is generated here allows for them: a
+The only intended differences are those in docs/guides/select.md. The SQL that is generated here allows for them: a
 comparison with NaN is null, `least` and `greatest` are null or NaN if one operand is, and integers have at least 64
 bits.
 """
@@ -50,7 +50,7 @@ WORDS = st.text("aAbBßİé\n .%_\\'\"🙂", max_size=4)
 
 
 def _numbers(kind: pa.DataType) -> st.SearchStrategy[Any]:
-    """Values of a type, often including its extremes."""
+    """A strategy for values of a type, often including its extremes."""
     if pa.types.is_integer(kind):
         low, high = (0, 2**kind.bit_width - 1) if "u" in str(kind) else (-(2 ** (kind.bit_width - 1)),) * 2
         high = high if low == 0 else -low - 1
@@ -83,7 +83,7 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 @st.composite
 def tables(draw: st.DrawFn, names: Sequence[str], max_rows: int = 6) -> pa.Table:
-    """A table with these columns of TYPES."""
+    """A strategy for tables with these columns of TYPES."""
     rows = draw(st.integers(1, max_rows))
     lists = {name: st.lists(st.none() | _values(TYPES[name]), min_size=rows, max_size=rows) for name in names}
     return pa.table({name: _array(draw(values), TYPES[name]) for name, values in lists.items()})
@@ -91,15 +91,15 @@ def tables(draw: st.DrawFn, names: Sequence[str], max_rows: int = 6) -> pa.Table
 
 @dataclass(frozen=True)
 class Both:
-    """The same expression here and in SQL."""
+    """The same expression in our grammar and in SQL."""
 
     ours: str
     sql: str
     is_float: bool = False
     is_half: bool = False
-    """Whether it is just a float16 column."""
+    """Whether the expression is just a float16 column."""
     literal: str | None = None
-    """The decimal, if it is just a literal."""
+    """The decimal if the expression is just a literal."""
 
 
 def _column(name: str) -> Both:
@@ -119,7 +119,7 @@ def _literals() -> st.SearchStrategy[Both]:
 
 
 def _rounded(value: Both, other: Both) -> str:
-    """A decimal that is compared with a float16 column: rounded to float16, as it is to float32 for a float column."""
+    """The SQL of a value. A decimal literal that is compared with a float16 column is rounded to float16."""
     if not other.is_half or value.literal is None:
         return value.sql
     with np.errstate(over="ignore"):
@@ -128,7 +128,7 @@ def _rounded(value: Both, other: Both) -> str:
 
 
 def _extended(inner: st.SearchStrategy[Both]) -> st.SearchStrategy[Both]:
-    """Arithmetic on `inner`."""
+    """A strategy for arithmetic on `inner`."""
 
     def binary(operator: str, left: Both, right: Both) -> Both:
         is_float = left.is_float or right.is_float or operator == "/"
@@ -150,7 +150,7 @@ def _extended(inner: st.SearchStrategy[Both]) -> st.SearchStrategy[Both]:
 
 
 def _is_nan(value: Both) -> str:
-    """In SQL, with NaN equal to NaN."""
+    """The SQL condition that a value is NaN. In SQL, NaN equals NaN."""
     return f"(({value.sql})::double is not distinct from 'nan'::double)" if value.is_float else "false"
 
 
@@ -158,7 +158,7 @@ number_expressions = st.recursive(st.sampled_from(sorted(NUMBERS)).map(_column) 
 
 
 def _compared(left: Both, links: Sequence[tuple[str, Both]]) -> Both:
-    """`a < b <= c`."""
+    """A strategy for chains of comparisons such as `a < b <= c`."""
     ours, parts, operands = left.ours, [], [left, *(right for _, right in links)]
     for (operator, right), before in zip(links, operands, strict=False):
         ours += f" {operator} {right.ours}"
@@ -239,7 +239,7 @@ def _conditions() -> st.SearchStrategy[Both]:
 
 
 def _duckdb_answer(table: pa.Table, sql: str) -> list[Any]:
-    """The values of an expression, in row order. DuckDB has no half floats, and reads them as floats."""
+    """The values of an SQL expression, in row order. DuckDB has no half floats and reads them as floats."""
     plain = pa.table(
         {
             name: column.cast(pa.float32() if column.type == pa.float16() else pa.string())
@@ -259,12 +259,12 @@ def _connection() -> duckdb.DuckDBPyConnection:
 
 
 OVERFLOWS = (duckdb.OutOfRangeException, duckdb.ConversionException, duckdb.BinderException)
-"""DuckDB's errors if a result does not fit into a decimal or an integer; the answer here may be exact."""
+"""DuckDB's errors if a result does not fit into a decimal or an integer. Our result can still be exact."""
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[pa.Table, Both]:
-    """A condition, and a table with the columns in it."""
+    """A strategy for a condition and a table with its columns."""
     condition = draw(_conditions())
     names = Expression(condition.ours).columns
     assume(names)
@@ -273,7 +273,7 @@ def cases(draw: st.DrawFn) -> tuple[pa.Table, Both]:
 
 @given(case=cases())
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=settings.default.max_examples // 2)
-def test_law_comparisons_a_where_keeps_the_rows_that_duckdb_keeps(case: tuple[pa.Table, Both]) -> None:
+def test_law_comparisons_where_keeps_the_rows_that_duckdb_keeps(case: tuple[pa.Table, Both]) -> None:
     table, condition = case
     expression = Expression(condition.ours)
     try:
@@ -312,7 +312,7 @@ class MemoryChunk:
 
 
 def _remaining(table: pa.Table, step: dict[str, Any]) -> list[int]:
-    """The rows that a step keeps from a table that is read as two chunks."""
+    """The rows that a step keeps of a table that is read as two chunks."""
     uids = [f"{row * 0x9E3779B97F4A7C15 % 2**128:032x}" for row in range(table.num_rows)]
     table = table.append_column("uid", pa.array(uids, pa.string()))
     middle = table.num_rows // 2
@@ -324,7 +324,7 @@ def _remaining(table: pa.Table, step: dict[str, Any]) -> list[int]:
 
 
 def _score(name: str) -> str:
-    """A column in SQL with null in place of NaN, which ranks as low here."""
+    """The SQL of a column with null instead of NaN, because we rank both equally low."""
     kind = TYPES[name]
     if not pa.types.is_floating(kind):
         return name
@@ -383,7 +383,7 @@ def test_law_comparisons_a_sample_has_as_many_rows_as_duckdb_rounds_to(rows: int
 
 
 @pytest.mark.parametrize("text", ["int64 * int64", "-int64", "abs(int64)", "int64 - 1"])
-def test_law_comparisons_an_integer_beyond_64_bits_stops_as_in_duckdb(text: str) -> None:
+def test_law_comparisons_an_integer_beyond_64_bits_is_an_error_as_in_duckdb(text: str) -> None:
     table = pa.table({"int64": pa.array([-(2**63)], pa.int64())})
     with pytest.raises(ExpressionError, match="exceeds the range of 64-bit integers"):
         Expression(text).evaluate(table)
@@ -411,7 +411,7 @@ def test_law_comparisons_an_integer_beyond_64_bits_stops_as_in_duckdb(text: str)
         ("f16 > 0.5 and tags is not None", "f16 > 0.5 and tags is not null"),
     ],
 )
-def test_law_comparisons_holds_for_the_table_of_reported_types(condition: str, sql: str) -> None:
+def test_law_comparisons_where_agrees_with_duckdb_on_the_table_of_reported_types(condition: str, sql: str) -> None:
     table = pq.read_table(CASES / "select_numbers.parquet").drop_columns("image")
     expression = Expression(condition)
     expression.check(table.schema, "boolean")
@@ -420,8 +420,8 @@ def test_law_comparisons_holds_for_the_table_of_reported_types(condition: str, s
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
-def test_law_comparisons_nan_duplicates_nothing_in_a_dictionary_either(kind: pa.DataType) -> None:
-    """Outputs of earlier versions carry dictionaries."""
+def test_law_comparisons_nan_in_a_dictionary_column_is_not_a_duplicate_either(kind: pa.DataType) -> None:
+    """Outputs of earlier versions contain dictionary columns."""
     numbers = _array([math.nan, 1.0, math.nan, None, 1.0, None], kind)
     indices = pa.array([0, 1, 0, 2, 1, 2], pa.int8())
     coded = pa.DictionaryArray.from_arrays(indices, numbers.take(pa.array([0, 1, 3])))
@@ -430,8 +430,8 @@ def test_law_comparisons_nan_duplicates_nothing_in_a_dictionary_either(kind: pa.
 
 
 @pytest.mark.parametrize(("name", "other"), [("µm", "μm"), ("ﬁ", "fi"), ("\u212b", "\u00c5"), ("ªb", "ab")])
-def test_law_comparisons_a_column_is_the_one_that_is_written(name: str, other: str) -> None:
-    """Python normalizes names to NFKC, DuckDB does not: µm (U+00B5) and μm (U+03BC) are two columns."""
+def test_law_comparisons_a_column_name_is_not_normalized(name: str, other: str) -> None:
+    """Python normalizes names to NFKC, but DuckDB does not: µm (U+00B5) and μm (U+03BC) are two columns."""
     table = pa.table({name: [1, 2, 3], other: [3, 2, 1], "uid": ["a", "b", "c"]})
     for written in (name, other):
         if not written.isidentifier():

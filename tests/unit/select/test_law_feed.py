@@ -1,5 +1,5 @@
-"""Invariant of PairDataset: each epoch has every pair once and its own order, with any loader, wherever the last loop
-was left; `len()` is correct, and ranks never wait for each other forever.
+"""Invariant of PairDataset: with any loader, and wherever the last loop was left, each epoch has every pair once in its
+own order; `len()` is correct; and ranks never wait for each other forever.
 """
 
 import math
@@ -27,12 +27,12 @@ from tests.unit.select.conftest import make_subset, row_ids
 
 ROWS = 113
 
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own call
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 rows in 8 shards; the subset `some` has 113."""
+    """300 rows in 8 shards; 113 of them are in the subset `some`."""
     folder = tmp_path_factory.mktemp("feed") / "small"
     write_dataset(folder, 300, shard_rows=40)
     make_subset(folder, "some", {"top": {"by": "similarity", "count": ROWS}})
@@ -56,10 +56,10 @@ def rows_in(batches: Any) -> list[str]:
     st.booleans(),
     st.booleans(),
 )
-def test_workers_get_whole_batches_and_all_ranks_together_every_row_once(
+def test_workers_get_whole_batches_and_all_ranks_together_get_every_row_once(
     counts: list[int], ranks: int, workers: int, size: int, drop_last: bool, even: bool
 ) -> None:
-    """The oracle: each rank's rows, cut with slices as if it had a single worker."""
+    """The oracle cuts each rank's rows into slices, as if the rank had a single worker."""
     import numpy as np
 
     order, batches = EpochOrder(even, np.array(counts, np.int64), True, 0, 2), Batches(size, drop_last)
@@ -81,7 +81,7 @@ def test_workers_get_whole_batches_and_all_ranks_together_every_row_once(
 
 
 @pytest.mark.parametrize("loader_of", [DataLoader, StatefulDataLoader])
-def test_set_epoch_takes_effect_in_persistent_workers_and_a_loop_left_early_takes_nothing_from_the_next(
+def test_set_epoch_takes_effect_in_persistent_workers_and_a_loop_left_early_takes_no_rows_from_the_next(
     dataset: Path, loader_of: Any
 ) -> None:
     pairs = feed(dataset)
@@ -110,7 +110,7 @@ def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_set_ep
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_a_loader_has_as_many_batches_as_it_says_and_one_short_one_at_most(
+def test_the_length_of_a_loader_is_its_number_of_batches_and_at_most_one_is_short(
     dataset: Path, workers: int, drop_last: bool
 ) -> None:
     loader = DataLoader(feed(dataset, drop_last=drop_last), batch_size=None, num_workers=workers)
@@ -119,7 +119,7 @@ def test_a_loader_has_as_many_batches_as_it_says_and_one_short_one_at_most(
     assert Counter(sizes) == ({8: ROWS // 8} if drop_last else {8: ROWS // 8, ROWS % 8: 1})
 
 
-def test_len_counts_the_rows_of_a_rank_without_batches(dataset: Path) -> None:
+def test_without_batches_len_is_the_number_of_rows_of_a_rank(dataset: Path) -> None:
     for even in (False, True):
         for rank in range(2):
             pairs = feed(dataset, batch_size=None, rank=rank, world_size=2, even=even)
@@ -128,7 +128,7 @@ def test_len_counts_the_rows_of_a_rank_without_batches(dataset: Path) -> None:
 
 
 def test_a_copy_of_the_dataset_reaches_its_own_workers(dataset: Path) -> None:
-    """This is like a trainer that a scheduler starts elsewhere with the pickled dataset."""
+    """This corresponds to a trainer that a scheduler starts on another machine with the pickled dataset."""
     pairs = pickle.loads(pickle.dumps(feed(dataset)))  # noqa: S301
     loader = DataLoader(pairs, batch_size=None, num_workers=1, persistent_workers=True)
     orders = []
@@ -140,10 +140,8 @@ def test_a_copy_of_the_dataset_reaches_its_own_workers(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_checkpoint_survives_the_set_epoch_of_its_own_epoch_with_a_stateful_loader(
-    dataset: Path, workers: int
-) -> None:
-    """A trainer that resumes calls `load_state_dict`, and then `set_epoch` at the top of its loop."""
+def test_a_checkpoint_survives_set_epoch_for_its_own_epoch_with_a_stateful_loader(dataset: Path, workers: int) -> None:
+    """When a trainer resumes, it calls `load_state_dict` and then `set_epoch` at the top of its loop."""
 
     def loader(pairs: PairDataset) -> Any:
         return StatefulDataLoader(pairs, batch_size=None, num_workers=workers)
@@ -167,11 +165,11 @@ def test_a_checkpoint_survives_the_set_epoch_of_its_own_epoch_with_a_stateful_lo
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("batch_size", [8, None])
 @pytest.mark.parametrize("stop", [15, 16])
-def test_a_checkpoint_repeats_nothing_of_workers_that_were_at_the_end(
+def test_a_checkpoint_repeats_no_rows_of_workers_that_had_finished(
     dataset: Path, stop: int, batch_size: int | None
 ) -> None:
-    """16 batches for three workers: 5, 5 and 6. The loader knows that a worker is at the end while others still have
-    batches."""
+    """Three workers have 5, 5 and 6 of the 16 batches. The loader knows that a worker has finished while others still
+    have batches."""
 
     def loader() -> Any:
         return StatefulDataLoader(feed(dataset, batch_size=batch_size, subset="many"), batch_size=None, num_workers=3)
@@ -188,13 +186,13 @@ def test_a_checkpoint_repeats_nothing_of_workers_that_were_at_the_end(
     second = loader()
     second.load_state_dict(state)
     assert seen + rows(second) == whole
-    assert rows(second) == whole  # and the next loop has all of it again
+    assert rows(second) == whole  # and the next loop has all rows again
 
 
-def test_a_checkpoint_of_an_earlier_version_resumes_with_the_shares_of_that_version(
+def test_a_checkpoint_from_an_earlier_version_resumes_with_the_shares_of_that_version(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a checkpoint has no `batch_size`, and a rank's workers divided its rows, not its batches."""
+    """Such a checkpoint has no `batch_size`: the workers of a rank divided its rows rather than its batches."""
     whole = rows_in(feed(dataset))
     seen = []
     for worker in range(2):
@@ -204,12 +202,12 @@ def test_a_checkpoint_of_an_earlier_version_resumes_with_the_shares_of_that_vers
         state = {k: v for k, v in pairs.state_dict().items() if k not in ("batch_size", "drop_last")}
         pairs.load_state_dict({**state, "rows_done": 16})
         seen.append(rows_in(pairs))
-        assert rows_in(pairs) != seen[-1]  # the next loop has the shares of this version
+        assert rows_in(pairs) != seen[-1]  # the next loop uses the shares of this version
     half = ROWS // 2
     assert seen == [whole[16:half], whole[half + 16 :]]
 
 
-def test_a_checkpoint_with_other_batches_is_refused_where_workers_share_them(
+def test_a_checkpoint_with_a_different_batch_size_is_refused_if_workers_share_the_batches(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = feed(dataset).state_dict()
@@ -217,7 +215,7 @@ def test_a_checkpoint_with_other_batches_is_refused_where_workers_share_them(
     info = type("Info", (), {"num_workers": 2, "id": 0})
     monkeypatch.setattr("pairmill.pipeline.feed.pair_dataset.get_worker_info", lambda: info)
     several = feed(dataset).state_dict()
-    with pytest.raises(FeedError, match="batch_size was 8, is 5"):
+    with pytest.raises(FeedError, match="batch_size was 8, now it is 5"):
         feed(dataset, batch_size=5).load_state_dict(several)
 
 
@@ -231,7 +229,7 @@ def two_ranks() -> Iterator[None]:
 
 
 def test_ranks_with_different_numbers_of_batches_are_an_error_before_they_wait(dataset: Path, two_ranks: None) -> None:
-    """113 rows are split into 56 and 57, that is, 7 and 8 batches of 8."""
+    """113 rows are split into 56 and 57, which make 7 and 8 batches of 8."""
     with pytest.raises(FeedError, match=r"ranks would have 7 or 8 batches.*set even=True"):
         feed(dataset, rank=0, world_size=2)
     with pytest.raises(FeedError, match="ranks would have 56 or 57 rows"):
@@ -257,14 +255,14 @@ def test_drop_last_needs_batches(dataset: Path) -> None:
         feed(dataset, batch_size=None, drop_last=True)
 
 
-def test_a_batch_is_the_same_tensors_whatever_the_loader(dataset: Path) -> None:
+def test_a_batch_has_the_same_tensors_with_and_without_a_loader(dataset: Path) -> None:
     plain = list(feed(dataset, columns=("similarity",)))
     loaded = list(DataLoader(feed(dataset, columns=("similarity",)), batch_size=None, num_workers=1))
     assert all(torch.equal(one["similarity"], two["similarity"]) for one, two in zip(plain, loaded, strict=True))
 
 
 @given(st.lists(st.none() | st.text(" \t\u00a0aé", max_size=3), max_size=5))
-def test_a_tokenizer_gets_every_caption_as_it_is_or_none_at_all(captions: list[str | None]) -> None:
+def test_a_tokenizer_gets_all_captions_unchanged_or_none_at_all(captions: list[str | None]) -> None:
     if all(caption and not caption.isspace() for caption in captions):
         assert texts_of("caption", captions) == captions
     else:
@@ -302,8 +300,8 @@ def test_integers_arrive_exactly_with_and_without_nulls(data: st.DataObject) -> 
 
 
 @given(st.lists(st.none() | st.integers(-(1 << 31), (1 << 31) - 1), min_size=1, max_size=4))
-def test_dates_and_times_arrive_whatever_their_year_and_unit(numbers: list[int | None]) -> None:
-    """Python has no years after 9999 and no nanoseconds: such values are text, as DuckDB or Arrow write them."""
+def test_dates_and_times_of_any_year_and_unit_arrive_intact(numbers: list[int | None]) -> None:
+    """Python has neither years after 9999 nor nanoseconds. Such values arrive as text, as Arrow or DuckDB writes it."""
     nanoseconds = pa.array([None if each is None else abs(each) for each in numbers], pa.time64("ns"))
     for array in (pa.array(numbers, pa.date32()), pa.array(numbers, pa.timestamp("s")), nanoseconds):
         plain = list(values_of(array))

@@ -1,5 +1,5 @@
-"""A mixture has the shares that were asked for, no row twice, and the same rows however its datasets are cut; export
-and the feed read all of it, once, evenly mixed."""
+"""Invariant of mixtures: a mixture has the requested shares, no repeated rows, and the same rows however its datasets
+are divided into shards; export and the feed read all of it once, evenly mixed."""
 
 import json
 import tarfile
@@ -79,7 +79,7 @@ def mixed(folder: Path, name: str, shares: Mapping[str, float] = SHARES, **more:
 
 
 def uids(folder: Path, mixture: Mixture, name: str) -> list[set[str]]:
-    """Of each dataset, from the files of the mixture."""
+    """The uids from each dataset, from the files of the mixture."""
     tables = [list(read_rows(Store(str(folder / name)), source.rows)) for source in mixture.sources]
     found = [[uid for table in of_source for uid in table["uid"].to_pylist()] for of_source in tables]
     assert [len(each) for each in found] == [source.rows.rows_out for source in mixture.sources]
@@ -87,7 +87,7 @@ def uids(folder: Path, mixture: Mixture, name: str) -> list[set[str]]:
 
 
 def oracle(folder: Path, by: list[str]) -> list[list[str]]:
-    """The uids of each dataset that are left without duplicates, by SQL."""
+    """The uids of each dataset that are left without duplicates, computed in SQL."""
     DUCKDB.execute(
         "create or replace temp table every as "
         + " union all ".join(
@@ -102,7 +102,7 @@ def oracle(folder: Path, by: list[str]) -> list[list[str]]:
         "qualify row_number() over (partition by {} order by source, row) = 1"
     )
     DUCKDB.execute("delete from every where status <> 'ok'")
-    DUCKDB.execute(one_per_uid.format("source, uid"))  # as every selection begins
+    DUCKDB.execute(one_per_uid.format("source, uid"))  # as every selection does first
     DUCKDB.execute("delete from every where name = 'b' and width <= 300")
     DUCKDB.execute(one_per_uid.format("uid"))
     for column in by:
@@ -115,7 +115,7 @@ def oracle(folder: Path, by: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("by", [[], ["sha256"], ["sha256", "url"]])
-def test_the_first_dataset_keeps_a_row_and_a_sample_by_uid_is_drawn_of_what_is_left(
+def test_the_first_dataset_keeps_a_shared_row_and_samples_are_drawn_by_uid_from_the_remaining_rows(
     folder: Path, by: list[str], many_chunks: None
 ) -> None:
     mixture = mixed(folder, "mix", dedup=by)
@@ -143,7 +143,9 @@ def test_neither_shard_sizes_nor_chunks_change_the_rows(
     st.lists(st.floats(0.001, 1_000), min_size=6, max_size=6),
     st.integers(0, 10**5),
 )
-def test_every_share_is_right_within_one_row_and_never_falls(rows: list[int], shares: list[float], total: int) -> None:
+def test_every_share_is_exact_to_within_one_row_and_never_falls_as_the_total_grows(
+    rows: list[int], shares: list[float], total: int
+) -> None:
     given_shares = shares[: len(rows)]
     exact = [Fraction(repr(share)) for share in given_shares]
     most = most_samples(rows, given_shares)
@@ -157,7 +159,7 @@ def test_every_share_is_right_within_one_row_and_never_falls(rows: list[int], sh
     assert any((most + 1) * share / sum(exact) > available for share, available in zip(exact, rows, strict=True))
 
 
-def test_a_larger_mixture_contains_a_smaller_one_and_too_large_a_one_says_how_large_it_can_be(folder: Path) -> None:
+def test_a_larger_mixture_contains_a_smaller_one_and_one_that_is_too_large_names_the_limit(folder: Path) -> None:
     small, large = (uids(folder, mixed(folder, "mix", count=count), "mix") for count in (100, 300))
     assert all(one < other for one, other in zip(small, large, strict=True))
     most = most_samples([len(each) for each in oracle(folder, ["sha256"])], list(SHARES.values()))
@@ -189,8 +191,8 @@ def test_too_few_rows_are_repeated_until_the_shares_are_right(folder: Path) -> N
     st.integers(0, 10**6),
     st.integers(0, 10**6),
 )
-def test_the_blocks_of_a_range_are_those_with_its_positions(rows: list[int], one: int, other: int) -> None:
-    """The oracle lists where every block begins."""
+def test_the_blocks_of_a_range_are_those_that_contain_its_positions(rows: list[int], one: int, other: int) -> None:
+    """The oracle lists the start of every block."""
     order = MixtureOrder(False, tuple(EpochOrder(False, np.array([each]), True, 0, 1) for each in rows))
     starts = [sum(order.cuts(block)) for block in range(order.num_blocks + 1)]
     assert starts[0] == 0 and starts[-1] == sum(rows)
@@ -204,7 +206,7 @@ def test_the_blocks_of_a_range_are_those_with_its_positions(rows: list[int], one
 
 @pytest.fixture(scope="module")
 def fed(folder: Path) -> Iterator[Path]:
-    """Mixtures of 300 samples: `fed`, and `fed_repeated` with repeated rows; in small blocks."""
+    """Mixtures of 300 samples in small blocks: `fed`, and `fed_repeated` with repeated rows."""
     mixed(folder, "fed", count=300)
     mixed(folder, "fed_repeated", {"c": 0.9, "a": 0.1}, count=1_000, repeat=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -234,7 +236,7 @@ def test_all_consumers_together_show_every_row_wherever_each_was_stopped(
     more: dict[str, bool],
     stops: list[int],
 ) -> None:
-    """The oracle: one consumer that is never stopped, and for it the files of the mixture."""
+    """The oracle is a single consumer that is never stopped; its oracle is the files of the mixture."""
     alone = PairDataset(FeedConfig(fed / name, None, ()))
     alone.set_epoch(epoch)
     expected, seen = Counter(row["uid"] for row in alone), Counter[str]()
@@ -254,7 +256,7 @@ def mixture_of(folder: Path, name: str) -> Mixture:
     return Mixture.model_validate_json((folder / name / "mixture.json").read_text())
 
 
-def test_an_epoch_has_every_row_once_and_every_block_the_shares(fed: Path) -> None:
+def test_an_epoch_has_every_row_once_and_every_block_has_the_right_shares(fed: Path) -> None:
     mixture = mixture_of(fed, "fed")
     feed, orders = PairDataset(FeedConfig(fed / "fed", columns=("dataset",))), []
     for epoch in range(2):
@@ -272,12 +274,12 @@ def test_an_epoch_has_every_row_once_and_every_block_the_shares(fed: Path) -> No
     assert Counter(uid for batch in loader for uid in batch["uid"]) == Counter(orders[0])
 
 
-def test_missing_rows_are_an_error_and_not_a_shorter_epoch() -> None:
+def test_missing_rows_are_an_error_rather_than_a_shorter_epoch() -> None:
     with pytest.raises(FeedError, match="2 rows of a dataset are missing"):
         list(mixture_rows._Stream(iter([pa.table({"uid": ["a"]})])).take(3))
 
 
-def test_a_dataset_that_has_changed_is_refused_with_the_command_that_mixes_again(tmp_path: Path) -> None:
+def test_a_changed_dataset_is_refused_with_the_command_that_mixes_again(tmp_path: Path) -> None:
     folder = write(tmp_path, 300)
     mixed(folder, "mix")
     path = next((folder / "c/manifests").glob("*"))
@@ -290,7 +292,7 @@ def test_a_dataset_that_has_changed_is_refused_with_the_command_that_mixes_again
     files = set(folder.glob("mix/**/*.parquet"))
     mix(again, overwrite=True)
     assert len(list(PairDataset(FeedConfig(folder / "mix", columns=(), shuffle=False))._rows.schema)) > 5
-    assert files.isdisjoint(folder.glob("mix/**/*.parquet"))  # the old ones are gone
+    assert files.isdisjoint(folder.glob("mix/**/*.parquet"))  # the old files are gone
 
 
 # With pictures
@@ -298,7 +300,7 @@ def test_a_dataset_that_has_changed_is_refused_with_the_command_that_mixes_again
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a and b with pictures and embeddings; `other`, whose embeddings are by other weights; mixtures of them."""
+    """Datasets a and b with pictures and embeddings, `other` with embeddings from other weights, and their mixtures."""
     folder = tmp_path_factory.mktemp("pictures")
     picture_dataset.write(folder / "a", 160, None, seed=1, shard_rows=40)
     picture_dataset.write(folder / "b", 120, None, seed=2, shard_rows=50)
@@ -322,7 +324,7 @@ def exported(folder: Path, name: str, output: str, **more: Any) -> ExportResult:
 
 
 def samples(folder: Path) -> list[dict[str, dict[str, bytes]]]:
-    """Of each tar: key -> extension -> bytes."""
+    """The samples of each tar: key -> extension -> bytes."""
     found = []
     for path in sorted(folder.glob("*.tar")):
         of_tar: dict[str, dict[str, bytes]] = {}
@@ -336,7 +338,7 @@ def samples(folder: Path) -> list[dict[str, dict[str, bytes]]]:
     return found
 
 
-def test_tars_have_all_rows_of_the_record_with_their_pictures_and_every_tar_the_shares(pictures: Path) -> None:
+def test_tars_have_all_recorded_rows_with_their_pictures_and_every_tar_has_the_right_shares(pictures: Path) -> None:
     mixture = mixture_of(pictures, "mix")
     result = exported(pictures, "mix", "tars")
     tars = samples(pictures / "tars")
@@ -359,7 +361,7 @@ def test_tars_have_all_rows_of_the_record_with_their_pictures_and_every_tar_the_
     assert exported(pictures, "mix", "tars").written == 0  # resumes
 
 
-def test_parquet_has_the_same_rows_and_in_order_one_dataset_after_the_other(pictures: Path) -> None:
+def test_an_unshuffled_parquet_export_has_the_same_rows_one_dataset_after_the_other(pictures: Path) -> None:
     exported(pictures, "mix", "parquet", format="parquet", shuffle_seed=None)
     table = pq.read_table(pictures / "parquet")
     expected = uids(pictures, mixture_of(pictures, "mix"), "mix")
@@ -380,7 +382,7 @@ def test_an_export_repeats_rows_as_often_as_the_first_epoch_shows_them(pictures:
         assert sum(rows["weight"].to_pylist()) == pytest.approx(200, rel=1e-6)
 
 
-def test_embeddings_of_other_weights_are_left_out_and_refused_when_asked_for(pictures: Path) -> None:
+def test_embeddings_from_different_weights_are_left_out_or_refused_if_requested(pictures: Path) -> None:
     columns = ("image_embedding_clip_b32", "dataset")
     vectors = {row["uid"]: row[columns[0]] for row in PairDataset(FeedConfig(pictures / "mix", columns=columns))}
     for name in "ab":
@@ -395,7 +397,7 @@ def test_embeddings_of_other_weights_are_left_out_and_refused_when_asked_for(pic
     assert "similarity_clip_b32" not in json.loads(next(iter(samples(pictures / "foreign_tars")[0].values()))["json"])
 
 
-def test_what_a_mixture_cannot_do_is_said_before_anything_is_written(pictures: Path, folder: Path) -> None:
+def test_an_impossible_mixture_is_refused_before_anything_is_written(pictures: Path, folder: Path) -> None:
     for more, message in (
         ({"format": "datacomp"}, "webdataset or parquet, not as datacomp"),
         ({"subset": "some"}, "has no subsets"),
@@ -422,7 +424,7 @@ def test_what_a_mixture_cannot_do_is_said_before_anything_is_written(pictures: P
     make_subset(folder / "a", "none", {"where": "width > 0"})
     for path in (folder / "a/subsets/none").rglob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"rows_out": 0}))
-    with pytest.raises(JobError, match="no row is left of subset 'none'"):
+    with pytest.raises(JobError, match="the subset 'none' has no rows left"):
         exported(folder, "a", "refused", subset="none")
     with pytest.raises(JobError, match=r"share: Input should be greater than 0 \(got 'a=-1'\)"):
         pairmill.mix(folder / "again", ["a=-1"])
@@ -432,9 +434,7 @@ def test_what_a_mixture_cannot_do_is_said_before_anything_is_written(pictures: P
 # The folder
 
 
-def test_after_a_mix_the_folder_has_exactly_the_files_of_the_record(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_mix_the_folder_has_exactly_the_recorded_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr("pairmill.jobs.mix.publish_mixture", Mock(side_effect=KeyboardInterrupt))
         mixed(folder, "clean")
@@ -450,7 +450,7 @@ def test_after_a_mix_the_folder_has_exactly_the_files_of_the_record(
     assert read_mixture(Store(str(folder / "clean"))) == new
 
 
-# The words
+# Sources and names
 
 
 def test_a_source_is_a_path_with_a_subset_and_a_share() -> None:
@@ -472,12 +472,12 @@ def test_a_source_is_a_path_with_a_subset_and_a_share() -> None:
         (["x/a:one=1", "b:one=1"], ["a", "b"]),
     ],
 )
-def test_names_are_as_short_as_they_can_be(given_sources: list[str], names: list[str]) -> None:
+def test_source_names_are_as_short_as_possible(given_sources: list[str], names: list[str]) -> None:
     assert source_names([MixSource.parse(each) for each in given_sources]) == names
 
 
 @given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=50), min_size=1, max_size=4), st.integers(4, 200))
-def test_parts_of_an_export_have_every_row_once_and_their_shares(shards: list[list[int]], per_part: int) -> None:
+def test_parts_of_an_export_have_every_row_once_and_equal_shares(shards: list[list[int]], per_part: int) -> None:
     groups = [
         group_shards([SubsetShard(number, 0, "", rows, "") for number, rows in enumerate(each)], 0, 0, source)
         for source, each in enumerate(shards)

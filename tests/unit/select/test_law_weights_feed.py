@@ -1,5 +1,5 @@
-"""A row is shown as often as its weight says: in each epoch up to rounding, over epochs up to one; over ranks, workers
-and resumes together exactly."""
+"""Invariant of weights: a row is shown as often as its weight says. The number is rounded in each epoch, and the total
+over epochs is off by less than one. Ranks, workers and resumed runs together show exactly that number."""
 
 import math
 from collections import Counter
@@ -45,8 +45,8 @@ def test_a_row_is_shown_as_often_as_its_weight_says(weights: list[float], draw: 
     assert (shown[:, exact == np.rint(exact)] == exact[exact == np.rint(exact)]).all()
 
 
-def test_fractions_hold_in_each_epoch_over_many_rows() -> None:
-    """Each epoch shows a share of the rows, which is that of a fair coin."""
+def test_fractions_average_out_over_many_rows_in_each_epoch() -> None:
+    """Each epoch shows the right average number per row, up to the error of independent coin tosses."""
     draws = draws_of_many(20_000)
     for epoch in (0, 1, 7, 1_000_003):
         for weight in (0.1, 0.5, 2.3):
@@ -61,7 +61,7 @@ def draws_of_many(rows: int) -> Any:
 
 
 def expected(dataset: Path, epoch: int) -> Counter[str]:
-    """uid -> how often it is shown, from the file of the subset."""
+    """How often each uid is shown in an epoch, from the file of the subset."""
     store, found = Store(str(dataset)), Counter[str]()
     for table in read_rows(store, read_subset(store, "some")):
         numbers = times(table["weight"].to_numpy(), draws_of(table["uid"]), epoch).tolist()
@@ -70,7 +70,7 @@ def expected(dataset: Path, epoch: int) -> Counter[str]:
 
 
 def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
-    """The uids that a consumer gets. It stops after each of these numbers of batches, and goes on from a checkpoint."""
+    """The uids that a consumer gets. It stops after each of these numbers of batches and resumes from a checkpoint."""
     state = None
     for stop in [*stops, None]:
         feed = PairDataset(config)
@@ -80,7 +80,7 @@ def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
         batches = [batch["uid"] for batch in islice(feed, stop)]
         yield from (uid for batch in batches for uid in batch)
         if stop is not None and len(batches) < stop:
-            return  # the epoch is over, so the next loop would start over
+            return  # the epoch has ended, so the next loop would start again
         state = feed.state_dict()
 
 
@@ -94,7 +94,7 @@ def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
     even=st.booleans(),
     stops=st.lists(st.integers(0, 3), max_size=2),
 )
-def test_all_consumers_together_show_every_row_as_often_as_it_should_be(
+def test_all_consumers_together_show_every_row_as_often_as_expected(
     dataset: Path, epoch: int, ranks: int, workers: int, size: int, mix: int, even: bool, stops: list[int]
 ) -> None:
     seen = Counter[str]()
@@ -118,14 +118,14 @@ def test_all_consumers_together_show_every_row_as_often_as_it_should_be(
     assert left_out.total() <= (ranks - 1 if even else 0)
 
 
-def test_the_weights_sum_to_what_was_asked(dataset: Path) -> None:
+def test_the_weights_sum_to_the_requested_samples(dataset: Path) -> None:
     totals = [expected(dataset, epoch).total() for epoch in range(200)]
     rows = sum(table.num_rows for table in read_rows(Store(str(dataset)), read_subset(Store(str(dataset)), "some")))
     assert abs(sum(totals) - 200 * 200) <= rows
     assert max(abs(total - 200) for total in totals) < 6 * 0.5 * math.sqrt(rows)
 
 
-def test_an_epoch_has_its_own_order_and_copies_are_apart(dataset: Path) -> None:
+def test_each_epoch_has_its_own_order_and_repeated_rows_are_spread_out(dataset: Path) -> None:
     feed = PairDataset(FeedConfig(str(dataset), "some", ()))
     orders = []
     for epoch in range(2):
@@ -137,8 +137,8 @@ def test_an_epoch_has_its_own_order_and_copies_are_apart(dataset: Path) -> None:
     assert neighbors < len(orders[0]) / 10
 
 
-def test_ranks_with_weights_must_be_even(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if this epoch's rows could be divided evenly: those of the next may not."""
+def test_weighted_subsets_need_even_shares_in_distributed_runs(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This holds even if this epoch's rows can be divided evenly, because those of the next epoch may not be."""
     monkeypatch.setattr("pairmill.pipeline.feed.ranks.is_distributed", lambda: True)
     with pytest.raises(FeedError, match="set even=True"):
         PairDataset(FeedConfig(str(dataset), "some", (), world_size=2))

@@ -1,4 +1,4 @@
-"""Entries are found where MetaCLIP's definition finds them: " entry " is a substring of the spaced caption."""
+"""Invariant of word lists, as in MetaCLIP: an entry is found if " entry " is a substring of the spaced caption."""
 
 import pyarrow as pa
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Tests the step `leak` on photographs: brute force over all hashes, and hashes of real crops, are the oracles."""
+"""Tests the step `leak` on photographs. The oracles are brute force over all hashes and the hashes of real crops."""
 
 import hashlib
 import io
@@ -60,7 +60,7 @@ def gray(pixels: Pixels) -> Pixels:
 
 
 def changed(pixels: Pixels, how: int) -> Pixels:
-    """A copy of every kind: the same, mirrored, cropped, both."""
+    """A copy of the picture: unchanged (0), mirrored (1), cropped (2) or both (3)."""
     height, width = pixels.shape[:2]
     if how >= 2:
         pixels = pixels[height // 20 : height // 20 + round(0.89 * height), : round(0.89 * width)]
@@ -68,7 +68,7 @@ def changed(pixels: Pixels, how: int) -> Pixels:
 
 
 def write_training(folder: Path, evaluation: Path, order: list[int], shard_rows: int = 90) -> Path:
-    """Copies of the evaluation pictures among rows with random hashes, in this order."""
+    """Write a dataset with copies of the evaluation pictures among rows with random hashes, in this order."""
     items, rng = items_of(evaluation), np.random.default_rng(3)
     columns = default_columns(0, 0, ROWS, 1)
     columns["uid"] = pa.array([f"{row:032x}" for row in range(ROWS)])
@@ -102,7 +102,7 @@ def overlap_of(dataset: Path, subset: Subset) -> list[dict[str, Any]]:
 
 
 def expected_overlap(evaluation: Path, training: Path, limits: dict[LeakKind, int]) -> list[dict[str, Any]]:
-    """Every row against every hash of every picture."""
+    """The overlap by brute force: every row against every hash of every picture."""
     table = pa.concat_tables([pq.ParquetFile(each).read() for each in sorted(training.glob("pairs/*.parquet"))])
     rows = table.select(["uid", "sha256", *limits]).to_pylist()
     found = []
@@ -136,7 +136,7 @@ def uids_of(dataset: Path, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("by", ["phash", "pdq"])
-def test_overlap_is_what_brute_force_finds(
+def test_the_overlap_equals_brute_force(
     evaluation: Path, training: Path, by: LeakKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 100)
@@ -158,7 +158,7 @@ def test_overlap_is_what_brute_force_finds(
     assert not (training / "tmp").exists()
 
 
-def test_rows_in_another_order_and_other_shards_give_the_same(tmp_path: Path, evaluation: Path, training: Path) -> None:
+def test_the_overlap_does_not_depend_on_row_order_or_shards(tmp_path: Path, evaluation: Path, training: Path) -> None:
     order = np.random.default_rng(8).permutation(ROWS).tolist()
     other = write_training(tmp_path, evaluation, order, shard_rows=17)
     step = {"leak": str(evaluation)}
@@ -169,17 +169,17 @@ def test_rows_in_another_order_and_other_shards_give_the_same(tmp_path: Path, ev
     kept = uids_of(training, "one")
     plain = sum(is_plain(gray(each["pixels"])) for each in items_of(evaluation))
     assert len(planted & kept) <= 4 * plain + 4
-    assert len(kept - planted) == ROWS - len(planted) - 2  # the two with the same file
+    assert len(kept - planted) == ROWS - len(planted) - 2  # the two rows with the same file
     leaks = [subset.reports[2].leak for subset in (one, two)]
     assert leaks[0] and leaks[1] and leaks[0].found == leaks[1].found and leaks[0].blake2b == leaks[1].blake2b
 
 
-def test_without_variants_mirrored_and_cropped_copies_stay(evaluation: Path, training: Path) -> None:
+def test_mirrored_and_cropped_copies_stay_if_variants_are_off(evaluation: Path, training: Path) -> None:
     subset = make_subset(training, "same", {"leak": {"against": str(evaluation), "by": "phash", "variants": []}})
     assert {each["variant"] for each in overlap_of(training, subset)} == {"same"}
 
 
-def test_the_nearest_pairs_are_named_and_a_change_of_the_set_is_reported(evaluation: Path, training: Path) -> None:
+def test_the_nearest_pairs_are_named_and_a_refresh_reports_the_same(evaluation: Path, training: Path) -> None:
     subset = make_subset(training, "again", {"leak": str(evaluation)})
     report = subset.reports[2].leak
     assert report is not None and report.earlier_blake2b is None
@@ -226,7 +226,7 @@ def test_embeddings_are_compared_with_those_of_the_same_weights(tmp_path: Path, 
         ({"by": "embedding"}, "embeddings by: none"),
     ],
 )
-def test_what_cannot_be_compared_is_an_error(
+def test_datasets_that_cannot_be_compared_are_an_error(
     tmp_path: Path, evaluation: Path, settings: dict[str, Any], message: str
 ) -> None:
     write_dataset(tmp_path, 10)
@@ -234,7 +234,7 @@ def test_what_cannot_be_compared_is_an_error(
         make_subset(tmp_path, "x", {"leak": {"against": str(evaluation)} | settings})
 
 
-def test_the_dataset_itself_is_no_evaluation_set(evaluation: Path) -> None:
+def test_the_dataset_itself_cannot_be_the_evaluation_set(evaluation: Path) -> None:
     with pytest.raises(JobError, match="is the dataset itself"):
         make_subset(evaluation, "x", {"leak": str(evaluation)})
 
@@ -250,7 +250,7 @@ def test_the_dataset_itself_is_no_evaluation_set(evaluation: Path) -> None:
         {"by": "sha256", "variants": []},
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, Any]) -> None:
+def test_incompatible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         SelectStep.model_validate({"leak": {"against": "x"} | settings})
 
@@ -270,8 +270,9 @@ def test_purged_rows_are_in_no_overlap(tmp_path: Path, evaluation: Path) -> None
     assert f'"{row_id}"' not in (training / "subsets/clean/selection.json").read_text().replace("item_row_id", "")
 
 
-def test_the_hash_of_a_crop_is_that_of_its_pixels(evaluation: Path) -> None:
-    """All crops at once, by linear algebra, against the hash of each crop cut out by hand, mirrored ones too."""
+def test_the_hash_of_a_crop_equals_the_hash_of_its_pixels(evaluation: Path) -> None:
+    """Compares the hashes of all crops, computed at once by linear algebra, with the hash of each crop cut out by hand,
+    including mirrored crops."""
     differences = []
     for item in items_of(evaluation)[:6]:
         luma = np.kron(gray(item["pixels"]), np.ones((2, 2), np.uint8))
@@ -289,7 +290,7 @@ def test_the_hash_of_a_crop_is_that_of_its_pixels(evaluation: Path) -> None:
     assert np.mean(differences) < 1.5 and max(differences) <= 8
 
 
-def test_the_first_hash_is_that_of_the_picture(evaluation: Path) -> None:
+def test_the_first_hash_is_that_of_the_unchanged_picture(evaluation: Path) -> None:
     for item in items_of(evaluation)[:10]:
         luma = gray(item["pixels"])
         words, variants = variant_hashes(luma, "phash", ["same", "mirrored"])
@@ -300,7 +301,7 @@ def test_the_first_hash_is_that_of_the_picture(evaluation: Path) -> None:
         assert variants.tolist() == [0, 1]
 
 
-def test_parts_keep_the_hashes_of_a_picture_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_hashes_of_a_picture_are_in_the_same_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pairmill.pipeline.leak.step.MAX_ENTRIES", 5)
     entries = np.zeros(30, hash_entry(1))
     entries["item"] = np.sort(np.repeat([0, 1, 2, 3, 4], [3, 2, 9, 1, 15]))

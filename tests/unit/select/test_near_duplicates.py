@@ -1,4 +1,4 @@
-"""Compares near duplicates with brute force: all pairs, and the rows visited one by one from the best down."""
+"""Tests near-duplicate dedup against brute force over all pairs, visiting the rows one by one from the best down."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ WORDS = {"phash": 1, "pdq": 4}
 
 
 def hashes_with_near_ones(rows: int, words: int, most_flips: int, seed: int) -> U64:
-    """Random hashes; two rows in three differ from another row in a few bits, which may differ from yet another."""
+    """Random hashes. Two rows in three differ in a few bits from an earlier row, which may itself be such a copy."""
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**64, (rows, words), dtype=np.uint64)
     for row in np.flatnonzero(rng.random(rows) < 0.7).tolist():
@@ -46,9 +46,9 @@ def distances(one: U64, others: U64) -> npt.NDArray[np.int64]:
 
 
 def brute_force(hashes: U64, alone: npt.NDArray[np.bool_], scores: Any, distance: int) -> tuple[list[int], list[int]]:
-    """(rows that stay, sizes of the groups of two or more, the largest first)."""
+    """(rows that stay, sizes of the groups of two or more rows, largest first)."""
     best_first = np.lexsort((np.arange(len(hashes)), -np.nan_to_num(scores, nan=-np.inf)))
-    first_of = dict[bytes, int]()  # equal hashes first: the best row stands for all
+    first_of = dict[bytes, int]()  # equal hashes first: the best row represents all
     copies = dict[int, int]()
     for row in best_first.tolist():
         first = first_of.setdefault(hashes[row].tobytes(), row)
@@ -65,7 +65,7 @@ def brute_force(hashes: U64, alone: npt.NDArray[np.bool_], scores: Any, distance
 
 @pytest.fixture(scope="module")
 def hashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3,000 rows in six shards, of different uids, with near phashes and pdqs, nulls and low qualities."""
+    """3,000 rows in six shards with distinct uids, near phashes and pdqs, nulls and low qualities."""
     folder, rows = tmp_path_factory.mktemp("hashed"), 3_000
     rng = np.random.default_rng(3)
     no_hash = pa.array(rng.random(rows) < 0.02)
@@ -92,7 +92,7 @@ def rows_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("by", "distance"), [("phash", 1), ("phash", 4), ("phash", 8), ("pdq", 10), ("pdq", 31)])
 @pytest.mark.parametrize("best", ["similarity", None])
-def test_a_dedup_equals_brute_force(hashed: Path, by: str, distance: int, best: str | None) -> None:
+def test_a_dedup_with_a_distance_equals_brute_force(hashed: Path, by: str, distance: int, best: str | None) -> None:
     step = {"dedup": {"by": by, "distance": distance} | ({"best": best} if best else {})}
     subset = make_subset(hashed, "near", step, rows="pairs")
     values = rows_of(hashed)
@@ -108,7 +108,9 @@ def test_a_dedup_equals_brute_force(hashed: Path, by: str, distance: int, best: 
     assert len(stay) < 2_800
 
 
-def test_chunks_partitions_parts_and_tasks_change_nothing(hashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_partitions_parts_and_tasks_do_not_change_the_result(
+    hashed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = {"dedup": {"by": "pdq", "distance": 31, "best": "similarity"}}
     one = make_subset(hashed, "one", step, rows="pairs")
     for name, value in [
@@ -131,7 +133,7 @@ def test_chunks_partitions_parts_and_tasks_change_nothing(hashed: Path, monkeypa
 @pytest.mark.parametrize(
     ("bits", "distance"), [(64, d) for d in range(1, 9)] + [(256, d) for d in (1, 7, 8, 15, 23, 31)]
 )
-def test_hashes_within_the_distance_agree_in_a_key_of_every_plan(bits: int, distance: int) -> None:
+def test_hashes_within_the_distance_agree_on_a_key_of_every_plan(bits: int, distance: int) -> None:
     rng = np.random.default_rng(distance)
     flips = np.zeros((2_000, bits // 64), np.uint64)
     for row, flip in enumerate(flips):
@@ -145,7 +147,7 @@ def test_hashes_within_the_distance_agree_in_a_key_of_every_plan(bits: int, dist
         assert (np.array(agree) & np.array(near)).any(axis=0).all()
 
 
-def test_hashes_that_agree_in_a_key_agree_in_a_finer_one() -> None:
+def test_near_hashes_that_agree_on_a_key_agree_on_a_finer_key() -> None:
     key = Key(0, 0xFFFF << 48, (1 << 64) - 1, 4)
     rng = np.random.default_rng(0)
     for _ in range(500):
@@ -154,20 +156,20 @@ def test_hashes_that_agree_in_a_key_agree_in_a_finer_one() -> None:
 
 
 def chain(rows: int) -> U64:
-    """Each hash differs from the next in one bit, and from those that are not close in many."""
+    """A chain of hashes: each differs from the next in one bit, and from distant ones in many."""
     bits = np.random.default_rng(0).permuted(np.tile(np.arange(64), (rows // 64 + 1, 1)), axis=1).ravel()[:rows]
     return np.bitwise_xor.accumulate(np.uint64(1) << bits.astype(np.uint64))[:, None]
 
 
 def few_set_bits(rows: int) -> U64:
-    """As flat pictures have: most bits are zero, so most bands are equal, but few of the hashes are near."""
+    """Hashes such as flat pictures have: most bits are zero, so most bands are equal, but few hashes are near."""
     rng = np.random.default_rng(1)
     flips = np.uint64(1) << rng.integers(0, 64, (rows, 12), dtype=np.uint64)
     return np.unique(np.bitwise_or.reduce(flips, axis=1))[:, None]
 
 
 def ball(rows: int) -> U64:
-    """All within eight bits of each other."""
+    """Hashes that are all within eight bits of each other."""
     rng = np.random.default_rng(2)
     flips = np.uint64(1) << rng.integers(0, 64, (rows, 4), dtype=np.uint64)
     return np.unique(np.bitwise_xor.reduce(flips, axis=1))[:, None]
@@ -178,7 +180,7 @@ def half_zero(rows: int) -> U64:
 
 
 @pytest.mark.parametrize("make", [chain, few_set_bits, ball, half_zero])
-def test_crowded_hashes_end_soon_and_equal_brute_force(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crowded_hashes_are_deduplicated_fast_and_as_by_brute_force(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_compare, "_LONG", 16)
     monkeypatch.setattr(near_join, "MAX_SMALL", 8)
     hashes = make(3_000)
@@ -192,7 +194,7 @@ def test_crowded_hashes_end_soon_and_equal_brute_force(make: Any, monkeypatch: p
 
 
 def decided(hashes: U64, distance: int) -> npt.NDArray[np.uint8]:
-    """The states of different hashes that are in the order of their rank."""
+    """The final states of distinct hashes, which are sorted by rank."""
     states, first = np.full(len(hashes), UNDECIDED, np.uint8), len(hashes)
     question = Question(tuple(choose_keys(distance, hashes, len(hashes))), distance, 2)
     while (states == UNDECIDED).any():
@@ -205,9 +207,7 @@ def decided(hashes: U64, distance: int) -> npt.NDArray[np.uint8]:
 
 
 @given(st.integers(1, 60), st.integers(0, 2**32), st.floats(0, 0.6), st.integers(1, 4), st.integers(1, 60))
-def test_decisions_are_those_of_one_row_after_the_other(
-    rows: int, seed: int, share: float, most: int, first: int
-) -> None:
+def test_decisions_equal_those_made_row_by_row(rows: int, seed: int, share: float, most: int, first: int) -> None:
     near = np.tril(np.random.default_rng(seed).random((rows, rows)) < share, -1)  # [worse, better]
     expected = list[int]()
     for row in range(rows):
@@ -257,7 +257,7 @@ def test_a_list_of_hashes_finds_what_brute_force_finds(words: int, distance: int
 
 
 @pytest.mark.parametrize("bad", [["0" * 63], ["g" * 64], ["0" * 64, None], ["é" * 32]])
-def test_what_is_no_hash_is_refused(bad: list[str | None]) -> None:
+def test_values_that_are_not_hashes_are_refused(bad: list[str | None]) -> None:
     with pytest.raises(ValueError, match="hash"):
         hash_words(pa.array(bad), 4)
     digits = ["0123456789abcdef" * 4, "FEDCBA9876543210" * 4]

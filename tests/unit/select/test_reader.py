@@ -1,4 +1,4 @@
-"""Tests `pairmill.open` on generated metadata, compared with DuckDB's rows and columns from the same files."""
+"""Tests `pairmill.open` on generated metadata against the rows and columns that DuckDB reads from the same files."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ ROWS = 1_500
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifteen shards; the subset `wide` has the rows of more than 500 pixels; the model `extra` was added."""
+    """Fifteen shards, the subset `wide` of the rows wider than 500 pixels, and the added model `extra`."""
     folder = tmp_path_factory.mktemp("small")
     write_dataset(folder, ROWS, shard_rows=100)
     make_subset(folder, "wide", {"where": "width > 500"})
@@ -34,7 +34,7 @@ def query(folder: Path, columns: str) -> list[tuple[object, ...]]:
     return DUCKDB.execute(f"select {columns} from {pairs} order by filename, file_row_number").fetchall()
 
 
-def test_a_table_has_the_rows_of_all_shards_in_order_with_the_columns_as_asked(small: Path) -> None:
+def test_a_table_has_the_rows_of_all_shards_in_order_with_the_requested_columns(small: Path) -> None:
     dataset = pairmill.open(small)
     table = dataset.table(["width", "uid"])
     assert table.column_names == ["width", "uid"]
@@ -43,7 +43,7 @@ def test_a_table_has_the_rows_of_all_shards_in_order_with_the_columns_as_asked(s
     assert dataset.table().schema.equals(dataset.schema)
 
 
-def test_columns_of_an_added_model_are_beside_their_rows(small: Path) -> None:
+def test_columns_of_an_added_model_are_aligned_with_their_rows(small: Path) -> None:
     table = pairmill.open(str(small)).table(["row_id", "similarity_extra"])
     added = DUCKDB.execute(f"select row_id, similarity_extra from '{small}/columns/extra/*.parquet'")
     assert dict(zip(*(column.to_pylist() for column in table), strict=True)) == dict(added.fetchall())
@@ -84,10 +84,10 @@ def test_statuses_are_counted_over_all_rows(small: Path) -> None:
     assert pairmill.open(small).statuses == Counter(row[0] for row in query(small, "status"))
 
 
-def test_pandas_gets_integers_beyond_2_to_the_53_exactly_with_and_without_nulls(
+def test_pandas_gets_exact_integers_beyond_2_to_the_53_with_and_without_nulls(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pandas#56678: as float64, 2^53 + 1 is 2^53."""
+    """As float64, 2^53 + 1 would become 2^53 (pandas#56678)."""
     columns = {"few": [1, None], "large": [2**53 + 1, None], "whole": [2**53 + 1, 2]}
     dataset = pairmill.open(small)
     monkeypatch.setattr(type(dataset), "table", lambda *_: pa.table(columns))
@@ -108,7 +108,7 @@ def test_pandas_and_polars_get_the_same_values(small: Path) -> None:
     assert int(frame["similarity"].isna().sum()) == sum(row["similarity"] is None for row in rows) > 0
 
 
-def test_rows_carry_the_values_of_their_columns(small: Path) -> None:
+def test_rows_have_the_values_of_their_columns(small: Path) -> None:
     dataset = pairmill.open(small)
     names = ["uid", "caption", "width"]
     rows = [tuple(row[name] for name in names) for row in dataset.rows(names)]
@@ -129,7 +129,7 @@ def test_only_the_newest_generation_of_a_committed_shard_counts(tmp_path: Path) 
     files = {"pairs": {**manifest["files"]["pairs"], "path": "pairs/000000000.g1.parquet"}}
     newest = {**manifest, "generation": 1, "pairs": 40, "files": files}
     (tmp_path / "manifests/000000000.g1.json").write_text(json.dumps(newest))
-    (tmp_path / "manifests/000000002.json").unlink()  # its data files exist, but do not count
+    (tmp_path / "manifests/000000002.json").unlink()  # its data files exist but do not count
     after = pairmill.open(tmp_path)
     assert len(after) == after.table("uid").num_rows == 40 + 100
     assert after.table("row_id")["row_id"].to_pylist()[:40] == newer["row_id"].to_pylist()
@@ -156,7 +156,7 @@ def test_a_missing_column_subset_uid_or_dataset_is_named(small: Path, tmp_path: 
         pairmill.open(tmp_path)
 
 
-def test_a_uid_is_found_in_its_first_row(small: Path) -> None:
+def test_a_lookup_by_uid_returns_the_first_row(small: Path) -> None:
     dataset = pairmill.open(small)
     uids = dataset.table("uid")["uid"].to_pylist()
     assert len(set(uids)) < len(uids)
@@ -167,7 +167,7 @@ def test_a_uid_is_found_in_its_first_row(small: Path) -> None:
         dataset.picture(str(UUID(uids[5])).upper())
 
 
-def test_a_subset_of_another_state_is_refused_when_it_is_read(tmp_path: Path) -> None:
+def test_a_subset_of_an_outdated_state_is_refused_when_read(tmp_path: Path) -> None:
     write_dataset(tmp_path, 300, shard_rows=100)
     make_subset(tmp_path, "some", {"where": "width > 500"})
     path = tmp_path / "manifests/000000001.json"

@@ -1,4 +1,4 @@
-"""Tests select as users see it: what is refused and how, and what happens to subsets when the dataset changes."""
+"""Tests select as users see it: which jobs are refused and how, and how subsets behave when the dataset changes."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ TOP = {"top": {"by": "similarity", "fraction": 0.3}}
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A dataset of 2,000 rows in 10 shards that a test may change."""
+    """A dataset of 2,000 rows in 10 shards that a test can change."""
     write_dataset(tmp_path / "own", 2_000, shard_rows=200)
     return tmp_path / "own"
 
@@ -52,7 +52,7 @@ def refused(dataset: Path, *steps: Step, **more: Any) -> str:
         ({"dedup": {"by": "url", "best": "score"}}, "step 2, dedup: there is no column 'score'"),
     ],
 )
-def test_a_step_that_does_not_fit_the_columns_is_named(own: Path, step: Step, says: str) -> None:
+def test_a_step_that_does_not_match_the_columns_is_named(own: Path, step: Step, says: str) -> None:
     assert says in refused(own, TOP, step)
 
 
@@ -63,8 +63,8 @@ def test_a_step_that_does_not_fit_the_columns_is_named(own: Path, step: Step, sa
         ([{"top": {"by": "x", "fraction": 0.3, "count": 3}}], "either a fraction or a count"),
         ([{"top": {"by": "x", "fraction": 0}}], "greater than 0"),
         ([{"sample": {"fraction": 1.5}}], "less than or equal to 1"),
-        ([{"where": "a > 1", "sample": {"count": 1}}], "a step is one of"),
-        ([{}], "a step is one of"),
+        ([{"where": "a > 1", "sample": {"count": 1}}], "a step must be one of"),
+        ([{}], "a step must be one of"),
         ([{"keep": "a > 1"}], "there is no such field"),
         ([{"dedup": {"by": "url", "distance": 3}}], "distance works only with by: phash"),
     ],
@@ -94,11 +94,11 @@ def test_selecting_nothing_names_the_step_that_dropped_the_last_rows(own: Path) 
         {"repeat": {"by": "length(status_detail)", "mean": 1}},
     ],
 )
-def test_a_step_by_something_that_is_null_in_all_rows_is_refused(own: Path, step: Step) -> None:
+def test_a_step_by_an_expression_that_is_null_in_all_rows_is_refused(own: Path, step: Step) -> None:
     assert "null in all rows" in refused(own, {"where": "status_detail is None"}, step)
 
 
-def test_a_dataset_without_pairs_is_said_to_have_none(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selecting_from_a_dataset_without_pairs_says_so(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Chunk, "num_rows", 0)
     monkeypatch.setattr(Chunk, "spans", lambda chunk: iter(()))
     assert "/own has no pairs: all of its rows were rejected or withdrawn" in refused(own, {"where": "width > 0"})
@@ -144,7 +144,7 @@ def test_the_subset_does_not_depend_on_the_chunks(dataset: Path, monkeypatch: py
     assert row_ids(dataset, make_subset(dataset, "spread", *steps).name) == expected
 
 
-def test_after_more_shards_compare_explains_every_row_that_came_or_went(own: Path) -> None:
+def test_after_a_dataset_grows_compare_explains_every_row_that_came_or_went(own: Path) -> None:
     best = {"top": {"by": "similarity", "count": 400}}
     before = make_subset(own, "before", best)
     old = set(row_ids(own, "before"))
@@ -161,7 +161,7 @@ def test_after_more_shards_compare_explains_every_row_that_came_or_went(own: Pat
     assert set(difference.only_other) == {NOT_SEEN}
     assert before.generations_blake2b != after.generations_blake2b
     text = "\n".join(difference.lines())
-    assert "in shards that were not there when before was selected" in text
+    assert "in shards that did not exist when before was selected" in text
     assert f"(threshold {after.reports[2].threshold:.6g}, {before.reports[2].threshold:.6g} in before)" in text
 
 
@@ -246,12 +246,12 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["select", *arguments])
 
 
-def test_the_command_prints_what_each_step_left_and_one_json_line(own: Path) -> None:
+def test_the_command_prints_the_rows_that_each_step_left_and_one_json_line(own: Path) -> None:
     steps = ["--step", "where: similarity >= 0.2", "--step", "top: {by: similarity, count: 100}"]
     done = run(str(own), "mine", *steps, "--json")
     assert done.exit_code == 0, done.output
     everything = done.stdout.splitlines()
-    largest = everything.index("    the rows with the most duplicates, which were dropped:")
+    largest = everything.index("    the rows with the most dropped duplicates:")
     assert everything[largest + 1].startswith("    ") and "duplicates of 00000" in everything[largest + 1]
     lines = [line for line in everything if not line.startswith("    ")]
     assert [line.split("  ")[0] for line in lines[:4]] == [
@@ -280,18 +280,18 @@ def test_a_malformed_step_on_the_command_line_is_refused(own: Path, step: str) -
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["n", "--mix", "x=1"], "leave out NAME: --mix takes only --count, --dry-run"),
+        (["n", "--mix", "x=1"], "leave out NAME: --mix can only be combined with --count, --dry-run"),
         (["--mix", "x=1", "--refresh"], "leave out --refresh: --mix"),
-        (["n", "--refresh", "--preset", "x"], "leave out --preset: --refresh takes only NAME"),
-        (["--compare", "a", "b", "--all-pairs"], "leave out --all-pairs: --compare takes only --set"),
-        (["n", "--count", "5"], "--count is of a mixture"),
+        (["n", "--refresh", "--preset", "x"], "leave out --preset: --refresh can only be combined with NAME"),
+        (["--compare", "a", "b", "--all-pairs"], "leave out --all-pairs: --compare can only be combined with --set"),
+        (["n", "--count", "5"], "--count is for mixtures"),
         (["a/b"], "name: use up to 100 letters"),
         (["n", "--step", "dedup: [1,2"], "is not valid YAML: expected"),
         (["n", "--step", "dedup: {by: phas}"], "did you mean 'phash'?"),
         (["n", "--step", "known: {path: x.txt, by: md}"], "known.by.0: Input should be 'uid', 'url'"),
         (["n", "--job", "/dev/null"], "/dev/null: is empty"),
-        (["--refresh"], "is no mixture; name the subset to select again: mine"),
-        (["--compare", "mine", "mine"], "is the same subset: name two"),
+        (["--refresh"], "is not a mixture; name the subset to select again: mine"),
+        (["--compare", "mine", "mine"], "is the same subset: name two different"),
     ],
 )
 def test_the_command_names_what_is_wrong(own: Path, options: list[str], says: str) -> None:
@@ -302,7 +302,7 @@ def test_the_command_names_what_is_wrong(own: Path, options: list[str], says: st
     assert says in " ".join(done.output.replace("\u2502", " ").split())
 
 
-def test_the_lines_of_steps_fit_into_60_columns(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_lines_fit_into_60_columns(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     long = "where: width >= 0 and height >= 0 and length(caption) < 100000000"
     steps = ["sample: {count: 5000}", long, "balance: {by: host, curve: 5}"]
@@ -312,7 +312,7 @@ def test_the_lines_of_steps_fit_into_60_columns(own: Path, monkeypatch: pytest.M
     assert "    fewer rows than the 5,000 asked for" in lines
 
 
-def test_the_command_compares(own: Path) -> None:
+def test_the_command_compares_two_subsets(own: Path) -> None:
     make_subset(own, "a", TOP)
     make_subset(own, "b")
     done = run(str(own), "--compare", "a", "b", "--json")

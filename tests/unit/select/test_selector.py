@@ -21,7 +21,7 @@ WHERE = {"where": "similarity >= 0.22 and width > height"}
 IN_SQL = "similarity >= 0.22 and width > height"
 
 
-def test_without_steps_the_kept_rows_stay_once_per_uid(dataset: Path) -> None:
+def test_without_steps_the_kept_rows_remain_once_per_uid(dataset: Path) -> None:
     subset = make_subset(dataset, "plain")
     assert row_ids(dataset, "plain") == oracle(dataset, "select * from rows")
     assert [report.step for report in subset.reports] == ["rows: kept", "dedup: by uid"]
@@ -34,13 +34,13 @@ def test_rows_pairs_selects_from_dropped_rows_too(dataset: Path) -> None:
     assert row_ids(dataset, "all") == oracle(dataset, expected)
 
 
-def test_a_threshold_equals_duckdbs(dataset: Path) -> None:
+def test_a_threshold_selects_the_same_rows_as_duckdb(dataset: Path) -> None:
     make_subset(dataset, "where", WHERE)
     assert row_ids(dataset, "where") == oracle(dataset, f"select * from rows where {IN_SQL}")
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.999, 1.0])
-def test_a_top_fraction_is_the_rows_that_duckdb_ranks_highest(dataset: Path, fraction: float) -> None:
+def test_a_top_fraction_selects_the_rows_that_duckdb_ranks_highest(dataset: Path, fraction: float) -> None:
     subset = make_subset(dataset, "top", WHERE, {"top": {"by": "similarity", "fraction": fraction}})
     count = f"(select round({fraction} * count(*)) from rows where {IN_SQL})"
     expected = f"select * from rows where {IN_SQL} qualify row_number() over (order by similarity desc) <= {count}"
@@ -57,8 +57,8 @@ def test_a_count_with_few_distinct_scores_is_exact(dataset: Path, count: int) ->
 
 
 def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
-    """Of 4,000 rows, the wide ones are kept for their score and the others because they won ties. About a quarter of
-    each must be in the sample."""
+    """Of the 4,000 kept rows, the wide ones are kept for their score and the others because they won ties. About a
+    quarter of each group must be in the sample."""
     top = {"top": {"by": "greatest(width - 900, height - height)", "count": 4_000}}
     make_subset(dataset, "tied", top)
     make_subset(dataset, "sampled", top, {"sample": {"fraction": 0.25}})
@@ -68,7 +68,7 @@ def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
     assert 0.15 < len(after & wide) / len(before & wide) < 0.35
 
 
-def test_values_that_look_like_hex_digits_equal_themselves_whatever_else_is_in_their_shard(tmp_path: Path) -> None:
+def test_values_that_look_like_hex_digits_equal_themselves_whatever_their_shard_contains(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 40, shard_rows=20)
     for shard, captions in enumerate((["deadbeefdeadbeef"] * 20, ["deadbeefdeadbeef", *map(str, range(19))])):
         path = tmp_path / f"own/pairs/{shard:09d}.parquet"
@@ -81,7 +81,7 @@ def test_values_that_look_like_hex_digits_equal_themselves_whatever_else_is_in_t
     assert row_ids(tmp_path / "own", "once") == oracle(tmp_path / "own", f"with {firsts} {expected}")
 
 
-def test_nulls_rank_last_and_a_top_fraction_may_reach_them(dataset: Path) -> None:
+def test_nulls_rank_last_and_a_top_fraction_can_include_them(dataset: Path) -> None:
     make_subset(dataset, "nulls", {"top": {"by": "similarity", "fraction": 0.9999}})
     scored = oracle(dataset, "select * from rows where similarity is not null")
     assert set(scored) < set(row_ids(dataset, "nulls"))
@@ -100,7 +100,7 @@ def test_the_top_is_exact_however_few_keys_are_sampled(
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of twelve shards whose width is the number of the shard."""
+    """A dataset of twelve shards. The width of each row is the number of its shard."""
     folder = tmp_path_factory.mktemp("numbered")
     write_dataset(folder, 240, shard_rows=20)
     for shard in range(12):
@@ -118,7 +118,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_top_is_exact_if_keys_are_sampled_from_few_shards_and_each_shard_differs(
     numbered: Path, monkeypatch: pytest.MonkeyPatch, where: str, share: dict[str, float]
 ) -> None:
-    """Some of the conditions keep no row of the sampled shards."""
+    """Some of the conditions keep no rows of the sampled shards."""
     steps: Any = [{"where": where}, {"top": {"by": "similarity * similarity", **share}}, {"sample": {"fraction": 0.5}}]
     make_subset(numbered, "all", *steps)
     monkeypatch.setattr(top, "SAMPLED_SHARDS", 2)
@@ -146,7 +146,9 @@ def test_exact_dedup_keeps_the_best_of_each_group(dataset: Path) -> None:
     assert clusters == [row[0] for row in DUCKDB.execute(sizes.format(rows)).fetchall()]
 
 
-def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dedup_in_many_rounds_of_partitions_gives_the_same_rows(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
     make_subset(dataset, "one", *steps)
     monkeypatch.setattr(dedup, "PARTITION_ROWS", 1_000)
@@ -157,24 +159,24 @@ def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypat
     assert row_ids(dataset, "many") == row_ids(dataset, "one")
 
 
-def test_a_null_is_a_duplicate_of_nothing(dataset: Path) -> None:
+def test_a_null_is_never_a_duplicate(dataset: Path) -> None:
     subset = make_subset(dataset, "none", {"dedup": {"by": "md5"}})
     assert subset.rows_out == subset.reports[-1].rows_in
 
 
 def brute_force_pairs(hashes: Any, distance: int) -> set[tuple[int, int]]:
-    """Pairs of different places, the smaller one first, whose hashes differ by 1 to `distance` bits."""
+    """Pairs of positions, the smaller one first, whose hashes differ in 1 to `distance` bits."""
     found: set[tuple[int, int]] = set()
     for start in range(0, len(hashes), 500):
         block, later = hashes[start : start + 500], hashes[start:]
         bits = np.bitwise_count(block[:, None] ^ later[None, :])
-        bits -= 1  # of equal hashes: 255
+        bits -= 1  # equal hashes get 255
         one, other = np.nonzero(bits < distance)
         found.update((a, b) for a, b in zip((one + start).tolist(), (other + start).tolist(), strict=True) if a < b)
     return found
 
 
-def test_every_row_that_a_near_dedup_drops_is_near_a_kept_one_and_no_two_kept_ones_are_near(dataset: Path) -> None:
+def test_every_row_that_a_near_dedup_drops_is_near_a_kept_row_and_no_two_kept_rows_are_near(dataset: Path) -> None:
     make_subset(dataset, "before")
     make_subset(dataset, "after", {"dedup": {"by": "phash", "distance": 4, "best": "similarity"}})
     query = f"select row_id, phash, similarity from read_parquet('{dataset}/pairs/*.parquet')"

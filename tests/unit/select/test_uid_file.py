@@ -1,4 +1,4 @@
-"""Tests the step `uids`: rows are selected by a file of uids, in any of the forms that a uid may have."""
+"""Tests the step `uids`, which selects rows by a file of uids, in any form that a uid can have."""
 
 import gzip
 import hashlib
@@ -60,12 +60,12 @@ def test_the_rows_of_the_file_are_selected_in_dataset_order(
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_text_of_any_arrow_type_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+def test_uids_of_any_arrow_text_type_are_read(tmp_path: Path, kind: pa.DataType) -> None:
     file = write(tmp_path / "a.parquet", ["0" * 31 + "1", "0" * 32], kind)
     assert len(UidFile.of(Files(), file).load()) == 2
 
 
-def test_a_refresh_with_another_file_says_so_and_takes_it(dataset: Path, tmp_path: Path) -> None:
+def test_a_refresh_with_a_changed_file_uses_it_and_says_so(dataset: Path, tmp_path: Path) -> None:
     uids = all_uids(dataset)
     file = write(tmp_path / "f.parquet", [*uids[:50]])
     first = make_subset(dataset, "again", {"uids": file})
@@ -80,7 +80,7 @@ def test_a_refresh_with_another_file_says_so_and_takes_it(dataset: Path, tmp_pat
     assert read_subset(Store(str(dataset)), "again") == changed
 
 
-def test_the_command_says_how_many_are_unknown_and_keeps_the_absolute_path(
+def test_the_command_prints_the_number_of_unknown_uids_and_stores_the_absolute_path(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "f.parquet", [all_uids(dataset)[0], "e" * 32, "d" * 32])
@@ -88,7 +88,7 @@ def test_the_command_says_how_many_are_unknown_and_keeps_the_absolute_path(
     arguments = ["select", str(dataset), "few", "--all-pairs", "--step", "uids: f.parquet", "--overwrite"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "3 uids in the file; 2 of them are in no row that the steps before left" in done.stdout
+    assert "3 uids in the file; 2 of them are in no row left by the previous steps" in done.stdout
     record = json.loads((dataset / "subsets/few/selection.json").read_bytes())
     assert record["steps"] == [
         {"where": None, "top": None, "dedup": None, "sample": None, "uids": f"{tmp_path}/f.parquet"}
@@ -98,7 +98,7 @@ def test_the_command_says_how_many_are_unknown_and_keeps_the_absolute_path(
 @pytest.mark.parametrize(
     ("column", "problem"),
     [
-        ({"id": ["a"]}, "has no column `uid`"),
+        ({"id": ["a"]}, "has no column named `uid`"),
         ({"uid": [1]}, "column `uid` is int64, not text"),
         ({"uid": ["0" * 32, None]}, "has 1 value that cannot be uids, such as null"),
         ({"uid": ["x\x1b[31m", "0" * 31, "0" * 32]}, r"2 values that cannot be uids, such as 'x \[31m'"),
@@ -119,7 +119,7 @@ def test_a_file_that_is_not_a_list_of_uids_is_an_error_that_names_the_step(
         make_subset(dataset, "no", {"uids": str(tmp_path / "missing.parquet")})
 
 
-def test_a_text_file_is_the_same_list(tmp_path: Path) -> None:
+def test_a_text_file_gives_the_same_list_as_parquet(tmp_path: Path) -> None:
     uids = [hashlib.md5(b"%d" % number).hexdigest() for number in range(300)]
     parquet = UidFile.of(Files(), write(tmp_path / "f.parquet", uids)).load()
     lines = ["# mine", "", *uids[:-1], f"  {uuid.UUID(uids[-1])}\r"]
@@ -137,12 +137,12 @@ def test_a_text_file_is_the_same_list(tmp_path: Path) -> None:
             UidFile.of(Files(), str(tmp_path / "f.txt")).load()
 
 
-def test_two_columns_of_one_name_and_places_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
+def test_duplicate_columns_and_unreadable_paths_are_errors(tmp_path: Path) -> None:
     uids = pa.array(["0" * 32])
     pq.write_table(pa.Table.from_arrays([uids, uids], names=["uid", "uid"]), tmp_path / "two.parquet")
     for uri, problem in (
-        (f"{tmp_path}/two.parquet", "has several columns `uid`"),
-        (f"{tmp_path}", "is a folder: name a file in it"),
+        (f"{tmp_path}/two.parquet", "has several columns named `uid`"),
+        (f"{tmp_path}", "is a folder; give a file in it"),
         ("/dev/null", "is a pipe or device, .* write its content to a file first"),
         (f"{tmp_path}/a\0b", "cannot be read: No such file"),
         ("https://example.com/uids.parquet", "cannot be read: give a local file or s3://"),
@@ -153,7 +153,7 @@ def test_two_columns_of_one_name_and_places_that_cannot_be_read_are_errors(tmp_p
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 300 uids. The footer is half of it."""
+    """The bytes of a file of 300 uids. Half of them are the footer."""
     path = tmp_path_factory.mktemp("uids") / "intact.parquet"
     write(path, [hashlib.md5(b"%d" % number).hexdigest() for number in range(300)])
     return path
@@ -172,7 +172,7 @@ def test_law_a_damaged_file_is_read_or_refused_with_its_name(intact: Path, chang
         assert str(error).startswith(str(damaged))
 
 
-def test_a_file_that_changes_while_it_is_used_and_one_that_is_too_long_are_errors(
+def test_files_that_change_during_use_and_files_that_are_too_long_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = UidFile.of(Files(), write(tmp_path / "f.parquet", ["0" * 32, "1" * 32]))
@@ -198,7 +198,7 @@ def test_law_a_list_contains_exactly_its_uids(listed: list[str], asked: list[str
 
 
 @given(st.text("0aF-g{}", max_size=40) | st.uuids().map(str) | st.uuids().map(lambda u: u.hex.upper()))
-def test_law_a_uid_is_what_it_is_elsewhere(text: str) -> None:
+def test_law_uids_in_files_follow_the_same_rules_as_elsewhere(text: str) -> None:
     try:
         found = uid_file.uid_digits("f", pa.array([text])).to_pylist()
     except StepError:
@@ -206,6 +206,6 @@ def test_law_a_uid_is_what_it_is_elsewhere(text: str) -> None:
     assert found == [own_uid(text)]
 
 
-def test_records_of_other_steps_are_as_before() -> None:
+def test_records_of_other_steps_are_unchanged() -> None:
     assert set(SelectStep(where="a").model_dump()) == {"where", "top", "dedup", "sample"}
     assert "uids" not in StepReport(step="a", rows_in=1, rows_out=1).model_dump()

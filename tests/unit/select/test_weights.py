@@ -1,4 +1,4 @@
-"""The step `repeat`: the weights of soft cap sampling and of expressions, as the subset stores them."""
+"""Tests the step `repeat`: the weights of soft cap sampling and of expressions, as the subset stores them."""
 
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ def shift_of(numbers: np.ndarray[Any, Any], alpha: float, highest: float, sample
     )
 
 
-def test_weights_are_the_expected_draws_of_soft_cap_sampling() -> None:
-    """The oracle draws b rows without replacement in proportion to e^z (Gumbel top-b), lowers their z by alpha, and so
-    on. FLYT's sampling with b = 16 is known to give 9.0 draws near z = 5, and the limit of small draws 9.08."""
+def test_weights_equal_the_expected_draws_of_soft_cap_sampling() -> None:
+    """The oracle repeatedly draws b rows without replacement in proportion to e^z (Gumbel top-b) and lowers their z by
+    alpha. FLYT's sampling with b = 16 is known to give 9.0 draws near z = 5; the limit of small draws gives 9.08."""
     rows, draws, alpha, found = 20_000, 16, 0.15, []
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def test_weights_are_the_expected_draws_of_soft_cap_sampling() -> None:
 
 
 @pytest.mark.parametrize("highest", [np.inf, 2.0])
-def test_the_scale_solves_the_sum_and_does_not_depend_on_the_parts(highest: float) -> None:
+def test_the_scale_gives_the_requested_sum_and_does_not_depend_on_the_parts(highest: float) -> None:
     rng = np.random.default_rng(1)
     z = np.concatenate([rng.normal(-30, 20, 3_000), [0.0, -0.0, 1e-300, np.nan, -np.inf], np.full(500, 7.25)])
     for samples in (100.0, 3_000.0, 6_000.0):
@@ -95,7 +95,7 @@ def test_the_weights_do_not_depend_on_the_chunks(
     assert one.weight_sum == pytest.approx(weights.sum(), rel=1e-5)
 
 
-def test_an_expression_is_the_weight_and_rows_without_one_are_dropped(dataset: Path) -> None:
+def test_an_expression_is_used_as_the_weight_and_rows_without_a_weight_are_dropped(dataset: Path) -> None:
     subset = make_subset(dataset, "e", {"repeat": {"weight": "8 * similarity - 2", "max": 1.25}})
     query = f"""
         with rows as (select uid, 8 * similarity::double - 2 as weight
@@ -124,7 +124,7 @@ def test_weights_survive_later_steps(dataset: Path) -> None:
     assert top.reports[2].repeat is not None and top.reports[2].repeat.weight_sum > 10
 
 
-def test_readers_give_the_weight_and_everything_else_works_on_rows(dataset: Path) -> None:
+def test_readers_return_the_weight_and_other_commands_ignore_it(dataset: Path) -> None:
     make_subset(dataset, "w", {"repeat": {"weight": "10 * similarity"}})
     make_subset(dataset, "plain", {"where": "similarity > 0.25"})
     weights = weights_of(dataset, "w")
@@ -166,7 +166,7 @@ def test_a_contradictory_step_is_refused(repeat: Step, says: str) -> None:
         load_select_job(None, {"dataset": "out", "name": "n", "steps": [{"repeat": repeat}]})
 
 
-def test_a_row_has_one_weight() -> None:
+def test_a_row_can_have_only_one_weight() -> None:
     with pytest.raises(JobError, match="only one step can be a repeat"):
         load_select_job(None, {"dataset": "out", "name": "n", "steps": [{"repeat": {"weight": "a"}}] * 2})
 
@@ -179,11 +179,11 @@ def test_a_row_has_one_weight() -> None:
         ({"by": "width", "samples": 1_000_000, "max": 2}, "need a higher max"),
         ({"by": "md5", "samples": 10}, "'md5' is not a number"),
         ({"weight": "2"}, "uses no column; name one"),
-        ({"by": "image_offset", "samples": 10}, "null in all rows"),
-        ({"by": "similarity * 1e17", "samples": 10, "max": 1000}, "scale by down: .* not to the 10 samples"),
+        ({"by": "image_offset", "samples": 10}, "`by` has no finite number in any row"),
+        ({"by": "similarity * 1e17", "samples": 10, "max": 1000}, "scale `by` down: .* requested 10 samples"),
     ],
 )
-def test_weights_that_cannot_be_are_refused(dataset: Path, repeat: Step, says: str) -> None:
+def test_impossible_weights_are_refused(dataset: Path, repeat: Step, says: str) -> None:
     with pytest.raises((JobError, ValueError), match=says):
         make_subset(dataset, "refused", {"repeat": repeat})
     assert not (dataset / "subsets/refused").exists()

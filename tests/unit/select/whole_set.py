@@ -1,4 +1,4 @@
-"""Provides 20,000 rows with real captions of very different frequency, in shards of any size."""
+"""Provides 20,000 rows with real captions of very different frequencies, in shards of any size."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ HOSTS = ["photos.example", "Photos.Example:8080", "user@other.example", "[2001:d
 
 
 def captions() -> list[str | None]:
-    """A few captions make up most rows, as in the web; some are odd."""
+    """Captions for all rows. A few captions make up most rows, as on the web; some are unusual."""
     lines = (SHARED_DATA / "pairs/pairs.jsonl").read_text(encoding="utf-8").splitlines()
     real = sorted({caption for line in lines for caption in json.loads(line)["captions"]})
     numbers = np.minimum(np.random.default_rng(5).zipf(1.3, ROWS) - 1, len(real) + len(ODD_CAPTIONS) - 1)
@@ -25,7 +25,7 @@ def captions() -> list[str | None]:
 
 
 def columns() -> dict[str, pa.Array]:
-    """Columns of `pairs/`. `original_format` stands for a class, `content_type` for a language."""
+    """Columns of `pairs/`. `original_format` is used as a class, `content_type` as a language."""
     rng = np.random.default_rng(6)
     found = default_columns(0, 0, ROWS, 1)
     hosts = [*HOSTS, *(f"h{number}.example" for number in range(3_000))]
@@ -43,7 +43,7 @@ def columns() -> dict[str, pa.Array]:
 
 
 def write(folder: Path, rows: dict[str, pa.Array], shard_rows: int) -> Path:
-    """A dataset of these rows."""
+    """Write a dataset of these rows."""
 
     def columns(shard: int, first: int, count: int, seed: int) -> dict[str, pa.Array]:
         return {name: column.slice(first, count) for name, column in rows.items()}
