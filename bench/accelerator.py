@@ -7,7 +7,8 @@ calling thread releases the GIL and sleeps, as it would while waiting for a GPU.
 payloads are unpacked as in an actor, pictures are decoded and resized, and columns are packed. On two cores, a rate of
 250 simulates one GPU that embeds 2,000 pictures per second next to 16 cores.
 
-Prints the fraction of the wall-clock time in which the accelerator was busy, for one and for several shards at a time.
+Prints the fraction of the wall-clock time during which the accelerator was busy, for one shard and for several shards
+at a time.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def payloads(folder: Path, shards: int, shard_rows: int) -> list[pa.Buffer]:
 
 
 def utilization(shards: Sequence[pa.Buffer], calls: int, options: argparse.Namespace) -> float:
-    """Fraction of the time from the first batch to the last in which the accelerator was busy."""
+    """Fraction of the time from the first batch to the last during which the accelerator was busy."""
     run, config = RunConfig(device="cpu", batch_size=options.batch_size), ModelConfig(name="tiny")
     encoder = Encoder([config], run, ImagesConfig())
     (model,) = encoder.models

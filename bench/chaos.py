@@ -68,7 +68,7 @@ class Run:
 
     killed: str
     hit: bool
-    """Whether every fault took effect: the run had not ended yet, and it had a process of the kind that was to die."""
+    """Whether every fault took effect: the run had not ended yet, and it had a process of the kind to kill."""
     seconds: float
     resumed: int
     rows: list[str]
@@ -138,7 +138,7 @@ def _processes(world: World, title: str) -> list[psutil.Process]:
 
 
 def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Run:
-    """Run a build until it succeeds, and inject these faults one after another within the first WORK_S of its
+    """Run a build until it succeeds, and inject the faults `kills` one after another within the first WORK_S of its
     work."""
     output = f"s3://mill/{name}"
     world.s3.faults = (

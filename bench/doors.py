@@ -22,7 +22,7 @@ EXAMPLES = re.compile(r"(\d+) passing, (\d+) failing")
 
 
 class Counts:
-    """A pytest plugin that adds up what the invariants tried."""
+    """A pytest plugin that counts the tests, examples and failures of each file."""
 
     def __init__(self) -> None:
         self.cases: Counter[str] = Counter()
@@ -46,7 +46,7 @@ class Counts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30, help="no round starts after this time")
+    parser.add_argument("--minutes", type=float, default=30, help="minutes after which no new round starts")
     parser.add_argument("--examples", type=int, default=1_000, help="generated inputs per invariant and round")
     parser.add_argument("--only", default="law", help="which invariants to run, as for pytest's -k")
     arguments = parser.parse_args()

@@ -32,7 +32,7 @@ from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
 
 SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
-"""The median is half a megapixel. One in twenty is small, and one in twenty is large."""
+"""Sizes of the pictures, with a median of half a megapixel. One in twenty is small, and one in twenty is large."""
 
 
 class Clock(ProgressListener):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EARLIER_COMMIT = "e8ea3ac^"
-"""The last commit at which every JPEG was encoded again (docs/decisions/012). The benchmarks must still run with it."""
+"""The last commit at which every JPEG was re-encoded (docs/decisions/012). The benchmarks must still run with it."""
 
 
 @contextmanager
 def earlier_version(commit: str = EARLIER_COMMIT) -> Iterator[dict[str, str]]:
-    """Environment variables with which Python imports pairmill as it was at a commit. Needs git and a full clone."""
+    """Environment variables with which Python imports pairmill as it was at `commit`. Needs git and a full clone."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "-C", ROOT, "archive", commit], capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", folder, "--exclude=bench"], input=archive, check=True)

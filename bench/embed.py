@@ -1,4 +1,4 @@
-"""Compares how fast pairmill embeds tars on the CPU with the model alone and with clip-retrieval.
+"""Compares pairmill's speed at embedding tars on the CPU with the speeds of the model alone and of clip-retrieval.
 
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 

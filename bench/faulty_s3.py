@@ -101,7 +101,7 @@ class FaultyS3:
         body = await request.read()
         if drawn < faults.reset + faults.slow_down:
             return web.Response(status=503, text=SLOW_DOWN, content_type="application/xml")
-        if request.method == "POST" and f"POST {request.raw_path}" in self._done:  # not all servers remember uploads
+        if request.method == "POST" and f"POST {request.raw_path}" in self._done:  # like servers that forget uploads
             return web.Response(status=404, text=NO_UPLOAD, content_type="application/xml")
         is_denied = request.method in ("PUT", "POST") if faults.deny_writes else False
         if faults.deny_reads_of and _kind(request) in ("GET", "HEAD"):
@@ -163,7 +163,8 @@ main(sys.argv[1:])
 
 @contextmanager
 def s3_server(bucket: str, names: Sequence[str] = ()) -> Iterator[str]:
-    """Run moto's server in its own process, with a bucket that has an object `{}` for each name. Yields its URL."""
+    """Run moto's server in its own process, with a bucket that has an object `{}` for each of `names`. Yields
+    the server's URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -3,8 +3,8 @@
     python -m bench.feed [--rows 2000] [--rounds 5]
 
 Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars. Both sides decode, resize to 224 with
-open_clip's evaluation transform, and make batches of 64, without workers and with two; the higher rate counts. The two
-sides alternate, and the ratio is the median over the rounds. Embeddings: 64 shards of 4,096 rows with two
+open_clip's evaluation transform, and make batches of 64, without workers and with two workers; the higher rate counts.
+The two sides alternate, and the ratio is the median over the rounds. Embeddings: 64 shards of 4,096 rows with two
 512-dimensional float16 vectors each, in batches of 1,024, for four epochs.
 """
 

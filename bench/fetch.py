@@ -5,8 +5,8 @@
     .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only ""
 
 `--https` (as root) downloads over TLS from named hosts with 1 to 30 pictures each, in random order. `--slow` (as root)
-adds a latency of 300 ms to 2 s and a name server that takes 20 ms and fails for 3% of the names, and 5% of the hosts
-never answer; failed rows count as done. `--photos` serves real photographs instead of synthetic pictures.
+adds a latency of 300 ms to 2 s and a name server that takes 20 ms and fails for 3% of the names. In addition, 5% of the
+hosts never answer, and failed rows count as done. `--photos` serves real photographs instead of synthetic pictures.
 
 All tools download from the same nginx on the same cores, resize pictures whose longer side exceeds 512 px, and store
 JPEGs at quality 95. Each run is a separate process. `steady` is the slope of rows over time, shard by shard (for Daft:
@@ -49,7 +49,7 @@ MEDIAN_PX, SPREAD = 340, 0.72
 distribution gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
 FULL_CHROMA_SHARE, SRGB_SHARE, WIDE_SHARE = 0.24, 0.08, 0.035
 """Of the 918 photographs in ../shared/data/pairs (COCO, Flickr8k, Conceptual Captions), 219 are 4:4:4 and the others
-4:2:0; 72 have an sRGB profile and 32 another one, mostly Adobe RGB. None is progressive or has EXIF data."""
+4:2:0; 72 have an sRGB profile and 32 a different profile, mostly Adobe RGB. None is progressive or has EXIF data."""
 SHARD_ROWS = 500
 TRIAL_ROWS = 3_000
 MAX_PICTURES_PER_HOST = 30
@@ -88,8 +88,8 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
 def photos(folder: Path, web: Path) -> list[str]:
     """Link to 308 photographs from ../shared/data/pairs. Returns the names of the links.
 
-    These are the pictures from Flickr8k that are not thumbnails (500 px, 4:2:0), and those from COCO with a color
-    profile (mostly 640 px, 4:4:4). Of all of them, 31% are larger than 512 px, and 34% have a profile.
+    These are all full-size pictures from Flickr8k (500 px, 4:2:0), and the pictures from COCO that have a color profile
+    (mostly 640 px, 4:4:4). Of the 308 pictures, 31% are larger than 512 px, and 34% have a profile.
     """
     chosen = [
         path
@@ -104,7 +104,7 @@ def photos(folder: Path, web: Path) -> list[str]:
 
 
 def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
-    """Run a build in this process, which `--run` makes a separate one, and return its figures."""
+    """Run a build in this process and return its figures. `--run` calls this in a separate process."""
     from bench.download import Clock
     from pairmill.jobs.build import build
     from pairmill.schemas.jobs import BuildJob
@@ -140,7 +140,7 @@ def measured(command: list[str]) -> Figures:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
     figures = {**json.loads(lines[-1]), "wall_s": time.perf_counter() - started}
     if not figures["good"]:
-        raise RuntimeError(f"{' '.join(command)}: no pictures")
+        raise RuntimeError(f"{' '.join(command)}: downloaded no pictures")
     return figures
 
 

@@ -4,7 +4,7 @@
 
 The width of a box is the fraction of samples that contain its function. Frames of C libraries are shown where their
 names are known. `resize` runs the photographs of 640 px through `ImageProcessor`, and `large` does so for synthetic
-pictures of 1,600 px and more. `download` runs the download stage on photographs from nginx, without Ray. `select` runs
+pictures of 1,600 px or more. `download` runs the download stage on photographs from nginx, without Ray. `select` runs
 the steps of bench.select on a million rows, in one process.
 """
 

@@ -1,4 +1,4 @@
-"""Feeds mutated pictures to the decoder, which must not crash or hang, and must give each of them a Status.
+"""Feeds mutated pictures to the decoder, which must not crash or hang, and must give each picture a Status.
 
     python -m bench.fuzz --decodes 100000 --folder ../shared/data/awkward
 

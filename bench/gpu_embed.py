@@ -113,7 +113,7 @@ def measure(name: str, jpegs: list[torch.Tensor], options: argparse.Namespace) -
     first, count = jpegs[: bench.batch_size], len(jpegs)
     pictures = torch.randint(0, 256, (len(first), 3, bench.side, bench.side), dtype=torch.uint8, device=bench.device)
     inputs = (pictures.float() / 127.5 - 1).to(bench.dtype)
-    for _ in range(3):  # autotuning, lazy loading
+    for _ in range(3):  # warm-up, for autotuning and lazy loading
         bench.encode(inputs)
         list(bench.stream(first))
     repeats = max(1, count // len(first))

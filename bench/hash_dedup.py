@@ -14,7 +14,7 @@ In the kind `random`, one hash in five differs from another in a few bits. The o
 Rows have a phash and a pdq. The clock starts once Ray is up and includes reading the columns and writing the subset.
 
 - `cpu_s`: CPU time of this process and Ray's workers.
-- `megabytes`: the peak of their combined memory, with Ray's object store; shared memory counts once (PSS).
+- `megabytes`: the peak of their combined memory, including Ray's object store; shared memory counts once (PSS).
 """
 
 import argparse
@@ -125,7 +125,7 @@ def select(dataset: str, by: str, distance: int) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace, dataset: str) -> dict[str, float]:
-    """Run in a separate process."""
+    """Run the step in a separate process. Returns its figures and the peak memory."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("by", "distance")]
     result, peak = run_watched("bench.hash_dedup", ["--inner", f"--dataset={dataset}", *arguments], proportional)
     return {**result, "megabytes": peak / 1e6}

@@ -50,7 +50,7 @@ def write(folder: Path, values: int) -> int:
 
 
 def peak_mb() -> float:
-    """The peak resident memory of this process. Unlike ru_maxrss, it does not include the parent's from before exec."""
+    """The peak resident memory of this process. Unlike ru_maxrss, it excludes the parent's memory before exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1e3
 

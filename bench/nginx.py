@@ -32,7 +32,7 @@ http {{
 def nginx(root: Path, num_hosts: int = 200, certificate: Path | None = None) -> Iterator[list[str]]:
     """Serve the files of a folder on `num_hosts` loopback addresses. Yields their base URLs.
 
-    `certificate`: a PEM file with key and chain. If given, nginx serves over TLS, with its default of session tickets.
+    `certificate`: a PEM file with key and chain. If given, nginx serves over TLS, with session tickets (its default).
     """
     hosts = [f"127.0.{2 + n // 200}.{1 + n % 200}" for n in range(num_hosts)]
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -2,12 +2,12 @@
 
     python -m bench.process ../shared/data/pairs --rounds 5
 
-`process` turns a file into the stored picture, computes its hash and checks it. It runs with its defaults, and with
-`images.chroma: 420`, which is what OpenCV stores, and with all measures of a job's `scores`. OpenCV takes the same
-steps as img2dataset: decode, resize with area averaging to 512 px if larger, encode at quality 95 with 4:2:0. The
-pictures are real photographs, except those of 1,600 px and more, which are synthetic because the photographs are
-smaller. Each side runs in its own process, on one thread, and rounds are interleaved. A ratio above 1 means that
-`process` is faster.
+`process` turns a file into the stored picture, checks the picture and computes its hash. It runs in three
+configurations: with the defaults; with `images.chroma: 420`, which is what OpenCV stores; and with all measures of a
+job's `scores`. OpenCV takes the same steps as img2dataset: decode, resize with area averaging to 512 px if larger,
+encode at quality 95 with 4:2:0. The pictures are real photographs, except those of 1,600 px or more, which are
+synthetic because none of the photographs is that large. Each configuration, OpenCV and the earlier version run in
+separate processes, on one thread, and rounds are interleaved. A ratio above 1 means that `process` is faster.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def with_opencv(body: bytes) -> None:
 
 
 def measuring() -> Callable[[bytes], object]:
-    from pairmill.schemas.job.pictures import MEASURES  # an earlier version has none
+    from pairmill.schemas.job.pictures import MEASURES  # imported here because the earlier version lacks it
 
     return ImageProcessor(BuildJob.model_validate(JOB).images, MEASURES).process
 

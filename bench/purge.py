@@ -90,7 +90,7 @@ def main() -> None:
         print(f"{options.rows:,} rows in {len(names):,} shards, written in {time.perf_counter() - started:.0f} s")
         uids = draw(out, options.uids, min(options.shards, len(names)), rng)
         before = shards_with(out, pa.array(uids))
-        print(f"{len(uids):,} uids, {sum(before.values()):,} rows with them in {len(before):,} shards")
+        print(f"{len(uids):,} uids, in {sum(before.values()):,} rows of {len(before):,} shards")
         listed = out.parent / "uids.txt"
         listed.write_text("\n".join(uids))
         if options.kills:
@@ -104,7 +104,7 @@ def main() -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
             print(f"purged in {seconds:.1f} s ({cpu:.1f} s of CPU in this process), at most {peak:.1f} GB")
         check(out, uids, before, options.rows)
-        print(f"last run {seconds:.1f} s; touched exactly the {len(before):,} shards that held them; nothing left")
+        print(f"last run {seconds:.1f} s; rewrote exactly the {len(before):,} shards with these uids; no uid is left")
 
 
 def check(out: Path, uids: list[str], before: dict[str, int], rows: int) -> None:

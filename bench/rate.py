@@ -12,7 +12,7 @@ def steady_rate(ends: Iterable[tuple[float, int]]) -> float:
 
     Dividing the rows of all shards but the first by the time between the first and the last end would overestimate the
     rate, because shards that are in flight at the first end count in full: by half, if four shards end two at a time.
-    Returns 0.0 if there are fewer than two different times.
+    Returns 0.0 if there are fewer than two distinct times.
     """
     points = sorted(ends)
     times = [time for time, _ in points]

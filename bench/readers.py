@@ -3,7 +3,7 @@
     make bench-peers && .venv/bin/python -m bench.readers --photos ../shared/data/pairs --datacomp datacomp
 
 `--datacomp` is a clone of github.com/mlfoundations/datacomp. Every reader is given only the folder and must find every
-pair of the subset. Prints one line per dataset and reader; the exit status is 1 if any failed.
+pair of the subset. Prints one line per dataset and reader; the exit status is 1 if any reader failed.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m bench.score [--rows 200000] [--dim 512] [--rounds 5]
 
 `head` is the scoring function on a table in memory; `numpy` is the same product on the same memory, converted to
-float32 in blocks of the fastest size. Both run on one thread and are given in rows per second of its CPU time. Each
+float32 in blocks of the fastest size. Both run on one thread; rates are in rows per second of CPU time. Each
 round runs both, and the ratio is the median over the rounds. `command` is all of `pairmill score`, with reading and
 writing, on a dataset with shards of 4,096 rows, in rows per second of wall-clock time.
 """

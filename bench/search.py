@@ -37,7 +37,8 @@ CANDIDATES = (
 
 
 class Synthetic:
-    """Draws embeddings as sums of a common, a group's and a row's direction, the last two with a decaying spectrum."""
+    """Draws embeddings as sums of a direction common to all, one of the group and one of the row. The directions of
+    groups and rows have a decaying spectrum."""
 
     def __init__(self, rows: int) -> None:
         self.rng = np.random.default_rng(SEED)

@@ -71,7 +71,7 @@ def run(*arguments: str) -> tuple[float, float, str]:
 
 
 def measure(index: SearchIndex, queries: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Print the milliseconds per search and the recall, with one query at a time."""
+    """Search for one query at a time. Returns the milliseconds per search and the recall."""
     times, hits = [], 0
     for query, best in zip(queries, truth, strict=True):
         started = time.perf_counter()
@@ -86,7 +86,7 @@ def measure(index: SearchIndex, queries: npt.NDArray[np.float32], truth: npt.NDA
 
 
 def in_a_tenth(index: SearchIndex, queries: npt.NDArray[np.float32]) -> dict[str, float]:
-    """The same among a random tenth of the rows; recall is measured with the scores of brute force."""
+    """Like `measure`, but among a random tenth of the rows. Recall is computed from the scores of brute force."""
     allowed = np.random.default_rng(1).random(index.num_rows) < 0.1
     times, hits = [], 0
     everything = np.concatenate([index.embeddings.read(shard)[0] for shard in index.embeddings.snapshot.chunk.shards])

@@ -7,7 +7,7 @@ The embeddings are a mixture of 100 topics in each of 500 subjects; one row in f
 with a cosine between 0.9 and 1. The dataset is kept, and is written again only if it has too few rows.
 
 - `cpu_s`: CPU time of the process and Ray's workers, once Ray is up.
-- `megabytes`: the peak of their combined memory, with Ray's object store; shared memory counts once (PSS).
+- `megabytes`: the peak of their combined memory, including Ray's object store; shared memory counts once (PSS).
 - `found`: the share of planted pairs, with a cosine of at least the threshold, from which at least one row was dropped,
   in a sample of the shards.
 """

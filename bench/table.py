@@ -3,7 +3,7 @@
     make bench-peers && .venv/bin/python -m bench.table [NAME ...]
 
 The ratio says how many times as fast pairmill is; above 1, pairmill is faster. Each benchmark alternates between the
-two sides for five rounds and computes a ratio per round; the table gives the median and range of these. Without names,
+two sides for five rounds and computes a ratio per round; the table gives their median and range. Without names,
 all benchmarks run, which takes about 40 minutes. Needs root, nginx, the Python environments of the other tools
 (`make bench-peers`), the git history (for the earlier version) and the photographs.
 """

@@ -1,4 +1,4 @@
-"""Runs a benchmark in a separate process, and tracks the peak of its memory together with that of Ray's workers."""
+"""Runs a benchmark in a separate process, and tracks the peak combined memory of that process and Ray's workers."""
 
 import json
 import subprocess
@@ -21,7 +21,8 @@ def private(process: psutil.Process) -> int:
 
 
 def proportional(process: psutil.Process) -> int:
-    """The process's memory with its part of shared memory (PSS), which thus counts once over all processes."""
+    """The process's memory, including its proportional share of shared memory (PSS), so that shared memory is counted
+    only once across all processes."""
     return int(process.memory_full_info().pss)
 
 

@@ -1,7 +1,7 @@
 """`pairmill embed OUT --add-model M`: adds one more model's columns to a finished dataset, in `columns/ALIAS/`.
 
-Existing files do not change. Run the same command again to resume, after a retry, or when there are new shards: it
-processes only what is new.
+Existing files do not change. Run the same command again after an interruption, after a retry, or when there are new
+shards; it processes only what is new.
 """
 
 import json
@@ -31,7 +31,7 @@ from pairmill.schemas.errors import JobError
 
 @dataclass(frozen=True)
 class ColumnsResult:
-    """What an output folder contains after a model was added."""
+    """The result of adding a model to a dataset."""
 
     build: BuildResult
     alias: str

@@ -50,7 +50,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
             plan.num_rows - rows_left,
         )
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
-    blank_withdrawn(pipeline.store, plan)  # rows that only their pictures show to be withdrawn
+    blank_withdrawn(pipeline.store, plan)  # rows that were recognized as withdrawn only by their pictures
     return replace(finish(pipeline.store, plan, failures, started), stopped=stopped)
 
 

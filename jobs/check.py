@@ -154,10 +154,10 @@ def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
     before, now = fingerprint_fields(planned), fingerprint_fields(job)
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
-    advice = "Give another output folder, or the settings of that job."
+    advice = "Choose another output folder, or use the settings of that job."
     if not committed(store):
         begun = "plan/, input/, known/ and job.yaml"
-        advice = f"Nothing is committed there yet: delete its {begun}, or give another output folder."
+        advice = f"Nothing is committed there yet: delete its {begun}, or choose another output folder."
     return "\n".join(
         [
             f"{store.root} contains the output of another job. What differs:",

@@ -59,11 +59,11 @@ class Evaluation:
         else:
             self.labels.check()
         if self.labels.positive is not None and self.score is None:
-            raise JobError("--positive says which label a --score should be high for; give it with --score")
+            raise JobError("--positive names the label for which a --score should be high; use it with --score")
         if self.overlap is not None and self.classes is None:
-            raise JobError("--overlap is about zero-shot accuracy; give it with --classes")
+            raise JobError("--overlap affects only zero-shot accuracy; use it with --classes")
         if not 0 < self.precision <= 1:
-            raise JobError(f"--precision {self.precision:g}: give a share above 0 and up to 1")
+            raise JobError(f"--precision {self.precision:g}: give a number above 0 and at most 1")
         if not 2 <= self.limit <= MAX_LIMIT:
             raise JobError(f"--limit {self.limit}: give a number from 2 to {MAX_LIMIT:,}")
 
@@ -156,7 +156,7 @@ def evaluate(
 
 
 def _model(snapshot: Snapshot, alias: str | None) -> Embeddings:
-    """The model. Raises EvaluateError, which says how to embed the dataset with another one, if it is missing."""
+    """The model with this alias. If the dataset lacks it, raises EvaluateError, which says how to add a model."""
     known = known_models(snapshot)
     is_partial = alias is not None and snapshot.added.missing(score_column_names(alias).image_embedding)
     if alias is not None and alias not in known and not is_partial:

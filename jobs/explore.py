@@ -52,7 +52,7 @@ def explore(
     store: Store, options: ExploreOptions, on_ready: Callable[[Guard, Explorer], None], on_step: OnStep = ignore_step
 ) -> None:
     """Serve an output folder until it is interrupted. Raises JobError if the port is taken, PlanError if the folder is
-    not an output."""
+    not the output of a job."""
     store.check_access()
     listener = _listen(options.host, options.port)
     with contextlib.closing(listener), _cache() as home:

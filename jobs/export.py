@@ -80,15 +80,14 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)
     if job.subset is None:
-        raise JobError(
-            f"subset: name one of {', '.join(subset_names(dataset.store)) or 'those that you make with select'}"
-        )
+        names = ", ".join(subset_names(dataset.store))
+        raise JobError(f"subset: choose one of {names}" if names else "subset: there is none yet; make one with select")
     subset = read_subset(dataset.store, job.subset)
     if not subset.rows_out:
         raise JobError(f"the subset {job.subset!r} has no rows left: select again, with --refresh or other steps")
     repetition = Repetition.of(job, subset)
     plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset, repetition))
-    if dataset.added.incomplete:  # perhaps only in shards that are newer than the subset
+    if dataset.added.incomplete:  # columns may be missing only from shards that the subset does not use
         dataset = dataset.of_shards({shard.shard: shard.generation for shard in shards})
     source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.added)
     aliases = [*(model.alias for model in plan.job.models), *dataset.added.models]
@@ -121,19 +120,19 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
 def write_parts(
     job: ExportJob, writer: PartWriter, record: ExportRecord, parts: Sequence[Sequence[GroupSlice]], on_step: OnStep
 ) -> int:
-    """Claim the output and write the missing parts. Returns their number. Raises JobError."""
+    """Claim the output and write the missing parts. Returns how many were written. Raises JobError."""
     output, records = writer.output, writer.records
     with _claimed_output(writer, record) as claimed:
         left = [number for number in range(len(parts)) if not is_written(output, records, number)]
         if left and claimed.layout != record.layout:
             raise JobError(
-                f"{output.root} was started by an earlier version of pairmill, in another layout; give another folder"
+                f"{output.root} contains an export in the layout of an earlier version; choose another folder"
             )
         local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
         with open_tasks(job.run, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
-    _claim_output(output, records, record)  # again, because another run of this export may have failed and released it
+    _claim_output(output, records, record)  # again: another run of this export may have failed and released the folder
     return len(left)
 
 
@@ -141,7 +140,7 @@ def _with_weights(dataset: SelectInput) -> SelectInput:
     """The dataset with the weights of a subset among its columns. Raises JobError if it has such a column already."""
     if WEIGHT in dataset.schema.names:
         raise JobError(
-            f"the dataset now has a column {WEIGHT!r}, and so does the subset; remove it, or export with repeat=copies"
+            f"the dataset and the subset both have a column {WEIGHT!r}; remove the dataset's, or set repeat=copies"
         )
     return replace(dataset, schema=dataset.schema.append(pa.field(WEIGHT, pa.float32())))
 
@@ -154,7 +153,7 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput, repetiti
     models = [*(model.alias for model in built.models), *source.added.models]
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
-            raise JobError(f"models: {job.format} has no embeddings; use clip-retrieval, datacomp or PairDataset")
+            raise JobError(f"models: {job.format} stores no embeddings; use clip-retrieval, datacomp or PairDataset")
         if built.images.store == "none" and not built.source.is_corpus:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} needs")
         return ParquetFiles(models) if job.format == "parquet" else _webdataset(job, source, models, repetition)
@@ -163,10 +162,10 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput, repetiti
     if job.format == "datacomp":
         names = datacomp_names([_model(source, alias) for alias in chosen])
         if len({array_prefix(name) for name in names}) < len(names):
-            raise JobError(f"models: two of {', '.join(chosen)} would share a name in DataComp's layout; name only one")
+            raise JobError(f"models: two of {', '.join(chosen)} would share a name in DataComp's layout; choose one")
         return DataComp(chosen, names, has_text_arrays, repetition.has_column)
     if len(chosen) > 1:
-        raise JobError(f"models: clip-retrieval's layout has room for one model; name one of {', '.join(chosen)}")
+        raise JobError(f"models: clip-retrieval's layout has room for one model; choose one of {', '.join(chosen)}")
     return ClipRetrieval(chosen[0], models, has_text_arrays, _image_path(source))
 
 
@@ -264,7 +263,7 @@ def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRe
                 what = f"the subset {record.subset!r}" if record.subset else "the mixture"
                 difference = f"of {what} before it was selected again, or changed by a purge"
             raise JobError(
-                f"{output.root} contains another export ({difference}); give another folder, or delete that export"
+                f"{output.root} contains another export ({difference}); choose another folder, or delete that export"
             )
     return existing
 
@@ -292,7 +291,8 @@ def write_index(writer: PartWriter, record: ExportRecord, schema: pa.Schema) -> 
         if endings:
             names = [name for name in writer.columns if name != "caption_clean"]
             sample = pa.schema([schema.field(name) for name in names])
-    if record.format != "parquet" or writer.records != EXPORT_RECORDS:  # earlier versions' records look like data
+    # Earlier versions' exports need it even as Parquet: otherwise, `datasets` would read their records as data.
+    if record.format != "parquet" or writer.records != EXPORT_RECORDS:
         output.replace(
             "README.md", readme(record.format, record.rows, sample, sorted(endings), record.caption).encode()
         )

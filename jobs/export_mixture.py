@@ -118,14 +118,14 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
 def _check(job: ExportJob) -> None:
     """Raise JobError if a mixture cannot be exported with these settings."""
     if job.subset is not None:
-        raise JobError(f"subset: {job.dataset} is a mixture, which has no subsets; give only the mixture and an output")
+        raise JobError(f"subset: {job.dataset} is a mixture, which has no subsets; pass only the mixture and an output")
     if job.format not in ("webdataset", "parquet"):
         raise JobError(
             f"format: a mixture can be exported as webdataset or parquet, not as {job.format}; export its datasets one "
             "by one, or read it with PairDataset"
         )
     if job.models is not None:
-        raise JobError(f"models: {job.format} has no embeddings; use PairDataset")
+        raise JobError(f"models: {job.format} stores no embeddings; use PairDataset")
     if job.caption != ORIGINAL:
         raise JobError(
             "caption: a mixture is exported with its original captions; to use others, read it with PairDataset"

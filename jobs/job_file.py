@@ -80,7 +80,7 @@ def load_score_job(
     of_file = _parse(text, job_file or "")
     for kind in ScoreKinds.model_fields:
         if overrides.get(kind) is not None and kind in of_file:
-            raise JobError(f"{job_file} and --score both say what {kind} is; give it only once; --set can change it")
+            raise JobError(f"{job_file} and --score both set {kind}; use only one, and --set to change a setting")
     if preset is not None:
         values = merged(score_of(preset, values.get("name")), values)
     if values.get("name") is None:
@@ -178,7 +178,7 @@ def _read(job_file: str, s3: S3Config) -> str:
             raise JobError(f"{job_file}: is larger than {MAX_YAML_BYTES:,} bytes; long lists belong in blocklist files")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        missing = os.strerror(errno.ENOENT) if isinstance(error, FileNotFoundError) else None  # s3fs sets only the name
+        missing = os.strerror(errno.ENOENT) if isinstance(error, FileNotFoundError) else None  # s3fs sets no strerror
         reason = getattr(error, "strerror", None) or missing or error
         raise JobError(f"{job_file}: cannot be read: {reason}") from None
 

@@ -74,7 +74,7 @@ class RunState:
         self.add_columns(manifest)
 
     def add_columns(self, manifest: ShardManifest) -> None:
-        """Add a shard that was committed earlier and now got columns. Its kept and lost rows do not count."""
+        """Add a shard that was committed earlier and has now received columns. Its kept and lost rows do not count."""
         self.input_rows += manifest.num_rows
         self.shards += 1
         self._rate("commit").add(self.input_rows)

@@ -89,7 +89,7 @@ def mix(job: MixJob, dry_run: bool = False, overwrite: bool = False, on_step: On
     check_mixture_folder(store)
     exists = is_mixture(store)
     if exists and not (dry_run or overwrite):
-        raise JobError(f"{job.output} already contains a mixture; give another folder, or add --overwrite")
+        raise JobError(f"{job.output} already contains a mixture; choose another folder, or add --overwrite")
     replaced = read_mixture(store) if exists else None
     sources, target = list(_open(job)), _Target(store, uuid4().hex, dry_run)
     progress = Steps(on_step, "reading manifests")
@@ -120,7 +120,7 @@ def mix(job: MixJob, dry_run: bool = False, overwrite: bool = False, on_step: On
     )
     if not dry_run:
         if not publish_mixture(store, mixture, replaced):
-            raise JobError(f"another run has just finished a mixture in {job.output}; give another folder")
+            raise JobError(f"another run has just finished a mixture in {job.output}; choose another folder")
         store.remove_temporary()
     return mixture
 
@@ -146,7 +146,7 @@ def _open(job: MixJob) -> Iterator[_Source]:
         subset = None if source.subset is None else read_subset(store, source.subset)
         if subset is not None and subset.weight_sum is not None:
             raise JobError(
-                f"{source} has weights, but a mixture itself sets how often rows are shown: give a subset without a "
+                f"{source} has weights, but a mixture itself sets how often rows are shown: use a subset without a "
                 "repeat step"
             )
         if subset is not None:
@@ -204,7 +204,7 @@ def _counts(tasks: Tasks, source: _Source) -> Counter[int]:
 
 
 def _samples(job: MixJob, sources: Sequence[_Source]) -> list[int]:
-    """The samples per epoch of each source. Raises JobError if it has too few rows."""
+    """The samples per epoch of each source. Raises JobError if a source has too few rows."""
     for source in sources:
         if not source.rows_left:
             raise JobError(_nothing_left(source))
@@ -219,7 +219,7 @@ def _samples(job: MixJob, sources: Sequence[_Source]) -> list[int]:
     if total > most and not job.repeat:
         short = min(sources, key=lambda source: source.rows_left / source.given.share)
         raise JobError(
-            f"count: {short.given} has {counted(short.rows_left, 'row')} left, too few for its share; give at most "
+            f"count: {short.given} has {counted(short.rows_left, 'row')} left, too few for its share; use at most "
             f"{most:,}, or repeat rows with --set repeat=true"
         )
     return samples
@@ -228,7 +228,7 @@ def _samples(job: MixJob, sources: Sequence[_Source]) -> list[int]:
 def _nothing_left(source: _Source) -> str:
     if source.counts.total() == source.counts[0]:
         return f"{source.given} has no rows: leave it out"
-    return f"earlier datasets have all rows of {source.given}: leave it out"
+    return f"all rows of {source.given} are also in the datasets before it: leave it out"
 
 
 def _draw(tasks: Tasks, source: _Source, sample: Sample, step: int) -> None:

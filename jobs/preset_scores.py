@@ -42,7 +42,7 @@ class PresetScores:
                 )
 
     def _command(self, score: str) -> str:
-        """How to add a score that is missing."""
+        """The command that adds a missing score."""
         command = f"pairmill score {shlex.quote(self.store.root)} {score}"
         if any(each.name == score and each.kind == "score" for each in self.added.incomplete):
             return command

@@ -89,7 +89,7 @@ def train_probe(
     Raises JobError, EvaluateError, ScoreError and DatasetError.
     """
     if not out.endswith(".safetensors"):
-        raise JobError(f"{out}: give a file that ends in .safetensors")
+        raise JobError(f"{out}: the file's name must end in .safetensors")
     if request.limit < 1:
         raise JobError(f"--limit {request.limit}: give a positive number")
     request.labels.check()
@@ -205,12 +205,12 @@ def _warnings(probe: Probe, name: str, is_positive: Booleans) -> Iterator[str]:
     same = np.full(len(is_positive), np.log(share / (1 - share)))
     if log_losses(probe.logits, is_positive).mean() >= log_losses(same, is_positive).mean():
         yield (
-            f"the probe has learned nothing: giving each pair the share of {name!r} is just as good. These embeddings "
-            "do not show what the labels are about, or there are too few labels"
+            f"the probe has learned nothing: predicting the share of {name!r} for every pair is just as good. "
+            "These embeddings do not show what the labels are about, or there are too few labels"
         )
     if min(share, 1 - share) < _RARE:
         yield (
-            f"{100 * share:.1f}% of the labels are {name!r}: look at the ROC AUC, because a probe that always gives "
+            f"{100 * share:.1f}% of the labels are {name!r}: look at the ROC AUC, because a probe that always predicts "
             "the more frequent label has a high accuracy too"
         )
     if probe.exponent in (min(probe.losses), max(probe.losses)):

@@ -48,7 +48,7 @@ class ProgressListener(Protocol):
         return
 
     def columns_added(self, manifest: ShardManifest) -> None:
-        """A shard that was committed before got the columns of a model or a score."""
+        """A shard that was committed before has received the columns of a model or a score."""
         return
 
     def failed(self, shard: int, error: str) -> None:
@@ -188,8 +188,9 @@ class ConsoleProgress(ProgressListener):
         self._next_warning = now + WARN_INTERVAL_S
         (reason, count), *_ = failures.most_common(1)
         self.say(
-            f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, {reason} {count:,}: check "
-            "the name servers and the network, or lower fetch.concurrency; `pairmill retry` fetches these rows again"
+            f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, most often with {reason} "
+            f"({count:,}): check the name servers and the network, or lower fetch.concurrency; `pairmill retry` "
+            "fetches these rows again"
         )
 
 

@@ -42,7 +42,7 @@ from pairmill.schemas.purge import MAX_REASON_CHARS, ExportPurge, ListKind, Purg
 from pairmill.schemas.s3 import secret_in
 
 _AGAIN = "rows that were added since earlier requests"
-_ONLY_EXPORTS = "exports that earlier requests did not know of"
+_ONLY_EXPORTS = "exports that earlier requests did not cover"
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,12 @@ class BuildResult:
     stopped: str | None = None
     """Why the run stopped before it had tried all shards. None if it tried them all."""
     seen: int = 0
-    """Number of files, members and records found in the input: those that became rows or parts of rows, and those that
-    were skipped ("passed over")."""
+    """Number of items (files, members and records) found in the input: those that became rows or parts of rows, and
+    those that were skipped ("passed over")."""
     parts: int = 0
-    """How many of them are only part of another item's row, such as a caption file beside a picture."""
+    """How many of these items are only part of another item's row, such as a caption file beside a picture."""
     passed_over: dict[str, int] = field(default_factory=dict)
-    """Reason -> how many of them were not used."""
+    """Reason -> how many of these items were not used."""
 
     def as_dict(self) -> dict[str, object]:
         """The result as plain JSON values."""

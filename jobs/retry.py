@@ -36,7 +36,7 @@ class RetryResult:
     retried: int
     """Rows that were fetched again."""
     recovered: int
-    """How many of these now have a different status: they are pairs, or were rejected for a permanent reason."""
+    """How many of the retried rows have a new status: they became pairs, or were rejected for a permanent reason."""
 
     def as_dict(self) -> dict[str, object]:
         """The result as plain JSON values."""
@@ -74,7 +74,7 @@ def retry(
         listener.planned(description, shards.num_rows, rows_left, 0)
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     drop_superseded(store)
-    blank_withdrawn(store, plan)  # rows that only their pictures show to be withdrawn
+    blank_withdrawn(store, plan)  # rows that were recognized as withdrawn only by their pictures
     after, _ = _lost(store, wanted)
     result = replace(finish(store, plan, failures, started), stopped=stopped)
     return RetryResult(result, before, before - after)

@@ -1,7 +1,7 @@
 """`pairmill score`: adds scores to a finished dataset, as columns beside its pairs.
 
-Existing files do not change. Run the same command again to resume, after a retry, or when there are new shards: it
-processes only what is new.
+Existing files do not change. Run the same command again after an interruption, after a retry, or when there are new
+shards; it processes only what is new.
 """
 
 import time
@@ -33,7 +33,7 @@ from pairmill.schemas.scores import ScoreJob
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What an output folder contains after a score was added."""
+    """The result of adding a score to a dataset."""
 
     output: str
     name: str
@@ -48,8 +48,8 @@ class ScoreResult:
     failures: dict[int, str] = field(default_factory=dict)
     """Shard -> why it lacks the score."""
     pictures_left_out: dict[str, int] = field(default_factory=dict)
-    """Name of a manifest in `columns/NAME/manifests` -> number of pictures that could not be scored, if there are any:
-    they are missing, have changed since the dataset was made, or do not decode."""
+    """Name of a manifest in `columns/NAME/manifests` -> number of pictures that could not be scored, because they are
+    missing, have changed since the dataset was made, or do not decode. Omits manifests without such pictures."""
     rows_without: dict[str, int] = field(default_factory=dict)
     """Column -> rows without a value, of those that this run scored. Omits columns without such rows."""
     seconds: float = 0.0
@@ -66,7 +66,8 @@ class ScoreResult:
 def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListener | None = None) -> ScoreResult:
     """Add the score to all finished shards that lack it.
 
-    Raises JobError, ScoreError and DatasetError if it cannot be computed as asked. Shards that fail are in `failures`.
+    Raises JobError, ScoreError and DatasetError if the score cannot be computed with these settings. Shards that fail
+    are in `failures`.
     """
     started, steps = time.perf_counter(), Steps(on_step, "reading manifests")
     store = Store(job.dataset, job.s3)
@@ -112,7 +113,7 @@ def _score_pictures(
     job: ScoreJob,
     listener: ProgressListener | None,
 ) -> dict[int, str]:
-    """Add a score that needs pictures to these shards (shard, generation), on Ray. Returns failures."""
+    """Add a score to these shards (shard, generation) on Ray, for scores computed from pictures. Returns failures."""
     plan, generations, failures = snapshot.plan, dict(shards), dict[int, str]()
     values = {**plan.job.model_dump(exclude_unset=True), "output": snapshot.store.root, "run": job.run, "s3": job.s3}
     needed = sources(snapshot, kind_of(card.name, card.score))

@@ -1,4 +1,4 @@
-"""`pairmill index` and `pairmill search`: find pairs similar to a text, a picture or another pair."""
+"""`pairmill index` and `pairmill search`: find pairs similar to a phrase, a picture or another pair."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Query:
     def check(self) -> None:
         """Raise JobError if the query cannot be answered as given."""
         if sum(each is not None for each in (self.text, self.image, self.uid)) != 1:
-            raise JobError("give exactly one of a text, --image and --uid")
+            raise JobError("give exactly one of a phrase, --image and --uid")
         if not 1 <= self.top <= MAX_TOP:
             raise JobError(f"--top {self.top}: give a number from 1 to {MAX_TOP:,}")
 

@@ -62,8 +62,8 @@ class GcResult:
 
 
 def gc(store: Store, dry_run: bool = False) -> GcResult:
-    """Delete superseded generations, and files that interrupted commands left. Files of shards that are not committed
-    stay for an hour, because a worker may be about to commit them. Raises JobError and ManifestError."""
+    """Delete superseded generations, and files that interrupted commands left behind. Files of uncommitted shards stay
+    for an hour, because a worker may be about to commit them. Raises JobError and ManifestError."""
     store.check_access()
     load_plan(store)
     refuse_unfinished_purge(store)  # its subsets still need the old generations

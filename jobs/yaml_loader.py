@@ -59,7 +59,7 @@ def load_yaml(text: str) -> Any:
     if found := _OLD_LINE_BREAK.search(text):
         name = f"U+{ord(found[0]):04X}"
         message = (
-            f'{name} is an invisible line break in old YAML only; remove it, or write "\\u{name[2:]}" in double quotes'
+            f'{name} is an invisible line break, in YAML 1.1 only; remove it, or write "\\u{name[2:]}" in double quotes'
         )
         raise YamlError(message, 1 + len(_LINE.findall(text, 0, found.start())))
     try:

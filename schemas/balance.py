@@ -46,13 +46,15 @@ class Balance(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if (self.by == CONCEPT) != (self.entries is not None):
-            raise ValueError("by: concept needs entries, a file with one entry per line; no other by can have entries")
+            raise ValueError(
+                "by: concept needs entries, a file with one entry per line; with any other by, leave entries out"
+            )
         if self.by != CONCEPT and (self.language is not None or self.caption != DEFAULT_CAPTION):
             raise ValueError("caption and language work only with by: concept")
         if self.language is None and self.reference != DEFAULT_REFERENCE:
             raise ValueError("reference works only with language; add language: COLUMN")
         if self.language is not None and isinstance(self.curve, Share):
-            raise ValueError("with language, give curve as a number")
+            raise ValueError("with language, curve must be a number")
         return self
 
     @property
@@ -76,11 +78,11 @@ class BalanceReport(Settings):
     """The result of a step `balance`."""
 
     entries: int
-    """Number of different entries in the rows. With `language`, an entry counts once per language."""
+    """Number of distinct entries in the rows. With `language`, an entry counts once per language."""
     head_entries: int
     """Entries with more rows than t."""
     matches: int
-    """Number of matches. A match is a row with one of its entries."""
+    """Number of matches, which are combinations of a row and one of its entries."""
     tail_matches: int
     """Matches whose entry has at most t rows. All of these rows are kept."""
     unmatched_rows: int

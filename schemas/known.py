@@ -134,7 +134,7 @@ class KnownReport(Settings):
     """The known rows that a step compared its rows with."""
 
     values: dict[str, int]
-    """Kind -> number of different known values, or number of embeddings."""
+    """Kind -> number of distinct known values, or number of embeddings."""
     unused: dict[str, int] = {}
     """Reason -> number of lines or rows of the list without a value."""
     blake2b: str
@@ -166,7 +166,7 @@ class KnownFilter(Settings):
     and each band has a file in which the hashes are rotated so that the band comes first. Two hashes within the
     distance have at least one band in common."""
     values: int
-    """Number of different values."""
+    """Number of distinct values."""
     file: DataFile
 
 

@@ -107,7 +107,7 @@ class LeakCounts(Settings):
     rows: int
     """Rows that matched by this kind and variant first, so the sum over all of them is the number of matching rows."""
     items: int
-    """Evaluation pictures with such a row. A picture can count for several kinds and variants."""
+    """Evaluation pictures with a match of this kind and variant. A picture can count for several kinds and variants."""
 
 
 class LeakReport(Settings):
@@ -116,7 +116,7 @@ class LeakReport(Settings):
     items: int
     """Evaluation pictures that were compared."""
     items_hit: int
-    """Evaluation pictures that any row matches."""
+    """Evaluation pictures that at least one row matches."""
     plain_items: int
     """Evaluation pictures with too little detail (a PDQ quality below 50), which were not compared by hashes."""
     hashes: dict[LeakKind, int]

@@ -1,4 +1,4 @@
-"""Defines mixtures. A mixture combines rows of several datasets in given shares and has its own folder."""
+"""Defines mixtures. A mixture combines rows of several datasets in the given proportions, and has its own folder."""
 
 import re
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class MixSource(Settings):
 
 
 class MixJob(Settings):
-    """`pairmill select MIX --mix ..`: combines several datasets in given shares so that they can be read as one."""
+    """`pairmill select MIX --mix ..`: combines several datasets in the given proportions, to be read as one."""
 
     config_version: Literal[1] = CONFIG_VERSION
     """Version of the job file's format."""
@@ -66,7 +66,8 @@ class MixJob(Settings):
     repeat: bool = False
     """With `count`: repeat rows of a dataset that has too few for its share."""
     dedup: list[Literal["url", "sha256", "phash"]] = ["sha256"]
-    """Columns, besides `uid`, whose equal values make rows of different datasets duplicates."""
+    """Columns to compare in addition to `uid`: rows of different datasets with equal values in one of them are
+    duplicates."""
     partial: bool = False
     """Mix finished shards even if others are missing."""
     seed: int = 0
@@ -78,9 +79,10 @@ class MixJob(Settings):
     def _is_possible(self) -> Self:
         named = [str(source) for source in self.sources]
         if len(set(named)) < len(named):
-            raise ValueError(f"sources: {', '.join(named)}: one is given twice; give it once, with its total share")
+            repeated = next(name for name in named if named.count(name) > 1)
+            raise ValueError(f"sources: {repeated} is given more than once; give it once, with its total share")
         if self.repeat and self.count is None:
-            raise ValueError("repeat needs count; without it, no dataset has too few rows")
+            raise ValueError("repeat needs count: without it, a mixture is never so large that rows must repeat")
         return self
 
 
@@ -98,8 +100,8 @@ class MixtureSource(Settings):
     samples: int
     """Samples per epoch. If rows are repeated, this is an average and can exceed the number of rows."""
     rows: Subset
-    """The rows that were taken, and what happened to the others, in the same form as a subset of the dataset. Its files
-    are in the mixture's folder."""
+    """The rows that were taken, and what happened to the other rows, in the form of a subset, except that the files are
+    in the mixture's folder."""
 
 
 class Mixture(Settings):
@@ -117,7 +119,7 @@ class Mixture(Settings):
 
     @property
     def num_rows(self) -> int:
-        """Number of different rows."""
+        """Number of distinct rows."""
         return sum(source.rows.rows_out for source in self.sources)
 
     @property

@@ -17,7 +17,7 @@ IDENTITY = pa.schema(
         pa.field("row_id", TEXT, nullable=False),  # SHARD:ROW, or SHARD:ROW:CAPTION for a list of captions
         pa.field("uid", TEXT, nullable=False),  # 32 hex characters; computed if the row's own uid is invalid
         pa.field("url", TEXT),
-        pa.field("caption", TEXT),  # raw
+        pa.field("caption", TEXT),  # as in the input
         pa.field("caption_clean", TEXT),  # entities decoded, whitespace collapsed, NFC; rules, models and .txt use it
         pa.field("caption_index", pa.int32()),  # index in the row's list of captions; 0 if it is not a list
     ]
@@ -42,7 +42,7 @@ FETCHED = pa.schema(
         pa.field("sha256", TEXT),  # hex digest of the original bytes
         pa.field("md5", TEXT),
         pa.field("original_format", TEXT),  # Pillow's name: JPEG, PNG, ...
-        pa.field("original_width", pa.int32()),  # of the upright picture
+        pa.field("original_width", pa.int32()),  # size in pixels, after the EXIF rotation
         pa.field("original_height", pa.int32()),
     ]
 )
@@ -51,7 +51,7 @@ PICTURE = pa.schema(
     [
         pa.field("phash", TEXT),  # 64-bit perceptual hash of the picture, 16 hex characters
         pa.field("one_color", pa.bool_()),
-        pa.field("width", pa.int32()),  # of the stored picture
+        pa.field("width", pa.int32()),  # size of the stored picture, in pixels
         pa.field("height", pa.int32()),
     ]
 )
@@ -59,7 +59,7 @@ PICTURE = pa.schema(
 STORED = pa.schema(
     [
         pa.field("image_tar", TEXT),  # relative to the output folder; null if the picture is not stored
-        pa.field("image_offset", pa.int64()),  # of the picture's first byte, not of its tar header
+        pa.field("image_offset", pa.int64()),  # position of the picture's first byte, not of its tar header
         pa.field("image_length", pa.int64()),
     ]
 )

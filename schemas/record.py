@@ -30,7 +30,7 @@ class JobRecord:
         known = {name: value for name, value in values.items() if name in BuildJob.model_fields}
         if "md5" not in (images := dict(known.get("images") or {})):  # before 0.2, MD5 was always computed
             images["md5"] = True
-        if "skip_reencode" in images:  # before 0.2
+        if "skip_reencode" in images:  # the setting that `reencode` replaced in 0.2
             images["reencode"] = "auto" if images.pop("skip_reencode") else "always"
         known["images"] = images
         try:

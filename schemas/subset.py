@@ -56,7 +56,7 @@ class UidFileReport(Settings):
     """The file of uids that a step selected from."""
 
     num_uids: int
-    """Number of different uids."""
+    """Number of distinct uids."""
     blake2b: str
     """BLAKE2b-128 of the file."""
     earlier_blake2b: str | None = None
@@ -78,7 +78,7 @@ class StepReport(GrowingSettings):
     not_compared: int = 0
     """`dedup` by embeddings only: rows without a usable embedding, which have no duplicates."""
     uids: UidFileReport | None = None
-    """`uids` only: the file. If it has more uids than `rows_out`, the others are in no row that earlier steps left."""
+    """`uids` only: the file. Its uids in excess of `rows_out` match no row that remained after the earlier steps."""
     balance: BalanceReport | None = None
     """`balance` only: the entries and the curve."""
     repeat: RepeatReport | None = None

@@ -24,13 +24,13 @@ def mix(
     refresh: bool = False,
     settings: Settings | None = None,
 ) -> Mixture:
-    """Mix rows of several datasets in given shares. `export` and `PairDataset` read the mixture as one dataset.
+    """Mix rows of several datasets in the given proportions. `export` and `PairDataset` read them as one dataset.
 
     Args:
         output: A new folder for the mixture, local or `s3://`. The datasets stay as they are.
         sources: `{"out_a:clean": 0.7, "out_b": 0.3}`: each dataset, or subset of one, with its share. A row
             found in several datasets is taken from the first of them.
-        count: Samples of an epoch; by default, as many as possible without repeating a row.
+        count: Samples per epoch; by default, as many as possible without repeating a row.
         repeat: With `count`, repeat the rows of a dataset that has too few for its share.
         dedup: Rows of different datasets are duplicates if they have the same `uid`, or the same value in one of these
             columns: `["sha256"]` by default.

@@ -1,4 +1,4 @@
-"""`pairmill.index` and `search`: find pairs similar to a text, a picture or another pair."""
+"""`pairmill.index` and `search`: find pairs similar to a phrase, a picture or another pair."""
 
 import os
 
@@ -44,11 +44,11 @@ def search(
     page: StrPath | None = None,
     s3: S3 | None = None,
 ) -> SearchResult:
-    """Find the pairs whose embeddings are most similar to those of a text, a picture or another pair.
+    """Find the pairs whose embeddings are most similar to that of a phrase, a picture or another pair.
 
     Args:
         output: The output folder of a build or embed, local or `s3://`.
-        text: The text to search for. Give exactly one of `text`, `image` and `uid`.
+        text: The phrase to search for. Give exactly one of `text`, `image` and `uid`.
         image: The picture to search for, local or `s3://`.
         uid: The pair of the dataset to search for.
         model: Alias of the model. None: the dataset's first model.

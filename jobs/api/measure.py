@@ -37,7 +37,7 @@ def probe(
     Args:
         output: The output folder of a build or embed, local or `s3://`.
         out: The local file to write the head to. Its name must end in `.safetensors`.
-        labels: Parquet files with the columns `uid` and `label`, such as `explore` writes.
+        labels: Parquet files with the columns `uid` and `label`, such as those that `explore` writes.
         label_column: The column with the labels, in the dataset or, if `labels` is given, in these files.
         positive: The label to distinguish from all others. None: good, yes, true or 1.
         model: Alias of the model. None: the dataset's only model.

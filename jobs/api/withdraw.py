@@ -39,7 +39,7 @@ def purge(
         urls: URLs. Different spellings of the same request match, such as a host in upper case.
         hosts: Hosts, with all of their subdomains.
         sha256: Digests of the original bytes of pictures.
-        pdq: PDQ hashes; pictures within 31 bits of one are withdrawn, if the dataset has a column `pdq`.
+        pdq: PDQ hashes. Pictures within 31 bits of any of them are withdrawn; requires a column `pdq` in the dataset.
         reason: Why the rows are withdrawn. It stays in the ledger, so it must not contain a withdrawn value.
         exports: Further exports to purge, which the dataset has no record of.
         dry_run: Only find the rows; nothing is changed.
@@ -62,7 +62,7 @@ def purge(
 
 @suggests_keywords
 def gc(output: StrPath, *, dry_run: bool = False, s3: S3 | None = None) -> GcResult:
-    """Delete superseded generations of shards and columns, and files that interrupted commands left.
+    """Delete superseded generations of shards and columns, and files that interrupted commands left behind.
 
     Args:
         output: The output folder of a build or embed, local or `s3://`.

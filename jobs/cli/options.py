@@ -1,4 +1,4 @@
-"""Defines the typed options of each command. Its function fills them in or, for `submit`, the parsed command line."""
+"""Defines the typed options of each command. The command's function fills them in or, for `submit`, the parser."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

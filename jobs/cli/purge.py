@@ -134,7 +134,7 @@ def gc(
 ) -> None:
     """Delete files that are no longer needed.
 
-    These are superseded generations of shards and columns, and files that interrupted commands left. Files that
+    These are superseded generations of shards and columns, and files that interrupted commands left behind. Files that
     pairmill did not write are kept.
     """
     with errors():

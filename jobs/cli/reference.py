@@ -135,7 +135,7 @@ def _fields(prefix: str, command: str) -> list["JobField"]:
         "mix": MixJob,
     }
     if command not in jobs:
-        raise JobError(f"--of {command}: give build, embed, select, mix, score or export")
+        raise JobError(f"--of {command}: choose build, embed, select, mix, score or export")
     found = job_fields(prefix, jobs[command])
     if not found:
         names = [field.name for field in job_fields("", jobs[command])]

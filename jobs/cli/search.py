@@ -1,4 +1,4 @@
-"""`pairmill index` and `pairmill search`: find pairs similar to a text, a picture or another pair."""
+"""`pairmill index` and `pairmill search`: find pairs similar to a phrase, a picture or another pair."""
 
 import sys
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def index(
 
 def search(
     output: Output,
-    text: Annotated[str | None, typer.Argument(metavar="QUERY", help="Text to search for.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="QUERY", help="Phrase to search for.")] = None,
     image: Annotated[
         str | None, typer.Option("--image", metavar="FILE", help="Find pairs similar to this picture.")
     ] = None,
@@ -83,7 +83,7 @@ def search(
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Find pairs similar to a text, a picture or a pair.
+    """Find pairs similar to a phrase, a picture or a pair.
 
     Up to 100,000 rows are searched without an index; for more, run `pairmill index OUT` first.
     """

@@ -53,7 +53,7 @@ def errors() -> Iterator[None]:
 
 @contextmanager
 def stdout_errors() -> Iterator[None]:
-    """Print one clear message and exit with status 1 if stdout cannot be written to, such as on a full disk, or if
+    """Print one clear message and exit with status 1 if stdout cannot be written to (the disk may be full), or if
     --install-completion cannot write to a file of the shell.
 
     A closed pipe (`| head`) is not an error: click ends the command without a message. Outside `errors`, commands only

@@ -41,7 +41,7 @@ def manifest(command: Command, image: str) -> str:
             raise JobError(f"{local[0]}: no pod has this path; on Kubernetes, use s3://...")
         files = {**_files(bundle.folder), "run.sh": _script(bundle).encode()}
     if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
-        raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
+        raise JobError("the job's blocklists are too large for a ConfigMap: put them on S3 and name them as s3://...")
     name = f"pairmill-{hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=4).hexdigest()}"
     return "---\n".join(_to_yaml(part) for part in (_config_map(name, files), _ray_job(name, image, bundle.has_models)))
 

@@ -20,7 +20,7 @@ SMALL_CPUS = 0.2
 """Logical CPUs of an actor that may run anywhere. Ray only uses CPUs to place actors; it does not limit threads."""
 
 SPARE_CPUS = 2
-"""CPUs for readers, committers and encoders. A local Ray instance has as many extra ones: these actors mostly wait."""
+"""CPUs for readers, committers and encoders. A local Ray instance gets as many extra CPUs: these actors mostly wait."""
 
 SOURCES: tuple[StageName, ...] = ("download", "load")
 

@@ -71,7 +71,7 @@ class _Worker:
     stage: int
     handle: WorkerHandle
     failed_starts: int = 0
-    """Number of workers in a row that failed to start and that this one replaces."""
+    """Number of consecutive workers that failed to start and that this one replaces."""
     busy: int = 0
     failures: int = 0
     """Failed shards since its last success. Damaged input does not count."""

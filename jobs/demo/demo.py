@@ -132,7 +132,7 @@ def _prepare_folder(out: str, seed: int, pairs: int) -> Store:
         (folder / INPUT).unlink(missing_ok=True)
     elif names:
         raise JobError(
-            f"--out {out}: the demo did not write this folder, which contains {names[0]}; give a new or empty one"
+            f"--out {out}: the demo did not write this folder, which contains {names[0]}; choose a new or empty folder"
         )
     store.replace(MARKER, json.dumps({"made_by": "pairmill demo", "seed": seed, "pairs": pairs}).encode())
     store.remove_temporary()

@@ -1,4 +1,5 @@
-"""Runs the demo's web server, which draws pictures on request, or fails in many ways, on many loopback addresses.
+"""Runs the demo's web server. On many loopback addresses, it serves pictures that it draws on request, and fails on
+purpose in many ways.
 
     with demo_web(seed=2026, pairs=2400) as web:
         ...                                     # a separate process serves until the end of the block
@@ -35,7 +36,7 @@ _FAILURES = {"not_found": 404, "gone": 410, "server_error": 500}
 
 @contextmanager
 def demo_web(seed: int, pairs: int) -> Iterator[Web]:
-    """Run the server in a separate process during the block. Raises JobError if it cannot start."""
+    """Run the server in a separate process for the duration of the block. Raises JobError if it cannot start."""
     # -P: do not import, for example, a random.py from the current directory. The `pairmill` command does not either.
     command = [sys.executable, "-P", "-m", "pairmill.jobs.demo.web", str(seed), str(pairs)]
     # In a new session, so that Ctrl-C stops only the build, which may still have requests in flight.
@@ -147,7 +148,7 @@ def _answer(status: int, body: bytes, content_type: str, *headers: str) -> bytes
 
 
 def _hosts() -> list[str]:
-    """Loopback addresses to serve on. Only Linux serves all of 127.0.0.0/8 without configuration."""
+    """Loopback addresses to serve on. Only on Linux can a server bind to any address in 127.0.0.0/8 by default."""
     hosts = [f"127.{20 + number // 8}.{number % 8}.10" for number in range(NUM_HOSTS)]
     with socket.socket() as probe:
         try:
@@ -173,7 +174,7 @@ def _open_sockets() -> tuple[list[socket.socket], socket.socket, Web]:
         dead = socket.socket()
         dead.bind((hosts[0], 0))
         return sockets, dead, Web(sockets[0].getsockname()[1], dead.getsockname()[1], tuple(hosts))
-    raise OSError(f"no port is free on all of {len(hosts)} loopback addresses")
+    raise OSError(f"no port is free on all {len(hosts)} loopback addresses")
 
 
 async def _serve(seed: int, pairs: int) -> None:

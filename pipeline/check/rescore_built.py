@@ -20,15 +20,15 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.run import RunConfig
 
 _ENCODED_AGAIN = 0.02
-"""Maximum change in the mean brightness of a picture, 0 to 1, when a build encodes it."""
+"""Maximum change in the mean brightness of a picture, on a scale of 0 to 1, when a build encodes it."""
 
 
 def rescore_built(
     snapshot: Snapshot, num_rows: int, report: VerifyReport, on_step: OnStep = ignore_step
 ) -> Iterator[str]:
-    """Measure the pictures of `num_rows` rows again, evenly spread over the shards. Yields problems.
+    """Measure the pictures of `num_rows` rows, spread evenly over the shards, a second time. Yields problems.
 
-    For a corpus, all measures must match, except for rounding. A build may have encoded pictures after it measured
+    For a corpus, all measures must match up to rounding. A build may have encoded pictures after it measured
     them, so only their mean brightness is compared.
     """
     if not snapshot.plan.job.scores:

@@ -69,7 +69,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
         _add_problems(report, manifest, problems)
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
-    if all_read and not report.shards_missing and not report.damaged:  # otherwise, the files may belong to a shard
+    if all_read and not report.shards_missing and not report.damaged:  # otherwise, files may belong to such shards
         report.problems.extend(foreign_files(store, named))
     report.problems.extend([*check_known(store), *check_indexes(store, on_step), *_unfinished_purge(store)])
     if scored and rescore:
@@ -94,7 +94,7 @@ def _unfinished_purge(store: Store) -> Iterator[str]:
 
 
 def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
-    """The models and scores that were added. Reports damaged cards and states as problems."""
+    """The models and scores that were added to the dataset. Reports damaged card and state files as problems."""
     try:
         added = list(column_sets(store))
     except ManifestError as error:
@@ -110,8 +110,8 @@ def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
 
 
 def foreign_files(store: Store, named: set[str]) -> list[str]:
-    """Problems with files in the data folders of a finished output that are in no manifest, but which readers of a
-    whole folder would mistake for data. One problem per file.
+    """One problem for each file in the data folders of a finished output that is in no manifest, but that readers of
+    a whole folder would mistake for data.
 
     `named`: paths of all files in manifests. The message says to delete a file only if pairmill certainly wrote it.
     """

@@ -34,7 +34,7 @@ class AddedColumns:
     complete: tuple[ColumnSet, ...]
     """Models and scores whose columns exist for the current generation of every shard."""
     incomplete: tuple[ColumnSet, ...]
-    """Models and scores that some shards lack, because these are newer or the command was interrupted."""
+    """Models and scores that some shards lack, because those shards are newer or the command was interrupted."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,8 +83,8 @@ def added_columns(store: Store, generations: Mapping[int, int]) -> AddedColumns:
 
 
 def column_sets(store: Store) -> Iterator[ColumnSet]:
-    """The columns of every folder in `columns/` with the card of a model or a score. Raises ManifestError if the card
-    of a score is damaged."""
+    """The columns of every folder in `columns/` that has the card of a model or a score. Raises ManifestError if the
+    card of a score is damaged."""
     for name in store.folders("columns"):
         if store.exists(f"columns/{name}/{MODEL_CARD}"):
             yield ColumnSet(name, "model", tuple(score_column_names(name)))

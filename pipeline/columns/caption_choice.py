@@ -1,4 +1,4 @@
-"""Chooses the caption of each pair for exports and the feed: the original, one from a model, or the better one."""
+"""Chooses the caption of each pair for exports and the feed: the original, a model's caption, or the better of both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,14 +43,15 @@ class CaptionChoice:
     """Replaces original captions with written ones. Contains only plain values."""
 
     written: tuple[WrittenCaptions, ...]
-    """The captions of one score. With `is_best`, those of all scores that have similarities, all by the same model."""
+    """The captions of one score. With `is_best`, the captions of all scores that have similarities, all computed by the
+    same model."""
     is_best: bool
     aliases: tuple[str, ...]
     """The aliases of all models of the dataset, in order."""
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns that `apply` reads, besides those that it changes."""
+        """The columns that `apply` needs in addition to `caption` and `caption_clean`."""
         names = {each.column for each in self.written}
         for each in self.written:
             if each.alias is not None:
@@ -61,8 +62,8 @@ class CaptionChoice:
         """The rows with the chosen captions in `caption` and `caption_clean`, if the table has these columns.
 
         A written caption replaces the original if it is not null. With `is_best`, it must also have a higher similarity
-        than the original, and neither similarity may be null. In these rows, the similarity of the captions' model
-        becomes that of the new caption, and the similarities of other models become null.
+        than the original, and neither similarity may be null. In rows with a new caption, the similarity column of the
+        model that scored the caption gets the new similarity, and the similarity columns of other models become null.
         """
         best = rows[score_column_names(self.written[0].alias or "").similarity] if self.is_best else None
         for each in self.written:
@@ -90,8 +91,8 @@ class CaptionChoice:
 
 
 def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Sequence[str]) -> CaptionChoice | None:
-    """The choice that `caption` stands for: the name of a score, `best`, or `original`, for which this is None. Raises
-    CaptionChoiceError."""
+    """The choice that `caption` names: a score or `best`; None for `original`. Raises CaptionChoiceError if the dataset
+    does not have these captions."""
     if caption == ORIGINAL:
         return None
     known = {each.column: each for each in _written(store, added)}

@@ -50,7 +50,7 @@ class PairsReader:
             for picture, name, row_id in zip(pictures, *(pairs[n].to_pylist() for n in _NAMED), strict=True):
                 if picture is None and name is not None:
                     raise DamagedFileError(
-                        f"{self._store.path(name)} is damaged: the picture of row {row_id}; "
+                        f"{self._store.path(name)} is damaged at the picture of row {row_id}; "
                         f"run `pairmill verify {self._store.root}`"
                     )
         table = pairs.append_column("image", binary_column(pictures))

@@ -1,4 +1,4 @@
-"""Reads and writes the card of a score: its settings, and everything except the rows on which its values depend.
+"""Reads and writes the card of a score, which records its settings and all inputs to its values except the rows.
 
 columns/NAME/score.json                    the card; a different score under the same name is refused
 columns/NAME/state.DIGEST.safetensors      the state, prepared once: the weights of a head, class embeddings, a sketch
@@ -126,7 +126,7 @@ def read_state(store: Store, card: ScoreCard) -> State:
     """The state of a score. Raises DamagedManifestError if the state is missing or has changed."""
     where = store.path(card.state.path)
     if not re.fullmatch(rf"columns/{card.name}/state\.[0-9a-f]{{32}}\.safetensors", card.state.path):
-        raise DamagedManifestError(f"{where} is not a valid name for a state; {_remedy(card.name)}")
+        raise DamagedManifestError(f"{where} is not a valid name for a state file; {_remedy(card.name)}")
     try:
         data = store.read(card.state.path)
     except FileNotFoundError:

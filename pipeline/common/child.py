@@ -28,7 +28,7 @@ class Child:
     def __init__(self, start: Callable[..., None], *arguments: Any) -> None:
         """Each new child runs `start(*arguments)` before its first call."""
         self._start = (start, *arguments)
-        self._one_at_a_time = threading.Lock()  # other calls would fail if the child died
+        self._one_at_a_time = threading.Lock()  # so that the death of a child fails only one call
         self._pool: ProcessPoolExecutor | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:

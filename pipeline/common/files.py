@@ -38,7 +38,7 @@ def why_no_file(path: str) -> str | None:
     if stat.S_ISREG(mode):
         return None
     if stat.S_ISDIR(mode):
-        return "is a folder; give a file in it"
+        return "is a folder; choose a file in it"
     return "is a pipe or device, which can be read only once; write its content to a file first"
 
 
@@ -93,7 +93,7 @@ class Files:
 
     def open(self, uri: str) -> IO[bytes]:
         """Open a file or object for random-access reading, without decompressing it."""
-        if "\0" in uri:  # for which Python raises ValueError
+        if "\0" in uri:  # here, Python would raise ValueError
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
         if not is_remote(uri):
             return open(absolute(uri), "rb")
@@ -140,7 +140,7 @@ class Files:
         return bool(fs.isdir(inside))
 
     def fingerprint(self, uri: str) -> str:
-        """A text that identifies the content of an input file: its ETag on S3, otherwise its size and BLAKE2b-128.
+        """A string that identifies the content of an input file: its ETag on S3, otherwise its size and BLAKE2b-128.
 
         It does not depend on timestamps, which change when a file is copied.
         """

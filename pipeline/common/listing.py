@@ -42,7 +42,7 @@ class Listing:
     files: list[str] = field(default_factory=list)
     """Absolute paths or URLs, sorted."""
     named: list[str] = field(default_factory=list)
-    """Those of `files` that the path itself names or its glob matches. The others are in folders."""
+    """The files that the path itself names or its glob matches. All other files are in folders."""
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
     """Absolute path or URL -> why it is passed over. Folders end in `/`; nothing below them was listed."""
 
@@ -136,7 +136,7 @@ def _list_remote(fs: Any, root: str, exclude: str | None, found: Listing) -> Non
     for name, info in fs.find(root, detail=True).items():
         uri = str(fs.unstrip_protocol(name))
         if _is_folder_marker(info, root):
-            if info["size"]:  # an object with a name that no folder can have
+            if info["size"]:  # an object with content, which is no folder marker
                 found.passed_over[uri] = PassedOver.OTHER_KIND
             continue
         parts = PurePosixPath(str(name).removeprefix(root)).parts
@@ -184,7 +184,7 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
     if root_id == output:
         found.passed_over[f"{root.rstrip('/')}/"] = PassedOver.OUTPUT
         return
-    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, ids of it and its parents
+    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, ids of its parents and its own
     while waiting:
         folder, above = waiting.pop()
         try:

@@ -24,8 +24,8 @@ def new_local_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def check_local_files(*paths: str | None) -> None:
-    """Raise the error that `new_local_file` would raise for one of these paths. For commands that run for a long time
-    before they write. Leaves no file behind."""
+    """Raise the error that `new_local_file` would raise for one of these paths, so that commands that run for a long
+    time fail before they start. Leaves no file behind."""
     for path in paths:
         if path is not None:
             with _aside(path) as (_, aside):
@@ -51,4 +51,4 @@ def _aside(path: str) -> Iterator[tuple[Path, Path]]:
             aside.unlink(missing_ok=True)
     except OSError as error:
         why = error.strerror or error
-        raise JobError(f"{path}: cannot be written to ({why}); give a file in an existing folder") from None
+        raise JobError(f"{path}: cannot be written to ({why}); choose a file in an existing folder") from None

@@ -35,8 +35,9 @@ def cache_folder(name: str) -> Path:
 def cached_object(store: Store, file: DataFile, name: str, ending: str, max_bytes: int) -> str:
     """Path of a local copy of an object. If several processes need the same object, one copies it and the others wait.
 
-    `name`: folder of the cache. It stays within `max_bytes` by deleting the least recently used copies. Raises
-    ObjectError, or ObjectCacheError if the disk is full or not writable.
+    `name`: folder of the cache. The least recently used copies are deleted to keep the folder within `max_bytes`.
+    Raises ObjectError if the object is missing or has changed, and ObjectCacheError if the disk is full or not
+    writable.
     """
     folder = cache_folder(name)
     copy = folder / f"{file.blake2b}{ending}"
@@ -76,7 +77,7 @@ def _opened(store: Store, file: DataFile) -> IO[bytes]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock inside the block. The lock is released if the process ends."""
+    """Hold an exclusive lock for the duration of the block. The lock is released if the process ends."""
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

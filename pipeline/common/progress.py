@@ -54,8 +54,8 @@ class WorkProgress:
 
     @contextmanager
     def shard(self, rows: int) -> Iterator["ShardProgress"]:
-        """Count the work on one shard with this many input rows inside the block. If the block raises, none of the rows
-        are counted."""
+        """Count the work that the block does on one shard with this many input rows. If the block raises, none of the
+        rows are counted."""
         shard = ShardProgress(self._lock, rows)
         with self._lock:
             self._open.add(shard)

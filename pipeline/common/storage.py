@@ -83,7 +83,7 @@ class Store:
     def new_file(self) -> Iterator[IO[bytes]]:
         """A temporary file for `create_from`. For a local output, it is on the same disk.
 
-        Raises StorageError if writing is not permitted or the disk fills up inside the block.
+        Raises StorageError if writing is not permitted, or if the disk fills up while the block runs.
         """
         folder = tempfile.gettempdir() if self.remote else str(Path(self.root, "tmp"))
         file = self._opened_in(folder)
@@ -108,7 +108,7 @@ class Store:
                 raise self._no_room(error) from error
             if error.errno in LOCAL_ERRNOS:  # such as too many open files
                 raise
-            remedy = "set TMPDIR to another folder" if self.remote else "give another output, or make it writable"
+            remedy = "set TMPDIR to another folder" if self.remote else "use another output, or make it writable"
             raise StorageError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from error
 
     def _no_room(self, error: OSError) -> StorageError:
@@ -138,7 +138,7 @@ class Store:
                 return False
             except PermissionError as error:
                 raise StorageError(f"{self.path(name)}: access denied: {error}") from None
-            except FileNotFoundError:  # the upload is already complete: the first reply was lost
+            except FileNotFoundError:  # an earlier try completed the upload, but its reply was lost
                 if self.exists(name):
                     return False
                 raise
@@ -249,7 +249,7 @@ class Store:
         _fsync_folder(target.parent)
 
     def remove_temporary(self) -> None:
-        """Delete files that killed processes on this machine left in `tmp/`."""
+        """Delete files that killed processes on this machine left behind in `tmp/`."""
         for name in self.list("tmp") if not self.remote else []:
             if name.partition("!")[0] == socket.gethostname() and not is_in_use(name):
                 self.delete(f"tmp/{name}")

@@ -52,8 +52,8 @@ class AccountingError(PairmillError, RuntimeError):
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Commits shards of one job. `aliases` are those of the job's models. The similarity of the first model becomes the
-    column `similarity`."""
+    """Commits shards of one job. `aliases`: the aliases of the job's models. The similarity of the first model becomes
+    the column `similarity`."""
 
     store: Store
     extra: pa.Schema
@@ -130,7 +130,7 @@ def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
     if store.create(name, manifest.model_dump_json(indent=1).encode()):
         return manifest
     existing = read_manifest(store, manifest.name)
-    if existing.attempt == manifest.attempt:  # it is ours: the reply was lost
+    if existing.attempt == manifest.attempt:  # this attempt wrote it, but the reply was lost
         return existing
     named = {file.path for file in existing.files.values()}
     for file in manifest.files.values():
@@ -265,11 +265,12 @@ class _Commit:
             return self._publish(folder, "parquet", file)
 
     def _publish(self, folder: str, suffix: str, file: Any) -> DataFile:
-        """Publish a file under the plain name, or with the attempt in its name if another attempt has taken that."""
+        """Publish a file under its plain name, or with the attempt in the name if another attempt has taken the plain
+        name."""
         digest, num_bytes = file_checksum(file)
         stem = manifest_name(self.shard.shard, self.generation).removesuffix(".json")
         name = f"{folder}/{stem}.{suffix}"
         if not self.writer.store.create_from(name, file):
             name = f"{folder}/{stem}.{self.attempt}.{suffix}"
-            self.writer.store.create_from(name, file)  # if the name is taken, the file is ours: the reply was lost
+            self.writer.store.create_from(name, file)  # if taken, by this attempt: the reply was lost
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)

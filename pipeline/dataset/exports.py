@@ -31,5 +31,5 @@ def noted_exports(store: Store) -> Iterator[ExportNote]:
     for name in store.list(_FOLDER):
         if name.endswith(".json"):
             yield read_record(
-                store, f"{_FOLDER}/{name}", ExportNote, "move it elsewhere, and give the path of the export itself"
+                store, f"{_FOLDER}/{name}", ExportNote, "move it elsewhere, and pass the export's path to the purge"
             )

@@ -15,7 +15,7 @@ class Loss(NamedTuple):
     step: Step
     status: Status
     rule: str | None
-    """Name of the custom rule, if it was one."""
+    """Name of the custom rule that rejected the rows; None if no custom rule did."""
     rows: int
 
     @property

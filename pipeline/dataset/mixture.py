@@ -38,7 +38,7 @@ def read_mixture(store: Store) -> Mixture:
 
 def publish_mixture(store: Store, mixture: Mixture, replaced: Mixture | None) -> bool:
     """Write the record, which makes the mixture exist, and delete the files of all other mixtures in the folder: the
-    one that it replaces, and unfinished ones.
+    replaced mixture and any unfinished ones.
 
     If another run finished a mixture in this folder first, deletes the files of `mixture` and returns False.
     """

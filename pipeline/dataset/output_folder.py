@@ -104,16 +104,16 @@ def names_in_output(store: Store) -> list[str]:
                 raise JobError(f"output: {path} is a file, not a folder")
         return names_in(store)
     except OSError as error:
-        raise JobError(f"output: {store.root}: cannot be a folder ({error.strerror}); give another output") from None
+        raise JobError(f"output: {store.root}: cannot be a folder ({error.strerror}); use another output") from None
 
 
 def _refusal(store: Store, foreign: list[str]) -> str:
     kinds = {"an export": is_export(store), "a mixture": store.exists(MIXTURE_RECORD), "a dataset": _has_plan(store)}
     for kind, is_there in kinds.items():
         if is_there:
-            return f"output: {store.root} is {kind}; give a new or empty folder"
+            return f"output: {store.root} is {kind}; use a new or empty folder"
     more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
     return (
-        f"output: {store.root} is not empty and is not pairmill's: it contains {foreign[0]}{more}; give a new or empty "
+        f"output: {store.root} is not empty and is not pairmill's: it contains {foreign[0]}{more}; use a new or empty "
         "folder"
     )

@@ -35,8 +35,8 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
 
 
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
-    """Read a Parquet file of the store, with the metadata of its schema. `columns`: read only those of these columns
-    that the file has.
+    """Read a Parquet file of the store, with the metadata of its schema. `columns`: read only these; names that the
+    file does not have are ignored.
 
     Raises FileNotFoundError, or DamagedFileError if it is not a Parquet file or a page does not match its checksum.
     """

@@ -46,7 +46,7 @@ class PreviousGeneration:
             for row_id, offset, length, crc in zip(*columns, crcs, strict=True):
                 found[row_id] = read_range(tar, offset, length)
                 if not is_intact(found[row_id], crc):
-                    raise DamagedFileError(f"{self.store.path(name)} is damaged: the picture of row {row_id}")
+                    raise DamagedFileError(f"{self.store.path(name)} is damaged at the picture of row {row_id}")
         return found
 
 

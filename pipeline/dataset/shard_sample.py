@@ -9,7 +9,7 @@ def sample_shards(sizes: Iterable[tuple[int, int]], max_rows: int) -> list[int]:
     """Positions of the chosen shards in `sizes`, in order. Chooses at least one shard.
 
     The shards whose numbers have the lowest hashes are chosen, so the choice does not depend on the order of the input,
-    and new shards of a growing dataset replace only a few. Shards without rows are not chosen.
+    and new shards of a growing dataset replace only a few chosen ones. Shards without rows are not chosen.
 
     Args:
         sizes: (shard number, number of rows) of each shard. All shard numbers must differ.

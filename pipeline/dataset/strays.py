@@ -1,4 +1,4 @@
-"""Finds data files that are in no manifest, left by attempts that crashed or finished too late."""
+"""Finds data files that are in no manifest, left behind by attempts that crashed or finished too late."""
 
 import re
 
@@ -21,7 +21,7 @@ class StrayFiles:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.rivals: dict[tuple[int, int], list[str]] = {}
-        """(shard, generation) -> its files, only if an attempt found a plain file name taken. This is rare, so the
+        """(shard, generation) -> data files, only where an attempt found a plain file name taken. This is rare, so the
         dictionary stays small."""
         for folder in DATA_FOLDERS:
             names = [(name, match) for name in store.list(folder) if (match := DATA_NAME.fullmatch(name))]

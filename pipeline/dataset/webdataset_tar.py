@@ -33,7 +33,7 @@ def write_tar(
 
     `image_format`: the file name extension of the pictures. None: detected from the first bytes of each picture.
     `carried`: columns of the input to write to uid.json too.
-    `keys`: the stems of the file names, one per row, all different. None: the uids.
+    `keys`: the stems of the file names, one per row, all distinct. None: the uids.
     """
     offsets, lengths, end = [], [], file.tell()
     details = _details(pairs, carried)
@@ -73,7 +73,7 @@ def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values, as text if JSON has no such type."""
+    """The values, as text if JSON has no type for them."""
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         return column.cast(pa.string())  # Python's own types have no nanoseconds and no years after 9999
     if has_map(column.type):
@@ -94,7 +94,7 @@ def to_json(values: dict[str, Any]) -> str:
     """JSON that every parser accepts (RFC 8259): no NaN, and bytes, times and decimals as text."""
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):  # rare, and five times as slow
+    except (TypeError, ValueError):  # rare, and converting takes five times as long
         return json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False)
 
 

@@ -1,5 +1,5 @@
 """Computes the byte-pair encoding of a word (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) in n log n steps.
-The result is the same as that of open_clip, which takes n² steps and needs seconds for a caption with one long word.
+The result is the same as open_clip's, but open_clip takes n² steps: seconds for a caption with one long word.
 """
 
 import heapq
@@ -38,7 +38,7 @@ def merged(word: str, ranks: Mapping[Pair, int]) -> list[str]:
         while waiting and waiting[0][0] == rank:
             _, left, pair = heapq.heappop(waiting)
             right = after[left]
-            if right < 0 or (parts[left], parts[right]) != pair:  # one of the two tokens has been merged
+            if right < 0 or (parts[left], parts[right]) != pair:  # one of the two tokens has since been merged
                 continue
             parts[left], parts[right] = "".join(pair), None
             after[left] = after[right]

@@ -12,7 +12,7 @@ _MAX_MODELS_TO_COUNT = 40
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """One of open_clip's architectures."""
+    """One of open_clip's architectures, or the built-in model `tiny`."""
 
     name: str
     embedding_dim: int
@@ -29,7 +29,7 @@ _TINY = KnownModel("tiny", 128, 64, 3.8, ("built in",), ("built in",))
 
 
 def known_models(pattern: str = "") -> list[KnownModel]:
-    """The architectures whose names contain the pattern, ignoring case.
+    """The architectures, and `tiny`, whose names contain the pattern, ignoring case.
 
     If at most 40 architectures match, their parameters are counted, which takes a fifth of a second each. Otherwise,
     the counts are 0.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
-"""Default batch sizes. On a CPU, larger batches gain nothing. On a GPU, they are halved when memory runs out."""
+"""Default batch sizes. On a CPU, larger batches gain nothing. When a GPU runs out of memory, the size is halved."""
 
 _PROBES = ("", "a photo", "red", "42")
 """Captions that each model embeds after loading, to check that its embeddings are valid."""
@@ -40,12 +40,12 @@ class ClipModel:
 
     `logit_scale` and `logit_bias` turn a similarity into the logit with which the model was trained, `logit_scale *
     similarity + logit_bias`. It is the logit of a sigmoid if `is_sigmoid` (SigLIP, Zhai et al. 2023,
-    https://arxiv.org/abs/2303.15343), otherwise of a softmax over captions (CLIP; no bias). The scale is not a
-    logarithm: it is 100 for OpenAI's models.
+    https://arxiv.org/abs/2303.15343), otherwise of a softmax over captions (CLIP; no bias). The scale is the
+    factor itself, not its logarithm: 100 for OpenAI's models.
     """
 
     def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> None:
-        """Load the model. Raises ModelError if it does not load."""
+        """Load the model. Raises ModelError if it cannot be loaded."""
         import torch  # takes 4 s with open_clip, so only workers that encode import it
 
         from pairmill.pipeline.encode.load_model import load
@@ -107,10 +107,10 @@ class ClipModel:
         """Captions, truncated to the model's context -> float32 [n, dim], L2-normalized."""
         if not captions:
             return np.empty((0, self.embedding_dim), np.float32)
-        with self._tokenizer_lock:  # Hugging Face's tokenizers do not allow a second thread
+        with self._tokenizer_lock:  # Hugging Face's tokenizers do not allow concurrent calls
             tokens = self._tokenizer(captions)  # [n, context_length]
         lengths = self._text.lengths(tokens)  # [n]
-        order = lengths.argsort()  # the longest caption determines the time of a batch
+        order = lengths.argsort()  # by length, because the longest caption determines the time of a batch
         tokens, lengths = tokens[order], lengths[order]
 
         def embed(part: "torch.Tensor") -> "torch.Tensor":
@@ -125,10 +125,10 @@ class ClipModel:
         return embeddings  # [n, dim]
 
     def _in_batches(self, inputs: "torch.Tensor", embed: "Callable[[torch.Tensor], torch.Tensor]") -> Floats:
-        """Embed at most `batch_size` inputs at a time, and halve it permanently if the device runs out of memory."""
+        """Embed at most `batch_size` inputs at a time. Halve `batch_size` for good if the device runs out of memory."""
         torch, parts, start = self._torch, [], 0
         is_reduced = self._dtype != torch.float32
-        # Some of open_clip's masks stay float32 in any precision (those of CoCa in 3.3). Autocast reconciles them.
+        # Some of open_clip's attention masks stay float32 in any precision (CoCa's, in 3.3). Autocast converts them.
         with torch.inference_mode(), torch.autocast(self.device, self._dtype, enabled=is_reduced):
             while start < len(inputs):
                 part = inputs[start : start + self.batch_size]
@@ -162,7 +162,7 @@ def load_model(config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOK
 def model_of(contract: ScoreContract, run: RunConfig) -> ClipModel:
     """The model that made the stored embeddings, loaded once per process.
 
-    Raises ModelError if its weights are missing on this machine or differ.
+    Raises ModelError if its weights cannot be found or are not those that were used.
     """
     config = ModelConfig(name=contract.name, pretrained=contract.pretrained, alias=contract.alias)
     weights = find_weights(config)

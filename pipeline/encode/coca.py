@@ -1,7 +1,7 @@
 """Writes captions for pictures with a CoCa model (Yu et al. 2022, https://arxiv.org/abs/2205.01917).
 
-The text is the same as from open_clip's `generate(generation_type="top_k", top_k=1)`, which always chooses the most
-probable token. That function needs parts of transformers that version 5 no longer has.
+The captions are the same as those of open_clip's `generate(generation_type="top_k", top_k=1)`, which always chooses the
+most probable token. That function needs parts of transformers that version 5 no longer has.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class CocaModel(ClipModel):
         super().__init__(config, run)
         tokenize: Any = self._tokenizer.tokenize
         if not hasattr(self._model, "text_decoder"):
-            raise ModelError(f"{config.name!r} does not write captions; give a CoCa model, such as coca_ViT-B-32")
+            raise ModelError(f"{config.name!r} does not write captions; choose a CoCa model, such as coca_ViT-B-32")
         if not hasattr(tokenize, "bpe_ranks"):
             raise ModelError(f"{config.name!r} does not use CLIP's tokenizer; other tokenizers are not supported here")
         if max_tokens > self._model.context_length:

@@ -17,7 +17,7 @@ _MAX_CACHED = 200_000
 class TokenCounter:
     """Counts tokens, including the tokens for start and end. Not thread-safe.
 
-    With CLIP's own tokenizer, all tokens of a caption are counted. With others, only those in the context are counted.
+    With CLIP's own tokenizer, all tokens of a caption are counted; with others, only the tokens in the context.
     """
 
     def __init__(self, tokenize: Any, context_length: int) -> None:

@@ -12,7 +12,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 _GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
-"""Files in /dev of the drivers that torch.cuda can use: those of NVIDIA, Jetson, AMD and WSL."""
+"""Device files of the drivers that torch.cuda can use, in /dev: NVIDIA, Jetson, AMD and WSL."""
 
 
 def resolve_device(run: RunConfig) -> Device:

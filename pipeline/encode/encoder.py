@@ -40,7 +40,7 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
-"""Maximum number of pixels after resizing. CLIP resizes by the shorter side and crops only then, so a strip of 1 x
+"""Maximum number of pixels after resizing. CLIP first resizes by the shorter side and then crops, so a strip of 1 x
 1,000,000 pixels would be huge in between."""
 
 _MANY = 32
@@ -82,7 +82,7 @@ class Encoder:
         hooks: WorkerHooks = NO_HOOKS,
         scores: Mapping[str, PictureScore] | None = None,
     ) -> None:
-        """Load the models. `scores`: picture scores by name, for pictures that are first decoded here. Raises
+        """Load the models. `scores`: picture scores by name, for pictures that no earlier stage has decoded. Raises
         ModelError."""
         self._scores = scores or {}
         self._measures = used_measures(self._scores.values())
@@ -102,17 +102,17 @@ class Encoder:
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
         """Append the `score_columns` of each model. The rows and their order do not change.
 
-        If the pictures are first decoded here, the columns of the picture scores come before the `score_columns`.
+        If no earlier stage has decoded the pictures, the columns of the picture scores come before the `score_columns`.
 
         A row whose picture does not decode is no longer a pair and gets a Status that says why. An embedding that is
         NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many embeddings
         and all of them are invalid.
         """
         rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
-        keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
+        keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # a picture's bytes can be missing
         first, image_of = _distinct(keys.take(rows))
         bodies = [table["image"][rows[pair]].as_buffer() for pair in first]
-        is_first = table["phash"].null_count == table.num_rows  # pictures of a corpus are first decoded here
+        is_first = table["phash"].null_count == table.num_rows  # a corpus: no earlier stage has decoded
         decode = partial(self._decode_safely, is_first=is_first)
         decoded, embeddings = self._encode_images(bodies, decode, progress or unwatched())
         of_pair = [None if index < 0 else decoded[index] for index in image_of]
@@ -198,7 +198,7 @@ class Encoder:
         height, width = pixels.shape[:2]
         for model_input in self._inputs.values():
             if (resized := model_input.resized_pixels(width, height)) > MAX_RESIZED_PIXELS:
-                raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} would be {resized:,} pixels for the model")
+                raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} would be resized to {resized:,} pixels")
         return DecodedImage(
             width=width,
             height=height,
@@ -209,7 +209,7 @@ class Encoder:
 
 
 def encode_pictures(model: ClipModel, bodies: Sequence[bytes], images: ImagesConfig) -> Floats:
-    """Encoded pictures -> float32 [n, dim], L2-normalized. Raises ImageError if one does not decode."""
+    """Picture files (their bytes) -> float32 [n, dim], L2-normalized. Raises ImageError if one does not decode."""
     processor = ImageProcessor(images)
     return model.encode_images(torch.stack([model.input.prepare(processor.pixels(body)) for body in bodies]))
 

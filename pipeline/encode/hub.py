@@ -10,10 +10,10 @@ from pathlib import Path
 from pairmill.pipeline.common.deadline import within
 
 _TIMEOUT_S = 4
-"""Time limit for connecting and for the response, each."""
+"""Time limit for connecting, and again for the response."""
 _DEADLINE_S = 8.0
 """Total time limit, including DNS."""
-WITHOUT_NETWORK = "without a network, give `pretrained` a local file, or a folder as the model's name"
+WITHOUT_NETWORK = "without a network, set `pretrained` to a local file, or the model's name to a local folder"
 
 
 def is_on_disk(repo: str, file_names: Iterable[str]) -> bool:
@@ -78,7 +78,7 @@ def _hub_problem() -> str | None:
     from huggingface_hub import constants
 
     if is_offline():
-        return f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} (HF_HOME) does not contain them; {WITHOUT_NETWORK}"
+        return f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} (HF_HOME) lacks the files; {WITHOUT_NETWORK}"
     question = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         within(_DEADLINE_S, lambda: urllib.request.urlopen(question, timeout=_TIMEOUT_S).close())

@@ -74,7 +74,7 @@ def _by_open_clip(config: ModelConfig, weights: Weights, device: str, dtype: tor
 def logit_of(model: Any, name: str, weights: Weights) -> float | None:
     """`logit_scale` (still a logarithm) or `logit_bias` of an open_clip model. None if the model has none.
 
-    For timm's models, open_clip rounds them to bfloat16, an error of up to 2%, so they are read from the weights file.
+    For timm's models, open_clip rounds both to bfloat16, an error of up to 2%, so they are read from the weights file.
     """
     value = getattr(model, name, None)
     if value is None:

@@ -4,4 +4,4 @@ from pairmill.schemas.errors import PairmillError
 
 
 class ModelError(PairmillError, ValueError):
-    """A model or its weights are not available. The message says which and what to do."""
+    """A model or its weights cannot be used. The message says why and what to do."""

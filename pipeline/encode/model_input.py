@@ -35,14 +35,14 @@ class ModelInput:
 
     def prepare(self, pixels: Pixels) -> torch.Tensor:
         """uint8 [height, width, 3] -> uint8 [3, side, side], resized and cropped or padded."""
-        if not self._is_plain:  # non-square inputs and SigLIP's "longest" are rare and support only Pillow
+        if not self._is_plain:  # rare (non-square inputs, SigLIP's "longest"), so left to Pillow
             image = Image.fromarray(pixels)
             for step in self._steps:
                 image = step(image)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
         if not pixels.flags.writeable:  # torch would warn because the memory belongs to Pillow
             pixels = pixels.copy()
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view of [3, height, width]
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view: [3, height, width]
         for step in self._steps:
             if isinstance(step, transforms.Resize):
                 size = [step.size] if isinstance(step.size, int) else list(step.size)

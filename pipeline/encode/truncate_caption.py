@@ -3,8 +3,8 @@
 Only the input of the model is truncated. The columns `caption` and `caption_clean` stay whole, except that a caption
 rejected for its length is cut to 8,192 bytes (`source/rows.py`).
 
-Tokenizers process a whole text and then discard the part that does not fit. So a text much longer than the context is
-first cut to a prefix that still fills the context.
+Tokenizers process the whole caption and then discard the part that does not fit. So a caption much longer than the
+context is first cut to a prefix that still fills the context.
 """
 
 from collections.abc import Callable, Sequence

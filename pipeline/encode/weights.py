@@ -68,7 +68,7 @@ def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
         if model.weights_sha256 not in (None, digest):
             raise ModelError(
                 f"the weights of {model.name!r} have the SHA-256 {digest}, but the job expects "
-                f"{model.weights_sha256}: the file is a different one or incomplete; delete it to download it again"
+                f"{model.weights_sha256}: the file is incomplete or a different one; delete it to download it again"
             )
     return digests
 
@@ -85,7 +85,7 @@ def find_weights(config: ModelConfig) -> Weights:
 
 
 def is_model_folder(name: str) -> bool:
-    """Whether a model's name is a local folder, in open_clip's layout or that of transformers."""
+    """Whether a model's name is the path of a local folder, in open_clip's layout or that of transformers."""
     return name != "tiny" and any(Path(name, file).is_file() for file in (_OPEN_CLIP_CONFIG, checkpoint.CONFIG))
 
 

@@ -26,7 +26,7 @@ _SHOWN_VALUES = 8
 
 
 class LabeledRows(NamedTuple):
-    """Rows of one shard."""
+    """The labeled rows of one shard."""
 
     rows: pa.Table
     labels: pa.Array
@@ -44,11 +44,11 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The rows of a dataset that count."""
+    """The rows of a dataset that an evaluation uses."""
 
     snapshot: Snapshot
     subset: str | None = None
-    """Only rows of this subset count; None: all rows."""
+    """Use only the rows of this subset; None: all rows."""
 
     def masks(self) -> Iterator[tuple[ShardFiles, Booleans]]:
         """Each shard, with a mask of its rows. Raises SubsetError."""
@@ -83,8 +83,8 @@ def labeled_rows(
 
 
 def target_of(labels: pa.Array, positive: str | None = None) -> Target:
-    """Divide labels [n] without nulls into positive and negative ones. The positive label is true, 1, good or yes or,
-    if given, `positive`; all others are negative.
+    """Divide labels [n] without nulls into positive and negative ones. The positive label is `positive` if given,
+    otherwise true, 1, good or yes. All other labels are negative.
 
     Raises EvaluateError if it is not clear which label is positive, or if all labels are positive or all negative.
     """
@@ -107,7 +107,7 @@ def _positive_of(values: list[str]) -> str:
     for good, bad in _PAIRS_OF_WORDS:
         if len(folded) == len(values) and folded.keys() <= {good, bad}:
             return folded.get(good, good)
-    how_many = f"{len(values):,} different values" if len(values) > 2 else "values"
+    how_many = f"{len(values):,} distinct values" if len(values) > 2 else "values"
     raise EvaluateError(f"the labels have {how_many} ({_listed(values)}): name the positive one with --positive VALUE")
 
 

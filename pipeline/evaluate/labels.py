@@ -36,7 +36,7 @@ class Labels(Protocol):
         """The label of each row, as bool, int64 or string; null if it has none."""
 
     def facts(self) -> list[str]:
-        """Lines that say which labels were not used and why. Call it after all rows."""
+        """Lines that say which labels were not used and why. Call this after passing all rows to `find`."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class LabelSource:
     """The source of labels."""
 
     files: Sequence[str] = ()
-    """Parquet files with a column `uid`, local or s3://, or relative to the output folder."""
+    """Parquet files with a column `uid`: local, s3://, or relative to the output folder."""
     column: str | None = None
     """The column with the labels: in the files, `label` by default; or in the dataset, if there are no files."""
     positive: str | None = None
@@ -157,8 +157,8 @@ class LabelSource:
         """Raise EvaluateError if there are neither files nor a column."""
         if not self.is_given:
             raise EvaluateError(
-                "give the labels: --labels FILE for a Parquet file of uids, or --label-column NAME for a column of the "
-                "dataset"
+                "specify the labels: --labels FILE for a Parquet file of uids, or --label-column NAME for a column of "
+                "the dataset"
             )
 
     def open(self, snapshot: Snapshot) -> Labels:
@@ -177,7 +177,7 @@ def find_file(store: Store, path: str) -> str:
     """
     if is_remote(path):
         if not path.startswith(S3_SCHEMES):
-            raise EvaluateError(f"{path} cannot be read: give a local file or s3://")
+            raise EvaluateError(f"{path} cannot be read: specify a local file or s3://")
         return path
     is_in_output = not path.startswith("/") and ".." not in path.split("/")
     try:
@@ -222,7 +222,7 @@ def _read_file(files: Files, uri: str, column: str) -> pa.Table:
 
 def _read_bounded(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
     """Columns of a file. Text stays dictionary-encoded until its size is known, because a small file can repeat a long
-    text a million times. Raises EvaluateError if the columns are too large."""
+    string a million times. Raises EvaluateError if the columns are too large."""
     metadata, names = parquet.metadata, set(columns)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]

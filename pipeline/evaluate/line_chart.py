@@ -13,7 +13,7 @@ class Line:
 
     name: str
     path: str
-    """`x,y x,y ...`."""
+    """The points of the line, as `x,y x,y ...`."""
     band: str
     """The outline of the band in the same form; empty if there is none."""
 

@@ -31,7 +31,7 @@ class LowestHashes:
             self.rows()
 
     def rows(self) -> tuple[U64, pa.Array, npt.NDArray[Any]]:
-        """The kept rows in the order of their hashes. Call `add` at least once before."""
+        """The kept rows in the order of their hashes. Call `add` at least once first."""
         hashes, values = (np.concatenate([part[index] for part in self._parts]) for index in (0, 2))
         labels = pa.concat_arrays([part[1] for part in self._parts])
         first = np.argsort(hashes, kind="stable")[: self._limit]

@@ -72,8 +72,8 @@ def measure_zero_shot(
     overlap: Overlap | None = None,
 ) -> tuple[ZeroShotResult, Section]:
     """Measure zero-shot accuracy on the labeled rows. `embed`: returns the embeddings [classes, dim] of the named
-    classes. It can take long, so it is called only when a row with an embedding and the label of a class is found.
-    `overlap`: pictures whose accuracy is compared with that of the others.
+    classes. This can take long, so it is called only when a row with an embedding and the label of a class is found.
+    `overlap`: pictures on which the accuracy is compared with the accuracy on all other pictures.
 
     Raises EvaluateError, DatasetError and SubsetError, and whatever `embed` raises.
     """
@@ -150,7 +150,7 @@ def _without(rows: int, why: str) -> list[str]:
 
 def _upside_down(score: str, target: Target, curve: ThresholdCurve) -> list[str]:
     return (
-        [f"{score} is lower for {target.name!r} than for the others: the ROC AUC is below 0.5"]
+        [f"{score} is lower for {target.name!r} than for other labels: the ROC AUC is below 0.5"]
         if curve.auc < 0.5
         else []
     )

@@ -1,4 +1,4 @@
-"""Compares the accuracy on the evaluation pictures that overlap with the training set to the accuracy on the others.
+"""Compares the accuracy on evaluation pictures that overlap with the training set with that on all other pictures.
 
 As in CLIP's paper, section 5 (https://arxiv.org/abs/2103.00020): is the model better on the overlap than on the clean
 pictures by more than chance explains? The answer is a one-tailed binomial test against the clean accuracy, and a 99.5 %
@@ -45,7 +45,7 @@ class Overlap:
                     raise EvaluateError(f"{uri} has more than {MAX_ITEMS:,} rows, too many for an evaluation set")
                 if parquet.schema_arrow.names.count(_COLUMN) != 1:
                     raise EvaluateError(
-                        f"{uri} has no column {_COLUMN!r}: give a file from subsets/NAME/overlaps/, written by the "
+                        f"{uri} has no column {_COLUMN!r}: use a file from subsets/NAME/overlaps/, written by the "
                         "step leak of pairmill select"
                     )
                 column = parquet.read([_COLUMN])[_COLUMN].combine_chunks()

@@ -48,7 +48,7 @@ class Section:
 
     title: str
     lead: str
-    """What it measures, in a sentence or two."""
+    """What the evaluation measures, in a sentence or two."""
     results: Sequence[str]
     """The main results, as lines."""
     notes: Sequence[str] = ()

@@ -3,8 +3,8 @@
 As in CLIP's paper (Radford et al. 2021, 2103.00020, appendix A.3): scikit-learn's L-BFGS with at most 1,000 iterations.
 The strength of the L2 penalty is searched on a grid of 96 logarithmic steps between 1e-6 and 1e6, first coarsely, then
 halving the step around the best value. There are two differences. The features are the stored embeddings, after the
-projection, while CLIP takes them before it. The best strength is the one with the lowest log loss, which has no ties on
-a few hundred labels, while CLIP compares accuracies.
+projection, while CLIP takes them before the projection. The best strength is the one with the lowest log loss, which
+has no ties on a few hundred labels, while CLIP compares accuracies.
 """
 
 import warnings
@@ -110,7 +110,7 @@ def fit(vectors: Doubles, is_positive: Booleans, exponent: float) -> Weights:
 
 
 def folds_of(hashes: U64, is_positive: Booleans, names: tuple[str, str] = ("positive", "negative")) -> Folds:
-    """The fold of each example [n], by the hash of its uid, with equal shares of both labels in each.
+    """The fold of each example [n], by the hash of its uid. All folds have equal shares of both labels.
 
     `names`: names of the labels, for messages. Raises EvaluateError if there are too few examples of a label.
     """

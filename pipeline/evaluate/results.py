@@ -17,7 +17,7 @@ class Direction:
     recall_at_10: float
     median_rank: float
     tied: int
-    """Number of queries with others that are exactly as similar as the match. Ties count in favor of the match."""
+    """Number of queries with other items exactly as similar as the match. Ties count in favor of the match."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class OverlapResult:
     overlap_interval: Interval
     """99.5 % Clopper-Pearson interval of the accuracy on the overlap."""
     difference: float
-    """Accuracy on all pictures minus that on the clean ones: how much the overlap seems to add."""
+    """Accuracy on all pictures minus accuracy on the clean pictures: how much the overlap seems to add."""
     p_value: float
     """The probability of at least this accuracy on the overlap if it were as difficult as the clean pictures."""
 
@@ -95,7 +95,7 @@ class ZeroShotResult:
 
 @dataclass(frozen=True)
 class ThresholdPoint:
-    """What `score >= threshold` keeps of the labeled rows."""
+    """The labeled rows that `score >= threshold` keeps."""
 
     threshold: float
     kept: int
@@ -111,7 +111,7 @@ class ThresholdResult:
 
     score: str
     positive: str
-    """The label that the score should be high for."""
+    """The label for which the score should be high."""
     rows: int
     positives: int
     auc: float

@@ -2,8 +2,8 @@
 among all captions.
 
 R@k is the share of queries with at least one match among the k most similar items, as in the Karpathy tests of
-Flickr8k, Flickr30k and COCO. The rank of the best match is 1 + the number of others that are more similar; others that
-are exactly as similar are counted separately.
+Flickr8k, Flickr30k and COCO. The rank of the best match is 1 + the number of other items that are more similar; other
+items that are exactly as similar are counted separately.
 
 Similarities are exact. Vectors are L2-normalized and rounded to multiples of 2**-24. Each product is then a multiple of
 2**-48 and each partial sum about 1 at most, which float64 represents exactly. So the result depends neither on the
@@ -44,9 +44,9 @@ class Ranks:
     """The ranks of the queries' best matches."""
 
     better: Counts
-    """Number of others that are more similar than the best match [queries]."""
+    """Number of other items that are more similar than the best match [queries]."""
     equal: Counts
-    """Number of others that are exactly as similar as the best match [queries]."""
+    """Number of other items that are exactly as similar as the best match [queries]."""
 
     def recall_at(self, k: int) -> float:
         """Share of queries whose best match is among the k most similar. A tie counts in favor of the match."""
@@ -59,7 +59,7 @@ class Ranks:
 
     @property
     def tied(self) -> int:
-        """Number of queries with others that are exactly as similar as the best match."""
+        """Number of queries with other items that are exactly as similar as the best match."""
         return int((self.equal > 0).sum())
 
 

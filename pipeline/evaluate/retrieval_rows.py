@@ -1,7 +1,7 @@
 """Reads the pictures and captions for a retrieval test, or a sample of them, from a dataset.
 
-Rows with the same SHA-256 are captions of one picture. So are rows without a SHA-256 that come from one row of the
-input with a list of captions.
+Rows with the same SHA-256 are captions of one picture. So are rows without a SHA-256 that come from the list of
+captions of one input row.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def read_retrieval(rows: RowFilter, alias: str, limit: int, on_step: OnStep = ig
     if len(ids) > limit:
         facts.append(
             f"sampled {limit:,} of about {_estimated(ids):,} pictures, with all their captions, by a hash; among more "
-            "pictures, fewer captions would find theirs"
+            "pictures, fewer captions would find their picture"
         )
     return _retrieval(gathered, facts)
 

@@ -62,7 +62,7 @@ def retrieval_section(result: RetrievalResult, to_picture: Ranks, to_text: Ranks
 
 def zero_shot_section(result: ZeroShotResult) -> Section:
     """The section on zero-shot classification: accuracy, overall and per class, and confusions."""
-    has_top5 = result.classes > TOP_K  # with up to five classes, the right one is always among the best five
+    has_top5 = result.classes > TOP_K  # with up to five classes, the right class is always in the top five
     accuracy = [f"top-1 {percent(round(result.top1 * result.rows), result.rows)}"]
     accuracy += [f"top-5 {percent(round(result.top5 * result.rows), result.rows)}"] if has_top5 else []
     classes = [
@@ -96,8 +96,8 @@ def _overlap_lines(found: OverlapResult) -> list[str]:
     return [
         f"without the {counted(found.rows, 'picture')} of the overlap, top-1 is {100 * found.accuracy_clean:.1f} % "
         f"(the overlap adds {100 * found.difference:+.2f} points)",
-        f"on the overlap, top-1 is {overlap}, 99.5 % interval; probability of at least this if the overlap were like "
-        f"the other pictures: {found.p_value:.3g}",
+        f"on the overlap, top-1 is {overlap}, 99.5 % interval; probability of at least this accuracy if the overlap "
+        f"were like the other pictures: {found.p_value:.3g}",
     ]
 
 
@@ -191,7 +191,7 @@ def probe_lines(figures: ProbeFigures) -> list[str]:
 
 
 def shortest(threshold: float) -> str:
-    """The fewest digits that identify a threshold in a float32 column, or in a float64 one if it is not a float32."""
+    """The fewest digits that identify a threshold as a float32, or as a float64 if no float32 has its value."""
     narrow = np.float32(threshold)
     return str(narrow) if float(narrow) == threshold else repr(threshold)
 

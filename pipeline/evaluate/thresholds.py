@@ -15,7 +15,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Point:
-    """What `score >= threshold` keeps of the labeled rows."""
+    """The labeled rows that `score >= threshold` keeps."""
 
     threshold: float
     kept: int
@@ -80,8 +80,8 @@ class ThresholdCurve:
         return Point(float(self.thresholds[index]), int(self.kept[index]), int(self.hits[index]), int(self.hits[-1]))
 
     def spread(self, most: int) -> list[int]:
-        """At most `most` indices, evenly spaced by the number of rows that their thresholds keep. The last keeps all
-        rows."""
+        """At most `most` indices, evenly spaced by the number of rows that their thresholds keep. The last threshold
+        keeps all rows."""
         wanted = np.ceil(np.linspace(0, self.kept[-1], most + 1)[1:])
         return [int(index) for index in np.unique(np.searchsorted(self.kept, wanted))]
 

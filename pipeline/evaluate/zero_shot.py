@@ -1,4 +1,5 @@
-"""Measures zero-shot classification of labeled pictures: top-1 and top-5 accuracy, overall and per class; confusions.
+"""Measures zero-shot classification of labeled pictures: top-1 and top-5 accuracy, overall and per class, and the most
+frequent confusions.
 
 The predicted class is the one whose embedding has the highest cosine with the picture's embedding. The model's
 temperature and bias change probabilities, but never the order of the classes.
@@ -37,7 +38,7 @@ class Confusion:
 
 
 class ClassIndex:
-    """Turns labels into class numbers, and counts the labels that are not a class."""
+    """Turns labels into class numbers, and counts the labels that match no class."""
 
     def __init__(self, names: Sequence[str]) -> None:
         counts = Counter(names)
@@ -49,7 +50,8 @@ class ClassIndex:
         self._num_ambiguous = 0
 
     def of(self, labels: pa.Array) -> Counts:
-        """The class number of each label [n]; -1 if it is not a class. Text is a name; whole numbers count from 0."""
+        """The class number of each label [n]; -1 if it matches no class. A label is a class name, or an integer class
+        number, starting at 0."""
         return np.array([self._one(label) for label in labels.to_pylist()], np.int64)
 
     def _one(self, label: bool | int | str) -> int:
@@ -70,10 +72,10 @@ class ClassIndex:
         if self._unknown:
             name = self._unknown.most_common(1)[0][0]
             rows = counted(self._num_unknown, "row")
-            lines.append(f"{rows} left out: the label is not a class, such as {clean_text(name, 60)!r}")
+            lines.append(f"{rows} left out: label not among the classes (for example {clean_text(name, 60)!r})")
         if self._num_ambiguous:
             rows = counted(self._num_ambiguous, "row")
-            lines.append(f"{rows} left out: several classes have this name; use the numbers of the classes as labels")
+            lines.append(f"{rows} left out: label shared by several classes; use class numbers as labels instead")
         return lines
 
 
@@ -98,7 +100,7 @@ class Accuracy:
     def _add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         similarities = inputs @ self._classes.T  # [block, classes]
         own = similarities.gather(1, targets[:, None])
-        is_before = torch.arange(len(self._classes)) < targets[:, None]  # of equal classes, the first wins
+        is_before = torch.arange(len(self._classes)) < targets[:, None]  # of equally similar classes, the first wins
         ranks = ((similarities > own) | ((similarities == own) & is_before)).sum(dim=1).numpy()
         true, predicted = targets.numpy(), similarities.argmax(dim=1).numpy()
         self.totals += np.bincount(true, minlength=len(self.totals))
@@ -125,6 +127,8 @@ class Accuracy:
 
 
 def check_dim(classes: Floats, dim: int) -> None:
-    """Raise EvaluateError if the embeddings of classes and pictures differ in dimension."""
+    """Raise EvaluateError if the class embeddings and the picture embeddings differ in dimension."""
     if classes.shape[1] != dim:
-        raise EvaluateError(f"the classes have {classes.shape[1]:,} dimensions, but the pictures have {dim:,}")
+        raise EvaluateError(
+            f"the class embeddings have {classes.shape[1]:,} dimensions, but the picture embeddings have {dim:,}"
+        )

@@ -73,7 +73,7 @@ class ColumnCache:
         return pa.table({name: self._open[name] for name in wanted})
 
     def derived(self, name: str, compute: Callable[[], pa.Array]) -> pa.ChunkedArray:
-        """A column computed from others and stored like them, under a name that no other column has."""
+        """A column computed from other columns and stored like them, under a name that no other column has."""
         key = f"\0{name}"
         if key not in self._open and not self._mapped(key):
             array = compute()

@@ -19,7 +19,7 @@ class Side:
     title: str
     count: int
     reasons: Mapping[str, int]
-    """Reason why the other subset lacks them -> number of rows."""
+    """Reason why the other subset lacks these pairs -> number of rows."""
     cards: Sequence[Card]
 
 

@@ -48,7 +48,7 @@ class Duplicates:
 def duplicates(explorer: Explorer, shown: Shown, by: str, page: str) -> Duplicates:
     """The largest groups of pairs, after dedup by uid. Raises PageError."""
     if by not in BY or by not in shown.view.snapshot.schema.names:
-        raise PageError(f"by must be one of {', '.join(BY)}, and a column of the dataset")
+        raise PageError(f"by must be one of {', '.join(BY)}, and the dataset must have that column")
     if not (page.isascii() and page.isdigit() and 0 < len(page) < 7 and int(page)):
         raise PageError("page must be a page number")
     number = int(page)

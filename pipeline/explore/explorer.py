@@ -21,7 +21,7 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.subset import SelectJob, Subset
 
 RunSelect = Callable[[SelectJob, bool], Subset]
-"""Runs a select job; with True, only counts its rows. Raises PairmillError."""
+"""Runs a select job. If the flag is True, only counts the rows. Raises PairmillError."""
 
 
 _LOOK_S, _LOOK_REMOTE_S = 2.0, 60.0

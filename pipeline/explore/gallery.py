@@ -204,7 +204,8 @@ def _title(name: str) -> str:
 
 
 def bars(column: Column) -> list[tuple[int, float, float]]:
-    """The bars of a histogram, (index, top, height) in a box of BINS x 100. Square roots make rare values visible."""
+    """The bars of a histogram, (index, top, height) in a box of BINS x 100. Heights are proportional to square roots of
+    counts, so that rare values are visible."""
     tallest = max(column.histogram, default=0) or 1
     heights = [round(100 * (rows / tallest) ** 0.5, 1) for rows in column.histogram]
     return [(index, round(100 - height, 1), height) for index, height in enumerate(heights[:BINS]) if height]

@@ -76,8 +76,8 @@ class Labels:
 
     def put(self, uid: str, label: bool) -> None:
         """Label a pair, or change its label. The first label creates the file, so two sessions with the same name are
-        detected before labels can be lost. Raises JobError if another session has taken the name meanwhile; the pair
-        then stays without a label."""
+        detected before labels can be lost. Raises JobError if another session has taken the name in the meantime; the
+        pair then stays without a label."""
         with self._lock:
             self._history.append((uid, self._labels.pop(uid, None)))
             self._labels[uid] = (label, self._now())
@@ -104,7 +104,8 @@ class Labels:
             return uid
 
     def save(self) -> None:
-        """Write the file if anything has changed. Raises JobError if another session has taken the name meanwhile."""
+        """Write the file if anything has changed. Raises JobError if another session has taken the name in the
+        meantime."""
         with self._lock:
             if not self._unsaved:
                 return

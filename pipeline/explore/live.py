@@ -28,7 +28,7 @@ _RATE_S = 60.0
 
 @dataclass(frozen=True)
 class FunnelRow:
-    """The number of rows lost for one reason, and the number left after it."""
+    """The number of rows lost for one reason, and the number of rows left after that."""
 
     reason: str
     """The status in words, and the name of a custom rule."""
@@ -39,7 +39,7 @@ class FunnelRow:
 
 @dataclass(frozen=True)
 class NewPicture:
-    """A picture of a shard that has just arrived."""
+    """A picture from a newly arrived shard."""
 
     address: str
     caption: str
@@ -55,7 +55,7 @@ class Live:
     shards_done: int
     rows: int
     rows_done: int
-    """Input rows that are done; a list of captions counts as one."""
+    """Input rows that are done; a row with a list of captions counts once."""
     rows_in: int
     kept: int
     rows_per_s: float | None

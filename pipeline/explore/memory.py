@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 _MAX_VALUES = 48
-"""Most values are masks and orders of rows, of 1 or 8 bytes per row."""
+"""Maximum number of cached values. Most are masks and orders of rows, which take 1 or 8 bytes per row."""
 
 _Value = TypeVar("_Value")
 

@@ -1,4 +1,4 @@
-"""Finds the pairs whose pictures are most similar to a pair, a text or a picture, using `pipeline/search`."""
+"""Finds the pairs whose pictures are most similar to a pair, a phrase or a picture, using `pipeline/search`."""
 
 import threading
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ class Searcher:
         self._lock = threading.Lock()
 
     def alias(self, wanted: str) -> str | None:
-        """The model to search with: `wanted` if it has embeddings, else the first model that has; None without one."""
+        """The model to search with: `wanted` if it has embeddings, else the first model that does. None if no model
+        has embeddings."""
         return wanted if wanted in self._view.aliases else next(iter(self._view.aliases), None)
 
     def like_row(self, alias: str, row: int, k: int) -> list[Near]:
@@ -45,7 +46,7 @@ class Searcher:
         return self._search(index, vector[None], k, mask)
 
     def like_text(self, alias: str, text: str, k: int) -> list[Near]:
-        """The pairs whose pictures are most similar to a text. Raises SearchError and ModelError."""
+        """The pairs whose pictures are most similar to a phrase. Raises SearchError and ModelError."""
         index = self._index(alias)
         vector = embed_text(QueryModel.load(index.embeddings.contract), text)
         return self._search(index, vector, k, self._view.start("pairs", None))

@@ -33,7 +33,8 @@ class Page:
 
     @property
     def shown(self) -> Shown:
-        """The dataset, opened here if no shard was finished before. Raises PageError if still none is finished."""
+        """The dataset. If no shard was finished before, tries to open it, and raises PageError if there is still no
+        finished shard."""
         if self.explorer.shown is None:
             self.explorer.reload()
         if self.explorer.shown is None:

@@ -29,7 +29,7 @@ MAX_QUESTION_CHARS = 500
 NEIGHBORS = 24
 FOUND = 60
 _PLACE = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
-"""Shard and row of a picture's address."""
+"""Shard and row in the address of a picture."""
 
 
 class Pages(Page):
@@ -151,7 +151,7 @@ class Pages(Page):
         return self.render("compare", "/compare", "Compare", page=page, names=names, one=one, other=other)
 
     def search(self, request: Request) -> Response:
-        """Answer `/search?q=TEXT`: the pictures most similar to a text."""
+        """Answer `/search?q=TEXT`: the pictures most similar to a phrase."""
         text = request.query_params.get("q", "").strip()[:MAX_QUESTION_CHARS]
         return self._found(request.query_params.get("model", ""), text, None)
 

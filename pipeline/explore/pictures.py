@@ -1,4 +1,4 @@
-"""Makes small copies of pictures. Each picture is read only once for a page, no matter how many requests it gets."""
+"""Makes small copies of pictures. Each picture is read only once for a page, no matter how many requests ask for it."""
 
 import threading
 from collections import OrderedDict, defaultdict
@@ -59,11 +59,11 @@ class Pictures:
         for keys in by_shard.values():
             try:
                 self._pool.submit(self._make, keys)
-            except RuntimeError:  # closed meanwhile
+            except RuntimeError:  # closed in the meantime
                 self._give_up(keys)
 
     def get(self, ref: RowRef, side: int) -> Thumbnail:
-        """A picture as a small JPEG, or the reason why there is none. Waits until it is read."""
+        """A picture as a small JPEG, or the reason why there is none. Waits until the picture is read."""
         self.prefetch([ref], side)
         key = PictureKey(ref, side)
         with self._lock:

@@ -149,7 +149,7 @@ def literal(text: str) -> str:
 
 
 def _is_simple(part: str) -> bool:
-    """Whether a clause of ours needs no parentheses when joined with `and`."""
+    """Whether a clause needs no parentheses when joined with `and`."""
     return bool(_SIMPLE.fullmatch(part))
 
 

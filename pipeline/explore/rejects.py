@@ -20,7 +20,8 @@ from pairmill.schemas.status import Status
 
 PAGE_ROWS = 60
 _SHARDS_PER_PAGE = 200
-"""A page ends after this many shards even if it is not full: rows with its status may be pairs, not rejects."""
+"""A page ends after this many shards even if it is not full, because rows with the requested status may be pairs, which
+are not in the rejects."""
 _COLUMNS = (
     *("row_id", "uid", "url", "caption_clean", "caption", "status", "status_detail", "http_status", "final_url"),
     *("content_type", "original_bytes", "fetch_attempts", "fetch_s", "original_width", "original_height"),
@@ -41,7 +42,7 @@ class Reason:
     """Number of rows relative to that of the most frequent reason."""
     worth_retry: bool
     has_pictures: bool
-    """Whether its rows are pairs that a score rule refused: their pictures are in the gallery."""
+    """Whether rows with this status are pairs that a score rule refused, with pictures in the gallery."""
 
 
 @dataclass(frozen=True)

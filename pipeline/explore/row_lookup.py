@@ -51,7 +51,7 @@ class RowLookup:
         return {shard.shard: position for position, shard in enumerate(self._snapshot.chunk.shards)}
 
     def ref(self, row: int) -> RowRef:
-        """The position of a row: its shard, and its row in the shard."""
+        """The position of a row: its shard, and its index in the shard."""
         position = int(np.searchsorted(self._starts, row, side="right")) - 1
         return RowRef(position, row - int(self._starts[position]))
 

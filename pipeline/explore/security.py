@@ -118,7 +118,7 @@ class Guard:
             return False
         if site in ("same-origin", "none"):
             return method in _SAFE or site == "same-origin"
-        if site is not None:  # a link on another site may open a page, but no site may embed or read one
+        if site is not None:  # a link on another site may open a page, but not embed or read it
             is_opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
             return method in _SAFE and is_opened
         return method in _SAFE or origin is not None
@@ -127,7 +127,7 @@ class Guard:
         return origin.startswith("http://") and self.is_own_host(origin.removeprefix("http://"))
 
     def has_access(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request carries the cookie; True if none is needed."""
+        """Whether a request carries the cookie; True if no cookie is needed."""
         if self.access_token is None:
             return True
         try:
@@ -180,7 +180,7 @@ class GuardedApp:
 
     def _welcome(self) -> Response:
         """A page that sets the cookie and then opens the first page. A redirect would not do: if a link on another site
-        led here, browsers would not send a strict cookie after it."""
+        led here, browsers would not send a strict cookie with the redirected request."""
         page = '<!doctype html><html lang="en"><title>pairmill</title><meta http-equiv="refresh" content="0;url=/">'
         response = HTMLResponse(f'{page}<p><a href="/">Open the dataset</a>')
         token = self._guard.access_token or ""
@@ -195,7 +195,7 @@ def same(given: str, expected: str) -> bool:
 
 @functools.cache
 def _own_names() -> tuple[str, str]:
-    """The names of this machine. Cached, because the second one can need a slow request to a name server."""
+    """The names of this machine. Cached, because the second name can need a slow request to a name server."""
     return socket.gethostname().lower(), socket.getfqdn().lower()
 
 

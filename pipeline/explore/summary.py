@@ -14,7 +14,7 @@ from pairmill.schemas.pairs import is_embedding
 Kind = Literal["number", "choice", "text", "time"]
 
 MAX_CHOICES = 24
-"""A text column with more distinct values gets a text search instead."""
+"""Maximum number of choices. A text column with more distinct values gets a text search instead."""
 BINS = 40
 _MAX_CHOICE_CHARS = 80
 

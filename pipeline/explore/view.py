@@ -39,7 +39,7 @@ Rows = npt.NDArray[np.int64]
 _SAMPLE_ROWS = 4_096
 _BLOCK_ROWS = 65_536
 _FIRST_ROWS = 6_000
-"""Pages up to this row do not need to sort all rows."""
+"""Rows up to this one can be shown without sorting all rows."""
 
 
 class View:
@@ -109,7 +109,7 @@ class View:
 
     def expression(self, query: Query) -> str:
         """A query as one expression; empty if it selects all rows. Raises QueryError, and ExpressionError if one of
-        several clauses is not an expression by itself: joined with others, `a) or (b` would change their meaning."""
+        several clauses is not an expression by itself: if joined, `a) or (b` would change the meaning of the others."""
         parts = self.clauses(query)
         for part in parts if len(parts) > 1 else ():
             Expression(part).check(self.snapshot.schema, "boolean")
@@ -130,8 +130,8 @@ class View:
         return mask
 
     def start(self, rows: RowsOf, subset: str | None) -> Mask:
-        """The rows before any filter: those of the subset or, without one, one per uid of the kept rows or all pairs.
-        Raises SubsetError."""
+        """The rows before any filter: those of the subset. Without a subset, one row per uid, from the kept rows or
+        from all pairs. Raises SubsetError if the subset is outdated."""
         if subset is not None:
             return self.memory.remember(
                 ("subset", subset, self._attempt(subset)), lambda: of_subset(self.snapshot, subset)
@@ -144,7 +144,7 @@ class View:
         return read_subset(self.snapshot.store, subset).attempt
 
     def _unique(self, rows: RowsOf) -> pa.Array:
-        """The first row of each uid, like those that `dedup: {by: uid}` keeps."""
+        """The first row of each uid, like the rows that `dedup: {by: uid}` keeps."""
         table = self.cache.table(["uid", "status"])
         high, low = key_halves(table["uid"], "uid")
         among = np.ones(self.num_rows, np.bool_)
@@ -200,7 +200,8 @@ class View:
         return rows[first_sorted(keys, size)]
 
     def _keys(self, column: str | None) -> npt.NDArray[Any]:
-        """The sort keys of all rows: the numbers of a column, NaN for null, or the first half of every uid."""
+        """The sort keys of all rows: the numbers of a column (NaN for null) or, without a column, the first half of
+        each uid."""
         if column is None:
             return self.lookup.uid_halves()
         values = self.cache.table([column])[column]

@@ -25,7 +25,8 @@ Write = Callable[[IO[bytes]], object]
 
 _ROW_GROUP_ROWS = 512
 _ROW_GROUP_BYTES = 64 << 20
-"""A reader needs memory for this many bytes of pictures. Arrow cannot read a column of structs of 2 GiB or more."""
+"""Bytes of pictures per row group, for which a reader needs memory. Arrow cannot read a column of structs of 2 GiB or
+more."""
 
 
 class FormatError(PairmillError, ValueError):
@@ -34,7 +35,7 @@ class FormatError(PairmillError, ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one part of an export, in order. If the format needs pictures, they are in a temporary file."""
+    """The rows of one part of an export, in order. If the format needs pictures, these are in a temporary file."""
 
     stem: str
     """The part's number, such as `00012`: file names sort in order, without gaps."""
@@ -43,7 +44,7 @@ class Part:
     picture_ranges: Sequence[tuple[int, int]]
     """(offset, length) in that file for each row."""
     keys: Sequence[str] | None = None
-    """A unique name for each row, if rows are repeated. None: the uid is unique."""
+    """A unique name for each row, if rows are repeated. None: the uids are unique."""
 
     def pictures(self) -> Iterator[bytes]:
         """The pictures in row order."""

@@ -78,7 +78,7 @@ class MixtureReader:
         return pa.nulls(table.num_rows, field.type)  # an older dataset without checksums
 
     def _shuffled(self, rows: SubsetRows, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """(rows,): indices that shuffle the rows of all datasets together. The hashes are mixed once more, so the order
-        is independent of that in each dataset."""
+        """(rows,): indices that shuffle the rows of all datasets together. The hashes are mixed once more, so this
+        order is independent of the order in each dataset."""
         hashes, copy = mix(uid_hashes(rows.table["uid"], SHUFFLE, seed)), rows.origins["copy"].to_numpy()
         return np.argsort(mix(hashes ^ copy.astype(np.uint64)), kind="stable")

@@ -1,7 +1,7 @@
 """Defines the order of an export: random groups of shards, with all rows of each group shuffled.
 
-Any part of this order usually needs only the shards of one or two groups, so it can be written on its own, on any
-machine, and written again.
+Any part of this order usually needs only the shards of one or two groups, so each part can be written on its own, on
+any machine, and more than once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -80,8 +80,8 @@ def cut_into_parts(groups: Sequence[ShardGroup], rows_per_part: int) -> Iterator
 
 
 def cut_mixture(sources: Sequence[Sequence[ShardGroup]], rows_per_part: int) -> Iterator[list[GroupSlice]]:
-    """The slices that make up each part of a mixture. Each part has each dataset's share of rows, within one row. So
-    the sizes of the parts differ by at most one row per dataset; none exceeds `rows_per_part`, unless there are more
+    """The slices that make up each part of a mixture. Each part has each dataset's share of rows, to within one row. So
+    the sizes of the parts differ by at most one row per dataset. No part exceeds `rows_per_part`, unless there are more
     datasets than that."""
     totals = [groups[-1].end if groups else 0 for groups in sources]
     num_parts = -(-sum(totals) // max(1, rows_per_part - len(sources) + 1))
@@ -93,7 +93,7 @@ def cut_mixture(sources: Sequence[Sequence[ShardGroup]], rows_per_part: int) -> 
 
 
 def _cut(groups: Sequence[ShardGroup], cuts: Sequence[int]) -> Iterator[list[GroupSlice]]:
-    """The slices between each pair of consecutive positions; `cuts` ascend."""
+    """The slices between each pair of consecutive positions in `cuts`, which are in ascending order."""
     index = 0
     for start, end in pairwise(cuts):
         while groups[index].end <= start < end:

@@ -165,9 +165,9 @@ class SubsetReader:
             yield from self._converters.map(self._plain, *(column[part] for column in columns), found[part])
 
     def _plain(self, row_id: str, name: str | None, length: int | None, picture: bytes | None) -> bytes:
-        """A row's picture as bytes that look the same in every reader. `name`, `length`: its tar and size when scored.
+        """A row's picture as bytes that look the same in every reader.
 
-        Raises MissingDataError.
+        `name`, `length`: its tar, and its size when it was scored. Raises MissingDataError.
         """
         if name is None:
             raise MissingDataError(
@@ -232,7 +232,7 @@ class SubsetReader:
         try:
             chunk = describe(self._source.store, [(shard.shard, shard.generation)], self._source.added.names)
         except FileNotFoundError as error:
-            raise MissingDataError(f"shard {shard.shard:09d} is missing since the subset was made: {error}") from error
+            raise MissingDataError(f"shard {shard.shard:09d} vanished after the subset was made: {error}") from error
         if chunk.shards[0].pairs_blake2b != shard.pairs_blake2b:
             raise MissingDataError(f"shard {shard.shard:09d} was rebuilt after the subset was made; select again")
         return chunk

@@ -1,4 +1,4 @@
-"""Writes the `README.md` of an export, which tells Hugging Face `datasets` which files contain data, and their types.
+"""Writes the `README.md` of an export, which tells Hugging Face `datasets` the data files and the types of columns.
 
 https://huggingface.co/docs/datasets/repository_structure . Parquet exports have no README: `datasets` finds their files
 without one, and Arrow, pandas and Polars would mistake a README in the folder for data.

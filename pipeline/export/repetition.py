@@ -46,8 +46,8 @@ class Repetition:
         return self.mode == "weight" or self.copies_uids
 
     def shard_rows(self, store: Store, subset: Subset) -> dict[int, int] | None:
-        """Shard -> number of its rows, including copies; shards without rows are absent. None: as many as are
-        selected."""
+        """Shard -> number of its rows, including copies; shards without rows are absent. None: the numbers of selected
+        rows."""
         if not self.copies_rows:
             return None
         found: dict[int, int] = {}

@@ -34,7 +34,7 @@ class PartWriter:
     records: str
     """Folder of the records in the output."""
     choice: CaptionChoice | None = None
-    """The captions to write; None: the original ones."""
+    """The captions to write; None: the original captions."""
     copies: bool = False
     """Whether rows are repeated according to their weights."""
 
@@ -72,7 +72,7 @@ class PartWriter:
             write(file)
             digest, num_bytes = file_checksum(file)
             if not self.output.create_from(name, file) and self.output.checksum(name)[0] != digest:
-                self.output.delete(name)  # left by a run that died before it wrote the record
+                self.output.delete(name)  # left behind by a run that died before it wrote the record
                 self.output.create_from(name, file)
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 

@@ -15,7 +15,7 @@ from pairmill.pipeline.feed.config import FeedError
 
 
 def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables. While one is in use, a thread reads the next one."""
+    """The same tables. While the caller uses one table, a thread reads the next."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed-ahead") as reader:
         pending = reader.submit(next, tables, None)
         while (table := pending.result()) is not None:
@@ -79,7 +79,7 @@ def stack(values: Any) -> Any:
 
 def texts_of(column: str, values: Sequence[str | None]) -> list[str]:
     """The captions for a tokenizer. Raises FeedError if one is null or blank, because a trainer must not silently learn
-    from empty text (exports refuse it too)."""
+    from empty text (exports refuse such rows too)."""
     texts = [text for text in values if text is not None and text.strip()]
     if missing := len(values) - len(texts):
         raise FeedError(

@@ -17,14 +17,14 @@ class FeedError(PairmillError, ValueError):
 
 
 class FeedState(TypedDict):
-    """A checkpoint of one consumer. All keys except the first two must be the same when it is loaded."""
+    """A checkpoint of one consumer. All keys except the first two must match the consumer that loads it."""
 
     epoch: int
     rows_done: int
     consumer: int
     consumers: int
     choice: str
-    """FeedShards.fingerprint. The key's name dates from before the term "subset"."""
+    """Fingerprint of the selected rows and their order. The key's name dates from before the term "subset"."""
     rows: int
     seed: int
     shuffle: bool
@@ -40,7 +40,7 @@ class FeedConfig:
     """Which rows and columns a PairDataset yields, and in which order."""
 
     dataset: str | os.PathLike[str]
-    """Output folder of a build or embed, or a mixture; local or s3://."""
+    """Output folder of a build or embed job, or folder of a mixture; local or s3://."""
     subset: str | None = None
     """Name of a subset. None: all kept rows, or the rows of the mixture."""
     columns: Sequence[str] = (IMAGE, "caption_clean")
@@ -48,8 +48,8 @@ class FeedConfig:
     shuffle: bool = True
     seed: int = 0
     mix_shards: int = 4
-    """Number of consecutive shards whose rows are shuffled together; in a mixture, this many of each dataset. Their
-    columns and those of the next shards are in memory, but not their pictures."""
+    """Number of consecutive shards whose rows are shuffled together; in a mixture, of each dataset. The columns of
+    these shards and of the next ones are in memory, but not the pictures."""
     batch_size: int | None = None
     """Rows per batch. None: one row per item."""
     drop_last: bool = False
@@ -60,7 +60,7 @@ class FeedConfig:
     """Allow ranks of torch.distributed to have different numbers of batches, for evaluation or with torch's Join."""
     tensor_transforms: bool = True
     """If `transform` is torchvision's, resize, crop and flip 8-bit tensors instead of PIL images, which is four times
-    as fast. 1 or 2% of the values differ, nearly always by one of 255 levels."""
+    as fast. 1 to 2% of the values differ, nearly always by a single level of 255."""
     threads: int = 4
     """Number of threads per worker that read and decode pictures ahead."""
     rank: int = 0

@@ -81,12 +81,13 @@ class DatasetRows:
 
     @classmethod
     def open(cls, store: Store, config: FeedConfig) -> "DatasetRows":
-        """Open a dataset. Raises SubsetError for an outdated subset, and CaptionChoiceError."""
+        """Open a dataset. Raises SubsetError for an outdated subset, UnfinishedPurgeError if a purge is not finished,
+        and CaptionChoiceError if the dataset does not have the chosen captions."""
         return cls.of(FeedShards.open(store, config.subset), config)
 
     @classmethod
     def of(cls, shards: FeedShards, config: FeedConfig) -> "DatasetRows":
-        """The rows of these shards. Raises CaptionChoiceError."""
+        """The rows of these shards. Raises CaptionChoiceError if the dataset does not have the chosen captions."""
         return cls(shards, config, shards.choice(config.caption))
 
     @property

@@ -58,7 +58,8 @@ class Shares:
         return range(consumer * self.num_rows // consumers, (consumer + 1) * self.num_rows // consumers)
 
     def worker_share(self, rank: range, worker: int, workers: int, batches: "Batches") -> range:
-        """Positions of one worker of a rank, in whole batches, so only the rank's last batch can be short."""
+        """Positions of one of a rank's workers. Workers get whole batches, so only the rank's last batch can be
+        short."""
         first, last = (number * batches.count(len(rank)) // workers for number in (worker, worker + 1))
         return rank[first * batches.size : last * batches.size]
 

@@ -1,9 +1,9 @@
 """Reads the rows of a PairDataset from a mixture: the rows of several datasets, interleaved.
 
 Each dataset has its own order of an epoch. A block of the mixture's order takes the next rows of each dataset, as many
-as the dataset's share of the block, and shuffles them together. So every block has the same shares as the epoch, within
-one row, and batches mix all datasets. A formula gives the start of a block in each dataset's order, so a consumer can
-start anywhere.
+as the dataset's share of the block, and shuffles them together. So every block has the same shares as the epoch, to
+within one row, and batches mix all datasets. A formula computes the start of a block in each dataset's order, so a
+consumer can start anywhere.
 """
 
 from collections import deque
@@ -66,11 +66,11 @@ class MixtureOrder(Shares):
         return range(self._block_of(positions.start), self._block_of(positions.stop - 1) + 1)
 
     def shuffled(self, epoch: int, block: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """A permutation of the rows of a block, in which the datasets follow one another; shape (rows,)."""
+        """A permutation of a block's rows, which are in dataset order before the shuffle; shape (rows,)."""
         return np.random.default_rng([self.orders[0].seed % (1 << 63), epoch, block, 1]).permutation(rows)
 
     def _block_of(self, position: int) -> int:
-        block = position * self.num_blocks // self.num_rows  # or one of its neighbors
+        block = position * self.num_blocks // self.num_rows  # at most one block off
         while sum(self.cuts(block)) > position:
             block -= 1
         while sum(self.cuts(block + 1)) <= position:
@@ -91,8 +91,8 @@ class MixtureRows:
 
     @classmethod
     def open(cls, store: Store, config: FeedConfig) -> "MixtureRows":
-        """Open a mixture. Raises SubsetError if a dataset has changed since it was mixed, CaptionChoiceError, and
-        FeedError for a subset."""
+        """Open a mixture. Raises FeedError if the config names a subset, SubsetError if a dataset has changed since it
+        was mixed, and CaptionChoiceError if a dataset does not have the chosen captions."""
         if config.subset is not None:
             raise FeedError(f"{store.root} is a mixture, which has no subsets: leave out subset={config.subset!r}")
         record, sources, named = read_mixture(store), [], []
@@ -117,12 +117,12 @@ class MixtureRows:
 
     @property
     def image_columns(self) -> Sequence[str]:
-        """The dataset, the location of the picture, and two checksums; each dataset checks at most one of them."""
+        """The dataset, the location of the picture, and two checksums; each dataset uses at most one of these."""
         return [DATASET, *(field.name for field in _IMAGE_FIELDS)]
 
     @property
     def max_pixels(self) -> int:
-        """The highest maximum number of pixels of all datasets."""
+        """The largest of the datasets' maximum numbers of pixels."""
         return max(source.max_pixels for source in self.sources)
 
     @property
@@ -149,7 +149,7 @@ class MixtureRows:
         return MixtureOrder(self.config.even, tuple(source.order(epoch) for source in self.sources))
 
     def tables(self, epoch: int, positions: range) -> Iterator[pa.Table]:
-        """The rows at these positions of the epoch, in one table per block. Without `shuffle`, one dataset follows
+        """The rows at these positions of the epoch, in one table per block. Without `shuffle`, the datasets follow one
         another."""
         order = self.order(epoch)
         if not self.config.shuffle:
@@ -202,18 +202,18 @@ class MixtureRows:
 
 
 class _Stream:
-    """The rows of one dataset, in order, a few at a time. Reads the next window meanwhile."""
+    """The rows of one dataset, in order, a few at a time. Reads one window ahead."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = read_ahead(tables)
         self._waiting: deque[pa.Table] = deque()
 
     def take(self, rows: int) -> Iterator[pa.Table]:
-        """The next rows, as parts of tables. Raises FeedError if there are too few."""
+        """The next rows, in one or more tables. Raises FeedError if too few rows are left."""
         while rows:
             table = self._waiting.popleft() if self._waiting else next(self._tables, None)
             if table is None:
-                raise FeedError(f"{rows:,} rows of a dataset are missing; check it with pairmill verify and mix again")
+                raise FeedError(f"{rows:,} rows of a dataset are missing; run pairmill verify on it, then mix again")
             if table.num_rows > rows:
                 self._waiting.appendleft(table.slice(rows))
                 table = table.slice(0, rows)

@@ -28,8 +28,8 @@ from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
 _OTHER_ROWS = (
-    "; after a retry, a purge or another selection, the rows are not the same: start a new epoch with set_epoch, and "
-    "without the checkpoint"
+    "; after a retry, a purge or a new selection, the rows are not the same: start a new epoch with set_epoch, without "
+    "the checkpoint"
 )
 _UNBATCHED_ROWS = 256
 """Number of rows read and decoded together if each item is a single row."""
@@ -47,14 +47,14 @@ class _Consumer(NamedTuple):
 class PairDataset(IterableDataset[Sample]):
     """Yields dicts of `uid` and each column: strings, numbers, embeddings as float16 tensors (dim,).
 
-    With `batch_size`, numbers and embeddings are tensors (rows, ...), everything else lists. Null is NaN in numbers and
-    embeddings (a batch of integers with a null becomes float, or a list if some exceed 2^53), otherwise None. `image`
-    is the stored bytes, or the result of `transform` for the picture as a PIL image (see
-    `FeedConfig.tensor_transforms`). Captions are strings; `tokenizer`, such as open_clip's, turns a list of them into a
-    tensor (rows, length), and then none may be missing.
+    With `batch_size`, numbers and embeddings are tensors (rows, ...), and other columns are lists. Null is NaN in
+    numbers and embeddings (a batch of integers with a null becomes float, or a list if some exceed 2^53), and None in
+    other columns. `image` is the stored bytes, or the result of `transform` for the picture as a PIL image (see
+    `FeedConfig.tensor_transforms`). Captions are strings. A `tokenizer`, such as open_clip's, turns a list of captions
+    into a tensor (rows, length); with a tokenizer, no caption may be missing.
 
-    A new loop continues where the last one stopped. In loader workers, which read ahead, it starts from the first pair.
-    `set_epoch` starts over, also in persistent workers. `len()` is the number of this rank's items per epoch. Raises
+    A new loop continues where the last one stopped, except in loader workers, which read ahead: there, it starts from
+    the first pair. `set_epoch` starts over, even in persistent workers. `len()` is this rank's items per epoch. Raises
     FeedError, SubsetError, CaptionChoiceError, UnfinishedPurgeError, and DamagedFileError for files that have changed.
     """
 
@@ -81,7 +81,7 @@ class PairDataset(IterableDataset[Sample]):
         self._is_resumed = False
         self._is_old_checkpoint = False
         self._requested, self._times_seen = SharedEpoch(), 0
-        """The epoch requested by `set_epoch`, and the number of its calls that this copy of the dataset has seen."""
+        """The epoch requested by `set_epoch`, and the number of requests that this copy of the dataset has seen."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         store = Store(os.fspath(config.dataset), config.s3)
         store.check_access()
@@ -164,7 +164,7 @@ class PairDataset(IterableDataset[Sample]):
             for table, pictures in self._with_pictures(pool, tables):
                 yield from self._samples(self._columns(table, pictures), table.num_rows)
         self._is_old_checkpoint = False
-        # A loader may save a checkpoint when only some of its workers have finished: these must not start over.
+        # A loader may save a checkpoint when only some of its workers have finished. Those must not start over.
         self._rows_done = 0 if get_worker_info() is None else len(self._share())
 
     def _follow_set_epoch(self) -> None:
@@ -183,9 +183,9 @@ class PairDataset(IterableDataset[Sample]):
         check_ranks(self.config, self._batches, self._order.num_rows, self._rows.has_weights)
 
     def _count_for_this_consumer(self) -> None:
-        """Make `_rows_done` count this consumer's rows. A worker reads ahead of its loader, from a copy of the loader's
-        dataset, part of which may have been read already. So it starts at its own first row, unless its loader gave it
-        a checkpoint."""
+        """Make `_rows_done` count this consumer's rows. A worker reads ahead of its loader, from a copy of a dataset
+        that may already have yielded rows. So a worker starts at its own first row, unless its loader gave it a
+        checkpoint."""
         if self._counted_for == self._consumer():
             if get_worker_info() is not None and not self._is_resumed:
                 self._rows_done = 0
@@ -233,11 +233,11 @@ class PairDataset(IterableDataset[Sample]):
         yield from waiting
 
     def _picture(self, *values: object) -> Any:
-        """The picture, transformed if there is a transform. `values`: those of `image_columns` in one row."""
+        """The picture, transformed if there is a transform. `values`: the row's values of `image_columns`."""
         if values[self._rows.image_columns.index(STORED.names[0])] is None:
             raise FeedError(
-                "a selected row has no stored picture (images.store): select without such rows, or leave out "
-                "the column `image`"
+                "a selected row has no stored picture (images.store): select a subset without such rows, or leave "
+                "out the column `image`"
             )
         body = self._rows.picture(*values)
         if self._transform is None:
@@ -248,7 +248,7 @@ class PairDataset(IterableDataset[Sample]):
         return self._transform(Image.fromarray(pixels))
 
     def _columns(self, table: pa.Table, pictures: Sequence[Future[Any]]) -> Sample:
-        """The values of some rows by column: a tensor (rows, ...) or a list."""
+        """The rows of a table as a dict of columns, each a tensor (rows, ...) or a list."""
         found: Sample = {}
         for name in dict.fromkeys(("uid", *self.config.columns)):
             if name == IMAGE:

@@ -5,8 +5,8 @@ from pairmill.pipeline.feed.epoch_order import Batches
 
 
 def check_ranks(config: FeedConfig, batches: Batches, num_rows: int, has_weights: bool) -> None:
-    """Raise FeedError if ranks of torch.distributed would get different numbers of batches: those with more batches
-    would wait forever for the others.
+    """Raise FeedError if ranks of torch.distributed would get different numbers of batches, because ranks with more
+    batches would wait forever for the others.
 
     `num_rows`: rows in the epoch. `has_weights`: whether epochs have different numbers of rows.
     """

@@ -22,7 +22,7 @@ class Repeats:
     """In dataset order, like `draws`."""
     draws: Draws
     starts: npt.NDArray[np.int64]
-    """The start of each shard's rows, and the end of the last; shape (shards + 1,)."""
+    """Index of each shard's first row in `weights`, then the total number of rows; shape (shards + 1,)."""
 
     @classmethod
     def of(cls, store: Store, record: Subset, counts: npt.NDArray[np.int64]) -> "Repeats | None":

@@ -69,11 +69,11 @@ class FeedShards:
 
     @classmethod
     def open(cls, store: Store, subset: str | None) -> "FeedShards":
-        """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset,
-        and UnfinishedPurgeError."""
+        """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset, and
+        UnfinishedPurgeError if a purge is not finished."""
         plan, done = load_plan(store), readable_shards(store)
         added = added_columns(store, done)
-        if subset is not None and added.incomplete:  # perhaps only in shards newer than the subset
+        if subset is not None and added.incomplete:  # perhaps only shards newer than the subset lack columns
             numbers = shard_numbers(store, read_subset(store, subset))
             done = {shard: generation for shard, generation in done.items() if shard in numbers}
             added = added_columns(store, done)
@@ -87,7 +87,7 @@ class FeedShards:
 
     @classmethod
     def of_mixture(cls, mixture: Store, record: Mixture, number: int, s3: S3Config) -> "FeedShards":
-        """The shards of one dataset of a mixture. Raises SubsetError if one has been rebuilt since it was mixed."""
+        """The shards of one dataset of a mixture. Raises SubsetError if a shard has been rebuilt since it was mixed."""
         source = record.sources[number]
         store = Store(source.dataset, s3)
         store.check_access()
@@ -115,12 +115,12 @@ class FeedShards:
         return self.counts if self.repeats is None else self.repeats.counts(epoch)
 
     def choice(self, caption: str) -> CaptionChoice | None:
-        """The choice of captions; None: the original captions. Raises CaptionChoiceError."""
+        """The choice of captions; None: the original captions. Raises CaptionChoiceError if it is not possible."""
         return caption_choice(self.chunk.store, self.added, caption, self.aliases)
 
     def read(self, index: int, columns: frozenset[str], epoch: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """(all rows of a shard, ascending indices of the rows shown in an epoch, each as often as it is shown). Raises
-        DamagedFileError, and FeedError if the shard has been rebuilt meanwhile."""
+        DamagedFileError, and FeedError if the shard has been rebuilt in the meantime."""
         shard = self.chunk.shards[index]
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
         if self.repeats is not None:
@@ -135,11 +135,11 @@ class FeedShards:
         """The stored picture of a row. `tar`, `offset` and `length`: its location; `check`: the checksum in the row's
         column `self.check`.
 
-        Raises DamagedFileError and OSError, which also means that the file does not belong to the dataset.
+        Raises DamagedFileError, and OSError, which is also raised if the file does not belong to the dataset.
         """
         store = self.chunk.store
         if (path := picture_file(tar, store.root, store.files)) is None:
-            raise OSError(f"{tar} is neither a tar of {store.root} nor a tar that it was made from")
+            raise OSError(f"{tar} is neither a tar of {store.root} nor one of the tars it was made from")
         try:
             picture = store.files.read_range(path, offset, length)
         except FileNotFoundError as error:

@@ -15,7 +15,7 @@ class SharedEpoch:
         self._values.share_memory_()  # type: ignore[no-untyped-call]
 
     def set(self, epoch: int) -> None:
-        """Request an epoch, which may be the same one again."""
+        """Request an epoch, which may be the current one."""
         self._values[0] = epoch
         self._values[1] += 1
 

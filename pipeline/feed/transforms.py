@@ -24,10 +24,10 @@ _INTERPOLATIONS = frozenset({transforms.InterpolationMode.BILINEAR, transforms.I
 def on_tensors(transform: Callable[..., Any]) -> Transform | None:
     """The same transform for pixels; None if it requires a PIL image.
 
-    It must be a `Compose` of steps that resize, crop and flip, then `ToTensor`, then any steps, such as those that
-    `open_clip.image_transform` returns. Random steps draw the same numbers. torch's vector code rounds almost like
-    Pillow: for 153 photographs, 98 to 99% of the values are equal, and all but 40 in a million of the others differ by
-    one of 255 levels.
+    It must be a `Compose` of steps that resize, crop and flip, then `ToTensor`, then any other steps, like the
+    transforms that `open_clip.image_transform` returns. Random steps draw the same numbers. torch's vector code rounds
+    almost like Pillow: for 153 photographs, 98 to 99% of the values are equal, and all but 40 in a million of the other
+    values differ by a single level of 255.
     """
     if not isinstance(transform, transforms.Compose) or type(transform) is not transforms.Compose:
         return None
@@ -78,7 +78,7 @@ def _is_to_tensor(step: Any) -> bool:
 
 
 def _on_tensor(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """The same step for tensors, uint8 [3, height, width]; None if there is none."""
+    """The same step for tensors, uint8 [3, height, width]; None if the step cannot run on tensors."""
     if type(step) in _SAME_ON_TENSORS or (type(step) is transforms.RandomCrop and not _pads(step)):
         return step  # type: ignore[no-any-return]
     if type(step) not in (transforms.Resize, transforms.RandomResizedCrop):

@@ -68,7 +68,7 @@ https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.or
 """
 
 _ALSO_REFUSED = """
-    168.63.129.16/32    Azure's wire server: a public address that the host machine answers
+    168.63.129.16/32    Azure's wire server: a public address at which the host machine answers
     224.0.0.0/4         multicast
     2001:20::/28        ORCHIDv2: identifiers that no router forwards (RFC 7343 section 1)
     2001:30::/28        drone remote ID: like ORCHIDv2 (RFC 9374)
@@ -101,7 +101,7 @@ class AddressGuard:
             return None
         if inner is not None and not _is_public(inner):
             return f"{address} leads to {inner}"
-        # Mapped, 6to4 and NAT64 addresses only encode an IPv4 address: behind DNS64 every public host has one.
+        # Mapped, 6to4 and NAT64 addresses only encode an IPv4 address. Behind DNS64, every public host has one.
         translated = isinstance(address, ipaddress.IPv6Address) and (
             address.ipv4_mapped or address.sixtofour or address in _NAT64
         )

@@ -8,8 +8,8 @@ from pairmill.pipeline.fetch.deadline import Deadline
 class ByteBudget:
     """Bytes that are arriving or waiting to be decoded: new requests wait while there are `limit_bytes` or more.
 
-    Requests already in progress may use up to twice the limit. Above that, only one of them proceeds at a time: one can
-    always finish, and the overshoot is a single body.
+    Requests already in progress may use up to twice the limit. Above that, only one of them proceeds at a time, so one
+    can always finish, and the total exceeds twice the limit by at most one body.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -75,7 +75,7 @@ class Reservation:
         self._num_bytes = 0
 
     async def resize(self, num_bytes: int) -> None:
-        """Change the reservation to `num_bytes`; call it before the bytes arrive."""
+        """Change the reservation to `num_bytes`, before these bytes arrive."""
         if num_bytes > self._num_bytes:
             if self._budget.is_full:
                 self._deadline.pause()

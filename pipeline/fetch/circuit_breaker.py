@@ -108,7 +108,7 @@ class CircuitBreaker:
         host.open_until = time.monotonic() + _OPEN_S
 
     def _forget(self, name: str, host: _Host) -> None:
-        """Drop the host if it is idle and has no timeouts. Of too many hosts, drop the oldest one if it is idle."""
+        """Drop the host if it is idle and has no timeouts. If too many hosts are known, drop the oldest if idle."""
         if not host.users and not host.timeouts:
             self._hosts.pop(name, None)
             return

@@ -41,7 +41,7 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """True once the time is up and the block has been interrupted."""
+        """True once the time is up and the `async with` block has been interrupted."""
         return self._timeout.expired()
 
     def pause(self) -> None:

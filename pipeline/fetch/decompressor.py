@@ -13,7 +13,7 @@ _PIECE_BYTES = 64 << 10
 
 
 class Decompressor:
-    """Decompresses a stream with one coding. Bounds its own output, even if a later decompressor shrinks it again."""
+    """Decompresses a stream with one coding. Limits its own output, even if a later coding would shrink it."""
 
     CODINGS: ClassVar = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -21,7 +21,7 @@ class Decompressor:
         self._wbits = wbits
         self._max_bytes = max_bytes
         self._size = 0
-        self._behind = b""  # bytes after a member, too few to tell whether another one follows
+        self._behind = b""  # bytes after a member, too few to tell whether another member follows
         self._only_garbage = False
         self._start_member()
 

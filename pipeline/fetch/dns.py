@@ -15,7 +15,7 @@ _TTL_S = 60.0
 _NO_SUCH_NAME_TTL_S = 60.0  # RFC 2308 section 5 allows up to three hours
 _NO_ANSWER_TTL_S = 15.0  # name servers that do not answer may soon be back (RFC 9520 section 3.2: 1 s to 5 min)
 _MAX_NAMES = 20_000
-_MAX_CONCURRENT_LOOKUPS = 128  # each sends two packets, and small resolvers drop packets beyond that
+_MAX_CONCURRENT_LOOKUPS = 128  # each look-up sends two packets, and small resolvers drop packets beyond that
 
 
 class AddressRefused(OSError):
@@ -39,7 +39,7 @@ class DnsCache:
         """The allowed addresses of a name. Raises AddressRefused, NoSuchHost or another OSError."""
         found = await self._cache.get(name)
         if isinstance(found, OSError):
-            raise type(found)(*found.args)  # a new one: a raised exception collects tracebacks and frames
+            raise type(found)(*found.args)  # a new error: a raised one collects tracebacks and frames
         return found
 
     async def close(self) -> None:

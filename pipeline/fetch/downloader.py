@@ -78,7 +78,7 @@ class Downloader:
         return engine.in_flight if engine else 0
 
     def close(self) -> None:
-        """Cancel running downloads, end the threads, close the connections. Call it after the last shard."""
+        """Cancel running downloads, end the threads and close the connections. Call this after the last shard."""
         with self._start_lock:
             self._closed = True
             engine, self._engine = self._engine, None
@@ -138,7 +138,7 @@ class _Engine:
 
     def _serve(self, started: "Future[None]") -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._until_stopped(started))  # leaving the block cancels the running shards
+            runner.run(self._until_stopped(started))  # leaving the `with` block cancels the running shards
 
     async def _until_stopped(self, started: "Future[None]") -> None:
         try:

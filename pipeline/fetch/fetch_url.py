@@ -147,7 +147,7 @@ class Fetcher:
         """Download one picture; the outcome includes its body. Raises only LocalFault, never because of a server.
 
         The body's bytes stay reserved in the budget until the caller releases them. A URL that fails while this machine
-        stalls is tried again with its full time.
+        stalls is tried again with its full time limit.
         """
         for _ in range(_MAX_STALLS):
             started = time.monotonic()
@@ -230,7 +230,7 @@ class Fetcher:
     async def _request(self, url: HttpUrl, download: _Download) -> bytes | HttpUrl:
         """The result of one request: the body, or the URL that it redirects to.
 
-        Leaving early closes the connection, so no more bytes are read.
+        If the body is not needed, closes the connection instead of reading on.
         """
         async with self._client.get(url) as response:
             head = response.head

@@ -39,7 +39,7 @@ class HostLimiter:
 
     @asynccontextmanager
     async def acquire(self, host: str) -> AsyncIterator[None]:
-        """Wait until a request to the host may start; it counts as running until the block ends.
+        """Wait until a request to the host may start; it counts as running until the `async with` block ends.
 
         The host's semaphore is acquired before the total one, so a slow host's queue never exhausts the total. All
         requests acquire them in this order, so no two wait for each other.

@@ -33,7 +33,7 @@ from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 15.0  # some servers close earlier, others later: nginx after 75 by default, Apache after 5
 _PER_IDLE = 4
-"""Number of concurrent requests per idle connection to keep: with TLS, each connection has a buffer of 256 kB."""
+"""One idle connection is kept per this many concurrent requests: with TLS, each connection has a buffer of 256 kB."""
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
 _MAX_ADDRESSES = 4  # per name: attempts overlap, and an untrusted name may have thousands of dead addresses
 _OTHER_FILES = 256  # files of name look-ups, Python and Ray
@@ -89,7 +89,7 @@ class HttpClient:
     async def get(self, url: HttpUrl) -> AsyncIterator[Response]:
         """Send a request and wait for the head of the final response. Raises FetchError and LocalFault.
 
-        Leaving before the body is complete closes the connection, so no more bytes are read.
+        Leaving the `async with` block before the body is complete closes the connection, so no more bytes are read.
         """
         connection, response = await self._request(url)
         try:
@@ -110,8 +110,8 @@ class HttpClient:
             try:
                 return kept, await _exchange(kept, request)
             except FetchError:
-                # The server may have closed it by now, or sent something after its last response (RFC 9112 section
-                # 9.3.1). Only a new connection can return the response to this request.
+                # The server may have closed the idle connection, or sent something after its last response (RFC 9112
+                # section 9.3.1). Only a new connection can return the response to this request.
                 pass
         connection = await self._connect(url)
         return connection, await _exchange(connection, request)
@@ -247,7 +247,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
-    """A new socket for this address, after the last check before a connection. Raises AddressRefused."""
+    """Check an address one last time, and return a new socket for it. Raises AddressRefused."""
     family, kind, protocol, _, address = info
     if (refusal := guard.refusal(str(address[0]))) is not None:
         raise AddressRefused(refusal)
@@ -262,7 +262,7 @@ def raise_file_limit(concurrency: int) -> None:
     required = concurrency + concurrency // _PER_IDLE + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:
-        raise LocalFault(f"only {hard} open files are allowed here, but fetch.concurrency needs {required}: lower it")
+        raise LocalFault(f"only {hard} open files are allowed here, but fetch.concurrency needs {required}; lower it")
     wanted = (1 + _MAX_ADDRESSES) * concurrency + _OTHER_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)

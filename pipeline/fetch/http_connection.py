@@ -1,4 +1,4 @@
-"""Wraps one connection: sends requests, receives bytes, and expects nothing while it is idle."""
+"""Wraps one connection: sends requests, receives bytes, and ends if bytes arrive while it is idle."""
 
 import asyncio
 import select
@@ -16,7 +16,7 @@ _MAX_BUFFERED_BYTES = 256 << 10
 
 
 class HttpConnection(asyncio.Protocol):
-    """A connected socket, with TLS or without."""
+    """A connected socket, with or without TLS."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -74,7 +74,7 @@ class HttpConnection(asyncio.Protocol):
         return parser.feed(data)
 
     def idle(self) -> None:
-        """Mark the connection as idle. Bytes that arrive now belong to no request, so they end the connection."""
+        """Mark the connection as idle. Bytes that arrive from now on belong to no request, so they end it."""
         self._is_idle = True
 
     def abort(self) -> None:

@@ -1,7 +1,7 @@
-"""Parses the bytes of a connection, in any pieces, into one HTTP/1 response (RFC 9112). Uses no sockets.
+"""Parses the bytes of a connection, however they are split, into one HTTP/1 response (RFC 9112). Uses no sockets.
 
 It accepts what curl and browsers accept: bare line feeds, folded lines, lines without a colon, repeated equal
-Content-Lengths, Content-Length together with chunked, bytes after the end. Everything except the body itself is
+Content-Lengths, Content-Length together with chunked, and bytes after the end. Everything except the body itself is
 bounded.
 """
 
@@ -109,7 +109,7 @@ class ResponseParser:
         if self._step == self._read_to_end:
             self.complete = True
         elif not self.complete:
-            raise FetchError(Status.BODY_TRUNCATED, "the connection ended before the body")
+            raise FetchError(Status.BODY_TRUNCATED, "the connection ended before the body was complete")
 
     def raise_failure(self) -> None:
         """Raise FetchError (protocol_error) if the bytes so far are not HTTP/1."""
@@ -247,7 +247,7 @@ def _parse_head(lines: list[bytes]) -> ResponseHead:
 
 
 def _content_length(head: ResponseHead) -> int | None:
-    """The Content-Length, or None. Raises FetchError if several of them differ: RFC 9112 section 6.3."""
+    """The Content-Length; None if there is none. Raises FetchError if several differ: RFC 9112 section 6.3."""
     values = head.get_all("content-length")
     if not values:
         return None
@@ -256,6 +256,6 @@ def _content_length(head: ResponseHead) -> int | None:
     if None in lengths:
         raise _violation(f"Content-Length: {values[0][:40]}")
     if len(lengths) > 1:
-        raise _violation("different Content-Lengths")
+        raise _violation("several Content-Lengths that differ")
     length = lengths.pop()
     return None if length is None or length > _MAX_LENGTH else length

@@ -170,7 +170,7 @@ class _Collector:
 
 
 def _succeeded() -> FetchOutcome:
-    """The outcome of a successful download, of which img2dataset reports no details."""
+    """The outcome of a successful download, about which img2dataset reports no details."""
     return FetchOutcome(Status.OK, http_status=200, fetch_attempts=1, fetch_s=0.0, fetched_at=datetime.now(UTC))
 
 

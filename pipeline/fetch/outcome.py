@@ -1,4 +1,4 @@
-"""Defines FetchOutcome, what a URL becomes from the request to the row in `pairs/` or `rejects/`.
+"""Defines FetchOutcome, which carries the result for a URL from the request to the row in `pairs/` or `rejects/`.
 
 Inside `fetch`, a FetchError ends a download; outside, there are only outcomes. `outcome_columns.py` writes them into
 the shard's table.

@@ -43,7 +43,7 @@ class ResponseBody:
         return self._size + len(self._pending)
 
     def max_bytes_after(self, chunk: bytes) -> int:
-        """Upper bound of `num_bytes` after this chunk: compressed bytes may expand to any number up to the limit."""
+        """An upper bound on `num_bytes` after this chunk: compressed bytes may expand to any number up to the limit."""
         return self._max_bytes if self._codings or self._layers else self.num_bytes + len(chunk)
 
     def add(self, chunk: bytes) -> None:

@@ -15,7 +15,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})  # RFC 9110 section 15.4
 
 
 def is_redirect(code: int) -> bool:
-    """Whether the Location of this status code should be followed."""
+    """Whether to follow the Location header of a response with this status code."""
     return code in _REDIRECTS
 
 

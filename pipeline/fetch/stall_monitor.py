@@ -1,4 +1,4 @@
-"""Detects stalls of the event loop: a stopped or starved process, a paused machine.
+"""Detects stalls of the event loop: a stopped or starved process, or a paused machine.
 
 Deadlines that pass during a stall say nothing about a server, whose bytes may have been waiting in the socket.
 """

@@ -1,4 +1,4 @@
-"""Caches answers that cost a request: the addresses of a name, the robots.txt of a host."""
+"""Caches answers that cost a request: the addresses of a name, or the robots.txt of a host."""
 
 import asyncio
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""Decides which URLs may be requested: the row's own, and the targets of redirects."""
+"""Decides whether a row's URL, or the target of a redirect, may be requested."""
 
 from pairmill.pipeline.fetch.addresses import is_ipv4, is_legacy_ipv4
 from pairmill.pipeline.fetch.outcome import FetchError

@@ -1,7 +1,7 @@
-"""Converts pictures with ICC profiles to sRGB. Otherwise, those from cameras and print shops would have wrong colors.
+"""Converts pictures with ICC profiles to sRGB. Without this, pictures from cameras and print shops have wrong colors.
 
 Nearly all embedded profiles are sRGB under some name. Each profile is tested once to see whether it changes
-anything, and the answer is cached, so those pictures cost nothing.
+anything, and the answer is cached, so pictures that are sRGB already cost nothing.
 """
 
 from collections.abc import Callable

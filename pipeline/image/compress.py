@@ -37,7 +37,8 @@ def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
 
 
 def original_without_metadata(body: bytes, header: ImageHeader, config: ImagesConfig) -> bytes | None:
-    """A PNG or WebP without metadata, not encoded again; None if it has to be. For JPEG, see passthrough.py."""
+    """A PNG or WebP without its metadata but with its compressed pixels; None if the picture has to be encoded again.
+    For JPEG, see passthrough.py."""
     if config.reencode == "always" or header.format == "JPEG" or header.format != _PILLOW_NAMES[config.format]:
         return None
     return strip_metadata(body, header.format)

@@ -114,7 +114,7 @@ def open_image(
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
     """Open a picture; if that fails, try again without metadata: broken metadata is no reason to lose the picture."""
-    if found == "GIF":  # always: after an empty extension, Pillow mistakes whatever follows for another one
+    if found == "GIF":  # always: after an empty extension, Pillow takes whatever follows for another extension
         body = without_metadata(body, found) or body
     try:
         return _open_as_is(body, found, allowed)
@@ -150,7 +150,7 @@ def _out_of_memory(cost: Cost) -> Exception:
     """
     if machine_has(cost):
         return ImageError(Status.IMAGE_BOMB, "takes more memory than its header announces")
-    return MemoryError(f"{cost.memory_bytes / 1e6:,.0f} MB for a picture")
+    return MemoryError(f"{cost.memory_bytes / 1e6:,.0f} MB for one picture are not available")
 
 
 def _refuse_bomb(size: tuple[int, int], cost: Cost, max_pixels: int) -> None:
@@ -233,8 +233,8 @@ def _chroma(format: str, opened: Image.Image, is_turned: bool) -> str:
 
 
 def chroma_of(across: float, down: float) -> str:
-    """The standard subsampling that keeps at least the resolution of chroma that is this many times coarser than the
-    brightness in each direction. Unusual sampling factors can mean the same: 1x2, 1x2, 1x2 is 4:4:4 too."""
+    """The standard subsampling that is fine enough for chroma that is `across` and `down` times as coarse as the
+    brightness. Unusual sampling factors can mean the same: 1x2, 1x2, 1x2 is 4:4:4 too."""
     if down >= 2:
         return "420" if across >= 2 else "440"
     return "411" if across >= 4 else "422" if across >= 2 else "444"
@@ -297,7 +297,7 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
 
 def _clear_around(pixels: Pixels, frame: tuple[int, int, int, int]) -> None:
     """Make the area that a GIF's frame (left, top, right, bottom) does not cover white, in place. GIF89a specifies the
-    background color there, but browsers show the page. Pillow does so only if the frame is transparent
+    background color there, but browsers show the page. Pillow does the same only if the frame is transparent
     (Pillow#5548)."""
     left, top, right, bottom = frame
     pixels[:top] = pixels[bottom:] = 255
@@ -305,8 +305,8 @@ def _clear_around(pixels: Pixels, frame: tuple[int, int, int, int]) -> None:
 
 
 def _low_bytes(body: bytes) -> Pixels:
-    """The low bytes of an RGB PNG with 16 bits per channel. Pillow keeps only the high bytes, so this makes it read
-    the bytes in the opposite order."""
+    """The low bytes of an RGB PNG with 16 bits per channel. Pillow keeps only the high bytes, so it is made to
+    read the bytes in the opposite order."""
     with Image.open(BytesIO(read_png(body).pixels), formats=["PNG"]) as opened:
         opened.tile = [tile._replace(args="RGB;16L") for tile in opened.tile]
         opened.load()

@@ -16,7 +16,7 @@ _processor: ImageProcessor | None = None
 
 
 class IsolatedProcessor:
-    """Like ImageProcessor, but several times slower: one picture at a time, in a process that can die."""
+    """Like ImageProcessor, but several times slower: one picture at a time, in a process that may die."""
 
     def __init__(
         self, config: ImagesConfig, measures: Sequence[Measure] = (), timeout_s: float = DECODE_TIMEOUT_S

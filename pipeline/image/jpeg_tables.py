@@ -78,9 +78,9 @@ def without_unused_tables(parts: Iterable[tuple[int, bytes]], frames: frozenset[
 
 
 def _uses_all(parts: Sequence[tuple[int, bytes]], frames: frozenset[int]) -> bool:
-    """Whether a JPEG with one scan, like nearly all, uses each of its tables. This takes a quarter of the time.
+    """Whether a JPEG with one scan, like nearly all, uses each of its tables. Faster than the general case.
 
-    False also if a table follows the scan, or if the scan lacks components of the frame.
+    Also False if a table follows the scan, or if the scan lacks components of the frame.
     """
     defined: list[int] = []
     used: set[int] = set()

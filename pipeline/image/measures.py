@@ -26,8 +26,8 @@ WORKING_SIDE = 256
 """Longer side of the working size, in pixels."""
 
 _DARK, _BRIGHT = 4, 251
-"""The brightness, out of 255, up to which a pixel counts as clipped to black, and from which on it counts as clipped to
-white: JPEG moves black and white by a few levels."""
+"""A pixel counts as clipped to black up to the first brightness, out of 255, and as clipped to white from the second:
+JPEG shifts black and white by a few levels."""
 
 Luma = npt.NDArray[np.uint8]
 """uint8 [height, width]: brightness."""
@@ -35,7 +35,8 @@ Luma = npt.NDArray[np.uint8]
 _BAR_TOLERANCE = 16
 """How much the pixels of a bar may differ, out of 255 levels. JPEGs blur the edge of a bar over a block: for
 photographs with bars above and below, stored at quality 75 and 90, the measured border was too small by less than 0.02
-in 19 of 20 cases; with a tolerance of 8, by up to 0.14. From 24 on, bars are found in more photographs without any."""
+in 19 of 20 cases; with a tolerance of 8, by up to 0.14. With 24 or more, bars are found in more photographs that have
+none."""
 
 Measured = Mapping[str, float | int | str | None]
 """Column name without the score's name -> the value for one picture."""

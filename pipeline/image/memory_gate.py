@@ -19,7 +19,7 @@ class MemoryGate:
         self._total = self._left = total_bytes
         self._changed = threading.Condition()
         self._queue: list[int] = []  # thread ids
-        self._working_since: dict[int, float] = {}  # thread id -> time.monotonic(); absent while it waits
+        self._working_since: dict[int, float] = {}  # thread id -> time.monotonic(); absent while waiting
 
     @property
     def oldest_start(self) -> float | None:
@@ -31,7 +31,7 @@ class MemoryGate:
 
     @contextmanager
     def entry(self) -> Iterator[Callable[[float], None]]:
-        """Yield a function that waits until a number of bytes are free and reserves them until the end of the block.
+        """Yield a function that waits until a number of bytes are free and reserves them until the `with` block ends.
         Call it at most once: a caller that already has memory and waits for more could wait forever."""
         held = 0.0
         thread = threading.get_ident()
@@ -47,7 +47,7 @@ class MemoryGate:
                 self._changed.wait_for(lambda: self._queue[0] == thread and wanted <= self._left)
                 self._queue.remove(thread)
                 self._left -= wanted
-                self._changed.notify_all()  # the next one may fit, too
+                self._changed.notify_all()  # the next picture may fit, too
             held = wanted
             self._working_since[thread] = time.monotonic()
 

@@ -145,7 +145,7 @@ def _verify(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
 
 
 def _verify_whole(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
-    """Like `_verify`, at full size. The hash can differ in up to two bits. Raises ValueError if the decoder warns."""
+    """Like `_verify`, at full size. Its hash can differ in up to two bits. Raises ValueError if the decoder warns."""
     pixels: Pixels = simplejpeg.decode_jpeg(jpeg, "RGB")
     if pixels.shape[:2] != (height, width):
         return None

@@ -4,9 +4,10 @@ Written from the published description: "The TMK+PDQF Video-Hashing Algorithm an
 Facebook 2019. Reduce the brightness to 64 x 64 with two box filters (Jarosz 2001), apply a two-dimensional DCT-II, and
 for each of the 16 x 16 lowest frequencies except the constant ones, store whether it is above their median.
 
-Two programs' hashes of the same picture differ in few bits if its quality is at least 80: of 1,250 variants of
-photographs, nearly all differed from pdqhash 0.2.8 in at most 10 bits, and one in 18. Hashes of different pictures
-differ in about 128 bits. Up to 31 bits count as a match, and hashes with a quality below 50 are not comparable.
+Two programs' hashes of the same picture differ in few bits if its quality is at least 80: for nearly all of 1,250
+variants of photographs, the hash differed from pdqhash 0.2.8's in at most 10 bits, and for one variant in 18 bits.
+Hashes of different pictures differ in about 128 bits. Up to 31 bits count as a match, and hashes with a quality below
+50 are not comparable.
 """
 
 from typing import NamedTuple

@@ -16,7 +16,7 @@ _IHDR_END = _SIGNATURE_BYTES + _CHUNK_OVERHEAD + 13
 _IEND = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 MAX_CHUNKS = 100_000
-"""Encoders write chunks of 8 kB and more; a file within `fetch.max_bytes` has a few thousand."""
+"""Encoders write chunks of 8 kB or more; a file within `fetch.max_bytes` has a few thousand."""
 
 _MAX_METADATA_BYTES = 2 << 20
 """Profiles and XMP that unpack to more are ignored."""
@@ -104,8 +104,8 @@ def _is_intact(view: memoryview, start: int, end: int) -> bool:
 
 
 def _key_color(data: bytes, png: PngFile) -> tuple[int, ...] | None:
-    """The color in the tRNS chunk of a grayscale or RGB picture: 16 bits per value, but only the lowest ones, as many
-    as the bit depth, count (section 11.3.1.1)."""
+    """The color in the tRNS chunk of a grayscale or RGB picture: 16 bits per value, of which only the lowest count,
+    as many as the bit depth (section 11.3.1.1)."""
     channels = {_GRAY: 1, _RGB: 3}.get(png.color_type)
     if channels is None or len(data) != 2 * channels:
         return None

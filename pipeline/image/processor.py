@@ -118,7 +118,7 @@ class ImageProcessor:
 
     def _pass_plain(self, body: bytes) -> ProcessedImage | None:
         """Process a small, plain JPEG that keeps its own compressed pixels, without opening it with Pillow, which would
-        take a quarter of the time. None if it needs a closer look."""
+        take a quarter of the total time. None if the picture needs a closer look."""
         if not self._passes_jpegs or (size := plain_jpeg_size(body)) is None or 0 in size:
             return None
         is_small = decoding_cost("JPEG", "RGB", size).memory_bytes <= MemoryGate.FREE_BYTES

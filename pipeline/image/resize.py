@@ -54,7 +54,7 @@ def plan_resize(width: int, height: int, config: ImagesConfig) -> Target | None:
 
 
 def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixels:
-    """uint8 [height, width, 3] -> [target height, target width, 3], or [side, side, 3]; the same array for None.
+    """uint8 [height, width, 3] -> [target height, target width, 3], or [side, side, 3]; unchanged if `target` is None.
 
     Shrinks by averaging and enlarges with Lanczos."""
     if target is None:

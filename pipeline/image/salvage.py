@@ -38,7 +38,7 @@ def without_metadata(body: bytes, format: str) -> bytes | None:
 
 
 def _gif(body: bytes) -> bytes:
-    """Remove the comments and extensions before the first picture, except the last one that sets its transparent
+    """Remove the comments and extensions before the first picture, except the last extension that sets its transparent
     color."""
     start = 13 + (3 * (2 << (body[10] & 7)) if body[10] & 0x80 else 0)
     control, offset = b"", start

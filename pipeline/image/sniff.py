@@ -33,7 +33,7 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"qoif", "QOI"),
 )
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
-"""Sizes of the second header, from OS/2 1 to Windows 5: unlike the reserved fields before it, these have few values."""
+"""Sizes of the second header, from OS/2 1 to Windows 5: unlike the reserved fields before it, it has few values."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"})
@@ -49,7 +49,7 @@ def image_format(head: bytes) -> str | None:
         return "WEBP"
     if head[4:8] == b"ftyp":
         return _heif_format(head)
-    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:  # many texts begin with "BM"
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:  # many text files begin with "BM"
         return "BMP"
     return None
 

@@ -17,7 +17,7 @@ _ADOBE_BYTES = 12  # length of APP14, which specifies how colors are coded
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn
 _SOI, _EOI, _SOS, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
 _MAX_JPEG_SEGMENTS = 10_000
-"""Real pictures have up to a few hundred. Each takes a microsecond, but an empty one takes only four bytes."""
+"""Real pictures have up to a few hundred segments. Each takes a microsecond, even an empty one of four bytes."""
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
 _FILL = re.compile(rb"\xff+(?=\xff)")  # optional bytes before a marker
 _PNG_PALETTE = 3

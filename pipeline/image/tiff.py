@@ -79,7 +79,7 @@ def read_tiff(body: bytes) -> TiffFile:
 def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
     """Rewrite the first directory in place: it can only become shorter, so nothing else moves.
 
-    If a tag has several entries, the first counts, as in libtiff: all of them can point to the same 20 MB.
+    If a tag has several entries, only the first is read, as in libtiff: all of them could point to the same 20 MB.
     """
     order = ">" if body[:2] == b"MM" else "<"
     is_big = body[2] + body[3] == _BIG_TIFF

@@ -13,7 +13,8 @@ _BMP_BITFIELDS = 3
 
 
 def unsupported_kind(body: bytes, format: str) -> str | None:
-    """What is unusual about the picture (Pillow's format names); None if nothing is, so it is broken. Never raises."""
+    """What is unusual about a picture that did not decode (Pillow's format names); None if it is simply broken. Never
+    raises."""
     try:
         if format == "JPEG":
             return _jpeg(body)

@@ -1,6 +1,6 @@
 """Finds hashes within a distance of known ones, exactly, without comparing all pairs.
 
-If two hashes differ in at most d bits and are cut into d + 1 bands, at least one of their bands is equal (the
+If two hashes differ in at most d bits and are cut into d + 1 bands, they agree in at least one band (the
 pigeonhole principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So each band
 has a file of keys: the hashes, rotated to put the band first. A hash is compared only with the hashes that begin with
 the same band: about 1/2^b of the known hashes for each band of b bits.

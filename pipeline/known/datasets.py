@@ -38,8 +38,8 @@ class KnownDataset:
     def open(cls, store: Store, known: KnownRows, columns: Sequence[str] | None = None) -> "KnownDataset":
         """Open the dataset in its current state. `columns`: the columns to read; None: the kinds of values in `known`.
 
-        Raises UnfinishedPurgeError, and KnownError if no shard is finished, or if the dataset or one of its shards
-        lacks a column.
+        Raises UnfinishedPurgeError if a purge of the dataset is unfinished, and KnownError if no shard is finished, or
+        if the dataset or one of its shards lacks a column.
         """
         shards = sorted(readable_shards(store).items())
         if not shards:

@@ -47,7 +47,7 @@ class SharedVectors:
     file: DataFile
 
     def near(self, vectors: Halves, threshold: float) -> Mask:
-        """For each vector [rows, dim], whether its cosine with any in the file is at least `threshold`: bool [rows]."""
+        """For each vector [rows, dim], whether its cosine with any of the file's reaches `threshold`: bool [rows]."""
         found = np.zeros(len(vectors), np.bool_)
         known = _open(local_keys(self.store, self.file), self.num_vectors, self.dim)
         for start in range(0, len(vectors), _BLOCK_ROWS):
@@ -110,7 +110,7 @@ def exact_cosines(one: Halves, other: Halves) -> npt.NDArray[np.float64]:
 
 
 def read_vectors(column: pa.ChunkedArray) -> tuple[Halves, Mask]:
-    """(embeddings, float16 [rows, dim]; mask of the usable ones [rows]): not null, not zero, no NaN, no infinity."""
+    """(embeddings, float16 [rows, dim]; whether each is usable [rows]: not null, zero, NaN or infinite)."""
     array = column.combine_chunks()
     is_valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
     values = array.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)
@@ -138,7 +138,7 @@ def models_in(schema: pa.Schema) -> list[str]:
 def shared_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, alias: str) -> Iterator[SharedVectors]:
     """Share the known embeddings in a file while the context lasts. `own`: shards with embeddings by the model `alias`.
 
-    Raises KnownError if the other dataset has no embeddings made with the same weights, or too many.
+    Raises KnownError if the other dataset has no, or too many, embeddings made with the same weights.
     """
     other = open_vectors(store, own, known, kind, alias)
     column = column_of(kind, known.other_model or alias)
@@ -159,19 +159,19 @@ def shared_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, 
 
 
 def open_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, alias: str) -> KnownDataset:
-    """Open the other dataset. Raises KnownError if it has no embeddings made with the same weights, or too many."""
+    """Open the other dataset. Raises KnownError if it has no, or too many, embeddings made with the same weights."""
     rows = KnownRows(path=known.path, rows="kept" if known.rows == "kept" else "pairs", subset=known.subset)
     other_alias, theirs = known.other_model or alias, Store(known.path, store.files.s3)
     try:
         other = KnownDataset.open(theirs, rows, [column_of(kind, other_alias)])
     except KnownError as error:
         raise KnownError(
-            f"{error}: give that dataset's alias of the same model with other_model, or add the model there with "
+            f"{error}: set other_model to that dataset's alias of the same model, or add the model there with "
             "embed --add-model"
         ) from None
     if (mine := weights_of(own, alias)) is None or mine != weights_of(other.chunk, other_alias):
         raise KnownError(
-            f"{known.path}: its embeddings {other_alias!r} were not made with the weights of {alias!r} here; embed its "
+            f"{known.path}: its embeddings by {other_alias!r} were not made with the weights of {alias!r}; embed its "
             "pictures with that model first"
         )
     if known.subset is None and known.rows != "kept" and other.chunk.num_rows > 2 * MAX_VECTORS:

@@ -28,7 +28,7 @@ class Collected:
 
 @contextmanager
 def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> Iterator[Collected]:
-    """Read all sources. Scratch files are in `store` and are deleted with the context. `output`: see `open_source`.
+    """Read all sources. Scratch files in `store` are deleted when the context ends. `output`: see `open_source`.
 
     Raises KnownError for a source that cannot be used.
     """
@@ -45,7 +45,7 @@ def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> I
                         collectors[which] = which.collector(scratch.enter_context(store.new_file()))
                     collectors[which].add(keys)
             if not isinstance(source, KnownDataset) and not tally.values.total():
-                raise KnownError(f"{known.path} has no values: give a list with at least one")
+                raise KnownError(f"{known.path} has no values; a list needs at least one")
             sources.append(_record(known, source, fingerprint, tally))
         yield Collected(sources, {which: collectors[which] for which in sorted(collectors)})
 

@@ -1,9 +1,9 @@
 """Finds which hashes are near any hash of a list, such as a public list of known pictures.
 
 Multi-index hashing (Norouzi, Punjani and Fleet 2012, "Fast search in Hamming space with multi-index hashing"): hashes
-are cut into slots, and two hashes within the distance differ in at most r bits in at least one slot. For each slot, the
-list is sorted by the slot's value, and each hash looks up its own value and all values that differ from it in up to r
-bits.
+are cut into slots, and two hashes within the distance differ in at most r bits (the distance divided by the number of
+slots, rounded down) in at least one slot. For each slot, the list is sorted by the slot's value, and each hash looks up
+its own value and all values that differ from it in up to r bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _NIBBLES[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
 _PROBED_ROWS = 1 << 12
 """Number of hashes looked up at a time: their candidates in a list of a million hashes fit into memory."""
 _CANDIDATES = 1 << 22
-"""Number of candidates compared at a time, unless a single hash has more: 130 bytes each."""
+"""Number of candidates compared at a time, unless a single hash has more. Each takes 130 bytes."""
 
 
 def hash_words(digits: pa.ChunkedArray | pa.Array, words: int) -> Words:

@@ -37,7 +37,7 @@ class Collector(Protocol):
 
 @dataclass(frozen=True, order=True)
 class FilterId:
-    """Identifies a file: values of one kind, compared with one distance."""
+    """Identifies a file by the kind of its values and the distance within which they are compared."""
 
     kind: ValueKind
     distance: int = 0
@@ -65,7 +65,7 @@ class FilterId:
 
 
 def filters_of(kind: ValueKind, distance: int) -> Sequence[FilterId]:
-    """The files that values of one kind belong to."""
+    """The files to which values of one kind are written."""
     distance = distance if kind in MAX_DISTANCES else 0
     return [FilterId(kind, distance, band) for band in (bands(distance) if kind == "phash" else [WHOLE])]
 

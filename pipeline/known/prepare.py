@@ -27,13 +27,13 @@ def prepared(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
     """The record of the existing filters, or of new ones.
 
     Raises KnownError if a source cannot be used, or if filters exist and a list was replaced or has changed since they
-    were made. A dataset at the same path may have changed: the rows it had then count.
+    were made. A dataset at the same path may have changed: the rows that it had when the filters were made count.
     """
     if (record := read_known(store)) is None:
         begun = bool(store.list("plan"))  # before the second look, because another run writes its plan last
         if (record := read_known(store)) is None and begun:
             raise KnownError(
-                f"{store.root} was begun without known rows; leave them out, or give another output folder"
+                f"{store.root} was begun without known rows; leave them out, or choose another output folder"
             )
     if record is None:
         return _made(store, lists)
@@ -43,7 +43,7 @@ def prepared(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
 
 def _check_same(store: Store, lists: Sequence[KnownRows], record: KnownRecord) -> None:
     """Raise KnownError unless the filters were made from these sources. Sources may have moved."""
-    other = "give another output folder, or the original settings"
+    other = "choose another output folder, or restore the original settings"
     if [_without_path(known) for known in lists] != [_without_path(source.known) for source in record.sources]:
         raise KnownError(f"{store.root} was begun with other known rows (see {RECORD}): {other}")
     for known, then in zip(lists, record.sources, strict=True):
@@ -51,7 +51,7 @@ def _check_same(store: Store, lists: Sequence[KnownRows], record: KnownRecord) -
             continue  # it may have grown or be gone
         if open_source(known, store.files, store.root).fingerprint != then.fingerprint:
             raise KnownError(
-                f"{known.path} has changed since {store.root} was begun: give another output folder, or restore its "
+                f"{known.path} has changed since {store.root} was begun: choose another output folder, or restore its "
                 "original content"
             )
 
@@ -90,7 +90,7 @@ def _made(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
     if store.create(RECORD, record.model_dump_json(indent=1).encode()):
         _remove_strays(store, record)
         return record
-    other = read_known(store)  # another run was faster, or the reply was lost
+    other = read_known(store)  # another run was faster, or our record was written but the reply was lost
     if other is None:
         raise KnownError(f"{store.path(RECORD)} is gone: run the command again")
     if other.attempt != attempt:

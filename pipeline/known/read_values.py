@@ -47,7 +47,7 @@ class Position:
 
 
 def list_keys(kind: ValueKind, texts: pa.Array, position: Position, tally: Tally, must_be_urls: bool) -> Keys:
-    """The keys of a list's values. Null and blank ones are only counted. URLs may also be given as their SHA-256.
+    """The keys of a list's values. Null and blank values are only counted. URLs may also be given as their SHA-256.
 
     `must_be_urls`: for URLs, refuse text without `://`; otherwise such text counts as a URL that matches nothing.
     Raises KnownError, naming the line or row, for text that is not a value of this kind.

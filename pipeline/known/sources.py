@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A text that changes with the content of the source."""
+        """A string that changes with the content of the source."""
 
     def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
         """(kind, keys) of its values, in batches, including duplicates. Counts them in `tally`. Raises KnownError."""
@@ -65,7 +65,7 @@ class ListFiles:
     def _text_kind(self, path: str) -> ValueKind:
         kinds = self.known.by or ["url"]
         if len(kinds) > 1:
-            raise KnownError(f"{path} is a text file, which has one kind of value: give only that kind with by")
+            raise KnownError(f"{path} is a text file, which has one kind of value: set by to only that kind")
         return kinds[0]
 
 
@@ -78,7 +78,7 @@ def open_source(known: KnownRows, files: Files, output: str | None) -> Source:
     if output is not None and (path == output or is_inside(path, output)):
         raise KnownError(f"{path} is the output itself; its own rows never count as known")
     if is_remote(path) and not path.startswith(S3_SCHEMES):
-        raise KnownError(f"{path} cannot be read: give a local path or s3://")
+        raise KnownError(f"{path} cannot be read: use a local path or s3://")
     try:
         if files.is_folder(path) and committed(store := Store(path, files.s3)):
             return KnownDataset.open(store, known)
@@ -98,7 +98,7 @@ def _lists(known: KnownRows, files: Files, output: str | None) -> ListFiles:
     named = set(listing.named)
     paths = [path for path in listing.files if path in named or path.lower().endswith((*_TABLES, *_TEXTS))]
     if wrong := [path for path in paths if path.lower().endswith(_OTHER_FORMATS)]:
-        raise KnownError(f"{wrong[0]}: a list is .txt, .csv or .tsv (also .gz), or .parquet")
+        raise KnownError(f"{wrong[0]}: a list must be .txt, .csv or .tsv (also .gz), or .parquet")
     if not paths:
         raise KnownError(f"{known.path} is neither a dataset with finished shards nor a folder of lists")
     return ListFiles(known, files, paths, len(listing.files) - len(paths) + len(listing.passed_over))

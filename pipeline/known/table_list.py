@@ -73,7 +73,7 @@ def _batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.
     if _is_parquet(path):
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
-                batch.validate(full=True)  # for example, that all text is UTF-8
+                batch.validate(full=True)  # for example, checks that all text is UTF-8
                 yield batch
         return
     yield from _csv_batches(path, file, columns)

@@ -85,12 +85,12 @@ class EvaluationSet:
         name = column_of("embedding", other)
         if name not in self.snapshot.schema.names:
             raise StepError(
-                f"{self.leak.against} has no embeddings by {other!r}: give that dataset's alias of the same model with "
-                "other_model, or add the model there with embed --add-model"
+                f"{self.leak.against} has no embeddings by {other!r}: set other_model to that dataset's alias of the "
+                "same model, or add the model there with embed --add-model"
             )
         if (mine := weights_of(own, alias)) is None or mine != weights_of(self.snapshot.chunk, other):
             raise StepError(
-                f"{self.leak.against}: its embeddings {other!r} were not made with the weights of {alias!r} here; "
+                f"{self.leak.against}: its embeddings by {other!r} were not made with the weights of {alias!r}; "
                 "embed its pictures with that model first"
             )
         return name

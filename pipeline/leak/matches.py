@@ -1,4 +1,4 @@
-"""Collects the matches of rows with evaluation pictures in a scan, and merges those of all shards.
+"""Collects the matches of rows with evaluation pictures in a scan, and merges the matches of all shards.
 
 For each evaluation picture and way, only the number of rows and the nearest row are kept, so there are at most 10
 matches per picture and chunk, whatever the size of the dataset. Among rows at the same distance, the one with the
@@ -20,7 +20,7 @@ from pairmill.pipeline.select.filters import RowIndices
 MATCH = np.dtype(
     [("item", "<i8"), ("way", "i1"), ("rows", "<i8"), ("near", "<f8"), ("uid", "S32"), ("row_index", "<i8")]
 )
-"""An evaluation picture found in one way: the number of rows that it was found in, and the nearest of them."""
+"""An evaluation picture found in one way: the number of rows that it was found in, and the nearest row."""
 Matches = npt.NDArray[np.void]
 _MATCHES_AT_ONCE = 1 << 20
 """Number of a shard's matches that are gathered before they are reduced to one per picture, way and row: 70 MB."""
@@ -69,7 +69,7 @@ def _nearest_of_each_row(matches: Matches) -> Matches:
 
 
 def merge(matches: Matches) -> Matches:
-    """One match per item and way, sorted by them: the numbers of rows are added up, and the nearest row is kept."""
+    """One match per item and way, in that order: the numbers of rows are added up, and the nearest row is kept."""
     if not len(matches):
         return matches
     keys = (matches["row_index"], matches["uid"], matches["near"], matches["way"], matches["item"])

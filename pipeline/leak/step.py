@@ -97,7 +97,7 @@ class LeakStep:
         """Hash the evaluation pictures, and look the rows up in separate scans, each of which ends before its file is
         deleted. Raises StepError and DatasetError if the evaluation set cannot be used."""
         if self.evaluation.snapshot.store.root == selector.chunks[0].store.root:
-            raise StepError(f"{self.leak.against} is the dataset itself: give the evaluation set with against")
+            raise StepError(f"{self.leak.against} is the dataset itself: set against to the evaluation set")
         vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
         items, digests = self.evaluation.items(), list[str]()
         entries, plain = _hashes(self.evaluation, selector.tasks)

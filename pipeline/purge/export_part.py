@@ -42,7 +42,7 @@ def reading_export() -> Iterator[None]:
         yield
     except (DamagedManifestError, FileNotFoundError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DamagedPartError(str(error)) from error
-    except (EOFError, KeyError, ValueError) as error:  # what numpy and Arrow raise, and Pydantic
+    except (EOFError, KeyError, ValueError) as error:  # raised by numpy, Arrow and Pydantic
         raise DamagedPartError(str(error)) from error
     except OSError as error:  # Arrow also raises it for damage, but without the errno of the machine's own errors
         if isinstance(error, StorageError) or error.errno is not None:
@@ -59,7 +59,7 @@ class PartFiles:
     """The folder of the export's records."""
     name: str
     is_interrupted: bool
-    """Whether a killed purge left the record of a removal."""
+    """Whether a killed purge left behind the record of a removal."""
 
     @classmethod
     def of(cls, output: Store, records: str) -> list["PartFiles"]:
@@ -69,7 +69,7 @@ class PartFiles:
         return [cls(output, records, name, name in interrupted) for name in names]
 
     def purge(self, uids: DigestSet) -> tuple[int, ExportedPart]:
-        """Remove withdrawn rows. Returns the number of rows before, and the part as it is now. Raises
+        """Remove withdrawn rows. Returns the number of rows before it, and the part as it is now. Raises
         DamagedPartError if a file cannot be read."""
         with reading_export():
             before = part = read_record(self.output, self._manifest, ExportedPart, REMEDY)

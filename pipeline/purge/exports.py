@@ -42,7 +42,7 @@ def refuse_no_exports(store: Store, paths: Sequence[str]) -> None:
     """Raise JobError if one of these paths or URLs has no export, not even a damaged one."""
     for path in paths:
         if not any(_records_of(Store(path, store.files.s3))):
-            raise JobError(f"--export {path}: no export found; give the folder that `pairmill export` wrote")
+            raise JobError(f"--export {path}: no export found; specify the folder that `pairmill export` wrote")
 
 
 def _records_of(output: Store) -> tuple[bool, bool]:
@@ -51,7 +51,7 @@ def _records_of(output: Store) -> tuple[bool, bool]:
 
 
 def _purge_if_there(path: str, s3: S3Config, uids: DigestSet) -> Iterator[ExportPurge]:
-    """Purge an export. One that cannot be reached or read must not keep the purge from finishing."""
+    """Purge an export. An export that cannot be reached or read must not keep the purge from finishing."""
     try:
         output = Store(path, s3)
         has_record, has_parts = _records_of(output)
@@ -130,7 +130,7 @@ class _ExportFiles:
 
 
 def _purge_parts(files: Sequence[PartFiles], uids: DigestSet) -> tuple[int, list[ExportedPart]]:
-    """(number of rows before, the parts as they are now). Parts that cannot be read are left out."""
+    """(number of rows before the purge, the parts as they are now). Parts that cannot be read are left out."""
     before, parts = 0, []
     for each in files:
         with suppress(DamagedPartError):
@@ -145,7 +145,7 @@ def _sizes(parts: Sequence[ExportedPart]) -> Mapping[str, int]:
 
 
 def _remove_temporary(output: Store) -> None:
-    """Delete what killed exports left in `tmp/`, on any machine: it can contain pictures, uids and URLs of any rows."""
+    """Delete what killed exports left behind in `tmp/`, on any machine: pictures, uids and URLs of any rows."""
     for name in output.list("tmp"):
         if not is_in_use(name):
             output.delete(f"tmp/{name}")

@@ -24,7 +24,7 @@ _URL_TAIL = re.compile(r"//[^\s\"'<>\\^`{|}\x00-\x20\x7f]+")
 _SCHEMES = [re.compile(r"https?:$", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:$")]
 _SCHEME_CHARS = 33
 _MAX_PUNCTUATION = 8
-"""Maximum number of punctuation characters that are removed after a URL in a text. Without a limit, a line of dots
+"""Maximum number of punctuation characters that are removed after a URL in text. Without a limit, a line of dots
 would take quadratic time."""
 _HOST_OF_ANY = re.compile(
     r"[\x00-\x20]*(?:https?:[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})?(?:[^/\\?#]*@)?(\[[0-9a-f:.]+\]|\[?[\w.-]+)",
@@ -78,7 +78,7 @@ def url_host(url: str) -> str:
 
 
 def domains(host: str) -> Iterator[str]:
-    """A host, then each of its parent domains. An IP address has none."""
+    """A host, then each of its parent domains. An IP address has no parents."""
     yield from (host,) if host else ()
     while not _ends_in_number(host) and (host := host.partition(".")[2]):
         yield host
@@ -99,7 +99,7 @@ def urls_in(text: str) -> Iterator[str]:
 
 
 def hosts_in(text: str) -> set[str]:
-    """All words of a text that can be a host, with their parent domains. A name without a dot or colon counts as a host
+    """All words in `text` that can be a host, with their parent domains. A name without a dot or colon counts as a host
     only within a URL."""
     words = set(_HOST_WORD.findall(text))
     escaped = {word for word in words if word[0] in "\\%"}

@@ -33,7 +33,7 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class Ledger:
-    """All requests combined. Only plain values, so that it can be sent to workers."""
+    """All requests combined. Contains only plain values, so that it can be sent to workers."""
 
     asked: Mapping[ListKind, DigestSet]
     """The hashes of the values that were requested; those of `pdq` are the PDQ hashes themselves."""

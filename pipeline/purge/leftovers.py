@@ -52,7 +52,7 @@ def purge_indexes(store: Store, generations: Mapping[int, int]) -> Iterator[str]
 
 @dataclass(frozen=True)
 class _Digests:
-    """The checksums of the files that contain a model's embeddings now."""
+    """The checksums of the files that now contain a model's embeddings."""
 
     store: Store
     alias: str

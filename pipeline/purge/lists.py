@@ -26,14 +26,14 @@ Values = Mapping[ListKind, frozenset[str]]
 _EXPECTED: dict[ListKind, str] = {
     "uid": "32 hex digits or a UUID",
     "url": "a URL",
-    "host": "a host such as example.com, without scheme, port and path",
+    "host": "a host such as example.com, without a scheme, port or path",
     "sha256": "64 hex digits",
     "pdq": "a PDQ hash of 64 hex digits",
 }
 
 
 def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
-    """The values of a list, in canonical form. Raises JobError, with the line, for a value that is not of this kind.
+    """The values of a list, in canonical form. Raises JobError, naming the line, for a value that is not of this kind.
 
     Text: UTF-8, optionally `.gz`; empty lines and lines that start with # are skipped. Parquet: the column named like
     `kind`, as text; uids can also be 16 bytes. Null is skipped.
@@ -46,7 +46,7 @@ def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
             raise JobError(f"{path}, {where[1]}: {shown!r} is not {_EXPECTED[kind]}")
         found.add(value)
     if not found:
-        raise JobError(f"{path} has no values; give {_EXPECTED[kind]} per line")
+        raise JobError(f"{path} has no values; it needs {_EXPECTED[kind]} on each line")
     return frozenset(found)
 
 
@@ -61,7 +61,7 @@ def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
         if not matches:
             shown = clean_text(text, 60) or ""
             raise JobError(
-                f"{path}, {place}: {shown!r} is not a complete uid, URL, host or hash; if it is meant as one, give a "
+                f"{path}, {place}: {shown!r} is not a complete uid, URL, host or hash; if it is meant as one, use a "
                 "Parquet file with a column `uid`, `url`, `host`, `sha256` or `pdq`"
             )
         for kind, value in matches.items():
@@ -72,7 +72,7 @@ def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
 
 
 def _kinds_of(text: str) -> tuple[ListKind, ...]:
-    """The kinds that a text can be."""
+    """The kinds of value that `text` can be."""
     if _URL.search(text):
         return ("url",)
     hashes: tuple[ListKind, ...] = ("uid", "sha256", "pdq")
@@ -82,12 +82,12 @@ def _kinds_of(text: str) -> tuple[ListKind, ...]:
 
 
 _Place = tuple[ListKind | None, str]
-"""(the column, if there are columns; a description of the place, for messages)."""
+"""(the column, if there are columns; a description of the position, for messages)."""
 
 
 def _texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tuple[_Place, str]]:
     if is_remote(path) and not path.startswith(S3_SCHEMES):
-        raise JobError(f"{path} cannot be read: give a local file or s3://")
+        raise JobError(f"{path} cannot be read: use a local file or s3://")
     try:
         with files.open(path) as file:
             is_parquet = file.read(len(_MAGIC)) == _MAGIC
@@ -111,7 +111,7 @@ def _parquet_texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iter
             raise JobError(f"{path} has no column {' or '.join(f'`{kind}`' for kind in kinds)}")
         row = 0
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
-            batch.validate(full=True)  # for example, that all text is UTF-8
+            batch.validate(full=True)  # for example, checks that all text is UTF-8
             for name in names:
                 for offset, value in enumerate(_as_text(batch.column(name))):
                     if value is not None:

@@ -104,7 +104,7 @@ class Matcher:
 
 
 def _any_of(texts: Sequence[Sequence[str]], holds: Callable[[Sequence[str]], Mask]) -> Mask:
-    """For each list of texts, whether a condition holds for at least one of them."""
+    """For each list of strings, whether a condition holds for at least one of them."""
     hits = holds([text for each in texts for text in each])
     ends = np.cumsum([0, *map(len, texts)])
     totals = np.concatenate([[0], np.cumsum(hits)])

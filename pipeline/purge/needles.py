@@ -38,7 +38,7 @@ class Needles:
         return max((len(value) for listed in self.values.values() for value in listed), default=0)
 
     def in_text(self, text: str) -> Iterator[str]:
-        """The listed values that are words of a text, which can be HTML or JSON."""
+        """The listed values that occur as words in a text, which can be HTML or JSON."""
         digits = {kind: self.values.get(kind, frozenset()) for kind in ("uid", "sha256", "pdq")}
         if any(digits.values()):
             runs = {run.replace("-", "").lower() for run in _HEX_RUN.findall(text)}
@@ -48,7 +48,7 @@ class Needles:
             yield from (f"host {name}" for name in hosts_in(text) & hosts)
         if self._has_urls:
             for word in set(_WORD.findall(text)):
-                if "//" in word or "\\/\\/" in word:  # as JSON can escape it
+                if "//" in word or "\\/\\/" in word:  # JSON may escape slashes
                     yield from self._in_url(word)
 
     def in_cells(self, cells: Iterable[str]) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""Writes the next generation of a shard without its withdrawn rows. The manifest comes last, create-only."""
+"""Writes the next generation of a shard without its withdrawn rows. The manifest is written last, and only if
+it does not exist yet."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -35,10 +36,10 @@ def rewrite_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, i
 
 
 def rewrite_shard(store: Store, matcher: Matcher, shard: int, generation: int) -> int:
-    """Write the next generation of a shard and of the columns beside it, and record the rows that are removed. Returns
-    their number; 0 if an earlier call already committed the generation.
+    """Write the next generation of a shard and of its added columns, and record the rows that are removed. Returns how
+    many were removed; 0 if an earlier call already committed the generation.
 
-    Deletes files of the next generation that an interrupted call left, so that their names are free.
+    Deletes files of the next generation that an interrupted call left behind, to free their names.
     """
     if store.exists(f"manifests/{manifest_name(shard, generation + 1)}"):
         return 0
@@ -132,7 +133,8 @@ class _Writer:
     def _publish(self, folder: str, suffix: str, file: IO[bytes]) -> DataFile:
         digest, num_bytes = file_checksum(file)
         name = f"{folder}/{self._stem}.{suffix}"
-        if not self._store.create_from(name, file):  # if the reply was lost, the file stays without a manifest
+        # The name can be taken if an earlier upload succeeded but its reply was lost. No manifest refers to that file.
+        if not self._store.create_from(name, file):
             name = f"{folder}/{self._stem}.{self._attempt}.{suffix}"
             self._store.create_from(name, file)
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)

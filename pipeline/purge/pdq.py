@@ -1,6 +1,6 @@
 """Finds rows whose PDQ hash (256 bits) is near a listed hash, by Hamming distance.
 
-Up to 31 bits usually count as the same picture: https://github.com/facebook/ThreatExchange, pdq/README.md.
+Hashes that differ in up to 31 bits usually count as a match: https://github.com/facebook/ThreatExchange, pdq/README.md.
 """
 
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ class PdqIndex:
 
 def comparable(rows: pa.Table) -> pa.Table:
     """The rows with null for the hashes of pictures that are too plain: such a hash is meaningless, and all plain
-    pictures have the same one."""
+    pictures have the same hash."""
     if PDQ_COLUMNS - set(rows.column_names):
         return rows
     hashes, quality = rows[PDQ], rows[PDQ_QUALITY]

@@ -57,7 +57,7 @@ def withdraw(
     vectors = withdrawn_rows(store)["vectors"].combine_chunks().flatten().to_pylist()
     scores = scores_with(store, ledger.uids, DigestSet.of(vectors))
     effects.note(scores=effects.purged.scores | scores)
-    delete_scores(store, list(reversed(scores)))  # a score goes before those it is made from
+    delete_scores(store, list(reversed(scores)))  # a score goes before the scores it is made from
     steps.name = "withdrawing from input/ and exports"
     steps.part(0, 1)
     _note_each(effects, "inputs", delete_unplanned(store, plan))

@@ -23,9 +23,9 @@ def only_purge(store: Store) -> Iterator[None]:
     """Lock the output folder for this purge. Raises JobError if another purge is running, and StorageError if deleting
     is not permitted.
 
-    Each process writes its own file, then looks for those of other processes: of two, at least the later one sees the
-    other. A file that a killed process on this machine left is deleted. For a process on another machine, it is
-    impossible to tell whether it is still running.
+    Each process writes its own file, then looks for the files of other processes: of two, at least the later one sees
+    the other's. A file that a killed process on this machine left behind is deleted. It is impossible to tell whether a
+    process on another machine is still running.
     """
     with _holding:
         if store.root in _held:
@@ -52,7 +52,7 @@ def only_purge(store: Store) -> Iterator[None]:
 def _refuse_if_alive(store: Store, name: str, mine: RunningPurge) -> None:
     """Raise JobError unless the file belongs to a process that has ended. If that process was killed, delete the file;
     its name is never used again."""
-    with suppress(FileNotFoundError):  # it has just ended
+    with suppress(FileNotFoundError):  # the other purge has just ended
         try:
             other = read_record(store, name, RunningPurge, "delete it")
         except DamagedManifestError as error:

@@ -112,7 +112,7 @@ class _FileSearch:
         self._report.found.update(f"{value}{where}" for value in self._needles.in_text(text))
 
     def _cells(self, cells: Sequence[str], where: str) -> None:
-        """Look for listed values and captions of withdrawn rows in whole texts."""
+        """Look for listed values and captions of withdrawn rows in whole strings."""
         self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(cells))
         self.captions(cells)
 

@@ -20,7 +20,7 @@ MAX_FOUND = 1_000
 
 @dataclass
 class PurgedReport:
-    """What was searched, and what was found of the purged rows."""
+    """What was searched, and what of the purged rows was found."""
 
     files: int = 0
     num_bytes: int = 0
@@ -62,7 +62,7 @@ class PurgedReport:
         yield (
             f"in {counted(self.files, 'file')}: {counted(self.num_bytes, 'byte')}, "
             f"{counted(self.values, 'Parquet value')}, {counted(self.members, 'tar member')}, "
-            f"{counted(self.captions, 'text')} as captions, {counted(self.vectors, 'vector')}, "
+            f"{counted(self.captions, 'possible caption')}, {counted(self.vectors, 'vector')} and "
             f"{counted(self.pictures, 'picture')}"
         )
         if self.shared:
@@ -73,7 +73,7 @@ def search_folder(store: Store, values: Values, tasks: Tasks) -> PurgedReport:
     """Search every file of the output folder, no matter what wrote it.
 
     Captions, pictures and vectors of withdrawn rows are recognized by their hashes in the ledger. They can belong to
-    other rows too: those of rows that are still in the dataset are not reported for any file.
+    other rows too: captions, pictures and vectors of rows that are still in the dataset are never reported.
     """
     needles = _needles(store, values)
     report = PurgedReport(listed={kind: len(listed) for kind, listed in values.items()}, withdrawn=len(needles.row_ids))

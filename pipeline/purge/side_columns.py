@@ -1,5 +1,5 @@
-"""Reads and rewrites the columns beside a shard's pairs, row by row, and finds scores whose state contains withdrawn
-rows."""
+"""Reads and rewrites the columns that were added to a shard's pairs, row by row, and finds scores whose state contains
+withdrawn rows."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -59,7 +59,7 @@ class SideColumns:
         """
         for name, record in self.records:
             path = f"columns/{name}/manifests/{manifest_name(new.shard, new.generation)}"
-            self.store.delete(path)  # left by an interrupted call, whose pairs file had another checksum
+            self.store.delete(path)  # from an interrupted call, whose pairs file had another checksum
             if not gone.any():
                 kept = record.model_copy(update={"generation": new.generation})
                 self.store.create(path, kept.model_dump_json(indent=1).encode())
@@ -93,8 +93,8 @@ def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
 
 def scores_with(store: Store, uids: DigestSet, vectors: DigestSet) -> dict[str, str]:
     """Name -> settings, as given to `score --score`, of the scores that depend on withdrawn rows: those whose state
-    contains a row's uid or embedding, and those that are made from such a score. Each score comes after those it is
-    made from.
+    contains a row's uid or embedding, and those that are made from such a score. Each score comes after the scores
+    that it is made from.
 
     Such a score was computed in relation to the row: its values can neither stay as they are nor be recomputed without
     the row. Raises ManifestError.

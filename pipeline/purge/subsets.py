@@ -262,7 +262,7 @@ def _is_withdrawn(row_id: str, urls: Sequence[str | None], matcher: Matcher) -> 
 
 
 def _texts(subset: Subset) -> Iterator[str]:
-    """All texts in the steps."""
+    """All strings in the steps."""
     waiting: list[object] = [step.model_dump(mode="json") for step in subset.steps]
     while waiting:
         value = waiting.pop()

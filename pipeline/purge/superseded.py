@@ -1,4 +1,4 @@
-"""Finds files that nothing needs: superseded generations, and files that interrupted commands left."""
+"""Finds files that nothing needs: superseded generations, and files that interrupted commands left behind."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Copies a WebDataset tar without some of its samples. The others stay byte for byte, no matter what wrote the tar."""
+"""Copies a WebDataset tar without some of its samples, and the other samples byte for byte, no matter what wrote the
+tar."""
 
 import tarfile
 from collections.abc import Collection, Iterator

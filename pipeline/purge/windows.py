@@ -14,7 +14,7 @@ class Reads(Protocol):
     """Something to read bytes from."""
 
     def read(self, size: int, /) -> bytes:
-        """At most that many bytes; none at the end."""
+        """The next bytes, at most `size`; empty at the end."""
 
 
 class Part:
@@ -24,7 +24,7 @@ class Part:
         self._file, self._at, self._end = file, offset, offset + length
 
     def read(self, size: int, /) -> bytes:
-        """At most that many bytes; none at the end."""
+        """The next bytes, at most `size`; empty at the end."""
         self._file.seek(self._at)
         data = self._file.read(min(size, self._end - self._at))
         self._at += len(data)
@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a text. Each window except the first begins with the end of the previous one."""
+    """A part of a file's text. Each window except the first begins with the end of the previous one."""
 
     text: str
     num_bytes: int
@@ -42,7 +42,7 @@ class Window:
     is_last: bool
 
     def inner(self, pieces: list[str]) -> list[str]:
-        """Only the pieces that are whole, of `pieces` into which this window was split."""
+        """The whole pieces among `pieces`, into which this window was split."""
         return pieces[0 if self.is_first else 1 : len(pieces) if self.is_last else -1]
 
 

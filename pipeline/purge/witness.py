@@ -18,7 +18,7 @@ _CAPTION_COLUMNS = ("caption", "caption_clean")
 
 def witnesses(store: Store, rows: pa.Table, added: Sequence[pa.Table]) -> pa.Table:
     """The hashes of withdrawn rows (WITHDRAWN_SCHEMA). `rows`: rows of a pairs or rejects file; `added`: the same rows
-    of the columns beside it."""
+    of its added columns."""
     captions = [set[bytes]() for _ in range(rows.num_rows)]
     vectors = [set[bytes]() for _ in range(rows.num_rows)]
     for table in (rows, *added):
@@ -39,7 +39,7 @@ def witnesses(store: Store, rows: pa.Table, added: Sequence[pa.Table]) -> pa.Tab
 
 
 def caption_digests(texts: Sequence[str | None]) -> list[bytes | None]:
-    """The digest of each text; None for null and empty texts."""
+    """The digest of each caption; None for null and empty captions."""
     return [digest(CAPTION, text.encode("utf-8", "surrogatepass")) if text else None for text in texts]
 
 

@@ -113,8 +113,8 @@ class Dataset:
     def subset(self, name: str) -> "Dataset":
         """The rows of a subset, with the same methods.
 
-        Raises SubsetError if there is no such subset. Reading raises it if the dataset has changed since the subset was
-        made.
+        Raises SubsetError if there is no such subset. Reading it also raises SubsetError if the dataset has changed
+        since the subset was made.
         """
         if self._subset is not None:
             raise DatasetError(f"this is the subset {self._subset!r}; open {name!r} from the whole dataset")
@@ -210,7 +210,7 @@ class Dataset:
             DatasetError: There is no such column, it is not numeric, or all of its values are null.
         """
         if n < 1:
-            raise DatasetError(f"n: {n} pairs cannot be shown; give 1 or more")
+            raise DatasetError(f"n must be at least 1, not {n}")
         order = Order(by, around, lowest)
         self._check_order(order)
         shards = (
@@ -228,7 +228,7 @@ class Dataset:
         self._names(order.column)
         kind = self.schema.field(order.column).type
         if order.column != "uid" and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise DatasetError(f"column {order.column!r} is {kind}; show() orders by numbers, or by='uid' at random")
+            raise DatasetError(f"column {order.column!r} is {kind}; show() needs numbers, or by='uid' (random)")
         if order.column == "uid" and (order.around is not None or order.lowest):
             raise DatasetError("by='uid' shows a random sample; leave out around and lowest")
 

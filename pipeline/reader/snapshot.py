@@ -49,7 +49,7 @@ class Snapshot:
     @classmethod
     def of(cls, store: Store) -> "Snapshot":
         """Take a snapshot. Raises PlanError if there is no plan, DatasetError if no shard is committed, and
-        UnfinishedPurgeError."""
+        UnfinishedPurgeError if a purge has not finished."""
         return cls._of(store, readable_shards(store))
 
     @classmethod
@@ -136,7 +136,7 @@ class Snapshot:
         except PairmillError:
             raise
         except FileNotFoundError as error:
-            name = error.filename or ("a file" if error.errno else error)  # Arrow sets the errno, but no name
+            name = error.filename or ("a file" if error.errno else error)  # Arrow sets the errno, but no file name
             raise DatasetError(
                 f"{name} is gone: {self.store.root} has changed since it was opened; try again"
             ) from error

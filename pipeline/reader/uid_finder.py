@@ -1,4 +1,4 @@
-"""Finds the row with a given uid. Datasets have no index of uids, so the uids are read shard by shard until this one is
+"""Finds the row with a given uid. Datasets have no index of uids, so the uids are read shard by shard until it is
 found."""
 
 from collections.abc import Callable

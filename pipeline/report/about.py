@@ -47,7 +47,7 @@ def _name(name: str | None, pretrained: str | None) -> str:
 
 
 def build_thresholds(rules: RulesConfig, added: Collection[str], scores: Sequence[str]) -> dict[str, float]:
-    """Column -> minimum score that the build kept. `added`: aliases of models that were added after the build."""
+    """Column -> minimum score of a pair that was kept. `added`: aliases of models that were added after the build."""
     if rules.min_similarity is None:
         return {}
     if isinstance(rules.min_similarity, dict):
@@ -75,7 +75,7 @@ def _raise_to(found: dict[str, float], column: str, minimum: float) -> None:
 
 
 def minimums(where: str) -> Iterator[tuple[str, float]]:
-    """(column, minimum) of the comparisons that every row must pass in a `where`: those that only `and` connects."""
+    """(column, minimum) of the comparisons that every row must pass in a `where`: those joined only by `and`."""
     with warnings.catch_warnings(action="ignore"):  # about backslashes in strings, for example
         pending: list[ast.expr] = [ast.parse(where.strip(), mode="eval").body]
     while pending:

@@ -86,7 +86,7 @@ def label(value: float, step: float) -> str:
 
 
 def four_digits(value: float) -> str:
-    """A score or threshold with four digits."""
+    """A score or threshold with four significant digits."""
     return f"{value:.4g}".replace("-", "−")
 
 

@@ -18,7 +18,7 @@ class EntryRow:
     kept_share: float
     """Its rows after the step, as a share of the rows that the most frequent entry had before it."""
     dropped_share: float
-    """Its dropped rows, as the same kind of share."""
+    """Its dropped rows, as a share of the same number."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ _MAX_BARS = 48
 
 
 def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
-    """(low, high) of the finite values, without the `cut` share at each end; None if there are no finite values."""
+    """(low, high) of the finite values, ignoring the share `cut` at each end; None if there are no finite values."""
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
         return None
@@ -42,7 +42,7 @@ class Bins:
     whole: bool
     """Whether the values are whole numbers."""
     includes_rest: bool
-    """Whether values can be beyond the bins; they are counted in the first and last bins."""
+    """Whether values can be beyond the bins; such values are counted in the first and last bins."""
 
     @classmethod
     def of(
@@ -55,7 +55,7 @@ class Bins:
 
     @classmethod
     def shared(cls, values: Sequence[Numbers], cut: float = 0.0) -> "Bins | None":
-        """The bins for several charts. At most the `cut` share of each array is beyond them at each end, regardless of
+        """The bins for several charts. At most the share `cut` of each array is beyond them at each end, regardless of
         its size."""
         return cls._between([limits(each, cut) for each in values], None, False, cut)
 

@@ -92,7 +92,7 @@ class Summarized:
 
 
 def compare_datasets(one: Summarized, other: Store, max_rows: int) -> Comparison:
-    """Compare two output folders: their funnels, and histograms of a similarity (the same one if both have it)."""
+    """Compare two output folders: their funnels, and histograms of a similarity (the same column if both have it)."""
     theirs = Source.of(Snapshot.of(other), max_rows)
     similarities = [name for name in theirs.scores.shown if name.startswith("similarity")]
     score = one.score if one.score in similarities else next(iter(similarities), None)

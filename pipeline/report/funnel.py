@@ -1,5 +1,5 @@
-"""Computes the funnel: the number of rows lost at each step and for each reason, from row to kept pair or to a
-subset."""
+"""Computes the funnel from input rows to kept pairs, or from pairs to a subset: the number of rows lost at each step
+and for each reason."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Funnel:
 
 
 def of_dataset(totals: Totals) -> Funnel:
-    """The funnel of a dataset, from row to kept pair."""
+    """The funnel of a dataset, from input rows to kept pairs."""
     kept, rows, left = totals.statuses.get(Status.OK, 0), totals.rows, totals.rows
     stages: list[Stage] = []
     for step, losses_of_step in groupby(totals.losses(), lambda loss: loss.step):
@@ -75,6 +75,6 @@ def of_dataset(totals: Totals) -> Funnel:
 
 
 def of_subset(subset: Subset) -> Funnel:
-    """The funnel of a subset, from pair to selected row."""
+    """The funnel of a subset, from pairs to selected rows."""
     stages = [Stage(report.step, report.rows_in, report.rows_out, subset.rows_in, []) for report in subset.reports]
     return Funnel("pairs", subset.rows_in, f"in {subset.name}", subset.rows_out, stages)

@@ -66,7 +66,7 @@ def _chosen(snapshot: Snapshot, report: LeakReport) -> Iterator[tuple[LeakPair, 
 
 
 def _place(snapshot: Snapshot, row_id: str) -> RowRef | None:
-    """The place of a row; None if it no longer exists."""
+    """The position of a row; None if it no longer exists."""
     number = int(row_id.partition(":")[0])
     shards = snapshot.chunk.shards
     position = next((at for at, each in enumerate(shards) if each.shard == number), None)

@@ -26,7 +26,8 @@ MAX_VALUE_CHARS, MAX_NAME_CHARS, MAX_CAPTION_CHARS = 1_000, 80, 160
 MAX_TABLES_BYTES = 3_000_000
 """Maximum size of the columns of all rows on a page, as HTML."""
 MAX_ROW_BYTES, MAX_COLUMNS, _MIN_VALUE_CHARS = 12_000, 100, 60
-"""Maximum size of the columns of one row, as HTML; their maximum number; and the length that any value may have."""
+"""Maximum size of the columns of one row, as HTML; maximum number of columns; number of characters that are never cut
+from a value."""
 _TABLE_ROW_BYTES = len('<tr><th scope="row"></th><td></td></tr>\n')
 
 
@@ -128,7 +129,7 @@ def render(page: Page) -> str:
 
 def _values(row: ShownRow, max_bytes: int) -> Mapping[str, str]:
     """Column -> text, without columns that are null. Long rows are cut, so that no dataset makes a huge page: once
-    half of `max_bytes` is used, values are short."""
+    half of `max_bytes` is used, values are cut short."""
     found: dict[str, str] = {}
     used, present = 0, {name: value for name, value in row.values.items() if value is not None}
     for name, value in list(present.items())[:MAX_COLUMNS]:

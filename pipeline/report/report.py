@@ -79,7 +79,7 @@ def make_report(
     one = read_subset(store, subset) if subset else None
     two = read_subset(store, other) if isinstance(other, str) else None
     if two and one is None:
-        raise JobError(f"compare: {other} is a subset; also give the subset to compare it with (--subset NAME)")
+        raise JobError(f"compare: {other} is a subset; also specify the subset to compare it with (--subset NAME)")
     source = Source.of(Snapshot.of(store), max_rows, one, two)
     return _Maker(source, source.summary(on_step), written).report(
         other if isinstance(other, Store) else None, max_rows
@@ -98,7 +98,7 @@ def compared_with(store: Store, name: str) -> str | Store:
     other.check_access()
     if not other.list("plan"):
         has = ", ".join(names) or "none"
-        raise JobError(f"compare: {store.root} has no subset {name!r} (it has: {has}), nor is it an output folder")
+        raise JobError(f"compare: {name!r} is neither a subset of {store.root} (it has: {has}) nor an output folder")
     return other
 
 
@@ -291,5 +291,5 @@ def _empty_page(store: Store, plan: Plan, written: str) -> Page:
         funnels=[],
         series=("kept", "dropped"),
         score=None,
-        empty="No shard is finished yet. Make the report again when the first one is.",
+        empty="No shard is finished yet. Make the report again once the first one is finished.",
     )

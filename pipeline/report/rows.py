@@ -22,7 +22,7 @@ SIDE = 400
 """Maximum width and height of the copies, in pixels."""
 MAX_PICTURE_BYTES = 5_500_000
 """Maximum size of all pictures on a page, as base64. Pictures beyond this are left out; if the text is very long, more
-of them are."""
+of them are left out."""
 _FIRST = ("caption", "url", "status", "status_detail", "kept")
 _LEFT_OUT = Thumbnail(None, problem="left out to keep the page below 10 MB")
 

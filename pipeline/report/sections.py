@@ -125,7 +125,7 @@ def aspects(summary: Summary) -> Counts | None:
 
 
 def counts(title: str, values: Mapping[str, int], ordered: bool = True) -> Counts | None:
-    """A table of the most frequent values, or of the values in their own order; None if there are no rows."""
+    """A table of the most frequent values or, if not `ordered`, of the values as given; None if there are no rows."""
     total = sum(values.values())
     if not total:
         return None

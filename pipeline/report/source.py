@@ -26,7 +26,7 @@ class ScoreColumns:
     """The numeric columns for which a threshold makes sense."""
 
     shown: Sequence[str]
-    """The models' similarities first."""
+    """The models' similarities come first."""
     others: Sequence[str]
     """The columns beyond MAX_SCORES."""
 

@@ -169,7 +169,7 @@ def summarize(
         language: The column with languages.
         chosen: Whether each pair is in the subset, shape (pairs,); None for the kept pairs.
         labels: More groups of pairs: whether each pair belongs to the group, shape (pairs,).
-        custom_rules: Names of custom rules. Rows that any other name dropped are in the group `custom_rule`.
+        custom_rules: Names of custom rules. Rows dropped by a rule of another name are in the group `custom_rule`.
     """
     kept = np.asarray(pairs["kept"].combine_chunks().to_numpy(zero_copy_only=False), bool)
     found = Summary(pairs.num_rows, pairs.num_rows, refs=[(position, pairs.num_rows)])

@@ -182,14 +182,14 @@ def _check_verdict(verdict: Any, num_rows: int) -> _CheckedVerdict:
     keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
     if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):
         kind = keep.type if isinstance(keep, Column) else type(keep).__name__
-        raise TypeError(f"a rule returns a pyarrow boolean array, or a tuple (keep, detail), not {kind}")
+        raise TypeError(f"a rule must return a pyarrow boolean array, or a tuple (keep, detail), not {kind}")
     if len(keep) != num_rows:
-        raise TypeError(f"a rule returns one value per row, not {len(keep)} for {num_rows} rows")
+        raise TypeError(f"a rule must return one value per row, not {len(keep)} for {num_rows} rows")
     mask = _flat(keep).fill_null(False).to_numpy(zero_copy_only=False)
     if details is None:
         return mask, None
     if not isinstance(details, Column) or not _is_text(details.type) or len(details) != num_rows:
-        raise TypeError("the detail of a rule is a pyarrow string array with one value per row")
+        raise TypeError("the detail of a rule must be a pyarrow string array with one value per row")
     return mask, _flat(details).cast(pa.string())
 
 

@@ -55,7 +55,7 @@ def at(step: str) -> Callable[[_Function], _Function]:
     """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`. Raises JobError for other
     steps."""
     if step not in _STEPS:
-        raise JobError(f"a custom rule runs at {', '.join(_STEPS)}, not at {step!r}")
+        raise JobError(f"a custom rule can run at {', '.join(_STEPS[:-1])} or {_STEPS[-1]}, but not at {step!r}")
 
     def mark(function: _Function) -> _Function:
         setattr(function, _STEP_ATTRIBUTE, Step(step))

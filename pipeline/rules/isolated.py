@@ -17,7 +17,7 @@ RULE_TIMEOUT_S = 600.0
 
 
 class IsolatedRule:
-    """Like a custom rule's function, but run in a process that can die."""
+    """Like a custom rule's function, but run in a process that may die."""
 
     def __init__(self, name: str, search: Path, timeout_s: float = RULE_TIMEOUT_S) -> None:
         self._name, self._search, self._timeout_s = name, str(search), timeout_s

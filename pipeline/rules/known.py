@@ -1,4 +1,4 @@
-"""Defines the rules that drop rows that are already in an earlier dataset or a list; see `pipeline/known`."""
+"""Defines the rules that drop rows which an earlier dataset or a list already has; see `pipeline/known`."""
 
 import pyarrow as pa
 

@@ -10,7 +10,7 @@ MAX_CHARS = 10_000
 """Only the start of a longer caption is used, which limits the time to about 10 ms."""
 
 # The labels of lid.176 (https://fasttext.cc/docs/en/language-identification.html): ISO 639-1 codes, and ISO 639-3
-# codes for languages without one.
+# codes for languages without an ISO 639-1 code.
 _LABELS = """
     af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de
     diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo

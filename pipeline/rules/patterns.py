@@ -64,7 +64,7 @@ _HASHES = (
     r"^[{(]?[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}[)}]?$",
 )
 _TOKEN = r"^[A-Za-z0-9+/_-]{20,}={0,2}$"
-# A text with one number in it ("Spring-2020-Collection") is not a token: tokens have two numbers between letters, or
+# Text with one number in it ("Spring-2020-Collection") is not a token: tokens have two numbers between letters, or
 # padding.
 _TOKEN_MARKS = (r"[A-Z]", r"[a-z]", r"(?:[A-Za-z]\d+[A-Za-z].*[A-Za-z]\d+[A-Za-z]|[A-Za-z0-9]=$)")
 

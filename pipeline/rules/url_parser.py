@@ -127,7 +127,7 @@ def parse_host(entry: str) -> str:
     url = parse_url(f"http://[{name}]/" if is_bare_ipv6 else f"http://{name}/")
     has_port = not is_bare_ipv6 and ":" in name and not name.endswith("]")
     if url.problem or has_port or any(mark in name for mark in "/?#@"):
-        raise ValueError(f"{entry!r} is not a host; give a name such as example.com, without scheme, port and path")
+        raise ValueError(f"{entry!r} is not a host; use a name such as example.com, without a scheme, port or path")
     return url.host
 
 

@@ -84,7 +84,7 @@ class CaptionModel(NoFiles):
 
     @property
     def schema(self) -> pa.Schema:
-        """The caption and, if set, its similarity."""
+        """The caption and, with `similarity`, its similarity to the picture."""
         similarity = [pa.field(similarity_column(self.name), pa.float32())] if self.settings.similarity else []
         return pa.schema([pa.field(self.name, pa.string()), *similarity])
 
@@ -103,7 +103,8 @@ class CaptionModel(NoFiles):
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Load the models. Raises ModelError, and ScoreError if their weights have changed."""
-        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which only serve scheduling
+        # Ray gives torch one thread per logical CPU of the actor, but logical CPUs only serve scheduling
+        if run.device != "cuda":
             torch.set_num_threads(run.encode_threads or os.cpu_count() or 1)
         coca = _coca(self.settings, run)
         _check(self.settings.model, coca.contract.weights_sha256, state.values[_WEIGHTS])
@@ -119,7 +120,7 @@ class _OpenCaptionModel:
     model: "ClipModel | None"
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Returns a caption for each row (with its similarity, if set), and LEFT_OUT."""
+        """Returns a caption for each row (with `similarity`, also its similarity), and LEFT_OUT."""
         pictures = rows[PICTURE]
         starts = range(0, max(len(pictures), 1), _BLOCK_ROWS)
         parts = [self._captions(pictures.slice(start, _BLOCK_ROWS).to_pylist()) for start in starts]
@@ -191,4 +192,6 @@ def _similarity_model(state: State, run: RunConfig) -> "ClipModel | None":
 
 def _check(name: str, found: str, expected: object) -> None:
     if found != expected:
-        raise ScoreError(f"the weights of {name} have changed since the score was added; add it under another name")
+        raise ScoreError(
+            f"the weights of {name} have changed since the score was added; add the score again under another name"
+        )

@@ -44,7 +44,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "toxic": {"toxic": pa.int32()},
     "bits_per_character": {"bits_per_character": pa.float32()},
 }
-"""Measure -> suffixes of its columns' names -> types of the columns."""
+"""Measure -> suffix of each column's name -> type of the column."""
 
 _PLAIN: dict[str, Measure] = {
     "language": measures.language,

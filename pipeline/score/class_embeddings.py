@@ -20,7 +20,7 @@ from pairmill.schemas.job.scores import ClassesScore
 MAX_CLASSES, MAX_PROMPTS, MAX_PROMPT_CHARS = 100_000, 1_000, 1_000
 _MAX_FILE_BYTES = 64_000_000
 _PROMPTS_AT_ONCE = 512
-"""Enough to keep a GPU busy. A CPU takes seconds for them, so the reported progress keeps moving."""
+"""Enough prompts to keep a GPU busy, but few enough that a CPU reports progress every few seconds."""
 _SHORTEST = 1e-6
 _EXAMPLE = '{"cat": ["a photo of a cat", "a kitten"], "dog": "a photo of a dog"}'
 
@@ -43,7 +43,7 @@ Classes = Sequence[tuple[str, Sequence[str]]]
 
 def read_classes(settings: ClassesScore) -> Classes:
     """The classes that the settings name. Raises ScoreError."""
-    if settings.names == IMAGENET:  # its "missile" and "sunglasses" are two classes each
+    if settings.names == IMAGENET:  # two of its classes are named "missile", and two "sunglasses"
         return [(name, _prompts(settings, name)) for name in imagenet_classes()]
     path = Path(settings.names)
     if path.suffix.lower() == ".json":
@@ -68,7 +68,7 @@ def embed_classes(model: ClipModel, classes: Classes, on_part: OnPart = ignore_p
     on_part(done, num_prompts)
     names, means = [name for name, _ in classes], np.stack(found)  # [classes, dim]
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
-    if not (lengths > _SHORTEST).all():  # also for NaN
+    if not (lengths > _SHORTEST).all():  # also true for NaN
         raise ScoreError(f"the prompts of the class {names[int(np.argmin(lengths))]!r} have no valid mean embedding")
     return ClassTable(names, (means / lengths).astype(np.float32), model.logit_scale, model.logit_bias)
 
@@ -119,13 +119,13 @@ def _checked(path: Path, classes: Classes) -> Classes:
         if not is_text or not 1 <= len(prompts) <= MAX_PROMPTS or max(map(len, [name, *prompts])) > MAX_PROMPT_CHARS:
             raise ScoreError(
                 f"{path}: the class {name[:100]!r} must have 1 to {MAX_PROMPTS:,} prompts, and names and prompts must "
-                f"have at most {MAX_PROMPT_CHARS:,} characters, for example {_EXAMPLE}"
+                f"have at most {MAX_PROMPT_CHARS:,} characters. Example: {_EXAMPLE}"
             )
     return classes
 
 
 def _is_text(text: str) -> bool:
-    """Whether a text is not blank and can be stored as UTF-8: JSON can contain lone surrogates, which cannot."""
+    """Whether `text` is not blank and can be stored as UTF-8, unlike lone surrogates, which JSON can contain."""
     return bool(text.strip()) and not any("\ud800" <= each <= "\udfff" for each in text)
 
 

@@ -57,7 +57,7 @@ class Classes:
 
     @property
     def schema(self) -> pa.Schema:
-        """The best class with its index, probability and margin, and the best `top` classes if there are several."""
+        """The best class with its index, probability and margin, and the best `top` classes if `top` is above 1."""
         columns = [("", pa.string()), ("_index", pa.int32()), ("_probability", pa.float32()), ("_margin", pa.float32())]
         if self.settings.top > 1:
             columns += [("_top", pa.list_(pa.string())), ("_top_probability", pa.list_(pa.float32()))]
@@ -112,7 +112,7 @@ class _OpenClasses:
         return pa.Table.from_arrays(columns, schema=self._kind.schema)
 
     def certain(self, rows: pa.Table) -> dict[str, Mask]:
-        """The rows whose best class, or whose order of the `top` classes, rounding cannot change."""
+        """For each column, the rows whose best class or whose order of the `top` classes rounding cannot change."""
         cosines, _, _, is_valid = self._best(rows)
         is_clear: Mask = (cosines[:, :-1] - cosines[:, 1:] > ROUNDING) | ~is_valid[:, None]  # [rows, shown - 1]
         name, is_best = self._kind.name, is_clear[:, 0]

@@ -29,7 +29,7 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import DensityScore, ScoreConfig
 
 _ITERATIONS = 20
-"""As for DataComp's centroids; further iterations hardly move the centroids."""
+"""As many iterations as for DataComp's centroids; more would hardly move the centroids."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class _OpenDensity:
         for row, places in enumerate(own):
             cosines[row, places] = -torch.inf
         nearest = cosines.topk(self._kind.settings.neighbors, dim=1).values
-        return nearest.masked_fill(nearest.isinf(), torch.nan).nanmean(dim=1)  # a tiny sample leaves ignored members
+        return nearest.masked_fill(nearest.isinf(), torch.nan).nanmean(dim=1)  # -inf: ignored members of a tiny sample
 
 
 class _Members:

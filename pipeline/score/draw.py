@@ -19,12 +19,13 @@ U64 = npt.NDArray[np.uint64]
 Halves = npt.NDArray[np.float16]
 
 MAX_BYTES = 4 << 30
-"""Maximum size of all embeddings that a score draws. Every worker keeps them in memory, as float32 twice as large."""
+"""Maximum total size of the embeddings that a score draws. Each worker keeps them as float32, in twice the memory."""
 _REFERENCE = 4
 """Purpose of the uid hashes by which rows are drawn (see `uid_hashes`)."""
 _ALL = (1 << 64) - 1
 _MOST_GROWTH = 16
-"""Maximum factor by which the limit grows at once, so that a poor estimate does not draw all of a large dataset."""
+"""Maximum factor by which the limit on hashes grows at once, so that a bad estimate does not draw a whole large
+dataset."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ def check_size(num_vectors: int, dim: int) -> None:
 
 
 def _with_margin(count: int) -> float:
-    """The expected number of rows at which fewer than `count` are very unlikely: six standard deviations more."""
+    """The number of rows to aim for so that fewer than `count` are very unlikely: six standard deviations more."""
     return count + 6 * float(np.sqrt(count)) + 10
 
 
 def _limit(count: int, num_rows: int) -> int:
-    """A bound below which almost certainly at least `count` of `num_rows` uniform hashes lie, and not many more."""
+    """A limit for `num_rows` uniform hashes: almost certainly at least `count` are below it, but not many more."""
     share = _with_margin(count) / max(num_rows, 1)
     return _ALL if share >= 1 else int(share * (1 << 64))
 

@@ -15,7 +15,7 @@ from pairmill.schemas.index import EmbeddingKind
 from pairmill.schemas.pairs import score_column_names
 
 MAX_CELLS = 1 << 24
-"""Maximum number of rows in a block times the vectors that they are compared with: 64 MB of float32."""
+"""Maximum number of rows in a block times the number of vectors that they are compared with: 64 MB of float32."""
 BLOCK_ROWS = 1_024
 """Rows to convert to float32 at a time. At 512 dimensions, a block takes 2 MB and stays in the cache, which makes a
 linear head 13 times as fast as converting the whole shard first."""
@@ -96,7 +96,7 @@ def float32_blocks(
     """
     size = max(1, min(BLOCK_ROWS, MAX_CELLS // compared_with))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read here
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
         halves = torch.from_numpy(vectors)
     for start in range(0, len(vectors), size):
         rows = slice(start, min(start + size, len(vectors)))

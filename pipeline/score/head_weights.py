@@ -43,7 +43,7 @@ Shape = tuple[int, ...]
 
 MAX_BYTES = 1 << 30
 MAX_NUMBERS = 1 << 26
-"""Maximum number of values in a head: half a gigabyte as float64, and tens of times the size of the largest public
+"""Maximum number of values in a head: half a gigabyte as float64, and dozens of times the size of the largest public
 head."""
 _LAYER = re.compile(r"(?:[a-z_]+[._])?(\d{1,4})\.(weight|bias)")
 _NORMALIZATION = re.compile(r"(?:[a-z_]+\.)?(mean|variance)")
@@ -68,7 +68,7 @@ class HeadModel:
 OPENAI_L14 = HeadModel(("ViT-L-14", "ViT-L-14-quickgelu"), "openai")
 OPENAI_B32 = HeadModel(("ViT-B-32", "ViT-B-32-quickgelu"), "openai")
 
-_PUBLIC = (  # weight norm of the affine map that the layers compute together, its bias, the model
+_PUBLIC = (  # (norm of the weight, bias) of the affine map that the layers form together, and the model
     (28.44440, 3.529372, OPENAI_L14),  # V1, sa_0_4_vit_l_14_linear.pth
     (27.57177, 3.421471, OPENAI_B32),  # V1, sa_0_4_vit_b_32_linear.pth
     (17.99562, 5.236646, OPENAI_L14),  # V2, sac+logos+ava1-l14-linearMSE.pth
@@ -144,7 +144,7 @@ def head_metadata(
     of: EmbeddingKind | None = None,
     training: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
-    """The metadata of a safetensors file from which `read_head` knows everything about the head.
+    """The metadata for a safetensors file that tells `read_head` everything about the head.
 
     `training`: JSON values for people; no code reads them.
     """
@@ -206,8 +206,8 @@ def _layers(path: Path, names: Iterable[str]) -> tuple[tuple[int, ...], tuple[tu
         match = _LAYER.fullmatch(name)
         if match is None:
             raise ScoreError(
-                f"{path}: the tensor {name[:100]!r} is not part of a head, which has weight and bias, or "
-                "layers.N.weight and layers.N.bias"
+                f"{path}: the tensor {name[:100]!r} is not part of a head; a head consists of weight and bias, "
+                "or of layers.N.weight and layers.N.bias"
             )
         parts = found.setdefault(int(match[1]), {})
         if match[2] in parts:
@@ -225,7 +225,7 @@ def _layers(path: Path, names: Iterable[str]) -> tuple[tuple[int, ...], tuple[tu
 def _check_shapes(path: Path, shapes: Sequence[tuple[Shape, Shape]], normalization: Sequence[Shape | None]) -> None:
     """Check that the layers fit together. Raises ScoreError.
 
-    `shapes`: those of the weight and the bias of each layer. `normalization`: those of the mean and the variance.
+    `shapes`: of the weight and the bias of each layer. `normalization`: the shapes of the mean and the variance.
     """
     width = shapes[0][0][-1] if shapes[0][0] else 0
     for weight, bias in shapes:

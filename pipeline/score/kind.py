@@ -29,8 +29,8 @@ class ScoreError(PairmillError, ValueError):
 
 
 LEFT_OUT = "pairmill left out"
-"""A column that kinds that need pictures add to their result: True where there is a picture that cannot be scored. The
-column is not stored; the manifest of the columns counts these rows."""
+"""A column in the results of kinds that need pictures: True where the picture cannot be scored. The column is not
+stored; the manifest of the columns counts these rows."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class MaskedModel:
     def similarity(self, rows: pa.Table, inputs: "list[npt.NDArray[np.uint8] | None]") -> pa.Array:
         """The cosine between the masked picture and the caption, float32 [rows].
 
-        Where `inputs` [rows] is None, the stored similarity. Null where the caption has no embedding.
+        Rows whose `inputs` [rows] are None get the stored similarity. Null where the caption has no embedding.
         """
         import torch
 

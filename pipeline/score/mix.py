@@ -30,7 +30,7 @@ from pairmill.schemas.job.scores import MixScore, ScoreConfig
 
 _FUNCTIONS = ("rank", "zscore")
 _STAND_IN = "pairmill relative value {}"
-"""Name of the column with the values of the n-th call of one of these functions."""
+"""Name of the column with the values of the n-th call of `rank` or `zscore`."""
 _SKETCHES_AT_ONCE = 32
 """Number of shards whose sketches are in memory and merged at a time."""
 
@@ -45,7 +45,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Outer(Expression):
-    """A whole mix. Columns with the values of the calls stand in for the calls."""
+    """A whole mix. Its calls of `rank` and `zscore` are replaced by columns with their values, the stand-ins."""
 
     @cached_property
     def nodes(self) -> list[ast.Call]:

@@ -116,7 +116,7 @@ class _OpenNegClip:
         return pa.table({self._name: float_column(scores, has_image & has_text)})
 
     def _scores(self, images: torch.Tensor, texts: torch.Tensor, uids: U64, batch: _Batch) -> torch.Tensor:
-        """The scores of a block of rows by one batch. float32 [block, dim] twice -> [block].
+        """The scores of a block of rows against one batch. float32 [block, dim] twice -> [block].
 
         The row's own term is factored out of each logarithm: logsumexp = own / T + log(1 + the sum over the others).
         The own term then cancels exactly, so pairs that fit far better than all others keep distinct values near 0.

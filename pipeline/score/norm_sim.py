@@ -143,7 +143,7 @@ def _read_array(path: Path, max_targets: int) -> Halves:
 
 
 def _check_not_itself(snapshot: Snapshot, other: Snapshot, settings: NormSimScore) -> None:
-    """Raise ScoreError if the targets come from the same input rows, because each picture would match itself."""
+    """Raise ScoreError if the targets come from the dataset's own input rows: each picture would match itself."""
     if settings.norm != "2" and other.plan.shards.equals(snapshot.plan.shards):
         raise ScoreError(
             f"{settings.target} contains the pictures of the dataset itself, so each would be its own target and score "

@@ -39,7 +39,7 @@ class OfPictures(Generic[Found]):
 
     @property
     def left_out(self) -> pa.Array:
-        """LEFT_OUT of each row."""
+        """The column LEFT_OUT."""
         return pa.array([index >= 0 and self.found[index] is None for index in self.picture_of], pa.bool_())
 
 
@@ -82,8 +82,8 @@ def check_has_pictures(snapshot: Snapshot) -> None:
 
 
 def _safely(work: Callable[[bytes], Found], body: pa.Buffer) -> Found | None:
-    """Call `work`; return None if the picture does not decode. An unexpected error affects only its own rows, unless
-    this machine is at fault."""
+    """Call `work`; return None if the picture does not decode. An unexpected error affects only the rows with this
+    picture, unless this machine is at fault."""
     try:
         return work(bytes(body))
     except ImageError:

@@ -19,8 +19,8 @@ from pairmill.schemas.job.scores import ScoreConfig
 
 @dataclass(frozen=True)
 class Pictures(NoFiles):
-    """The kind `pictures`. Columns: NAME_measure for each measure; null if the picture is missing or does not decode,
-    and NAME_jpeg_quality also for other formats."""
+    """The kind `pictures`. Columns: NAME_measure for each measure; null if the picture is missing or does not decode.
+    NAME_jpeg_quality is also null for other formats."""
 
     name: str
     score: ScoreConfig

@@ -74,7 +74,7 @@ def notes(snapshot: Snapshot, card: ScoreCard) -> list[str]:
 
 
 def planned_needs(snapshot: Snapshot, name: str, score: ScoreConfig | None) -> Needs:
-    """The needs of a score before it is prepared: only the kind of worker is final. Raises ScoreError."""
+    """The needs of a score before it is prepared. Only the kind of worker is final then. Raises ScoreError."""
     return kind_of(name, score or _card(snapshot, name).score).needs
 
 
@@ -109,7 +109,7 @@ def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, state: State) -
         if other.fingerprint != card.fingerprint:
             raise ScoreError(f"another run has just added a different score {name!r}; {_elsewhere(snapshot, name)}")
         return other
-    _check_still_free(snapshot, kind, card, [path, card.state.path])  # a concurrent run is seen or sees this card
+    _check_still_free(snapshot, kind, card, [path, card.state.path])  # of two concurrent runs, one sees the other
     return card
 
 
@@ -140,13 +140,13 @@ def _state(snapshot: Snapshot, kind: ScoreKind, tasks: Tasks, run: RunConfig) ->
 
 
 def _check_finished(snapshot: Snapshot, kind: ScoreKind, partial: bool) -> None:
-    """Raise ScoreError if the state would be made, for good, from only part of the dataset."""
+    """Raise ScoreError if the state would be made permanently from only part of the dataset."""
     if kind.needs.all_rows and snapshot.unfinished_shards and not partial:
         missing = counted(snapshot.unfinished_shards, "planned shard")
         raise ScoreError(
             f"{snapshot.store.root} is not finished: {missing} missing. This score would compare all rows, including "
-            "later ones, only with the rows that exist now; first run the command that made the dataset again, or "
-            "compare only with the finished shards by --set partial=true"
+            "later ones, only with the rows that exist now; first rerun the command that made the dataset, or "
+            "compare only with the finished shards, with --set partial=true"
         )
 
 
@@ -204,12 +204,12 @@ def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None
     recorded = read_state(snapshot.store, card).values.get(_FILES, {})
     now = _checksums(snapshot, kind_of(card.name, resolved))
     if recorded != now:
-        files, what = " or ".join(now), "has changed" if all(now.values()) else "cannot be read, or has changed,"
+        files, what = " or ".join(now), "has changed" if all(now.values()) else "cannot be read or has changed"
         raise ScoreError(f"{files} {what} since the score {card.name!r} was added; {_elsewhere(snapshot, card.name)}")
 
 
 def _elsewhere(snapshot: Snapshot, name: str) -> str:
-    """Advice for when a name is taken. The alternative is needed because a preset's scores cannot be renamed."""
+    """Advice for when a name is taken. A preset's scores cannot be renamed, so it also names a folder to move."""
     return f"choose another name, or move {snapshot.store.path(f'columns/{name}')} elsewhere first"
 
 

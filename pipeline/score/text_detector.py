@@ -73,7 +73,7 @@ class TextDetector:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # pictures are already processed in parallel
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 3  # only errors
         self._session = onnxruntime.InferenceSession(str(weights.path), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 

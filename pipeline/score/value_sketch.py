@@ -17,7 +17,7 @@ U64 = npt.NDArray[np.uint64]
 Doubles = npt.NDArray[np.float64]
 
 MAX_EXACT = 1 << 18
-"""If there are more distinct values than this, they share buckets. Takes 10 MB."""
+"""If there are more distinct values than this, several share a bucket. This many values take 10 MB."""
 _SHIFT = np.uint64(64 - 26)
 _SIGN = np.uint64(1 << 63)
 _OLD_ROUNDING = 1e-7
@@ -140,7 +140,7 @@ def _sum(values: Sequence[float] | Doubles) -> float:
     """The exact sum, rounded once; infinite or NaN if it is too large."""
     try:
         return math.fsum(values)
-    except (OverflowError, ValueError):  # the latter for inf - inf
+    except (OverflowError, ValueError):  # ValueError for inf - inf
         return math.inf
 
 

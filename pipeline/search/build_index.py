@@ -21,7 +21,8 @@ from pairmill.schemas.version import VERSION
 
 _SAMPLED_SHARDS = 32
 _ABANDONED_S = 3_600
-"""A run writes the record of a part right after its file. If a file older than this has no record, its run has died."""
+"""A run writes the record of a part right after its file. If a file older than this has no record, the run that wrote
+it has died."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _has_file(store: Store, part: IndexPart) -> bool:
 
 
 def _remove(store: Store, folder: str, outdated: Collection[str], current: dict[str, IndexPart]) -> None:
-    """Delete parts for other shards or generations, and files that interrupted runs left.
+    """Delete parts for other shards or generations, and files that interrupted runs left behind.
 
     A file that could belong to a part that another run is finishing stays until it is _ABANDONED_S old.
     """

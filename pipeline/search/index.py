@@ -20,7 +20,7 @@ from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMas
 from pairmill.schemas.index import EmbeddingKind, IndexedShard, IndexPart
 
 MAX_UNINDEXED_ROWS = FLAT_ROWS
-"""Maximum number of rows in no index that are also searched: in memory and exactly."""
+"""Maximum number of rows outside the index. A search includes them: it compares them in memory, exactly."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class SearchIndex:
         kind: EmbeddingKind = "image",
         on_step: OnStep = ignore_step,
     ) -> "SearchIndex":
-        """Open the index of a model's embeddings. Up to MAX_UNINDEXED_ROWS rows can be in no part: their embeddings are
-        read.
+        """Open the index of a model's embeddings. Up to MAX_UNINDEXED_ROWS rows need not be in any part: their
+        embeddings are read into memory.
 
         Parts on disk are mapped into memory. Parts on S3 are first copied to a local cache (`local_copy`).
 
@@ -92,7 +92,7 @@ class SearchIndex:
             on_step: Called for shards that are read and parts that are opened.
 
         Raises:
-            SearchError: There is no such model, or more rows are in no part. The message says which command to run.
+            SearchError: There is no such model, or too many rows are not in any part. The message says what to do.
             DatasetError: The dataset has changed or is damaged.
         """
         embeddings = Embeddings.of(snapshot, alias, kind)
@@ -103,7 +103,7 @@ class SearchIndex:
         shards = [snapshot.chunk.shards[position] for position in missing]
         if (rows := sum(shard.num_rows for shard in shards)) > MAX_UNINDEXED_ROWS:
             raise SearchError(
-                f"{counted(rows, 'row')} of {store.root} are in no index; run `{_command(embeddings)}` first"
+                f"{counted(rows, 'row')} of {store.root} are not in an index; run `{_command(embeddings)}` first"
             )
         check_size(store, (record.file for record, _ in found))
         parts = []

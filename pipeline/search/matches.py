@@ -26,18 +26,18 @@ class Match:
     uid: str
     row_id: str
     score: float
-    """The cosine of its embedding and the query's."""
+    """The cosine between its embedding and the query's."""
     caption: str | None
     """The raw caption, as in the input."""
     url: str | None
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """The match as plain JSON values."""
         return asdict(self)
 
 
 def positions_of(snapshot: Snapshot, rows: Sequence[int]) -> list[RowRef]:
-    """The places of the rows with these indices."""
+    """The positions of the rows with these indices."""
     starts = np.array([span.start for _, span in snapshot.chunk.spans()], np.int64) + snapshot.chunk.first_row_index
     shards = np.searchsorted(starts, rows, side="right") - 1
     return [RowRef(int(shard), int(row - starts[shard])) for shard, row in zip(shards, rows, strict=True)]
@@ -58,7 +58,7 @@ def read_matches(snapshot: Snapshot, positions: Sequence[RowRef], scores: Sequen
 
 
 def find_uid(snapshot: Snapshot, uid: str) -> RowRef:
-    """The place of the first row with this uid (32 hex characters or a UUID). Raises SearchError if there is none."""
+    """The position of the first row with this uid, 32 hex characters or a UUID. Raises SearchError if there is none."""
     stored = own_uid(uid)
     shards = snapshot.chunk.shards
     finder = UidFinder(len(shards), lambda position: snapshot.read(shards[position], ["uid"])["uid"])

@@ -3,8 +3,8 @@
 index/clip_b32-image/000000000.DIGEST.ATTEMPT.faiss       the vectors of consecutive shards
 index/clip_b32-image/manifests/000000000.DIGEST.json      written last, create-only; names the shards it covers
 
-The names begin with the part's first shard. DIGEST depends only on its shards, their generations and their embeddings,
-so an index that grew with its dataset has the same parts as one that was built all at once.
+The names begin with the number of the part's first shard. DIGEST depends only on the part's shards, their generations
+and their embeddings, so an index that grew with its dataset has the same parts as one that was built all at once.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def shards_of_parts(embeddings: Embeddings) -> Iterator[list[int]]:
 
 
 def stem_of(embeddings: Embeddings, positions: Sequence[int]) -> str:
-    """The beginning of the names of a part's files."""
+    """The stem that the names of a part's files share."""
     shards = [embeddings.snapshot.chunk.shards[position] for position in positions]
     digest = hashlib.blake2b(f"{_LAYOUT} {embeddings.column}\n".encode(), digest_size=8)
     for shard in shards:

@@ -39,12 +39,12 @@ class QueryModel:
 
 
 def embed_text(model: QueryModel, text: str) -> Floats:
-    """The embedding of a text, cleaned like a caption: float32 [1, dim], L2-normalized. Raises SearchError."""
+    """The embedding of a phrase, cleaned like a caption: float32 [1, dim], L2-normalized. Raises SearchError."""
     if len(text) > MAX_TEXT_CHARS:
         raise SearchError(f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are allowed")
     (cleaned,) = clean_captions(pa.array([text.encode(errors="replace").decode()])).to_pylist()
     if not cleaned:
-        raise SearchError("the text is empty: say what to look for")
+        raise SearchError("the text is empty: describe the pictures or captions to find")
     return _valid(model.model.encode_captions([cleaned]), "text")
 
 
@@ -73,7 +73,7 @@ def read_picture(files: Files, uri: str) -> bytes:
     """The bytes of a picture at a local path or `s3://` URL. Raises SearchError if the picture is too large or cannot
     be read."""
     if is_remote(uri) and not uri.startswith(S3_SCHEMES):
-        raise SearchError(f"{uri} cannot be read: give a local file or s3://")
+        raise SearchError(f"{uri} cannot be read: use a local file or an s3:// URL")
     try:
         with files.open(uri) as file:
             body = file.read(MAX_PICTURE_BYTES + 1)

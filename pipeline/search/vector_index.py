@@ -118,7 +118,8 @@ class VectorIndex:
         if allowed is not None:
             share = np.count_nonzero(allowed) / max(1, len(allowed))
             selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            lists = min(self.lists, math.ceil(lists / share)) if share else self.lists  # as many vectors as without
+            # So that a search reads as many allowed vectors as it would read without `allowed`
+            lists = min(self.lists, math.ceil(lists / share)) if share else self.lists
         ids, scores = self._search(queries, k, lists, selector)
         if lists < self.lists and (ids < 0).any():
             return self._search(queries, k, self.lists, selector)

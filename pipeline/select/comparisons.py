@@ -53,7 +53,7 @@ def decimal_literal(text: str) -> pa.Scalar:
     """The exact decimal of `0.7` or `7e-1`; a double if it has more than MAX_LITERAL_DIGITS digits."""
     number = Decimal(text)
     _, digits, exponent = number.as_tuple()
-    assert isinstance(exponent, int)  # infinity and NaN cannot be written
+    assert isinstance(exponent, int)  # no literal is infinite or NaN
     scale = max(0, -exponent)
     precision = max(len(digits) + max(0, exponent), scale, 1)
     if precision > MAX_LITERAL_DIGITS:
@@ -89,7 +89,8 @@ def multiply(left: Value, right: Value) -> Value:
 
 
 def divide(left: Value, right: Value) -> Value:
-    """The quotient: a float if one operand is a float and neither a double, else a double. By zero: infinity or NaN."""
+    """The quotient: a float if one operand is a float and neither is a double, otherwise a double. Division by zero
+    gives infinity or NaN."""
     if not _are_numbers(left, right):
         return pc.divide(left, right)
     kind = _float_type(left.type, right.type) or pa.float64()

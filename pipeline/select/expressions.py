@@ -103,7 +103,7 @@ class Expression:
             raise ExpressionError(f"expression longer than {MAX_CHARS:,} characters: {self.text[:60]!r} ...")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about "\\d" and the like in regular expressions
+                warnings.simplefilter("ignore")  # warnings about "\\d" and the like in regular expressions
                 tree = ast.parse(self._stripped, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise of_syntax(self._stripped, error) from None

@@ -66,7 +66,7 @@ class Where:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Keeps the rows at or above a given key of an order."""
+    """Keeps the rows whose key in an order is at or above a limit."""
 
     step: int
     order: Order

@@ -27,7 +27,7 @@ _SYSTEM_10 = ((0, 1, 3, 4), (0, 1, 2, 6), (0, 2, 4, 7))
 """Base blocks of the Steiner quadruple system of order 10, which is cyclic."""
 
 MAX_SMALL = 64
-"""Largest group of rows with the same key in which all pairs are compared, in many groups at once."""
+"""Maximum size of a group of rows with the same key in which all pairs are compared, in many groups at once."""
 _SORT_COST, _LOOK_UP_COST, _COMPARE_COST = 20.0, 30.0, 1.7
 """Nanoseconds to sort a row by one key, to look up its hash if other rows share the key, and to compare two rows of a
 small group. In a large group, a comparison takes about twice as long."""
@@ -36,7 +36,7 @@ _SAMPLED_KEYS = 4
 
 @dataclass(frozen=True)
 class Key:
-    """Bits of a hash on which two rows must agree, and the number of bits in which the slot around them may differ."""
+    """Bits of a hash on which two rows must agree, and how many bits of the slot around them may differ."""
 
     word: int
     """Index of the 64-bit word of the hash."""
@@ -48,7 +48,7 @@ class Key:
     """Maximum number of differing bits in the slot."""
 
     def values(self, words: U64) -> U64:
-        """A hash below 2^32 of the key's bits, for each uint64 in `words` (the key's word of each row).
+        """A hash of the key's bits, below 2^32, for each uint64 in `words` (the key's word of each row).
 
         Equal bits have equal hashes; different bits rarely do.
         """

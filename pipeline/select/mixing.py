@@ -43,7 +43,7 @@ class SameWeight:
 
 
 def drop_outside(chunk: Chunk, subset: Subset, step: int) -> DropStep:
-    """Drop the rows of a chunk that are not in a subset of its dataset, with the number `step`.
+    """Drop the rows of a chunk that are not in a subset of its dataset, and record the step number `step` for them.
 
     `subset`: a subset whose files contain the chunk's shards, and possibly others. Raises SubsetError if a shard has
     been rebuilt since the subset was made.
@@ -98,5 +98,5 @@ def _fractions(shares: Sequence[float]) -> list[Fraction]:
 def write_source_chunk(
     store: Store, chunk: Chunk, drop_step: DropStep, names: tuple[str, str], weigher: SameWeight | None
 ) -> SubsetFiles:
-    """Write the two subset files of a chunk to a folder outside its dataset. names: folder and stem."""
+    """Write the two subset files of a chunk to a folder outside its dataset. `names`: folder and stem."""
     return write_tables(store, *chunk_tables(chunk, drop_step, weigher), *names)

@@ -39,7 +39,7 @@ class Rows:
     asked: Mask
     """Whether to find better rows for the row."""
     offered: Mask
-    """Whether the row can be such a better row."""
+    """Whether the row can be one of the better rows that others find."""
 
     def at(self, places: Places | Mask) -> "Rows":
         """The rows at these positions, in this order."""
@@ -147,7 +147,7 @@ class LargeGroups:
             stay = np.flatnonzero((other < self.ends[at]) & (found < hashes.most))
             at, other, found = at[stay], other[stay], found[stay]
             if left is not None and compared >= _LONG:
-                left.append(at[found == 0])  # a row that has found some will soon find enough
+                left.append(at[found == 0])  # a row that has found some better rows will soon find enough
                 at, other, found, left = at[found > 0], other[found > 0], found[found > 0], None
             if not len(at):
                 return

@@ -93,7 +93,7 @@ class _Join:
     words: Handle[U64]
 
     def pairs(self, question: Question, states: Handle[States], asked: int) -> Handle[Pairs]:
-        """The pairs that a question about at most `asked` rows asks for."""
+        """The answer to a question about at most `asked` rows."""
         asked = min(asked, question.first)
         parts = math.ceil(min(self.num_rows, 8 * asked) / TASK_ROWS)
         each = math.ceil(len(question.keys) / KEY_TASKS)
@@ -107,7 +107,7 @@ class _Join:
             calls = [(some, states, self.words) for some in questions[start : start + at_once]]
             merging = (question.most, *found, *self.tasks.map(near_pairs, calls))
             [(merged, count)] = self.tasks.map_split(merge_pairs, [merging], outputs=2)
-            list(self.tasks.get([count]))  # waits
+            list(self.tasks.get([count]))  # wait for the pairs
             found = [merged]
         return found[0]
 

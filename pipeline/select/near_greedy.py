@@ -32,7 +32,7 @@ def decide(most: int, first: int, states: States, pairs: Pairs) -> tuple[States,
     states = states.copy()
     worse, better = _halves(pairs)
     rows, sizes = np.unique(worse, return_counts=True)
-    is_cut = np.zeros(len(states), np.bool_)  # whether more rows may be near it than `pairs` contains
+    is_cut = np.zeros(len(states), np.bool_)  # whether more better rows may be near each row than `pairs` contains
     is_cut[rows[sizes == most]] = True
     alone = np.zeros(len(states), np.bool_)
     alone[np.flatnonzero(states == UNDECIDED)[:first]] = True

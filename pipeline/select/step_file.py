@@ -7,7 +7,7 @@ from pairmill.pipeline.select.step_error import StepError
 def digest_of(files: Files, uri: str) -> str:
     """The BLAKE2b of the file in its current state: 32 hex characters. Raises StepError if it cannot be read."""
     if is_remote(uri) and not uri.startswith(S3_SCHEMES):
-        raise StepError(f"{uri} cannot be read: give a local file or s3://")
+        raise StepError(f"{uri} cannot be read: use a local file or an s3:// URL")
     if why := why_no_file(uri):
         raise StepError(f"{uri} {why}")
     try:

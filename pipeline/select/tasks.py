@@ -53,13 +53,13 @@ class LocalTasks:
         self.on_part = on_part
 
     def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
-        """The results themselves."""
+        """Run the calls. The handles are the results themselves."""
         return [cast(Handle[T], result) for result in self._results(function, calls)]
 
     def map_split(
         self, function: Callable[..., Sequence[Any]], calls: Iterable[Sequence[Any]], outputs: int
     ) -> list[list[Handle[Any]]]:
-        """The results themselves."""
+        """Run the calls. The handles are the results themselves."""
         return [list(result) for result in self._results(function, calls)]
 
     def get(self, handles: Sequence[Handle[T]]) -> Iterator[T]:

@@ -1,5 +1,5 @@
-"""Reads lists of uids for the step `uids`, from text files or from Parquet files such as `pairmill search --save`
-writes."""
+"""Reads lists of uids for the step `uids`, from text files or from Parquet files such as those that
+`pairmill search --save` writes."""
 
 import zlib
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.step_file import digest_of
 
 MAX_UIDS = 100_000_000
-"""Every process that scans rows keeps the whole list in memory, 16 bytes per uid."""
+"""Maximum number of uids. Every process that scans rows keeps the whole list in memory, at 16 bytes per uid."""
 
 _BATCH_ROWS = 65_536
 _TEXT_BYTES = 1 << 22
@@ -88,7 +88,7 @@ class UidIn:
 @lru_cache(maxsize=4)
 def _load(file: UidFile) -> UidList:
     if UidFile.of(file.files, file.uri) != file:
-        raise StepError(f"{file.uri} has changed since the job began; run it again")
+        raise StepError(f"{file.uri} has changed since the job began; run the job again")
     if file.uri.lower().endswith((".txt", ".txt.gz")):
         return _read_text(file)
     try:

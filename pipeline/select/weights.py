@@ -60,7 +60,7 @@ class Weighting:
         numbers = numbers_of(self.expression, table)
         if self.alpha is not None:
             numbers = soft_cap(numbers, self.alpha, self.shift)
-        with np.errstate(over="ignore"):  # becomes infinite, which the step rejects
+        with np.errstate(over="ignore"):  # a weight can become infinite, which the step rejects
             return np.nan_to_num(np.clip(numbers, 0, self.highest), nan=0.0, posinf=np.inf).astype(np.float32)
 
 

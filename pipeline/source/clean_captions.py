@@ -86,6 +86,6 @@ def _normalize(captions: pa.Array) -> pa.Array:
 def _compose(captions: pa.Array) -> pa.Array:
     captions = pc.replace_substring_regex(captions, _MARKS, _FIRST_MARKS)
     composed = [unicodedata.normalize("NFC", caption) for caption in captions.to_pylist()]
-    # Again, because NFC splits some marks in two, and cleaning a clean caption must not change it.
+    # Limit the marks again, because NFC splits some of them in two, and cleaning a clean caption must not change it.
     captions = pc.replace_substring_regex(pa.array(composed, pa.string()), _MARKS, _FIRST_MARKS)
     return pc.replace_substring_regex(captions, f"^{_INVISIBLE}+$", "")

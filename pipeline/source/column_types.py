@@ -17,7 +17,7 @@ class ColumnType:
     type: pa.DataType
     uri: str
     found: pa.DataType
-    """The type in that file."""
+    """The column's type in the file `uri`."""
 
 
 def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:

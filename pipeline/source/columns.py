@@ -1,8 +1,8 @@
 """Decides the meaning of a dataset's columns, once for all its files.
 
 The result is stored in the plan, so all workers read the same columns with the same types, whatever their shards
-contain. `names.py` defines how names are matched. Columns that the job does not name are guessed: the first name in
-URL_NAMES, CAPTION_NAMES or LICENSE_NAMES that the first file has.
+contain. `names.py` defines how names are matched. A column that the job does not name is guessed: it is the first of
+URL_NAMES, CAPTION_NAMES or LICENSE_NAMES that occurs in the first file with any of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,7 +156,7 @@ def _has_images(data_type: pa.DataType) -> bool:
 
 
 def carried_columns(types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The schema of the output columns for these index columns."""
+    """The schema of the output columns to which these input columns are carried."""
     return _extra_schema({name: ColumnType(kind, "", kind) for name, kind in types.items()})
 
 
@@ -193,13 +193,13 @@ def is_text_list(data_type: pa.DataType) -> bool:
 
 
 def _split(names: Sequence[str], url: str, caption: str | None, uid: str | None) -> FileColumns:
-    found = [find_column(names, role) if role else None for role in (url, caption, uid)]  # a column may be called ""
+    found = [find_column(names, role) if role else None for role in (url, caption, uid)]  # role "": none
     extra = tuple(name for name in names if name not in found and name != MALFORMED_COLUMN)
     return FileColumns(found[0], found[1], found[2], extra)
 
 
 def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str | None:
-    """The given column, or if None, the first with a usual name. None if there is none."""
+    """The given column; if none is given, the first column with a usual name. None if the file has no such column."""
     found = (find_column(names, candidate) for candidate in ([given] if given is not None else usual))
     return next((name for name in found if name is not None), None)
 
@@ -253,7 +253,7 @@ def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str |
             continue
         if found is None and not (file.kind == "text" and setting == "caption_column"):
             raise SourceError(
-                f"{file.uri}: no column {name!r}, as other files have; it has {shown(file.schema.names)}. "
+                f"{file.uri}: no column {name!r}, which other files have; it has {shown(file.schema.names)}. "
                 f"Rename it there, or set source.{setting} to a column that all files have."
             )
         if found is None or setting == "uid_column":

@@ -77,7 +77,7 @@ def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, 
     identity: list[Any] = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
     unusual = [source.unusual_encoding, source.unusual_delimiter]
     if any(unusual):
-        identity += unusual  # only if there are any, so that other names stay as in previous versions
+        identity += unusual  # only if unusual, so that usual files keep their names from earlier versions
     if source.partitions:
         identity += source.partitions
     digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
@@ -88,7 +88,7 @@ def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, 
 def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
     """Convert `source` to the file `name` of the store. Row groups have about `shard_rows` rows.
 
-    If another driver was faster, its identical file stays. Raises SourceError, and writes nothing, if the source
+    If another driver was faster, its identical file is kept. Raises SourceError, and writes nothing, if the source
     cannot be read to its end.
     """
     schema = _converted_schema(source, mapping)
@@ -109,8 +109,8 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
 def records_of(
     source: InputFile, list_names: frozenset[str] = frozenset(), caption: str | None = None, url: str | None = None
 ) -> Iterator[Iterator[Record]]:
-    """All records of a text file. The values of the columns `list_names` are lists, all others bytes. `caption`: the
-    caption column, whose values must not be objects. `url`: the URL column."""
+    """All records of a text file. The values of the columns `list_names` are lists; all other values are bytes.
+    `caption`: the caption column, whose values must not be objects. `url`: the URL column."""
     names = source.own_names
     with _open_records(source) as lines:
         if source.kind == "text":
@@ -140,7 +140,7 @@ def _inspect_json(source: InputFile) -> InputFile:
                 continue
             names.update(dict.fromkeys(value))
             if len(names) > MAX_COLUMNS:
-                raise SourceError(f"{source.uri}: more than {MAX_COLUMNS} different keys; keep only those you need")
+                raise SourceError(f"{source.uri}: more than {MAX_COLUMNS} distinct keys; keep only those you need")
             lists.update(name for name, item in value.items() if isinstance(item, list))
     if num_rows and not names:
         raise SourceError(
@@ -154,7 +154,7 @@ def _column_names(uri: str, header: list[bytes]) -> list[str]:
     """Column names from a header. Empty and repeated names get the number of the column, counted from 1."""
     if len(header) > MAX_COLUMNS:
         raise SourceError(
-            f"{uri}: {len(header)} columns, but at most {MAX_COLUMNS} are possible; keep only those you need"
+            f"{uri}: {len(header)} columns, but at most {MAX_COLUMNS} are supported; keep only those you need"
         )
     names: list[str] = []
     for number, raw in enumerate(header, start=1):
@@ -180,7 +180,8 @@ def _converted_schema(source: InputFile, mapping: ColumnMapping) -> pa.Schema:
 
 
 def _batches(records: Iterable[Record], shard_rows: int) -> Iterator[list[Record]]:
-    """The records in row groups: of a multiple of `shard_rows` if that is small, or of fewer rows if rows are long."""
+    """The records, divided into row groups of `shard_rows` rows (or a multiple, if that is small), or fewer if rows are
+    long."""
     max_rows = shard_rows * -(-1_024 // shard_rows)
     batch: list[Record] = []
     num_bytes = 0

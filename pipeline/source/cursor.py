@@ -28,8 +28,8 @@ _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
 """Bytes per batch. Arrow cannot read more than 2 GiB of structs (such as pictures) at once."""
 _MAX_SHARD_BYTES, _MAX_PICTURE_SHARD_BYTES = 1 << 30, 2 << 30
-"""Maximum bytes of a shard's rows, for files without and with columns of bytes. Shards of pictures are planned to
-average about a gigabyte."""
+"""Maximum bytes of a shard's rows, for files without and with binary columns, respectively. Shards of pictures are
+planned to average about a gigabyte."""
 
 
 class ReadError(PairmillError, RuntimeError):
@@ -68,7 +68,7 @@ class Cursor:
                 _check_same(store.files, self.path, self._file, fingerprint)
             self._parquet = self._reader(INT96_UNIT)
             self._int96 = int96_columns(self._parquet)
-            # Read again in nanoseconds, to find digits that INT96_UNIT loses.
+            # INT96 columns are read a second time, in nanoseconds, to find digits that INT96_UNIT loses.
             self._finer = self._reader(None) if self._int96 else None
         except (pa.ArrowException, OSError) as error:
             self._file.close()
@@ -84,7 +84,7 @@ class Cursor:
         self._next_row = -1  # in the file; -1: unknown
 
     def _reader(self, int96_unit: str | None) -> pq.ParquetFile:
-        """Given a buffer, Arrow reads a column chunk piece by piece, not as a whole."""
+        """A reader of the open file. With a buffer size, Arrow reads a column chunk piece by piece, not as a whole."""
         return pq.ParquetFile(
             self._file,
             buffer_size=_BUFFER_BYTES,
@@ -157,7 +157,7 @@ class Cursor:
     def _next_batch(self) -> pa.RecordBatch:
         batch, finer = next(self._batches, (None, None))
         if batch is None:
-            raise pa.ArrowInvalid("it has fewer rows than its footer says")
+            raise pa.ArrowInvalid("the file has fewer rows than its footer says")
         if finer is not None and (name := lost_nanoseconds(batch, finer)):
             raise ReadError(
                 f"{self.path}: column {name!r} has nanoseconds in the old type INT96, which cannot be told apart from "

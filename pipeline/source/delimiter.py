@@ -28,7 +28,7 @@ def first_lines(lines: Iterator[bytes]) -> list[bytes]:
 
 
 def detect_delimiter(sample: Sequence[bytes], usual: str, is_known: Callable[[list[str]], bool]) -> str:
-    """The usual delimiter if it yields a header with the needed column, else the only other delimiter that does.
+    """The usual delimiter, or another delimiter if it is the only one that yields a header with the needed column.
 
     `is_known`: whether the given names include the column that the job needs. A delimiter other than the usual one must
     also split most records of the sample into as many fields as the header.

@@ -60,7 +60,8 @@ def _root(uri: str) -> str:
 
 
 def _current_files(root: str, files: Files) -> set[str]:
-    """Paths, relative to the table, of the files with all their rows in its current version. Raises SourceError."""
+    """Paths, relative to the table, of the files whose rows are all in the table's current version. Raises SourceError
+    if the log cannot be read."""
     log = join(root, _LOG)
     names = sorted(entry.name for entry in entries_in(log, files))
     commits = {int(match[1]): match[0] for match in map(_COMMIT.fullmatch, names) if match}

@@ -33,7 +33,7 @@ _KINDS: dict[str, Kind] = {
 }
 PICTURE_ENDINGS = (
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "avifs"),
-    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not supported, which the status of their rows says
+    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not supported; the status of their rows says so
 )
 _PICTURES = (".tar", *(f".{ending}" for ending in PICTURE_ENDINGS))
 SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind != "parquet"))
@@ -43,7 +43,7 @@ _TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 USUAL_DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 
 MALFORMED_COLUMN = "__pairmill_malformed"
-"""Only in converted files: null, or why the row could not be read, and the beginning of its text."""
+"""In converted files and indexes: null, or why the row could not be read, with the beginning of its text if any."""
 
 CAPTION_PROBLEM_COLUMN = "__pairmill_caption_problem"
 """Only in indexes of tars and folders: null, or why the text beside the picture cannot be read as a caption."""
@@ -130,7 +130,7 @@ class Inputs:
         self.passed_over.update(listing.passed_over)
 
     def check_names(self) -> None:
-        """Raises SourceError for a name that is not UTF-8, and so cannot be stored in a plan."""
+        """Raise SourceError for a name that is not UTF-8, because it cannot be stored in a plan."""
         for uri in self.files:
             readable = uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if readable != uri:
@@ -218,7 +218,8 @@ def with_partitions(file: InputFile) -> InputFile:
 
 
 def reason_unused(name: str) -> PassedOver:
-    """Why a file or tar member with this name is not used. Archives and tables may contain what the user wants."""
+    """Why a file or tar member with this name is not used. Archives and tables, which may contain what the user wants,
+    have reasons of their own."""
     if name.lower().endswith(_PACKED):
         return PassedOver.ARCHIVE
     return PassedOver.TABLE if name.lower().endswith(_TABLES) else PassedOver.OTHER_KIND

@@ -21,8 +21,8 @@ _WITHIN_ELEMENT = re.compile(rb'"' + _REST_OF_STRING + rb'|["\[\]{}]', re.DOTALL
 def split_json(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     """The elements of an array if the first character is `[`, else the lines.
 
-    Elements are truncated to MAX_RECORD_BYTES + 1. Raises SourceError for an array that does not end, or for
-    text after it.
+    Elements are truncated to MAX_RECORD_BYTES + 1 bytes. Raises SourceError if the array does not end, or if text
+    follows it.
     """
     while (head := file.peek(1)) and head.isspace():
         file.read(len(head))
@@ -48,7 +48,7 @@ class _Splitter:
         """Bytes after the array in the last chunk."""
         self._element = bytearray()
         self._depth = 0
-        """Open brackets in the element."""
+        """Number of open brackets in the element."""
         self._in_string = self._is_escaped = False
         """State at the end of the last chunk."""
 

@@ -1,7 +1,7 @@
 """Finds columns and JSON keys by name.
 
-Names are matched exactly; failing that, ignoring case and outer blanks; failing that, also treating blanks and hyphens
-as underscores (`Image Link` is `image_link`).
+Names are matched exactly; failing that, ignoring case and leading or trailing blanks; failing that, also treating
+blanks and hyphens as underscores (`Image Link` is `image_link`).
 """
 
 import re

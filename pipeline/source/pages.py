@@ -8,7 +8,8 @@ DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 """Kinds of pages."""
 
 _HEADER_BYTES = (4_096, 1 << 16, 1 << 20, 16 << 20)
-"""Bytes to read, tried in this order: only headers with long statistics exceed 100. Arrow reads up to 16 MiB."""
+"""Numbers of bytes to read, tried in this order. Only headers with long statistics exceed 100 bytes. Arrow reads up to
+16 MiB."""
 _MAX_PAGES = 1 << 20
 _MAX_FIELDS, _MAX_DEPTH = 100, 4
 _DATA_HEADER, _DICTIONARY_HEADER, _DATA_V2_HEADER = 5, 7, 8

@@ -18,10 +18,11 @@ MAX_SHARD_BYTES = 1 << 30
 
 
 def shard_ends(uri: str, files: Files, column: str, first_row: int, num_rows: int, shard_rows: int) -> list[int]:
-    """Cut `num_rows` rows, starting at `first_row`, into shards of at most `shard_rows`. Returns the row after each.
+    """Cut `num_rows` rows, starting at `first_row`, into shards of at most `shard_rows`. Returns the end row
+    (exclusive) of each shard.
 
-    Estimated by the average row of each page, a shard has at most MAX_SHARD_BYTES. The pages that a shard touches do
-    not exceed that in total either, unless the shard is within a single page.
+    A shard has at most MAX_SHARD_BYTES, as estimated from the average row of each page. The pages that a shard touches
+    do not exceed that total either, unless the shard is within a single page.
     """
     rows, num_bytes = _cumulative_bytes(uri, files, column)
     ends, start, end = [], first_row, first_row + num_rows

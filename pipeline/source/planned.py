@@ -31,7 +31,7 @@ _NOTHING: Mapping[str, int] = {}
 
 
 class PlanError(PairmillError, ValueError):
-    """The input is no longer the planned one; the message names the file and says what to do."""
+    """The plan is missing or unusable, or the input is no longer the planned one; the message says what is wrong."""
 
     kind = FailureKind.INPUT
 
@@ -59,7 +59,7 @@ class PlannedInput:
     uncaptioned: int = 0
     """Rows of a tar or folder that have JSON but no caption."""
     json_keys: Sequence[str] = ()
-    """Some keys of that JSON."""
+    """Some of the keys in the JSON of those rows."""
     left_out_fields: int = 0
     """Number of values in the JSON of a tar or folder that are in no column."""
 
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def rows_in_inputs(self) -> int:
-        """Rows of all planned files, planned or not."""
+        """Number of rows in all planned files, whether or not the rows are planned."""
         return sum(file.num_rows for file in self.inputs)
 
     @property
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def seen(self) -> int:
-        """Files, members and records found in the input: rows, parts of rows, and skipped ones."""
+        """Number of files, members and records found in the input: rows, parts of rows, and skipped entries."""
         return self.rows_in_inputs + self.parts + sum(self.passed_over.values())
 
     @property

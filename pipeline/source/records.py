@@ -50,8 +50,9 @@ def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int, url: i
 
     If the quotes do not match, or the number of fields is wrong, the record's first line becomes a record by itself,
     and parsing continues with the next line. So a stray quote loses one row, not everything up to the next quote. In
-    TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields. The same
-    applies to the first line of a record that contains another line with its own URL: its quotes are stray too.
+    TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields. A TSV
+    record of several lines is also treated this way if a later line has a URL of its own, because then the quotes in
+    the first line are stray too.
     """
     physical = _PhysicalLines(lines)
     reader = csv.reader(physical, delimiter=delimiter, strict=True)

@@ -34,12 +34,12 @@ class RowBudget:
         rows = np.arange(batch.num_rows, dtype=np.float64)
         rows[refused] = np.nan
         indices = pa.array(rows, pa.int64(), from_pandas=True)
-        # Not a slice, which would keep the bytes of the other rows in memory.
+        # Copied, because slices would keep the bytes of the other rows in memory.
         columns = [_taken(column, indices) for column in batch.columns]
         return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
     def noted(self, table: pa.Table) -> pa.Table:
-        """The rows of the whole shard, with the problems of those that did not fit in MALFORMED_COLUMN."""
+        """The rows of the whole shard. For each row that did not fit, MALFORMED_COLUMN has the problem."""
         if not self._problems:
             return table
         problems = pa.array([self._problems.get(row) for row in range(table.num_rows)], pa.string())
@@ -62,7 +62,7 @@ class RowBudget:
 
 
 def row_sizes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Bytes of each row's values, [n]. A dictionary value counts each time it is used."""
+    """Bytes of each row's values, [rows]. A dictionary value counts each time it is used."""
     return _sum([_sizes(column) for column in batch.columns], batch.num_rows)
 
 

@@ -1,7 +1,7 @@
 """Computes from page headers how much memory the rows of a Parquet row group take, because a few bytes can encode
 gigabytes.
 
-A dictionary or a shared prefix can repeat a long text for every row, a run can repeat a value millions of times in one
+A dictionary or shared prefix can repeat a long string for every row, a run can repeat a value millions of times in one
 row, and a page of zeros unpacks to a thousand times its size. The sizes in the footer cannot be trusted.
 """
 
@@ -19,8 +19,8 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 MAX_ROW_BYTES = 1 << 30
 """Maximum bytes of one row's values in a nested column."""
 MAX_PAGE_BYTES, MAX_PAGE_RATIO = 64 << 20, 20
-"""A page that unpacks to more bytes than this must take at least a 20th of them in the file. Writers aim for pages of
-1 MiB; pictures, which do not compress, can make pages larger."""
+"""A page that unpacks to more than MAX_PAGE_BYTES must take up at least a 20th of its unpacked size in the file.
+Writers aim for pages of 1 MiB; pictures, which do not compress, can make pages larger."""
 
 _BATCH_ROWS, _BATCH_BYTES = 65_536, 256 << 20
 _DELTA_BYTE_ARRAY = 7
@@ -28,7 +28,7 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96
 
 
 class CostError(PairmillError, ValueError):
-    """A row group that would take too much memory; the message says which column, and why."""
+    """A row group would take too much memory; the message says in which column, and why."""
 
     kind = FailureKind.INPUT
 

@@ -20,7 +20,7 @@ class FoundUids:
     uids: list[str]
     """The uid of each row; empty if it depends on the picture."""
     problems: pa.Array
-    """For each row, its own uid if that is invalid, otherwise null (string)."""
+    """string: for each row, its own uid if that is invalid, otherwise null."""
 
 
 class UidRules:

@@ -231,7 +231,8 @@ def _with_plain_captions(table: pa.Table, mapping: ColumnMapping) -> pa.Table:
 
 
 def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """Replace the lists of rows with too many captions by null. Returns (lists, the problem of each such row).
+    """Replace the caption lists of rows that have too many captions with null. Returns (lists, problem of each row, or
+    null).
 
     The URL and the carried columns are repeated for every caption, so their bytes count once per caption. The limits
     keep a single row from filling the shard.
@@ -246,7 +247,7 @@ def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array
         elif not is_small and length > 1:
             repeated_bytes = table.slice(row, 1).nbytes * length
             if total + repeated_bytes > MAX_REPEATED_BYTES:
-                problem = f"{length:,} captions of a row that would be {repeated_bytes:,} bytes"
+                problem = f"{length:,} captions, which would repeat the row to {repeated_bytes:,} bytes"
             else:
                 total += repeated_bytes
         problems.append(problem)
@@ -290,7 +291,7 @@ def _bad_digests(column: pa.Array) -> pa.Array:
 
 
 def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:
-    """Refuse all but the first row with the same uid. Rows already refused do not count."""
+    """Refuse each row that has the uid of an earlier row. Rows already refused do not count."""
     first: dict[str, int] = {}
     for row, uid in enumerate(uids):
         if uid and row not in verdicts.refused and first.setdefault(uid, row) != row:
@@ -306,7 +307,8 @@ def _url_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:
 
 
 def _texts(raw: pa.Array, status: Status, max_bytes: int, verdicts: _Verdicts) -> pa.Array:
-    """Raw text as strings. Text that is too long or not UTF-8 is rejected, and kept truncated, with U+FFFD."""
+    """Raw text as strings. A row whose text is too long or not UTF-8 is rejected, and keeps the text truncated, with
+    U+FFFD for invalid bytes."""
     too_long = pc.greater(pc.binary_length(raw), max_bytes).fill_null(False)
     if too_long.true_count:
         verdicts.refuse(status, _detail_where(too_long, f"longer than {max_bytes:,} bytes"))

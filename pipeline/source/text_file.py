@@ -36,11 +36,11 @@ _NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
 )
 """First bytes of files that often have a wrong extension. Some encodings would decode them, but to garbage."""
 _FEW_LINES = 3
-"""In a file with at most this many lines, one that is not UTF-8 is enough to refuse it."""
+"""A file with at most this many lines is refused if a single line is not UTF-8."""
 _BROKEN_SHARE = 1_000
 """One line in this many may be broken in a file that is otherwise ASCII."""
 _MANY_LINES = 10_000
-"""After every this many broken lines, check whether to refuse the file without reading the rest."""
+"""Each time this many more lines are broken, check whether to refuse the file without reading the rest."""
 
 Split = Callable[[io.BufferedReader], Iterator[bytes]]
 """Splits a file into pieces, each with one record or a part of one."""
@@ -82,11 +82,11 @@ def _skip_line(file: IO[bytes]) -> None:
 def lines_of(
     uri: str, files: Files, encoding: str | None = None, split: Split = split_lines
 ) -> Iterator[Iterator[bytes]]:
-    """Lines of a file (also .gz) in UTF-8, with line ends and without the byte order mark.
+    """Lines of a file, which may be a .gz, in UTF-8, with line ends and without the byte order mark.
 
     `encoding`: name of a codec; None for UTF-8. `split` may split the file elsewhere than at line ends. Lines are
-    truncated to MAX_RECORD_BYTES + 1. Bytes that are invalid in the encoding become 0xFF, which is never valid UTF-8.
-    Raises SourceError for a .gz that ends early, and if `encoding` is None, for a file that is not UTF-8.
+    truncated to MAX_RECORD_BYTES + 1 bytes. Bytes that are invalid in the encoding become 0xFF, which is never valid
+    UTF-8. Raises SourceError for a .gz that ends early and, if `encoding` is None, for a file that is not UTF-8.
     """
     with _open_decompressed(uri, files) as file:
         head = _first_bytes(file)

@@ -19,7 +19,7 @@ from pairmill.pipeline.source.texts import plain_type
 _MANTISSA_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 _UNITS = ("s", "ms", "us", "ns")
 _MAX_DECIMAL_DIGITS = 38
-"""DuckDB and Spark cannot read columns with more."""
+"""DuckDB and Spark cannot read columns with more digits."""
 
 
 class Fit(Enum):
@@ -96,8 +96,8 @@ def first_leaf(parquet: pq.ParquetFile, column: str) -> int:
 
 
 def lost_nanoseconds(batch: pa.RecordBatch, finer: pa.RecordBatch) -> str | None:
-    """The first column of `finer` whose times, read in nanoseconds, have more digits than in `batch`; None if no
-    column has.
+    """The first column of `finer` whose times, read in nanoseconds, have more digits than in `batch`; None if there is
+    no such column.
 
     The cast wraps around as Arrow's reader does, so it gives the same nanoseconds unless digits were cut off.
     """

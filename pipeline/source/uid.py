@@ -16,12 +16,12 @@ _OWN = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-f
 
 
 def pair_uid(url: bytes | None, caption: bytes | None) -> str:
-    """The uid of a URL and caption, given as raw bytes. Null and empty are different."""
+    """The uid of a URL and caption, given as raw bytes. Null and empty values yield different uids."""
     return hashlib.blake2b(_part(url) + _part(caption), digest_size=16).hexdigest()
 
 
 def picture_uid(url: bytes | None, caption: bytes | None, sha256: str | None) -> str:
-    """The uid of a corpus picture whose URL does not identify it. `sha256`: in hex; None if the picture is unread."""
+    """The uid of a corpus picture whose URL does not identify it. `sha256`: in hex; None if it was not computed."""
     digest = sha256.encode() if sha256 else None
     if is_blank(url) or digest is None:
         return pair_uid(digest or url, caption)
@@ -39,7 +39,8 @@ def own_uid(text: str) -> str | None:
 
 
 def caption_uid(uid: str, caption_index: int) -> str:
-    """The uid of one caption of a row with its own uid: that uid for the first, else BLAKE2b-128 of `UID:INDEX`."""
+    """The uid for one caption of a row that has its own uid: for the first caption, the row's uid; for any other,
+    BLAKE2b-128 of `UID:INDEX`."""
     if caption_index == 0:
         return uid
     return hashlib.blake2b(f"{uid}:{caption_index}".encode(), digest_size=16).hexdigest()

@@ -134,7 +134,7 @@ class OpenLoad:
         with self.progress.shard(batch.info.shard.num_rows) as progress:
             batch = batch.with_table(self.gate(self.loader(batch.table, has_pictures, progress)))
         if self.spec.job.rules.known:
-            batch = self.spec.apply_rules(batch, Step.INPUT)  # again, for uids that depend on the picture
+            batch = self.spec.apply_rules(batch, Step.INPUT)  # applied again, for uids that depend on the picture
         return _with_pairs(self.spec.apply_rules(batch, Step.IMAGE))
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class Encode(JobStage):
         """Load the models. Raises ModelError."""
         from pairmill.pipeline.encode.encoder import Encoder  # loads torch, which only this stage needs
 
-        scores = self.job.picture_scores if self.job.source.is_corpus else {}  # others: see Download
+        scores = self.job.picture_scores if self.job.source.is_corpus else {}  # for other sources, see Download
         encoder = Encoder(self.job.models, self.job.run, self.job.images, hooks, scores)
         return OpenEncode(self, encoder, hooks.progress)
 

@@ -55,7 +55,7 @@ def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) 
 
 
 def retry_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str, statuses: Iterable[str]) -> Pipeline:
-    """The pipeline of `retry`: again fetch the rows of committed shards that have one of `statuses`."""
+    """The pipeline of `retry`: fetch again the rows of committed shards whose status is in `statuses`."""
     read = ReadFailedRows(job, mapping, statuses=frozenset(statuses))
     commit = CommitNextGeneration(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (read, *_download_and_encode(job, mapping), commit))

@@ -17,7 +17,7 @@ from pairmill.schemas.manifest import ShardManifest
 
 @dataclass(frozen=True)
 class ReadFailedRows(ReadRows):
-    """Reads the rows of a committed shard that have one of `statuses`, as they were before the download."""
+    """Reads the rows of a committed shard whose status is in `statuses`, as they were before the download."""
 
     statuses: frozenset[str] = frozenset()
 

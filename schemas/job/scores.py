@@ -86,7 +86,7 @@ class ClassesScore(_OneLine):
 
 
 class NegClipScore(Settings):
-    """negCLIPLoss: how well a pair fits, less how easily its picture and its caption fit anything. One column: NAME."""
+    """negCLIPLoss: how well picture and caption fit, minus how easily each of them fits anything. One column: NAME."""
 
     model: str | None = None
     """Alias of the model whose embeddings are compared. None: the dataset's only model."""
@@ -270,7 +270,7 @@ def _main_setting(kind: str) -> str | None:
 
 def _kind_class(kind: str) -> type[Settings]:
     """The settings of a kind of score."""
-    found: type[Settings] = get_args(ScoreKinds.model_fields[kind].annotation)[0]  # the other one is None
+    found: type[Settings] = get_args(ScoreKinds.model_fields[kind].annotation)[0]  # the other type of the union is None
     return found
 
 

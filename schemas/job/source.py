@@ -19,7 +19,7 @@ def _text_encoding(name: str) -> str:
     try:
         with suppress(UnicodeError):
             b"a".decode(name)
-    except LookupError:  # also for codecs that are not text, such as base64
+    except LookupError:  # also raised for codecs that decode to bytes, such as base64
         raise ValueError(
             "unknown text encoding; common ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
         ) from None

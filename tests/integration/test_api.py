@@ -183,7 +183,7 @@ def no_fives(rows):
 """
 
 
-def test_scripts_and_interactive_sessions_work_beside_folders_named_like_pairmills(
+def test_scripts_and_interactive_sessions_work_beside_folders_named_like_ours(
     source: Path, on_this_ray: list[str], tmp_path: Path
 ) -> None:
     for name in ("pipeline", "schemas"):

@@ -116,7 +116,7 @@ def test_the_plain_loop_and_ray_produce_equal_tables(ray_session: None, web: Pic
             one_rounding = np.spacing(np.abs(one)) if "embedding" in name else 0
             assert (np.abs(one.astype(np.float64) - other) <= 1e-5 + one_rounding).all()
         if folder == "pairs":
-            far = [abs(score) > 1e-4 for score in plain["similarity"].to_pylist()]  # not the rows near the threshold
+            far = [abs(score) > 1e-4 for score in plain["similarity"].to_pylist()]  # excludes rows near the threshold
             assert sum(far) > 0.9 * len(far)
             for name in near:
                 assert plain[name].filter(pa.array(far)).equals(ray[name].filter(pa.array(far)))
@@ -140,7 +140,7 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
     assert result.rows_in == len(rows) == result.pairs + result.rejects
     assert result.shards_missing == []
     assert result.statuses == {
-        "ok": 12,  # ten good ones, and two repeats in shards other than their originals'
+        "ok": 12,  # ten good rows, and two repeats that are not in the shards of their originals
         "http_4xx": 5,
         "image_corrupt": 5,
         "caption_missing": 5,
@@ -272,7 +272,7 @@ def test_damaged_shards_at_the_start_do_not_block_the_good_ones(
     build_job = job(folder, tmp_path / "out", run={"max_failed_shards_in_a_row": 2})
     pipeline, plan = prepare(build_job)
     broken = bytearray((folder / "a.parquet").read_bytes())
-    broken[4:-2000] = bytes(len(broken) - 2004)  # the pages, not the footer
+    broken[4:-2000] = bytes(len(broken) - 2004)  # damages the pages, not the footer
     (folder / "a.parquet").write_bytes(broken)
     outcomes: list[Outcome] = []
     run_shards(plan.shards, pipeline, outcomes.append)
@@ -282,7 +282,7 @@ def test_damaged_shards_at_the_start_do_not_block_the_good_ones(
     }
     assert good | unreadable == set(range(6))
     assert good >= {4, 5}
-    assert unreadable >= {0, 1}  # enough in a row to stop the run
+    assert unreadable >= {0, 1}  # enough failures in a row to stop the run
 
 
 def test_a_worker_that_cannot_start_stops_the_run_and_the_error_says_why(
@@ -308,7 +308,7 @@ def test_a_shard_with_damaged_input_fails_alone(ray_session: None, web: PictureW
     _, plan = prepare(build_job)
     whole = (folder / "a.parquet").read_bytes()
     broken = bytearray(whole)
-    broken[4:400] = bytes(396)  # the pages, not the footer
+    broken[4:400] = bytes(396)  # damages the pages, not the footer
 
     def run() -> BuildResult:
         failures: dict[int, str] = {}

@@ -1,6 +1,7 @@
 """Tests the picture scores that a build computes while it decodes.
 
-They equal those that `pairmill score` computes later from the stored pictures, if these have the measured pixels."""
+If a stored picture has the pixels that the build measured, its scores equal those that `pairmill score` computes later.
+"""
 
 import hashlib
 import io
@@ -88,23 +89,23 @@ def test_a_build_from_urls_has_the_same_scores_as_its_stored_pictures(
     later = added(output, "later")
     names = [each.replace("later", "look") for each in later.column_names if each != "row_id"]
     built = table_of(output, [*names, "file_jpeg_quality", "original_format", "original_width", "width"])
-    assert built.num_rows == len(bodies)  # one is broken, and one came late
+    assert built.num_rows == len(bodies)  # without the broken one, but with the late one
     assert built["file_jpeg_quality"].equals(built["look_jpeg_quality"])
     kept = pc.and_(pc.equal(built["original_format"], "JPEG"), pc.equal(built["original_width"], built["width"]))
     assert kept.to_pylist().count(True) >= 3
     assert same(built.filter(kept), later.filter(kept), "look", "later") == []
     again = pc.invert(kept)
     assert same(built.filter(again), later.filter(again), "look", "later") != []
-    for measure, near in (("exposure", 0.01), ("border", 0.05), ("colorfulness", 2.0)):  # encoded again
+    for measure, near in (("exposure", 0.01), ("border", 0.05), ("colorfulness", 2.0)):  # re-encoding changes little
         for one, other in zip(built[f"look_{measure}"].to_pylist(), later[f"later_{measure}"].to_pylist(), strict=True):
             assert one == pytest.approx(other, abs=near)
     is_png = pc.equal(built["original_format"], "PNG")
     assert built.filter(is_png)["look_jpeg_quality"].to_pylist() == [None]
-    assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # the job's quality
+    assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # of the stored JPEG
 
 
 def assert_another_measure_is_found(folder: Path, output: Path, column: str) -> None:
-    """Check that `verify` finds wrong values of a column, as from a broken decoder, if the checksum matches them."""
+    """Check that `verify` finds the wrong values of a broken decoder, for which the file's checksum is correct."""
     copy = Path(shutil.copytree(output, folder / "copy"))
     shutil.rmtree(copy / "columns")
     (manifest, *_) = (each for each in read_manifests(Store(str(copy))) if each.pairs)

@@ -326,7 +326,7 @@ def test_slow_decoding_delays_the_download(
     urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
     result = open_downloader(concurrency=4, per_host_concurrency=4)(shard(list(urls)))
     assert {row["status"] for row in rows(result)} == {"ok"}
-    assert max(ahead) <= 5 + 4 + 2  # the budget, requests in flight, pictures being decoded
+    assert max(ahead) <= 5 + 4 + 2  # buffered bodies, requests in flight, pictures being decoded
 
 
 def test_an_empty_shard_or_one_with_nothing_to_fetch_starts_no_thread(open_downloader: Open) -> None:

@@ -126,7 +126,7 @@ def test_awkward_samples_cost_only_their_own_rows(tmp_path: Path) -> None:
     holds(tmp_path / "out")
 
 
-def test_folders_of_pictures_and_img2dataset_s_files_are_embedded(tmp_path: Path) -> None:
+def test_folders_of_pictures_and_img2datasets_files_are_embedded(tmp_path: Path) -> None:
     folder = tmp_path / "in" / "00000"
     folder.mkdir(parents=True)
     for n in range(3):
@@ -160,7 +160,7 @@ def test_parquet_with_pictures_is_embedded(tmp_path: Path, struct: bool) -> None
     holds(tmp_path / "out")
 
 
-def test_embedding_a_build_s_output_reproduces_its_embeddings(web: PictureWeb, tmp_path: Path) -> None:
+def test_embedding_the_output_of_a_build_reproduces_its_embeddings(web: PictureWeb, tmp_path: Path) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n, (700, 500))), "caption": CAPTION.format(n)} for n in range(8)]
     source = write_input(tmp_path / "in.parquet", rows)
     sequentially(job(source, tmp_path / "built", models=[{"name": "tiny"}]))
@@ -263,7 +263,7 @@ def test_files_added_later_must_have_pictures_in_the_planned_column(tmp_path: Pa
 
 def test_a_single_picture_is_refused_and_not_mistaken_for_its_folder(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(picture(1))
-    with pytest.raises(SourceError, match="give the folder"):
+    with pytest.raises(SourceError, match="specify the folder"):
         sequentially(embed_job(tmp_path / "out", tmp_path / "a.jpg"))
 
 
@@ -385,7 +385,7 @@ def test_adding_a_model_to_a_dataset_with_a_damaged_tar_fails_and_names_the_tar(
     data = tar.read_bytes()
     offset = rows_in(tmp_path / "out")[1]["image_offset"]
     tar.write_bytes(data[: offset + 90] + bytes([data[offset + 90] ^ 1]) + data[offset + 91 :])
-    with pytest.raises(DamagedFileError, match=r"000000000\.tar is damaged: the picture of row 0:1"):
+    with pytest.raises(DamagedFileError, match=r"000000000\.tar is damaged at the picture of row 0:1"):
         add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"})
 
 

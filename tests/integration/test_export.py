@@ -238,7 +238,9 @@ def test_select_and_export_have_the_same_result_on_ray_and_in_a_plain_loop(
         assert tar.read_bytes() == (tmp_path / "ray" / tar.name).read_bytes()
 
 
-def test_an_export_continues_where_it_stopped_and_refuses_the_folder_of_another(dataset: Path, tmp_path: Path) -> None:
+def test_an_export_continues_where_it_stopped_and_refuses_the_folder_of_another_export(
+    dataset: Path, tmp_path: Path
+) -> None:
     export(job(dataset, tmp_path / "whole", "webdataset"))
     export(job(dataset, tmp_path / "out", "webdataset"))
     (tmp_path / "out/.pairmill/manifests/00002.json").unlink()  # as after a crash: the tar exists without its record
@@ -337,7 +339,7 @@ def tiny_folder() -> str:
 @pytest.mark.parametrize(
     ("form", "more", "says"),
     [
-        ("webdataset", {"models": ["tiny"]}, "has no embeddings; use clip-retrieval"),
+        ("webdataset", {"models": ["tiny"]}, "stores no embeddings; use clip-retrieval"),
         ("clip-retrieval", {"models": ["other"]}, "has no embeddings of 'other'; it has: tiny"),
         ("datacomp", {"models": []}, "has no embeddings"),
         ("webdataset", {"subset": "none"}, "has no subset 'none'; it has: most"),

@@ -211,7 +211,7 @@ def test_after_a_retry_every_reader_says_to_select_again_and_refresh_does_so(
     after = read_subset(store, "most")
     assert (after.steps, after.rows, after.rows_out) == (before.steps, before.rows, 20)
     assert after.attempt != before.attempt
-    assert len(list((output / "subsets/most").rglob("*.parquet"))) == 2  # none of the old ones
+    assert len(list((output / "subsets/most").rglob("*.parquet"))) == 2  # the old files are gone
     assert export(export_job(output, tmp_path / "second")).record.rows == 20
     assert len(list(PairDataset(FeedConfig(str(output), "most")))) == 20
     assert compare(store, "most", "fresh").outdated == ()

@@ -169,7 +169,7 @@ MISBEHAVIORS: dict[str, tuple[Any, Status, str | None]] = {
     "redirect-mapped": (
         [redirect("http://[::ffff:10.0.0.1]/")],
         Status.ADDRESS_REFUSED,
-        f"{ipaddress.ip_address('::ffff:10.0.0.1')} leads to 10.0.0.1",  # written differently since Python 3.13
+        f"{ipaddress.ip_address('::ffff:10.0.0.1')} leads to 10.0.0.1",  # Python 3.13 writes it differently
     ),
     "redirect-file": (
         [redirect("file:///etc/passwd")],
@@ -195,7 +195,7 @@ def test_each_misbehavior_has_its_status_in_bounded_time_and_memory(web: Hostile
     finally:
         tracemalloc.stop()
     assert time.monotonic() - started < 10
-    assert most_bytes < 6_000_000  # client, session and server, which also runs in this process
+    assert most_bytes < 6_000_000  # of the client, the session and the server, which also runs in this process
     assert fetched.status is status, fetched
     if detail is not None:
         assert fetched.detail == detail
@@ -233,7 +233,7 @@ def test_early_refusal_closes_the_connection(web: HostileWeb) -> None:
             assert sent == before
 
     asyncio.run(main())
-    assert sent < 20_000_000  # the size of socket buffers
+    assert sent < 20_000_000  # about the size of the socket buffers
 
 
 def test_redirects_are_followed_to_the_end(web: HostileWeb) -> None:
@@ -278,7 +278,7 @@ def test_nothing_is_sent_to_a_refused_address(web: HostileWeb, forbidden: Hostil
     for url, fetched in zip(urls, fetch_all(urls, allow_networks=[]), strict=True):
         assert fetched.status is Status.ADDRESS_REFUSED, url
     assert forbidden.connections == 0
-    assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # if allowed, it does answer
+    assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # the server does answer if its address is allowed
 
 
 def test_addresses_are_checked_again_on_connecting(forbidden: HostileWeb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +458,7 @@ def test_retry_after_is_honored_if_time_allows(web: HostileWeb) -> None:
 
 def test_waiting_for_the_host_does_not_use_up_the_urls_time(web: HostileWeb) -> None:
     urls = [web.send(f"/{index}.jpg", 0.3, response(JPEG)) for index in range(8)]
-    found = fetch_all(urls, per_host_concurrency=2, timeout_s=0.9)  # 1.2 s in all
+    found = fetch_all(urls, per_host_concurrency=2, timeout_s=0.9)  # takes 1.2 s in total
     assert {fetched.status for fetched in found} == {Status.OK}
     assert all(fetched.fetch_s < 0.9 for fetched in found)
 
@@ -513,7 +513,7 @@ def test_endless_bodies_together_take_little_more_than_twice_the_budget(web: Hos
 
     budget = Watched(limit)
     found = fetch_all(urls, budget, timeout_s=1.0, max_bytes=5_000_000, per_host_concurrency=24, retries=0)
-    assert {each.status for each in found} == {Status.TIMEOUT}  # each was given its own second, in turn
+    assert {each.status for each in found} == {Status.TIMEOUT}  # each body was given its own second, in turn
     assert limit < most < 2 * limit + 5_000_000 + 24 * (1 << 18)
     assert budget._reserved == 0
 

@@ -93,7 +93,7 @@ def test_a_host_that_never_answers_delays_a_shard_by_little_more_than_one_timeou
         good = [f"{other.serve('/good.jpg', JPEG)}?{n}" for n in range(50)]
         started = time.monotonic()
         found = fetch_all([*silent, *good], timeout_s=2, per_host_concurrency=8, retries=2)
-        assert time.monotonic() - started < 15  # 500 of them, eight at a time, would take two minutes
+        assert time.monotonic() - started < 15  # 500 timeouts, eight at a time, would take two minutes
     assert [fetched.status for fetched in found] == [Status.TIMEOUT] * 500 + [Status.OK] * 50
     assert web.hits["/silent.jpg"] <= 16
     assert sum((fetched.detail or "").startswith("not requested") for fetched in found) >= 480

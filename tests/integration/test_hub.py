@@ -1,5 +1,5 @@
-"""Tests weights that the hub does not provide: an error of one line with the remedy comes within 10 s, and the hub's
-client does not retry."""
+"""Tests what happens if the hub does not provide weights: within 10 s, an error of one line says what to do, and the
+hub's client does not retry."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from pairmill.pipeline.encode import hub
 from pairmill.pipeline.encode.weights import is_on_disk
 
-WITHOUT = "without a network, give `pretrained` a local file, or a folder as the model's name"
+WITHOUT = "without a network, set `pretrained` to a local file, or the model's name to a local folder"
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def test_a_hub_that_answers_has_no_problem(monkeypatch: pytest.MonkeyPatch, stat
 def test_offline_mode_says_where_the_weights_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = problem(monkeypatch, closed_port())
-    assert said == f"HF_HUB_OFFLINE is set, and {tmp_path}/hub (HF_HOME) does not contain them; {WITHOUT}"
+    assert said == f"HF_HUB_OFFLINE is set, and {tmp_path}/hub (HF_HOME) lacks the files; {WITHOUT}"
 
 
 def test_an_unwritable_cache_is_named_with_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
     assert not is_on_disk({"hf_hub": "a/b/own.bin"})
-    (snapshot / "own.safetensors").touch()  # which open_clip prefers
+    (snapshot / "own.safetensors").touch()  # the format that open_clip prefers
     assert is_on_disk({"hf_hub": "a/b/own.bin"})
     assert not is_on_disk({"hf_hub": "a/b/"})
     (snapshot / "open_clip_pytorch_model.bin").touch()
@@ -114,7 +114,7 @@ def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:
     ("name", "offline", "reason"),
     [
         ("ViT-B-32:laion2b_s34b_b79k", "0", "cannot be reached"),
-        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "1", "does not contain them"),
+        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "1", "lacks the files"),
     ],
 )
 def test_the_command_reports_the_problem_on_one_line(tmp_path: Path, name: str, offline: str, reason: str) -> None:

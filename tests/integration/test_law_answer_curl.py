@@ -1,4 +1,4 @@
-"""Invariant: we accept the responses that curl accepts, with the same bytes; stray bytes never lose the next row."""
+"""Invariant: we accept the responses that curl accepts, with the same bytes; stray bytes never cost the next row."""
 
 import subprocess
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def test_bytes_after_one_answer_never_cost_the_next_row(web: HostileWeb, stray: 
     web.route("*", answer)
     found = fetch_all([web.url(f"/{n}.jpg") for n in range(8)], per_host_concurrency=1, retries=0)
     assert {(each.status, each.body) for each in found} == {(Status.OK, JPEG)}
-    # A row costs at most one request on a connection that turns out to be spoiled.
+    # Each row wastes at most one request on a connection that turns out to be spoiled.
     assert sum(web.hits.values()) <= 2 * 8
 
 

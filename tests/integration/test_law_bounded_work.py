@@ -17,7 +17,7 @@ from tests.integration.test_fetch import config
 
 _ROWS = min(2 * settings.default.max_examples, 1_000)
 _TIMEOUT_S = 4.0
-_NOISE_S = 1.0  # caused by other tests on the machine
+_NOISE_S = 1.0  # the delay that other tests on the machine can cause
 
 
 @dataclass
@@ -68,7 +68,7 @@ def test_each_kind_ends_with_its_status_at_little_cost() -> None:
         urls = {kind: bad.url(kind, row) for row, kind in enumerate(KINDS)}
         started = time.process_time()
         found = fetch_together(list(urls.values())).outcomes
-        assert time.process_time() - started < 2.0  # our total CPU time
+        assert time.process_time() - started < 2.0  # CPU time of this process
     endless = {"interim", "early-hints", "fields", "line", "chunks", "trailers"}
     for kind, url in urls.items():
         assert found[url].status is (Status.PROTOCOL_ERROR if kind in endless else Status.TIMEOUT), kind

@@ -51,14 +51,14 @@ def test_a_hostile_word_of_a_quarter_megabyte_does_not_fill_the_cache() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "a b", "ab cd ef", "日本語"])
-def test_the_beginning_of_a_text_has_whole_characters_and_at_most_the_given_bytes(text: str) -> None:
+def test_text_is_cut_to_a_number_of_bytes_without_splitting_a_character(text: str) -> None:
     for num_bytes in range(1, 12):
         start = beginning(text, num_bytes)
         assert text.startswith(start)
         assert len(start.encode()) <= num_bytes
 
 
-def test_captions_of_226_tokens_are_whole_in_a_context_of_256() -> None:
+def test_captions_of_226_tokens_are_not_cut_if_the_context_has_256() -> None:
     texts = pq.read_table(SHARED_DATA / "cases/long_captions.parquet")["text"].to_pylist()
     tokenize, oracle = tokenizers[256]
     found = tokenize(texts)

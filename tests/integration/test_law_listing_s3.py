@@ -49,13 +49,14 @@ def put() -> Iterator[Put]:
         S3FileSystem.clear_instance_cache()
         yield lambda key, body: backend.put_object(BUCKET, key, body)
     server.stop()
-    backend.reset()  # the server's memory outlives it, and bench.doors runs this again in the same process
+    backend.reset()  # moto's memory outlives the server, and bench.doors runs this again in the same process
 
 
 prefixes = (f"t{number}" for number in count())
 
 
-@settings(max_examples=settings.default.max_examples // 10, suppress_health_check=[HealthCheck.too_slow])  # makes plans
+# Each example makes a plan, which takes long
+@settings(max_examples=settings.default.max_examples // 10, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sets(keys, min_size=1, max_size=8))
 @example({"0.jpg", "0.txt", "/0.jpg", "/0.txt", "//0.jpg", "a/0.jpg", "a//0.jpg"})
 @example({"0.jpg", "", "a/", "x.jpg/", "x.jpg/0.jpg"})

@@ -47,7 +47,7 @@ def test_samples_are_those_of_webdataset(tmp_path_factory: pytest.TempPathFactor
         members = [{**member, "__url__": ""} for member in webdataset.tar_file_iterator(file)]
     try:
         samples = list(webdataset.group_by_keys(iter(members)))
-    except ValueError:  # the same key and extension, in upper and lower case
+    except ValueError:  # a key has the same extension in upper and lower case
         return
     expected = []
     for sample in samples:

@@ -46,7 +46,7 @@ pytestmark = [  # webdataset leaves closing tars to the garbage collector
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:datasets"),
-    pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning"),  # from Pillow, in readers
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning"),  # Pillow warns about it in readers
 ]
 
 
@@ -322,7 +322,7 @@ def test_an_export_of_an_earlier_version_is_left_as_it_is_and_opens_by_its_folde
     assert (folder / "00000.parquet").read_bytes() == before
     assert len(load_dataset(folder, tmp_path)) == 6
     (folder / "00000.parquet").unlink()
-    with pytest.raises(JobError, match="was started by an earlier version of pairmill"):
+    with pytest.raises(JobError, match="contains an export in the layout of an earlier version"):
         export(ExportJob.model_validate(values))
 
 

@@ -24,7 +24,8 @@ MOVED = ("image_tar", "image_offset", "image_length")
 
 
 def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
-    """Every row of a finished output, read by listing the folders, with its picture's bytes, not their position."""
+    """Every row of a finished output, read by listing the folders, with the bytes of its picture instead of their
+    position."""
     rows = {}
     for folder in ("pairs", "rejects"):
         for path in (output / folder).iterdir():

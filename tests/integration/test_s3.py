@@ -61,7 +61,7 @@ def bucket() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    S3FileSystem.clear_instance_cache()  # cached instances may not have this environment
+    S3FileSystem.clear_instance_cache()  # cached instances may use another environment
     Store("s3://mill").fs.mkdir("mill")
     yield "s3://mill"
     for name, value in before.items():
@@ -180,7 +180,7 @@ def test_exports_on_s3_equal_local_ones(bucket: str, embedded: str, form: str, t
     names = sorted(str(path.relative_to(here)) for path in Path(here).rglob("*") if path.is_file())
     store = Store(there)
     for name in names:
-        if name != "export.json":  # the record names its output
+        if name != "export.json":  # the record contains the output's name
             assert store.read(name) == Path(here, name).read_bytes(), name
 
 
@@ -221,7 +221,8 @@ def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
     assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
     copy.write_bytes(copy.read_bytes()[:-1])
     assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
-    for name in (f"{'0' * 32}.faiss", f"{'1' * 32}.{'2' * 32}.part"):  # the second was left by a killed process
+    # An old copy, and a file that a killed process left behind
+    for name in (f"{'0' * 32}.faiss", f"{'1' * 32}.{'2' * 32}.part"):
         copy.with_name(name).write_bytes(bytes(1_000))
         os.utime(copy.with_name(name), (1, 1))
     copy.unlink()
@@ -230,7 +231,7 @@ def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
     assert list(tmp_path.rglob("*.*")) == [copy]
     copy.unlink()
     monkeypatch.setattr("pairmill.pipeline.search.local_copy.MAX_CACHE_BYTES", 10)
-    with pytest.raises(SearchError, match="but the local cache at most 10"):
+    with pytest.raises(SearchError, match="but the local cache can store at most 10"):
         pairmill.search(embedded, "a red circle")
     select(
         SelectJob.model_validate({"dataset": embedded, "name": "again", "steps": [{"uids": saved(after, embedded)}]})

@@ -54,7 +54,7 @@ def test_a_write_whose_reply_was_lost_exists_and_counts_as_taken(
     faulty.faults = Faults(lose_reply_to=request_lost)
     first = store.create(f"{num_bytes}/a", bytes(num_bytes))
     assert faulty.faults.lose_reply_to is None
-    assert first == (request_lost == "uploadId")  # a part is sent again, a PUT finds its own object
+    assert first == (request_lost == "uploadId")  # a part is sent again, but a repeated PUT finds its own object
     assert store.num_bytes(f"{num_bytes}/a") == num_bytes
     assert not store.create(f"{num_bytes}/a", b"another")
     if request_lost == "uploadId":

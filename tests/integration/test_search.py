@@ -88,13 +88,13 @@ def opened(folder: Path) -> SearchIndex:
     return SearchIndex.open(store, Snapshot.of(store))
 
 
-def test_a_text_finds_the_picture_that_was_drawn_for_it_by_brute_force_and_with_an_index(
+def test_a_caption_finds_the_picture_that_was_drawn_for_it_by_brute_force_and_with_an_index(
     drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, captions = drawn
     exact = recall_at_10(opened(folder), captions)
     assert exact >= 0.95
-    monkeypatch.setattr(vector_index, "FLAT_ROWS", 100)  # lists, as in a dataset of a million rows
+    monkeypatch.setattr(vector_index, "FLAT_ROWS", 100)  # so that the index has lists, as for a million rows
     monkeypatch.setattr(search_index, "MAX_UNINDEXED_ROWS", 0)
     monkeypatch.setattr(part_files, "PART_ROWS", 500)
     report = pairmill.index(folder)
@@ -142,7 +142,7 @@ def test_text_picture_and_pair_find_the_same_rows_and_a_pair_does_not_find_itsel
     assert {each.uid for each in within.matches} == {each.uid for each in by_text.matches}
 
 
-def test_a_text_has_the_same_embedding_alone_as_among_others(drawn: tuple[Path, list[str]]) -> None:
+def test_a_caption_has_the_same_embedding_alone_as_among_others(drawn: tuple[Path, list[str]]) -> None:
     folder, captions = drawn
     model = QueryModel.load(opened(folder).embeddings.contract)
     many = model.model.encode_captions(captions[:8])
@@ -154,8 +154,8 @@ def test_a_search_that_cannot_run_ends_with_one_clear_line(
 ) -> None:
     folder, _ = drawn
     for arguments, problem in (
-        ([], "one of a text, --image and --uid"),
-        (["a", "--uid", "0" * 32], "one of a text, --image and --uid"),
+        ([], "exactly one of a phrase, --image and --uid"),
+        (["a", "--uid", "0" * 32], "exactly one of a phrase, --image and --uid"),
         ([" \u200b"], "the text is empty"),
         (["x" * 20_000], "has 20,000 characters; at most 10,000"),
         (["--uid", "\x1b[31m"], "has no row with the uid"),
@@ -164,7 +164,7 @@ def test_a_search_that_cannot_run_ends_with_one_clear_line(
         (["--image", __file__], "the picture cannot be used: no known format"),
         (["--image", "nowhere.jpg"], "nowhere.jpg cannot be read: No such file or directory"),
         (["--image", "/"], "/ cannot be read: Is a directory"),
-        (["--image", "https://example.com/a.jpg"], "a.jpg cannot be read: give a local file or s3://"),
+        (["--image", "https://example.com/a.jpg"], "a.jpg cannot be read: use a local file or an s3:// URL"),
         (["a", "--top", "20000"], "from 1 to 10,000"),
         (["a", "--out", "/dev/null/page.html"], "cannot be written to"),
     ):

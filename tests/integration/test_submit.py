@@ -34,7 +34,7 @@ from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import PAIRMILL
 
-assert submit  # the command is registered
+assert submit  # its import registers the command
 
 GROUP = get_command(app)
 assert isinstance(GROUP, TyperGroup)
@@ -106,8 +106,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare_cluster(s3: FaultyS3, home: Path) -> Iterator[str]:
-    """A head started by its absolute path, without an activated environment, by a user who has a token. So it requires
-    that token."""
+    """A head started by its absolute path, without an activated environment, by a user who has a token. The head
+    therefore requires that token."""
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", **CREDENTIALS}
     with ray_head([Path(sys.executable).with_name("ray")], environment, [free_port()]) as address:
         yield address
@@ -116,8 +116,8 @@ def bare_cluster(s3: FaultyS3, home: Path) -> Iterator[str]:
 def _processes_of(folder: Path) -> list[psutil.Process]:
     """The processes of this cluster only, because `ray stop` would end every Ray instance on the machine.
 
-    Ray's agents do not have the folder in their titles. One that has run jobs would need a whole core for half a minute
-    until it notices that its cluster is gone.
+    Ray's agents do not have the folder in their titles. An agent that has run jobs would use a whole core for half a
+    minute until it notices that its cluster is gone.
     """
     named = [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
     found = list(named)

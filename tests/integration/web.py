@@ -66,7 +66,7 @@ class HostileWeb:
         self.hits: Counter[str] = Counter()
         self.connections = 0
         self.requests: list[Request] = []
-        self.max_concurrent: Counter[str] = Counter()  # requests at the same time, by path
+        self.max_concurrent: Counter[str] = Counter()  # maximum number of simultaneous requests, by path
         self._host = host
         self._tls = tls
         self._running: Counter[str] = Counter()

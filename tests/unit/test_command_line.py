@@ -40,7 +40,7 @@ def names(group: TyperGroup = GROUP, before: tuple[str, ...] = ()) -> Iterator[t
 
 
 def run(*arguments: str, columns: int = 60) -> tuple[int, str]:
-    """Exit status and output. Does not use CliRunner, in which every terminal has 80 columns."""
+    """Exit status and output of a command. Does not use CliRunner, in which every terminal has 80 columns."""
     output, environment = io.StringIO(), {"COLUMNS": str(columns), "RAY_API_SERVER_ADDRESS": "http://head:8265"}
     with patch.dict(os.environ, environment), redirect_stdout(output), redirect_stderr(output):
         try:
@@ -81,7 +81,7 @@ def test_help_ends_with_two_examples_that_parse(command: tuple[str, ...]) -> Non
         address = ["--address", "http://head:8265"] if "jobs" in words and "--address" not in words else []
         group.make_context("example", [*rest, *address])
         if words[0] in COMMANDS and "--compare" not in words:
-            parse_command(GROUP, words)  # the job is checked too
+            parse_command(GROUP, words)  # this checks the job too
         if words[0] == "submit":
             parse_command(GROUP, words[next(i for i, word in enumerate(words) if word in COMMANDS) :])
         for step in (word for word in words if word.startswith("where: ")):
@@ -100,7 +100,7 @@ def test_every_parameter_of_a_command_is_a_field_of_its_options(name: str, optio
 
 
 def test_ctrl_c_during_startup_is_reported() -> None:
-    """Heavy imports are slow, so they must come inside `with errors()`, which handles the interruption."""
+    """Heavy imports are slow, so they must be inside `with errors()`, which handles the interruption."""
     for path in Path(status.__file__).parent.glob("*.py"):
         for function in ast.walk(ast.parse(path.read_text())):
             body = [ast.unparse(each) for each in function.body] if isinstance(function, ast.FunctionDef) else []

@@ -92,10 +92,10 @@ def test_custom_rules_are_counted_by_name_and_recorded_only_if_there_are_any(tmp
     assert totals.custom_rules["mine:strict"].rows == 4
     writer(tmp_path / "none").commit(in_flight(["ok"], [True]))
     (written,) = (tmp_path / "none/manifests").iterdir()
-    assert "custom_rules" not in written.read_text()  # as in manifests of older versions
+    assert "custom_rules" not in written.read_text()  # like the manifests of older versions
 
 
-def test_a_picture_needs_one_range_read(tmp_path: Path) -> None:
+def test_a_picture_can_be_read_with_one_range_request(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok", "timeout", "low_similarity"], [True, False, True]))
     pairs = pq.read_table(tmp_path / manifest.files["pairs"].path).to_pylist()
     with open(tmp_path / pairs[0]["image_tar"], "rb") as file:
@@ -133,7 +133,7 @@ def test_a_crashed_attempt_does_not_block_the_next_and_its_files_are_deleted(tmp
     assert store.exists("pairs/000000008.parquet")
 
 
-def test_a_commit_whose_reply_was_lost_is_recognized_as_our_own(tmp_path: Path) -> None:
+def test_a_commit_whose_response_was_lost_is_recognized_as_our_own(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     assert publish_manifest(Store(str(tmp_path)), manifest) == manifest
     assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)

@@ -154,7 +154,7 @@ CAPTIONS = st.lists(st.text('ab" ', max_size=6), min_size=1, max_size=8)
 @given(captions=CAPTIONS, url_first=st.booleans())
 @example(captions=['"open', "between", 'close"'], url_first=False)
 @example(captions=['"open', "between", 'close"'], url_first=True)
-def test_every_line_of_an_unquoted_tsv_is_a_row_whatever_quotes_its_caption_contains(
+def test_every_line_of_an_unquoted_tsv_is_a_row_even_if_its_caption_contains_quotes(
     scratch: Path, captions: list[str], url_first: bool
 ) -> None:
     urls = [f"http://a.org/{number}" for number in range(len(captions))]
@@ -261,7 +261,7 @@ def test_row_groups_contain_whole_shards(tmp_path: Path) -> None:
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [1200] * 4 + [200]
 
 
-def test_the_conversion_by_a_faster_driver_stays(tmp_path: Path) -> None:
+def test_a_file_that_another_driver_has_already_converted_is_used(tmp_path: Path) -> None:
     first = converted(tmp_path, "a.txt", b"u\n")
     assert converted(tmp_path, "a.txt", b"u\n").equals(first)
     assert len(list(tmp_path.glob("out/input/*.parquet"))) == 1

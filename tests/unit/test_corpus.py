@@ -152,7 +152,7 @@ def test_a_size_that_points_backwards_ends_the_tar(tmp_path: Path, size: int) ->
     header = member.tobuf(format=tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(2048))
     (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
-    assert "negative" in row.problem or "a size of -" in row.problem
+    assert "negative" in row.problem
 
 
 def test_long_headers_are_bounded_and_many_of_them_cause_no_recursion(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_corpus_cannot_mix_kinds_of_files(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", [("0.jpg", b"x")])
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
-    with pytest.raises(SourceError, match="contains tars, and pictures such as"):
+    with pytest.raises(SourceError, match="contains both tars and pictures, such as"):
         corpus(tmp_path).inputs("/nowhere")
     with pytest.raises(SourceError, match="cannot mix"):
         corpus(tmp_path / "a.tar", tmp_path / "pictures").inputs("/nowhere")
@@ -331,7 +331,7 @@ BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 @pytest.mark.parametrize(
     ("name", "data_type"),
     [
-        ("images", pa.list_(BYTES)),  # FAI-RL#81: these were dropped silently
+        ("images", pa.list_(BYTES)),  # FAI-RL#81: such columns were dropped silently
         ("jpg", pa.large_list(pa.binary())),
         ("photo", BYTES),
         ("sample", pa.struct([("image", BYTES)])),
@@ -363,11 +363,11 @@ def test_captions_and_other_columns_are_not_mistaken_for_pictures(tmp_path: Path
 
 def test_an_empty_tar_and_a_compressed_tar_are_not_ignored_silently(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("1.zip", b"x")])
-    (tmp_path / "b.tar").write_bytes(b"")  # tarfile: ReadError, empty file
+    (tmp_path / "b.tar").write_bytes(b"")  # tarfile raises ReadError: empty file
     for name in ("c.tar.gz", "d.zip", "e.parquet", "f.md"):
         (tmp_path / name).touch()
     (row,) = tar_rows(str(tmp_path / "b.tar"), Files())
-    assert row.problem == "b.tar: the tar has no bytes: an interrupted copy?"
+    assert row.problem == "b.tar: the tar is empty; was a copy interrupted?"
     assert corpus(tmp_path).inputs("/nowhere").counts() == {
         PassedOver.ARCHIVE: 2,
         PassedOver.TABLE: 1,

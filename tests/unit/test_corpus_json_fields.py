@@ -86,7 +86,7 @@ def test_large_values_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_a_thousand_fields_do_not_become_a_thousand_columns(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, one=[{"caption": "a", **{f"field {n}": n for n in range(1_000)}}])
-    assert len(plan.mapping.extra) == 200  # the key and 199 of the fields
+    assert len(plan.mapping.extra) == 200  # `key` and 199 of the fields
     assert plan.inputs[0].left_out_fields == 801
 
 
@@ -115,7 +115,7 @@ def test_values_in_a_later_tar_must_fit_and_its_new_fields_are_left_out_and_coun
     ],
 )
 def test_a_key_that_is_not_utf8_becomes_a_readable_column(tmp_path: Path, fields: bytes, columns: list[str]) -> None:
-    """One such key in millions of JSON files must not stop an embed."""
+    """One such key in millions of JSON files must not stop a run of `embed`."""
     (tmp_path / "in").mkdir()
     text = b'{"caption": "c", ' + fields + b"}"
     write_tar(tmp_path / "in/a.tar", [("0.jpg", b"\xff\xd8\xff picture"), ("0.json", text)])

@@ -41,7 +41,7 @@ class DeltaTable:
         self.root = root
         self.version = 0
         self.current: dict[str, bool] = {}
-        """File in the current version -> whether all its rows are."""
+        """File in the current version -> whether all its rows are in that version too."""
         (root / "_delta_log").mkdir(parents=True)
         self._commit([{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}, {"metaData": {"id": "0"}}])
 
@@ -50,7 +50,7 @@ class DeltaTable:
 
     def overwrite(self) -> None:
         removed = [self._remove(name) for name in list(self.current)]
-        self._commit([self._add(), *removed])  # in any order
+        self._commit([self._add(), *removed])  # actions in a commit have no order
 
     def delete_rows(self) -> None:
         if name := next(iter(self.current), None):
@@ -130,7 +130,7 @@ def test_a_table_with_deleted_rows_is_refused_unless_it_was_planned_before(tmp_p
     table = DeltaTable(tmp_path / "list")
     table.append()
     before = plan(table.root, tmp_path / "out")
-    table.delete_rows()  # no Parquet file is new
+    table.delete_rows()  # adds no Parquet file
     assert plan(table.root, tmp_path / "out").num_rows == before.num_rows == 1
     table.overwrite()
     for output in ("out", "new"):

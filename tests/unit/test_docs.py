@@ -83,7 +83,7 @@ def test_every_step_and_score_on_a_command_line_is_valid(path: Path) -> None:
             if option == "--step" and "..." not in text:
                 step = {"dataset": "out", "name": "clean", "steps": [parse_step(text)]}
                 for each in SelectJob.model_validate(step).steps:
-                    _ = each.where is None or Expression(each.where).columns  # raises if it is no expression
+                    _ = each.where is None or Expression(each.where).columns  # raises if this is not an expression
             if option == "--score" and words[0] == "score":
                 job = ScoreJob.model_validate({"dataset": "out", "name": "score", **parse_score(text)})
                 _ = job.score is None or job.score.mix is None or parse(job.score.mix.formula).columns
@@ -109,7 +109,7 @@ def test_every_job_file_is_valid(path: Path) -> None:
 def test_every_name_that_python_examples_use_from_pairmill_exists(path: Path) -> None:
     for block in blocks(path, "python"):
         if block.startswith("@rule") or re.match(r"[A-Za-z_]+( =|:)|\(", block):
-            continue  # a few lines to put into a file
+            continue  # an excerpt of a file
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pairmill"):
                 module = importlib.import_module(node.module or "")

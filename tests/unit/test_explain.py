@@ -46,7 +46,7 @@ def test_a_machine_with_gpus_runs_all_stages_if_it_is_the_only_machine() -> None
     assert not pools["download"].labels
     assert (
         plan_pools(pipeline(), 10_000, [Node(16)])["encode"].calls == 1
-    )  # a model on the CPU has no idle time to fill
+    )  # on a CPU, a second call would fill no idle time
 
 
 @given(
@@ -74,7 +74,7 @@ def test_pools_fit_the_machines_or_are_refused(
 def test_downloads_use_the_remaining_cores_and_fit_on_each_machine() -> None:
     counts = {cpus: plan_pools(pipeline(), 10_000, [Node(cpus)])["download"].actors for cpus in (1, 2, 4, 16, 64)}
     assert counts == {1: 1, 2: 1, 4: 1, 16: 9, 64: 41}
-    assert plan_pools(pipeline(), 10_000, [Node(4)] * 10)["download"].actors == 20  # two per machine, not 25 in all
+    assert plan_pools(pipeline(), 10_000, [Node(4)] * 10)["download"].actors == 20  # two per machine, not 25 in total
 
 
 def test_pools_may_ask_an_autoscaling_cluster_for_more_than_it_has() -> None:
@@ -105,7 +105,7 @@ def test_an_encoder_reserves_the_cpus_that_its_threads_keep_busy() -> None:
     apart = plan_pools(pipeline(), 10_000, [Node(16), Node(8, gpus=2, accelerator="A100")])
     with pytest.raises(PoolError, match="encode_threads is 6, but no machine has more than 4 CPUs"):
         plan_pools(pipeline(encode_threads=6), 10, [Node(4), Node(4)])
-    assert apart["encode"].cpus == 4.0  # each has half of its machine's cores, because nothing else runs there
+    assert apart["encode"].cpus == 4.0  # half of the cores of the GPU machine, which runs only two encoders
 
 
 def test_an_isolated_shard_runs_alone() -> None:
@@ -125,7 +125,7 @@ def manifest(download_s: float, encode_s: float) -> ShardManifest:
 def test_the_rate_is_estimated_from_the_slowest_pool_and_the_finished_shards() -> None:
     pools: dict[StageName, Pool] = {"download": Pool(2, 2.0, calls=4), "encode": Pool(1, 0.2)}
     assert rows_per_s(pools, []) is None
-    assert rows_per_s(pools, [manifest(40.0, 1.0)] * 3) == pytest.approx(20.0)  # 8 shards at once, 40 s each
+    assert rows_per_s(pools, [manifest(40.0, 1.0)] * 3) == pytest.approx(20.0)  # 8 shards at the same time, 40 s each
     assert rows_per_s(pools, [manifest(4.0, 10.0)] * 3) == pytest.approx(10.0)
 
 

@@ -63,7 +63,7 @@ def test_labels_are_saved_every_few_labels_and_at_the_end(store: Store) -> None:
     assert table.schema.equals(LABELS_SCHEMA)
     assert table.to_pylist()[-1] == {"uid": UIDS[0], "label": False, "labeled_at": NOON}
     assert (labels.counts, labels.get(UIDS[0]), labels.get(UIDS[29])) == ((SAVE_EVERY - 2, 2), False, None)
-    check_dataset_folder(store)  # a later build may write here
+    check_dataset_folder(store)  # labels do not keep a later build from writing here
 
 
 def test_undo_removes_labels_one_by_one(store: Store) -> None:
@@ -81,7 +81,7 @@ def test_undo_removes_labels_one_by_one(store: Store) -> None:
 def test_a_session_never_overwrites_the_labels_of_another_session(store: Store) -> None:
     one, other = Labels(store, "same"), Labels(store, "same")
     one.put(UIDS[0], True)
-    for _ in range(2):  # fails at the first label, which is not counted as stored
+    for _ in range(2):  # the first label fails, and it is not counted as stored
         with pytest.raises(JobError, match="another session"):
             other.put(UIDS[1], False)
         assert (other.get(UIDS[1]), other.counts) == (None, (0, 0))
@@ -109,7 +109,7 @@ def test_columns_are_read_once_and_a_changed_dataset_gets_a_new_cache(
     monkeypatch.setattr(Snapshot, "read", lambda *a: reads.append(a) or read(*a))  # type: ignore[func-returns-value]
     again, warm = opened(store)
     assert warm.view.count(Query.parse([("min:width", "500")])) == count
-    assert len(reads) == 1  # some values of each text column
+    assert len(reads) == 1  # one read, of some values of each text column
     folder = warm.view.cache.folder
     write_dataset(Path(store.root), 700, shard_rows=100)
     assert cache_folder(Snapshot.of(store), folder.parent) != folder
@@ -182,12 +182,12 @@ def test_a_dataset_whose_first_shards_finish_while_it_is_shown_needs_no_reload(s
         assert (answer.status_code, answer.text) == (
             404,
             "no picture stored",
-        )  # from the shard, not from the error page
+        )  # the explorer has read the shard: this is not the error page
         assert explorer.shown is None
         assert client.get("/api/count").json()["of"] > 0
         command = client.get("/api/count?min:width=500").json()["command"]
     ended = CliRunner().invoke(main, [*shlex.split(command)[1:], "--dry-run"])
-    assert ended.exit_code == 0, ended.output  # although shards are missing
+    assert ended.exit_code == 0, ended.output  # works although shards are missing
     Actions(explorer).save_subset({"name": "early", "query": "min%3Awidth=500"})
     assert yaml.safe_load(store.read("subsets/early/select.yaml"))["partial"] is True
     explorer.close()

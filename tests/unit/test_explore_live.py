@@ -69,7 +69,7 @@ def test_with_only_rejects_the_pages_blame_no_filter_and_offer_no_pairs(tmp_path
     assert "No row became a pair." in live and "so far" not in live and "since this page was opened" not in live
 
 
-def test_pairs_that_only_a_score_rule_refused_are_not_listed_as_rejects(tmp_path: Path) -> None:
+def test_pairs_that_a_score_rule_refused_are_not_listed_as_rejects(tmp_path: Path) -> None:
     store = write_dataset(tmp_path / "out", [[pair("a", 0.1, status="low_similarity")]])
     gallery, rejects = pages_of(store, "/", "/rejects")
     assert "No pair was kept" in gallery and "all pairs</a> shows" in gallery

@@ -23,7 +23,7 @@ def opencv_error(width: int) -> cv2.error:
 
 def test_opencv_reports_lack_of_memory_with_an_error_code() -> None:
     assert isinstance(local_fault(opencv_error(1 << 30)), LocalFault)
-    assert local_fault(opencv_error(0)) is None  # an empty picture
+    assert local_fault(opencv_error(0)) is None  # the error is about an empty picture
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "files"), OSError(errno.ENOSPC, "disk")])

@@ -97,7 +97,7 @@ def test_a_full_budget_blocks_until_there_is_room() -> None:
     asyncio.run(main())
 
 
-def test_above_twice_the_budget_one_body_grows_at_a_time_and_the_others_do_not_time_out() -> None:
+def test_above_twice_the_budget_bodies_grow_one_at_a_time_and_the_others_do_not_time_out() -> None:
     async def main() -> None:
         budget, order, most = ByteBudget(10), list[str](), list[int]()
 
@@ -116,7 +116,7 @@ def test_above_twice_the_budget_one_body_grows_at_a_time_and_the_others_do_not_t
                 group.create_task(body(name, 4))
         assert sorted(order) == list("abcd")
         assert budget._reserved == 0
-        assert max(most) <= 2 * 10 + 8 + 4 * 8  # the limit, a step that started below it, and one body
+        assert max(most) <= 2 * 10 + 8 + 4 * 8  # twice the budget, a step that began below that, and a body
 
     asyncio.run(main())
 
@@ -127,11 +127,11 @@ def test_a_body_growing_above_the_budget_does_not_block_others_once_there_is_roo
         async with Deadline(60) as deadline:
             slow, other, third = (Reservation(budget, deadline) for _ in range(3))
             budget.reserve(20)
-            await slow.resize(8)  # now the only one that may grow
+            await slow.resize(8)  # above twice the budget, only this reservation may grow
             waiting = [asyncio.create_task(reservation.resize(8)) for reservation in (other, third)]
             await asyncio.sleep(0)
             assert not any(task.done() for task in waiting)
-            budget.release(20)  # even though the slow one is not done
+            budget.release(20)  # lets the others grow although `slow` is not done
             await asyncio.wait_for(asyncio.gather(*waiting), 1)
 
     asyncio.run(main())

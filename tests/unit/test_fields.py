@@ -31,7 +31,7 @@ def schema_fields(model: type[BaseModel]) -> dict[str, Any]:
     whole = model.model_json_schema()
 
     def target(part: dict[str, Any]) -> dict[str, Any] | None:
-        """The model to which a part of the schema refers, if any."""
+        """The model to which this part of the schema refers, if any."""
         found: dict[str, Any] = whole["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
         return found if "properties" in found else None
 
@@ -59,7 +59,7 @@ def schema_fields(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def printed(command: str) -> dict[str, str]:
-    """Field name -> what the command prints about it, joined to one line."""
+    """Field name -> what the command prints about the field, joined into one line."""
     status, text = run("fields", "--of", command, columns=100)
     assert status == 0
     blocks = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]

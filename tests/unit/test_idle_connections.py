@@ -1,4 +1,4 @@
-"""Tests with socket pairs which connections are kept between requests."""
+"""Tests which connections are kept between requests, using socket pairs."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ Open = Callable[[], Awaitable[tuple[HttpConnection, socket.socket]]]
 
 
 def run(check: Callable[[Open], Awaitable[None]]) -> None:
-    """Run a check that opens connections, each paired with the server's end. Closes all of them afterward."""
+    """Run a check that opens pairs of a connection and the server's end of it. Closes all of them afterward."""
     pairs: list[tuple[HttpConnection, socket.socket]] = []
 
     async def opened() -> tuple[HttpConnection, socket.socket]:
@@ -89,7 +89,7 @@ def test_a_connection_that_the_server_closed_or_wrote_to_is_not_reused(is_known:
         its_server.close()
         its_other.send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
         if is_known:
-            await asyncio.sleep(0.01)  # so that the event loop sees it
+            await asyncio.sleep(0.01)  # gives the event loop time to see it
         assert idle.take("http://a") is good
         assert idle.take("http://a") is None
 

@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def draw(width: int, height: int, seed: int = 0) -> Pixels:
-    """Noise at every scale, stronger at coarser scales, so the spectrum resembles a photograph's. Not symmetric."""
+    """Asymmetric noise at every scale, stronger at coarser scales, so that its spectrum resembles a photograph's."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.float32)
     for cell in (256, 64, 16, 4):
@@ -113,7 +113,7 @@ def test_extensions_of_a_gif_do_not_change_it(extensions: bytes) -> None:
     picture.putpalette([level for level in range(256) for _ in range(3)])
     body = save(picture, "GIF", transparency=3)
     at = 13 + (3 * (2 << (body[10] & 7)) if body[10] & 0x80 else 0)
-    assert body[at : at + 2] == b"\x21\xf9"  # with the transparent color
+    assert body[at : at + 2] == b"\x21\xf9"  # the extension with the transparent color
     processor = ImageProcessor(ImagesConfig())
     expected = processor.pixels(body)
     assert np.array_equal(processor.pixels(body[:at] + extensions + body[at:]), expected)
@@ -228,7 +228,7 @@ def webp_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("header", [png_header, jpeg_header, gif_header, webp_header])
-def test_bombs_are_refused_from_their_header(header: Any) -> None:
+def test_bombs_are_refused_after_reading_only_their_header(header: Any) -> None:
     picture = process(header(16_000, 16_000))
     assert picture.status is Status.IMAGE_BOMB
     assert picture.detail is not None
@@ -277,9 +277,9 @@ SCAN_OF_THREE = segment(0xDA, bytes((3, 1, 0, 2, 0, 3, 0, 0, 63, 0)))
 @pytest.mark.parametrize(
     ("frame", "scans"),
     [
-        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # more follow unless the first has all components
+        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # the first scan lacks components, so others follow
         (0xC0, SCAN_OF_THREE),
-        (0xC2, SCAN_OF_ONE + b"\0\xff\x02\xff\xff" + 100 * SCAN_OF_ONE),  # libjpeg skips two bytes, not another 65,535
+        (0xC2, SCAN_OF_ONE + b"\0\xff\x02\xff\xff" + 100 * SCAN_OF_ONE),  # libjpeg skips only the two bytes ff 02
         (0xC2, SCAN_OF_ONE + 20_000 * b"\xff\x01"),
     ],
 )

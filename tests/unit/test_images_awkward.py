@@ -53,7 +53,7 @@ def reference(body: bytes) -> npt.NDArray[np.uint8]:
     if "A" in image.mode or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     if profile and image.mode in ("RGB", "L", "CMYK"):
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a broken profile, or one for other pixels
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a broken profile, or one for other modes
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     return np.asarray(image.convert("RGB"))
@@ -83,7 +83,7 @@ PHOTOGRAPHS = FOLDER.parent / "pairs"
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the photographs are not at {PHOTOGRAPHS}")
 def test_stored_photographs_look_like_the_originals() -> None:
     paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))
-    seen = {path.name: likeness(path.read_bytes()) or 0.0 for path in paths[::4]}  # for all 918: at least 36.9 dB
+    seen = {path.name: likeness(path.read_bytes()) or 0.0 for path in paths[::4]}  # of all 918: at least 36.9 dB
     assert len(seen) > 200
     assert min(seen.values()) >= 35, min(seen.items(), key=lambda item: item[1])
 
@@ -102,5 +102,5 @@ def test_scaled_decoding_of_real_photographs_looks_like_full_decoding() -> None:
         fast, reference = (processor.process(data).image or b"" for data in (body, exact.getvalue()))
         seen.append(cv2.PSNR(*(np.asarray(Image.open(io.BytesIO(png))) for png in (fast, reference))))
     assert len(seen) > 20
-    assert sorted(seen)[len(seen) // 20] >= 35  # except the worst twentieth
+    assert sorted(seen)[len(seen) // 20] >= 35  # for all but the worst twentieth
     assert min(seen) >= 30

@@ -1,4 +1,4 @@
-"""Tests that matrix profiles are applied with tables, within one level of Little CMS, or by Little CMS itself."""
+"""Tests that matrix profiles are applied by Little CMS, or with tables that stay within one level of its result."""
 
 import io
 import random
@@ -79,7 +79,7 @@ PROFILES = {
 }
 
 
-LEFT_TO_LITTLE_CMS = {"a power above a constant"}  # Little CMS does not follow ICC.1 here
+LEFT_TO_LITTLE_CMS = {"a power above a constant"}  # here, Little CMS does not follow ICC.1
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -1,4 +1,4 @@
-"""Tests which JPEGs keep their compressed pixels, and that they keep nothing else."""
+"""Tests which JPEGs keep their compressed pixels, and that these JPEGs keep nothing else."""
 
 import io
 import random
@@ -58,14 +58,14 @@ def distance(one: str, other: str) -> int:
 
 
 @needs_pictures
-def test_real_pictures_that_pass_have_exactly_their_pixels_and_no_metadata() -> None:
+def test_real_pictures_that_pass_through_keep_their_exact_pixels_and_no_metadata() -> None:
     count = smaller = 0
     for path, body in jpegs():
         if (found := passed(body)) is None:
             continue
         count += 1
         smaller += len(found.image) < len(body)
-        assert len(found.image) <= len(body) + 18, path  # a JFIF segment
+        assert len(found.image) <= len(body) + 18, path  # 18 bytes for a JFIF segment
         assert np.array_equal(pixels(found.image), pixels(body)), path
         assert set(markers(found.image)) <= NEEDED, path
         assert found.image.endswith(b"\xff\xd9"), path
@@ -80,7 +80,7 @@ def test_real_pictures_that_pass_have_exactly_their_pixels_and_no_metadata() -> 
 
 
 @needs_pictures
-def test_passing_changes_no_verdict_on_color_and_few_bits_of_the_hash() -> None:
+def test_passing_through_changes_no_verdict_on_color_and_few_bits_of_the_hash() -> None:
     far = 0
     for path, body in jpegs():
         whole = ImageProcessor(ImagesConfig(resize_mode="no", reencode="always")).process(body)
@@ -180,7 +180,7 @@ def test_other_jpegs_are_encoded_again_or_refused(name: str) -> None:
         assert found.status is not Status.OK
     else:
         assert found == ImageProcessor(ImagesConfig(reencode="always")).process(body)
-    if name not in ("turned", "another profile"):  # the processor checks these two
+    if name not in ("turned", "another profile"):  # these two are checked by the processor, not by `passed`
         assert passed(body) is None
 
 
@@ -209,7 +209,7 @@ def test_no_mutated_picture_passes_if_a_full_decode_refuses_it() -> None:
         found = passed(body)
         if found is not None:
             kept += 1
-            whole = simplejpeg.decode_jpeg(body, "RGB")  # raises ValueError if it warns
+            whole = simplejpeg.decode_jpeg(body, "RGB")  # raises ValueError if libjpeg warns
             assert np.array_equal(simplejpeg.decode_jpeg(found.image, "RGB"), whole)
     assert kept > 50
 
@@ -234,7 +234,7 @@ def test_a_plain_picture_gets_the_same_result_without_pillow_as_with_it() -> Non
     assert plain > 200
 
 
-def test_the_result_for_a_picture_that_passes_is_as_complete_as_for_one_encoded_again() -> None:
+def test_the_result_for_a_picture_that_passes_through_is_as_complete_as_for_an_encoded_one() -> None:
     found = ImageProcessor(ImagesConfig()).process(jpeg())
     always = ImageProcessor(ImagesConfig(reencode="always")).process(jpeg())
     names = [name for name in ProcessedImage.__slots__ if name not in ("image", "phash")]

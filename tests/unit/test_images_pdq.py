@@ -45,8 +45,8 @@ def distance(one: str, other: str) -> int:
 
 
 def by_definition(luma: Luma) -> tuple[str, int]:
-    """The hash and its quality by definition: averages windows of ceil(side / 128) pixels, truncated at the edges,
-    twice along each axis; then samples 64 points per side."""
+    """The hash and its quality by definition: averages windows of ceil(side / 128) pixels (truncated at the edges)
+    along each axis, does so again, and then samples 64 points per side."""
     filtered = luma.astype(np.float64)
     for axis in (0, 1, 0, 1):
         lines = np.moveaxis(filtered, axis, 0)
@@ -119,7 +119,7 @@ def cut(picture: Pixels) -> Pixels:
 def test_changed_photographs_are_found_as_often_as_documented(
     change: Any, by_phash_4: float, by_phash_8: float, by_pdq_31: float
 ) -> None:
-    """The bounds are loose because there are so few photographs. The guide on select has the shares for 437."""
+    """The bounds are loose because there are so few photographs. The guide to select has the shares for 437."""
     bits = []
     for path in sorted((PAIRS / "coco").rglob("*.jpg"))[::8]:
         picture = np.asarray(cv2.imread(str(path)), np.uint8)

@@ -83,7 +83,7 @@ def test_resized_pictures_look_like_those_of_img2dataset(resizer: Any, mode: str
         ours, other = (
             np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (picture.image or b"", image)
         )
-        assert cv2.PSNR(ours, other) >= 32, (width, height)  # img2dataset averages in one step, pairmill in several
+        assert cv2.PSNR(ours, other) >= 32, (width, height)  # img2dataset shrinks in one step, pairmill in several
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the photographs are not at {PHOTOGRAPHS}")

@@ -34,14 +34,14 @@ from tests.synthetic_dataset import write_dataset
 NUMBERS = st.integers(0, 2**64 - 1)
 KEYS = st.one_of(
     st.lists(NUMBERS, max_size=200),
-    st.lists(st.integers(0, 40), max_size=200),  # all in one bucket, with many repeats
+    st.lists(st.integers(0, 40), max_size=200),  # all keys in one bucket, with many repeats
     st.lists(st.integers(2**64 - 40, 2**64 - 1), max_size=200),
-    st.lists(st.integers(0, 255).map(lambda top: top << 56), max_size=300),  # one in each range of a sort
+    st.lists(st.integers(0, 255).map(lambda top: top << 56), max_size=300),  # keys in every range of the sort
 )
 
 
 def written(keys: list[int], batches: int, path: Path) -> KeyFile:
-    """A file of these keys, which are added in batches."""
+    """A key file to which these keys are added in batches."""
     with tempfile.TemporaryFile() as scratch, path.open("w+b") as file:
         sorter = KeySorter(scratch)
         for batch in np.array_split(np.array(keys, np.uint64), batches):
@@ -183,12 +183,12 @@ def test_a_malformed_line_is_reported_by_number(
 
 def test_a_bad_value_in_a_table_is_reported_by_row_and_a_bad_table_by_name(tmp_path: Path) -> None:
     for name, content, known, problem in [
-        ("a.csv", f"sha256\n{DIGEST}\n\nno\n", {}, "a.csv, row 2: 'no' is not a sha256"),  # a blank line is not a row
+        ("a.csv", f"sha256\n{DIGEST}\n\nno\n", {}, "a.csv, row 2: 'no' is not a sha256"),  # the blank line is not a row
         ("b.csv", "url,n\nhttp://a/,1\nhttp://b/\n", {}, "b.csv, row 2: has 1 field, but the header has 2"),
         ("c.csv", "link\nhttp://a/\n", {}, "c.csv has no column 'url' or 'sha256': .* it has: 'link'"),
         ("d.csv", "link\nhttp://a/\n", {"by": "url", "column": "links"}, "d.csv has no column 'links'; it has: 'link'"),
         ("e.parquet", "PAR1", {}, "e.parquet cannot be read"),
-        ("f.jsonl", "{}", {}, "a list is .txt, .csv or .tsv"),
+        ("f.jsonl", "{}", {}, "a list must be .txt, .csv or .tsv"),
         ("g.txt", "http://a/", {"by": ["url", "uid"]}, "one kind of value"),
         ("h.txt", "http://a/", {"rows": "all"}, "is not a dataset"),
     ]:
@@ -205,7 +205,7 @@ def test_a_bad_value_in_a_table_is_reported_by_row_and_a_bad_table_by_name(tmp_p
         (str(tmp_path / "none"), "no input found"),
         (str(tmp_path / "empty"), "no input found"),
         (str(tmp_path / "other"), "neither a dataset .* nor a folder of lists"),
-        ("http://a.example/x.txt", "give a local path or s3"),
+        ("http://a.example/x.txt", "use a local path or s3"),
     ]:
         with pytest.raises(KnownError, match=problem):
             found(tmp_path, {"path": path})
@@ -324,4 +324,4 @@ def test_a_job_computes_the_columns_by_which_it_recognizes_known_rows() -> None:
     corpus = {**urls, "source": {"paths": ["a"], "kind": "corpus"}, "models": [{"name": "tiny"}]}
     with pytest.raises(ValueError, match="compared by phash or pdq here; use the step known of pairmill select"):
         BuildJob.model_validate({**corpus, "rules": {"known": [{"path": "x", "by": "phash"}]}})
-    assert "known" not in BuildJob.model_validate(urls).model_dump()["rules"]  # for earlier versions that read it
+    assert "known" not in BuildJob.model_validate(urls).model_dump()["rules"]  # earlier versions can read the record

@@ -64,7 +64,7 @@ def test_the_job_file_rules_and_blocklists_are_included_and_the_entrypoint_finds
         folder.mkdir()
     for name, text in config_map["data"].items():
         (there / name).write_text(text.replace("/job/*", f"{there}/*"))
-    (tools / "pairmill").write_text('#!/bin/sh\nls; printf "%s\\n" "$@"\n')  # prints its folder and its arguments
+    (tools / "pairmill").write_text('#!/bin/sh\nls; printf "%s\\n" "$@"\n')  # lists files, prints arguments
     (tools / "pairmill").chmod(0o755)
     environment = {"HOME": str(home), "PATH": f"{tools}:{os.environ['PATH']}"}
     command = ["bash", str(there / "run.sh")]

@@ -17,7 +17,7 @@ def _blocks(text: str) -> list[str]:
     return text.split()
 
 
-# From the registries' "Globally Reachable" column, repeated here in another form.
+# According to the registries' "Globally Reachable" column, written here in a different form than in the guard.
 NOT_REACHABLE = _blocks(
     "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/29 192.0.0.8/32 "
     "192.0.0.170/31 192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 "
@@ -49,7 +49,7 @@ def test_globally_reachable_blocks_are_allowed_from_end_to_end(block: str) -> No
     assert [AddressGuard().refusal(address) for address in ends(block)] == [None, None, None]
 
 
-# Blocks in which Python 3.11 to 3.14 differ from today's registries, from each other, or from how addresses are routed.
+# Blocks in which Python 3.11 to 3.14 disagree with the current registries, with each other, or with actual routing.
 _DIFFERENT = [
     ipaddress.ip_network(block)
     for block in (

@@ -54,7 +54,7 @@ class _Server(asyncio.Transport):
 
 
 def verdicts(answer: bytes, cuts: Sequence[Sequence[int]], max_bytes: int = 1_000_000) -> list[FetchOutcome]:
-    """The outcomes of fetching a response: one for each list of positions at which it is split."""
+    """The outcomes of fetching a response: one outcome for each list of positions at which the response is split."""
 
     async def main() -> list[FetchOutcome]:
         config = FetchConfig(retries=0, timeout_s=60, max_bytes=max_bytes)

@@ -1,4 +1,4 @@
-"""Invariant: text beside pictures is read in any usual form, or its row is rejected; it is never null with `ok`."""
+"""Invariant: text beside a picture is read in any usual form, or the row is rejected; no row is `ok` without it."""
 
 import codecs
 import json
@@ -31,7 +31,7 @@ ENCODINGS = ["utf-8", "latin-1", "cp1252", "utf-16", "utf-16-le", "shift_jis"]
 
 
 def indexed(folder: Path, *members: tuple[str, bytes], **rules: Any) -> IndexRow:
-    """The index row of one picture and the texts beside it."""
+    """The index row of one picture and the text files beside it."""
     (row,) = tar_rows(str(write_tar(folder / "a.tar", [("0.jpg", b"x"), *members])), Files(), None, TextRules(**rules))
     return row
 
@@ -122,8 +122,8 @@ def test_text_is_read_if_its_encoding_is_given_and_never_decoded_wrongly_otherwi
     except UnicodeEncodeError:
         return
     marks = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    assume(encoding == "utf-16" or not body.startswith(marks))  # a byte order mark overrides the encoding
-    assume(body.decode(encoding) == text)  # not true for the yen sign in Shift JIS
+    assume(encoding == "utf-16" or not body.startswith(marks))  # such a byte order mark overrides the encoding
+    assume(body.decode(encoding) == text)  # false for the yen sign in Shift JIS
     folder = tmp_path_factory.mktemp("text")
     (named,) = indexed(folder, ("0.txt", body), encoding=encoding).captions or (None,)
     assert named == text.encode()
@@ -131,18 +131,18 @@ def test_text_is_read_if_its_encoding_is_given_and_never_decoded_wrongly_otherwi
     row = indexed(folder, ("0.json", as_json.encode(encoding)), encoding=encoding)
     assert row.captions == (text.encode(),)
     plain = indexed(folder, ("0.txt", body))
-    if plain.caption_problem is None:  # bytes that are not UTF-8 are refused when the shard is read
+    if plain.caption_problem is None:  # bytes that are not UTF-8 are refused only when the shard is read
         assert plain.caption == (text.encode() if encoding == "utf-16" else body)
     else:
         assert b"\0" in body
 
 
-@settings(max_examples=max(settings.default.max_examples // 4, 1))  # each makes a plan
+@settings(max_examples=max(settings.default.max_examples // 4, 1))  # each example makes a plan
 @given(st.lists(json_values, min_size=1, max_size=4), st.booleans())
 def test_a_caption_in_a_list_is_text_or_its_row_is_refused(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], is_array: bool
 ) -> None:
-    """The oracle is whether each value is text, a scalar, or a list of these."""
+    """The oracle is whether each value is text, another scalar, or a list of such values."""
     folder = tmp_path_factory.mktemp("list")
     objects = [{"uid": f"{number:032x}", "caption": value} for number, value in enumerate(values)]
     text = json.dumps(objects) if is_array else "\n".join(map(json.dumps, objects))

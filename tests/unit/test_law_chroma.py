@@ -1,4 +1,4 @@
-"""Invariant: with `images.chroma: source`, encoding again loses no chroma resolution in either direction.
+"""Invariant: with `images.chroma: source`, encoding a picture again loses no chroma resolution in either direction.
 
 Oracle: the sampling factors that Pillow reads from the original and from the stored file (T.81, B.2.2).
 """
@@ -32,7 +32,7 @@ EQUAL_FACTORS = base64.b64decode(
 
 
 def coarseness(body: bytes) -> tuple[float, float]:
-    """How many times coarser chroma is than luma: (horizontally, vertically)."""
+    """How many times coarser chroma is than luma, as (horizontally, vertically)."""
     with Image.open(io.BytesIO(body)) as opened:
         assert isinstance(opened, JpegImagePlugin.JpegImageFile)
         (_, across, down, _), *chroma = opened.layer
@@ -55,7 +55,7 @@ def test_the_chroma_resolution_is_kept_when_a_picture_is_rotated(chroma: str, or
     after = coarseness(stored(body[:2] + segment + body[2:]))
     assert after[0] <= before[0]
     assert after[1] <= before[1]
-    if before != (1, 4):  # 4:1:1 on its side, which encoders do not write
+    if before != (1, 4):  # 4:1:1 on its side, a subsampling that encoders do not write
         assert after == before
 
 
@@ -63,7 +63,7 @@ def test_equal_sampling_factors_mean_no_subsampling() -> None:
     image = stored(EQUAL_FACTORS)
     assert coarseness(EQUAL_FACTORS) == coarseness(image) == (1, 1)
     shown, kept = (np.asarray(Image.open(io.BytesIO(body))).astype(int) for body in (EQUAL_FACTORS, image))
-    assert np.abs(shown - kept).max() < 12  # at 4:2:0: 105
+    assert np.abs(shown - kept).max() < 12  # with 4:2:0, it would be 105
 
 
 def test_unusual_sampling_factors_lose_no_chroma_resolution() -> None:

@@ -33,18 +33,18 @@ from tests.picture_grid import photo, saved
 
 MAX_PEAK_BYTES = 1_000_000_000
 START_BYTES = 160_000_000
-"""Memory of a process with Ray and the downloader before its first picture. Added to the growth that a test measures,
-because the test process itself also contains the test pictures."""
+"""Memory of a process with Ray and the downloader before its first picture. The tests add the growth that they measure
+to this number, because the memory of the test process itself includes the test pictures."""
 MAX_CPU_S = 5.0
 
 IS_LONG_RUN = settings.default.max_examples > 100
 MEGAPIXELS = 99.0 if IS_LONG_RUN else 1.5
 THREADS = 4
-SLACK_BYTES = 60_000_000  # tables, bands, the stored picture
+SLACK_BYTES = 60_000_000  # for tables, bands and the stored picture
 
 
 def _peak_bytes() -> int:
-    """Peak memory of this process since `_forget_peak`."""
+    """Peak memory of this process since the last call of `_forget_peak`."""
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) * 1024
@@ -107,7 +107,7 @@ def test_no_awkward_picture_costs_too_much(child: ProcessPoolExecutor) -> None:
 
 
 def test_the_most_expensive_accepted_pictures_stay_within_their_estimated_cost(child: ProcessPoolExecutor) -> None:
-    ImageProcessor(ImagesConfig())  # sets Pillow's limit
+    ImageProcessor(ImagesConfig())  # sets Pillow's limit on pixels
     for picture in most_expensive_accepted(MEGAPIXELS):
         if len(picture.body) > FetchConfig().max_bytes:
             continue
@@ -196,7 +196,7 @@ def test_waiting_at_the_gate_does_not_count_as_hanging() -> None:
             if (since := gate.oldest_start) is not None:
                 longest = max(longest, time.monotonic() - since)
             time.sleep(0.005)
-    assert work_s / 2 < longest < 4 * work_s  # not 8 times as long
+    assert work_s / 2 < longest < 4 * work_s  # not 8 * work_s, which includes the waiting
     assert gate.oldest_start is None
 
 
@@ -210,7 +210,7 @@ def test_chunks_before_the_pixels_of_a_webp_do_not_hide_its_cost() -> None:
     assert reserved == [cost.decoding_cost("WEBP", "RGBA", (header.width, header.height)).memory_bytes]
 
 
-def test_a_memory_error_is_blamed_on_the_picture_if_the_machine_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_error_is_blamed_on_the_picture_if_enough_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 

@@ -51,9 +51,9 @@ LIMITS = {
 }
 ROWS = 4_096
 HUGE = 16 * BUDGET
-"""Size to which each bomb unpacks: sixteen times the budget."""
+"""The size to which each bomb unpacks."""
 SLACK_BYTES = 40 << 20
-"""Memory for modules that are imported along the way and for buffers of a fixed size."""
+"""Memory for modules that are imported during the measurement, and for buffers of a fixed size."""
 
 Bomb = Callable[[Path], None]
 
@@ -71,7 +71,7 @@ def _table(values: Callable[[], pa.Array], **options: Any) -> Bomb:
 
 
 def _repeated(text: Any, rows: int = ROWS) -> pa.Array:
-    """The same value in all rows, as a dictionary that takes little memory here too."""
+    """The same value in all rows, in a dictionary array, which takes little memory in this process too."""
     return pa.DictionaryArray.from_arrays(pa.repeat(0, rows).cast(pa.int32()), pa.array([text]))
 
 
@@ -111,7 +111,7 @@ BOMBS: dict[str, tuple[str, Bomb]] = {
     "shared prefixes": ("a.parquet", _shared_prefixes),
     "a run in one list": ("a.parquet", _table(lambda: pa.array([[7] * (HUGE // 8)]))),
     "runs in lists": ("a.parquet", _table(lambda: pa.array([[7] * (HUGE // 8 // 64)] * 64))),
-    "a list of a long text": ("a.parquet", _table(lambda: pa.array([["a" * (HUGE // 512)] * 512]))),
+    "a list of long strings": ("a.parquet", _table(lambda: pa.array([["a" * (HUGE // 512)] * 512]))),
     "a page": ("a.parquet", _table(lambda: pa.array(["a" * (HUGE // 4)] * 4), use_dictionary=False)),
     "a dictionary page": ("a.parquet", _table(lambda: pa.array(["a" * HUGE]), dictionary_pagesize_limit=1 << 30)),
     "CSV without a line end": ("a.csv.gz", _gzipped(b"url,caption\nhttp://a,", BLOCK, b"")),
@@ -243,7 +243,7 @@ def test_the_longest_row_and_text_of_a_page_are_found_without_decoding_its_value
     chunk = parquet.metadata.row_group(0).column(0)
     pages = list(pages_of(file, chunk))
     data = [page for page in pages if page.is_data]
-    lengths = [len(row or [None]) or 1 for row in rows]  # a null or empty list also takes one level
+    lengths = [len(row or [None]) or 1 for row in rows]  # a null or empty list also counts as one value of the page
     assert sum(page.num_values for page in data) == sum(lengths)
     assert longest_row(file, data, chunk.compression, 1) == max(lengths)
     for page in pages:

@@ -90,7 +90,7 @@ def test_a_count_equals_the_number_of_rows_that_select_writes(
 
 
 @given(queries)
-def test_the_command_shown_selects_with_the_same_steps(
+def test_the_displayed_command_selects_with_the_same_steps(
     explorer: Explorer, view: View, parameters: list[tuple[str, str]]
 ) -> None:
     query = Query.parse(parameters)

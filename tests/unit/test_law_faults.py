@@ -1,5 +1,5 @@
-"""Invariant: no verdict depends on untrusted text. Words about machine faults in such text do not change a row's
-status."""
+"""Invariant: no verdict depends on untrusted text. Words about machine faults in such text do not change the status of
+a row."""
 
 import errno
 import io
@@ -46,7 +46,7 @@ ANSWERS = {
 def test_law_faults_words_in_a_response_change_no_status(part: str, words: str) -> None:
     (spoken,) = verdicts(ANSWERS[part].replace("{}", words).encode(), [[]])
     (neutral,) = verdicts(ANSWERS[part].replace("{}", NEUTRAL * len(words)).encode(), [[]])
-    if part == "location":  # text with spaces is never a host name, whatever it says
+    if part == "location":  # no text with spaces is a host name, so the neutral text has spaces too
         (neutral,) = verdicts(ANSWERS[part].replace("{}", "a b, c").encode(), [[]])
     assert (spoken.status, spoken.http_status) == (neutral.status, neutral.http_status)
 

@@ -80,7 +80,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=settings.default.max_examples // 4)  # each makes a plan
+@settings(max_examples=settings.default.max_examples // 4)  # each example makes a plan
 @given(rows, st.sampled_from([2, 100]), st.sampled_from([write, write_tar]))
 def test_different_pictures_have_different_uids_and_equal_pairs_have_the_same_uid(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], shard_rows: int, writer: object

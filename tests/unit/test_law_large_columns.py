@@ -1,4 +1,5 @@
-"""Invariant: columns of any size are read in any order. Arrow's `take` concatenates the chunks first (arrow#25822)."""
+"""Invariant: rows are taken in any order from columns of any size. Arrow's own `take` fails for large columns, because
+it first concatenates their chunks (arrow#25822)."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from pairmill.pipeline.common.arrow import MAX_ARRAY_BYTES, take_rows
 
 
 def zeros(rows: int, row_bytes: int) -> pa.StringArray:
-    """Texts of NUL characters. Memory is allocated only where it is read."""
+    """Strings of NUL characters. The system allocates memory only for the pages that are read."""
     offsets = np.arange(rows + 1, dtype=np.int32) * row_bytes
     return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(np.zeros(rows * row_bytes, np.uint8)))
 

@@ -1,4 +1,4 @@
-"""Invariant: everything listed becomes a row or part of a row, or is counted as "passed over" with a reason.
+"""Invariant: every entry of a listing becomes a row or part of a row, or is counted as passed over, with a reason.
 
 Oracles: `os.walk(followlinks=True)` for folders; `tarfile` for the members of a tar and their bytes. The grouping of
 members into samples is compared with webdataset's in tests/integration/test_law_listing_webdataset.py.
@@ -54,7 +54,7 @@ trees = st.lists(
 
 
 def plant(root: Path, tree: list[tuple[list[str], str, str]]) -> None:
-    """Make a folder of files, links and pipes. `up` links point to their own folder, `across` links outside `root`."""
+    """Make a folder of files, links and pipes. `up` links point to their own folder, `across` links out of `root`."""
     (root / "0.jpg").write_bytes(b"picture")
     outside = root.parent / "outside"
     (outside / "deep").mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def planned(output: Path, source: Path, **settings: Any) -> Plan:
     return load_plan(Store(str(output)))
 
 
-@settings(max_examples=settings.default.max_examples // 5)  # each makes a plan
+@settings(max_examples=settings.default.max_examples // 5)  # each example makes a plan
 @given(trees)
 def test_each_entry_of_a_folder_of_pictures_is_a_row_or_part_of_a_row_or_passed_over(
     tmp_path_factory: pytest.TempPathFactory, tree: list[tuple[list[str], str, str]]
@@ -154,8 +154,8 @@ LINKED = {
 
 @pytest.mark.parametrize("kind", LINKED)
 def test_a_caption_is_read_through_a_link_only_within_the_source_or_the_cache(tmp_path: Path, kind: str) -> None:
-    """The link of a picture can point anywhere, because its target must decode. But any file can be read as a caption,
-    even a private key."""
+    """A link to a picture can point anywhere, because its target must decode as a picture. But any file, even a private
+    key, can be read as a caption."""
     folder, target, is_read = LINKED[kind]
     (tmp_path / folder).mkdir(parents=True)
     if "themselves a link" in kind:
@@ -202,8 +202,8 @@ def test_a_broken_link_is_passed_over_whatever_error_the_system_reports(tmp_path
 def test_the_listing_does_not_depend_on_the_order_in_which_the_system_lists_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a folder has too many names, the order determines under which of them it is listed, and a resumed run must use
-    the same names."""
+    """If links give a folder too many paths, the order determines which of them are listed, and a resumed run must list
+    the same paths."""
     (tmp_path / "in/z").mkdir(parents=True)
     (tmp_path / "in/z/0.jpg").write_bytes(b"x")
     for number in range(30):
@@ -277,7 +277,7 @@ PATTERNS = ["*", "*/*", "**/*", "*/a", "**/a", ".a/*", ".*", ".*/*", "*/.a", "**
 @given(st.lists(st.tuples(GLOB_PARTS, GLOB_PARTS, GLOB_PARTS), min_size=1, max_size=8), st.sampled_from(PATTERNS))
 @example([("a", "b", "a"), (".a", "b", "a"), ("a", ".a", "a"), ("a", "b", ".a")], "**/*")
 @settings(deadline=None)
-def test_a_glob_matches_the_same_files_as_in_python_and_the_others_are_counted(
+def test_a_glob_matches_the_same_files_as_in_python_and_all_other_files_are_counted(
     names: list[tuple[str, str, str]], pattern: str
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -366,7 +366,7 @@ def test_each_member_that_tarfile_finds_is_a_row_or_part_of_a_row_or_passed_over
         for row in rows
         for image in ([row.image] if row.image else []) + list(row.alternates)
     )
-    assert not pictures - readable  # only bytes that tarfile reads too, from members of that name
+    assert not pictures - readable  # every byte range is also in tarfile's members of that name
 
 
 @given(tar_members, st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
@@ -493,19 +493,19 @@ def test_a_tar_with_damage_everywhere_is_read_only_a_few_times() -> None:
 
 
 def test_links_to_a_name_that_many_members_share_are_resolved_quickly(tmp_path: Path) -> None:
-    """Each of 5,000 hard links has 5,000 members of its target's name after it. A linear search would visit members
-    25,000,000 times."""
+    """Each of 5,000 hard links has 5,000 members of its target's name after it. A linear search would visit
+    members 25,000,000 times."""
     links = b"".join(_header(f"{number}.jpg", 0, tarfile.LNKTYPE, "z.jpg") for number in range(5_000))
     bodies = b"".join(_header("z.jpg", 3) + _padded(b"%3d" % number) for number in range(3))
     (tmp_path / "a.tar").write_bytes(bodies + links + _header("z.jpg") * 5_000 + bytes(1_024))
     start = time.process_time()
     rows = list(tar_rows(str(tmp_path / "a.tar"), Files()))
     assert time.process_time() - start < 3
-    last = 2 * 1_024 + tarfile.BLOCKSIZE  # the last of the three before the links
+    last = 2 * 1_024 + tarfile.BLOCKSIZE  # the last of the three members before the links
     assert {row.image.offset for row in rows[3:5_003] if row.image} == {last}
 
 
-def test_the_members_remembered_for_links_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_members_remembered_for_links_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pairmill.pipeline.source.corpus.tar_members._MAX_REMEMBERED_BYTES", 2_000)
     data = b"".join(_header(name, 1) + _padded(b"x") for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
     data += _header("e.jpg", 0, tarfile.SYMTYPE, "a.jpg") + _header("f.jpg", 0, tarfile.SYMTYPE, "d.jpg")
@@ -589,4 +589,4 @@ def test_the_plan_counts_members_and_files_and_inputs_without_rows(tmp_path: Pat
     plan = planned(tmp_path / "out", tmp_path / "in")
     assert (plan.seen, plan.num_rows, plan.parts) == (7, 1, 1)
     assert plan.passed_over == {PassedOver.HIDDEN: 3, PassedOver.OTHER_KIND: 2}
-    assert planned(tmp_path / "out", tmp_path / "in").passed_over == plan.passed_over  # nothing to add
+    assert planned(tmp_path / "out", tmp_path / "in").passed_over == plan.passed_over  # no new entries

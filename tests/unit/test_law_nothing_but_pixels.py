@@ -1,7 +1,7 @@
-"""Invariant: a picture that keeps its compressed pixels keeps nothing else, wherever that was, and looks the same.
+"""Invariant: a picture that keeps its compressed pixels keeps nothing else from its file, and looks the same.
 
-Oracle: a text that no picture contains, and the pixels that Pillow decodes from the original. imgproxy#668 and
-w3c/png#158 report leftovers of this kind.
+Oracle: a marker that no picture contains by itself, and the pixels that Pillow decodes from the original.
+imgproxy#668 and w3c/png#158 report leftovers of this kind.
 """
 
 import io
@@ -104,7 +104,7 @@ def test_a_table_after_the_only_scan_is_not_kept(number: int) -> None:
 
 
 def test_tables_that_are_replaced_between_scans_are_kept_only_if_used() -> None:
-    """Each scan has its own table, as from encoders with optimized codes, and an unused table before it."""
+    """Each scan has its own table, as encoders with optimized codes write it, and an unused table before it."""
     plain = JPEGS["progressive"]
     pieces = plain.split(b"\xff\xc4")
     body = pieces[0] + b"".join(huffman(0x13) + quantization(3) + b"\xff\xc4" + piece for piece in pieces[1:])

@@ -83,11 +83,11 @@ def test_every_reader_sees_the_scored_pixels_of_all_awkward_pictures() -> None:
         try:
             PROCESSOR.pixels(body)
         except ImageError:
-            continue  # never scored, so never exported
+            continue  # a picture that is never scored is never exported
         kept.append(check_picture(body))
     assert len(paths) > 90
     assert len(kept) > 60
-    assert 15 < sum(kept) < 40  # plain JPEGs among them
+    assert 15 < sum(kept) < 40  # the plain JPEGs
 
 
 def other_profile() -> bytes:
@@ -96,7 +96,7 @@ def other_profile() -> bytes:
     return profile.replace(b"rXYZ", b"tmpX").replace(b"gXYZ", b"rXYZ").replace(b"tmpX", b"gXYZ")
 
 
-SAVED = {  # format -> modes that it supports
+SAVED = {  # format -> modes that the format supports
     "JPEG": ("RGB", "L", "CMYK"),
     "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
     "WEBP": ("RGB", "RGBA"),
@@ -161,7 +161,7 @@ def test_damaged_pictures_that_could_be_scored_are_readable_after_export(body: b
 
 
 @pytest.mark.parametrize(("mode", "options"), [("RGB", {}), ("L", {}), ("P", {}), ("RGB", {"dpi": (72, 72)})])
-def test_plain_files_keep_their_bytes(mode: str, options: dict[str, Any]) -> None:
+def test_plain_files_are_exported_byte_for_byte(mode: str, options: dict[str, Any]) -> None:
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8))
     picture = picture.quantize(250) if mode == "P" else picture.convert(mode)
     for form in ("JPEG", "PNG", "WEBP"):
@@ -209,7 +209,7 @@ def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # on
 
         return Decimal("-12.30")
     if pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.unit != "ns"):
-        return rng.choice([1, 5_000_000, 2_000_000_000])  # not only years that Python supports
+        return rng.choice([1, 5_000_000, 2_000_000_000])  # includes years that Python does not support
     return rng.choice([0, 1, 127]) if pa.types.is_integer(kind) else 1
 
 
@@ -293,7 +293,7 @@ def test_hugging_face_reads_columns_of_any_name_and_type_with_the_exported_featu
         if isinstance(kind, pa.BaseExtensionType):
             assert plain[name].equals(table[name].cast(kind.storage_type).cast(plain[name].type))
         elif not has_times_or_maps(kind):
-            assert repr(plain[name].to_pylist()) == repr(table[name].to_pylist())  # NaN is not equal to itself
+            assert repr(plain[name].to_pylist()) == repr(table[name].to_pylist())  # as text, because NaN != NaN
 
 
 @pytest.mark.parametrize("kind", JSON_TYPES, ids=str)
@@ -318,13 +318,13 @@ def test_values_in_json_have_the_types_stated_in_the_readme_of_an_export(kind: p
     read = pa.array(found, stated)
     if not pa.types.is_floating(kind):  # NaN and infinity are null in JSON
         assert read.is_valid().equals(array.is_valid())
-    for beyond_python in (r"\d\d\.\d{8}[1-9]", r"\d{5,}-\d\d-\d\d"):  # nanoseconds, and years after 9999
+    for beyond_python in (r"\d\d\.\d{8}[1-9]", r"\d{5,}-\d\d-\d\d"):  # nanoseconds; years after 9999
         text = str(array.cast(text_of(stored)).to_pylist())
         assert re.findall(beyond_python, text) == re.findall(beyond_python, str(found))
 
 
 def text_of(kind: pa.DataType) -> pa.DataType:
-    """The type with times as text."""
+    """The type, with strings in place of dates and times."""
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(text_of(field.type)) for field in kind])
     if pa.types.is_map(kind):
@@ -352,7 +352,7 @@ def committed_file(folder: Path) -> tuple[Store, str, str]:
 
 
 def test_no_changed_byte_of_a_parquet_file_is_read_as_data(tmp_path: Path) -> None:
-    """Every reader detects changes in pages. Export and PairDataset detect any change."""
+    """Every reader detects a change in a page. Export and PairDataset detect any change."""
     store, name, digest = committed_file(tmp_path)
     path, good = tmp_path / name, read_table(store, name)
     body = path.read_bytes()
@@ -369,7 +369,7 @@ def test_no_changed_byte_of_a_parquet_file_is_read_as_data(tmp_path: Path) -> No
         except DamagedFileError as error:
             assert "a.parquet is damaged" in str(error)
             continue
-        assert position >= footer or table.equals(good)  # unused bits of a page header
+        assert position >= footer or table.equals(good)  # the changed bits of a page header are unused
     path.write_bytes(body)
     check_file(store, name, digest)
 

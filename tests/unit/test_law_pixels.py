@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 DECODERS = ("pillow", "opencv", "libvips")
 
 DISAGREEMENTS = {
-    # pattern of case names: (who is right, why)
+    # pattern of case names -> (who is right, why)
     r"tiff .* 12 bits photometric 1": (
         ("pillow", "opencv"),
         "libvips does not read samples of 12 bits.",
@@ -63,7 +63,7 @@ DISAGREEMENTS = {
     ),
     r"avif L icc_profile GRAY": (("pillow",), "OpenCV applies no profiles, and libvips no profiles of gray AVIFs."),
 }
-"""Cases in which fewer than two decoders agree with the stored pixels -> (who is right, why)."""
+"""Cases in which fewer than two decoders agree with the stored pixels."""
 
 
 def stored(body: bytes) -> Pixels:
@@ -75,7 +75,7 @@ def stored(body: bytes) -> Pixels:
 
 @cache
 def as_it_was(body: bytes) -> Pixels:
-    """The stored pixels of the file before the test changes it."""
+    """The stored pixels of a file that the test has not changed. Cached, because many examples use the same files."""
     return stored(body)
 
 
@@ -111,7 +111,7 @@ def test_stored_pixels_agree_with_two_of_three_decoders(verdicts: dict[str, set[
     assert not wrong
 
 
-def test_every_entry_in_the_table_of_disagreements_is_needed(verdicts: dict[str, set[str]]) -> None:
+def test_every_listed_disagreement_occurs(verdicts: dict[str, set[str]]) -> None:
     odd = [name for name, right in verdicts.items() if len(right & set(DECODERS)) < 2]
     for pattern in DISAGREEMENTS:
         assert any(re.match(pattern, name) for name in odd), pattern
@@ -169,7 +169,7 @@ def test_the_lowest_bit_of_a_transparent_color_of_sixteen_bits_matters() -> None
 @pytest.mark.parametrize(("color_type", "bits"), picture_grid.PNG_GRID)
 def test_a_transparency_chunk_of_the_wrong_length_is_ignored(color_type: int, bits: int, data: bytes) -> None:
     if color_type == 3 and 0 < len(data) <= 1 << bits:
-        return  # a valid one
+        return  # this chunk is valid
     assert np.array_equal(stored(png(color_type, bits, chunk(b"tRNS", data))), stored(png(color_type, bits)))
 
 
@@ -215,7 +215,7 @@ PAYLOADS = st.one_of(
 def test_no_ancillary_chunk_loses_or_changes_a_png(
     kind: bytes, data: bytes, broken: bool, place: str, form: tuple[int, int]
 ) -> None:
-    broken = broken or (kind == b"tRNS" and place != "after")  # an intact tRNS should change the picture
+    broken = broken or (kind == b"tRNS" and place != "after")  # an intact tRNS before the pixels changes the picture
     odd = chunk(kind, data, 1 if broken else None)
     assert np.array_equal(stored(png(*form, **{place: odd})), as_it_was(png(*form)))
 
@@ -281,7 +281,7 @@ def test_no_chunk_loses_or_changes_a_webp(kind: bytes, data: bytes, lossless: bo
 @given(data=st.binary(min_size=60, max_size=60), kind=st.sampled_from(["exif", "xmp", "icc_profile"]))
 def test_no_item_loses_or_changes_an_avif(data: bytes, kind: str) -> None:
     metadata = Image.Exif()
-    metadata[0x010E] = "m" * 60  # a description
+    metadata[0x010E] = "m" * 60  # the tag ImageDescription
     body = saved(picture_grid.photo(), "AVIF", **{kind: metadata if kind == "exif" else b"m" * 60})
     assert body.count(b"m" * 60) == 1
     assert np.array_equal(stored(body.replace(b"m" * 60, data)), as_it_was(saved(picture_grid.photo(), "AVIF")))

@@ -1,5 +1,4 @@
-"""Invariant: in the respects that they claim, presets make the same decisions as the filters for which they are
-named."""
+"""Invariant: presets make the same decisions as the filters for which they are named, where they claim to."""
 
 from pathlib import Path
 

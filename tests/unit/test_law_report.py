@@ -75,7 +75,7 @@ def random_row(rng: Random) -> dict[str, Any]:
 
 
 def check(store: Store, source: Source, summary: Summary, chosen: str) -> None:
-    """Compare everything in the report that is not about a single row."""
+    """Compare all parts of the report that are about more than one row."""
     query = database(store, source)
     exact = funnel.of_dataset(source.totals)
     reasons = {reason.name.partition(":")[0]: 0 for stage in exact.stages for reason in stage.reasons}

@@ -1,4 +1,5 @@
-"""Invariant of scores: no NaN or infinity is kept, chosen or exported; a model that returns nothing else stops the run.
+"""Invariant of scores: no NaN or infinity is kept, chosen or exported; a model that returns only such values
+stops the run.
 
 The oracle is plain NumPy applied to what the model returned.
 """
@@ -55,7 +56,7 @@ def tiny() -> Iterator[Encoder]:
 
 @pytest.fixture
 def model_with(tmp_path: Path) -> Any:
-    """Makes a copy of the built-in model with changed weights."""
+    """Makes a copy of the built-in model and changes its weights."""
 
     def make(change: Any) -> ModelConfig:
         for file in TINY_FOLDER.glob("*.json"):

@@ -15,7 +15,7 @@ SIZES = st.dictionaries(st.integers(0, 10**9), st.integers(0, 50), max_size=30)
 
 
 @given(SIZES, st.integers(0, 200), st.randoms(use_true_random=False))
-def test_a_sample_is_filled_in_an_order_given_only_by_shard_numbers(sizes: dict[int, int], most: int, rng) -> None:  # type: ignore[no-untyped-def]
+def test_a_sample_is_filled_in_an_order_given_by_shard_numbers_alone(sizes: dict[int, int], most: int, rng) -> None:  # type: ignore[no-untyped-def]
     items = list(sizes.items())
     found = {items[position][0] for position in sample_shards(items, most)}
     rows = sum(sizes[shard] for shard in found)
@@ -23,9 +23,9 @@ def test_a_sample_is_filled_in_an_order_given_only_by_shard_numbers(sizes: dict[
     assert found <= with_rows and (len(found) == 1 or rows <= most)
     assert bool(found) == bool(with_rows)
     larger = {items[position][0] for position in sample_shards(items, most + 50)}
-    assert found <= larger  # a larger sample only adds shards
+    assert found <= larger  # a larger sample contains all shards of a smaller one
     if found != with_rows:
-        assert rows + 50 > most  # no shard has more than 50 rows, so the next one did not fit
+        assert rows + 50 > most  # the next shard, of up to 50 rows, did not fit
     rng.shuffle(items)
     assert {items[position][0] for position in sample_shards(items, most)} == found
     fewer = [item for item in items if item[0] not in found or rng.random() < 0.5]

@@ -132,7 +132,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def exact(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """Values in a form that Python can compare exactly: NaN as text, times in nanoseconds, text as bytes."""
+    """The values in a form that Python can compare exactly: NaN as text, times in nanoseconds, and text as bytes."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind = array.type
     if pa.types.is_temporal(kind):
@@ -155,7 +155,7 @@ def exact(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 @st.composite
 def two_columns(draw: st.DrawFn) -> tuple[pa.Array, pa.Array]:
-    """The values of a column in two files, with two types that are mostly of the same family."""
+    """The values of a column in two files. The two types are usually of the same family."""
     kind = draw(st.sampled_from(KINDS))
     near = [other for other in KINDS if str(other)[:3] == str(kind)[:3] or ("int" in f"{kind}" and "t" in f"{other}")]
     kinds = (kind, draw(st.sampled_from(near) | st.sampled_from(KINDS)))
@@ -164,7 +164,7 @@ def two_columns(draw: st.DrawFn) -> tuple[pa.Array, pa.Array]:
 
 
 def write_values(where: Path, name: str, values: pa.Array) -> None:
-    """Write a list of these values beside URLs that no other file has."""
+    """Write a list of URLs that no other file has, with these values as a second column."""
     urls = [f"http://{name}.org/{row}" for row in range(len(values))]
     pq.write_table(pa.table({"url": urls, "value": values}), where / "in" / f"{name}.parquet")
 
@@ -239,8 +239,8 @@ def test_law_types_int96_arrives_in_microseconds_or_is_refused(
 
 
 def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[Any] | str:
-    """What is read from files with these values in a column called `name`, beside a struct `a` with a field `b`; or the
-    error."""
+    """What is read from files that have these values in a column called `name`, and a struct `a` with a field `b`; or
+    the error message."""
     with folder() as where:
         for number, values in enumerate(columns):
             urls = [f"http://a.org/{number}/{row}" for row in range(len(values))]
@@ -287,7 +287,7 @@ def test_law_types_a_dot_in_the_name_of_an_int96_column_hides_no_nanoseconds(nan
 @example(name="")
 @FEW
 def test_law_types_a_carried_column_of_any_name_arrives_without_losing_rows(kind: str, name: str) -> None:
-    assume(name.strip().casefold() not in {*URL_NAMES, *CAPTION_NAMES})  # those must be text
+    assume(name.strip().casefold() not in {*URL_NAMES, *CAPTION_NAMES})  # such a column would have to be text
     key = "url" if kind == "urls" else "caption"
     settings_ = {} if kind == "urls" else {"kind": "corpus"}
     with folder() as where:
@@ -565,7 +565,7 @@ def _shard_bytes(path: Path, lengths: list[int], shard_rows: int = 4_096) -> lis
 def test_law_types_the_reported_row_group_is_planned_in_shards_of_about_a_gigabyte() -> None:
     lengths = [1_000] * 1_900 + [56_001_000] * 40
     found = _shard_bytes(CASES / "skewed_row_group.parquet", lengths)
-    page = 1_121_814_126  # Arrow wrote 20 of the large pictures into each of two pages
+    page = 1_121_814_126  # bytes of a page: Arrow wrote 20 of the 40 large pictures into each of two pages
     assert len(found) > 2 and max(found) <= page
 
 

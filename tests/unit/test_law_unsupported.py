@@ -16,7 +16,7 @@ def status(body: bytes) -> tuple[Status, str | None]:
 
 
 def jpeg(marker: int = 0xC0, bits: int = 8, height: int | None = None) -> bytes:
-    """A JPEG with a changed frame header. The rest is not read."""
+    """A JPEG with a changed frame header. No decoder reads the rest of it."""
     body = bytearray(saved(photo(), "JPEG"))
     at = body.index(b"\xff\xc0")
     body[at + 1], body[at + 4] = marker, bits

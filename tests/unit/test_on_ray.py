@@ -12,7 +12,7 @@ RAYLET = "import subprocess, sys; sys.exit(subprocess.run(['sh', '-c', sys.argv[
 
 
 def fake_python(folder: Path) -> Path:
-    """An executable that prints its path and its arguments."""
+    """An executable named python that prints its path and its arguments."""
     folder.mkdir()
     path = folder / "python"
     path.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@"\n')

@@ -38,7 +38,7 @@ FOREIGN = [
     ["plan/notes.md", "job.yaml"],
     ["input/list.csv"],
     ["input/list.parquet", "tmp/x"],
-    ["manifests/000000000.json", "pairs/000000000.parquet"],  # pairmill's own, but its plan was deleted
+    ["manifests/000000000.json", "pairs/000000000.parquet"],  # pairmill's own files, but the plan was deleted
     ["export/notes.txt"],
     [".DS_Store", "_SUCCESS"],
 ]
@@ -71,7 +71,7 @@ def test_a_foreign_folder_is_refused_and_unchanged(
 ) -> None:
     fill(tmp_path / "out", names)
     before = contents(tmp_path / "out")
-    with pytest.raises(JobError, match=r"/out is not empty and is not pairmill's: it contains .*; give a new"):
+    with pytest.raises(JobError, match=r"/out is not empty and is not pairmill's: it contains .*; use a new"):
         start(job(tmp_path, tmp_path / "out", kind))
     assert contents(tmp_path / "out") == before
 
@@ -94,13 +94,13 @@ def test_the_demo_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) -> 
 
 
 @pytest.mark.parametrize("names", FREE)
-def test_a_folder_that_is_empty_or_has_only_hidden_or_leftover_files_is_free(tmp_path: Path, names: list[str]) -> None:
+def test_a_folder_with_at_most_hidden_or_leftover_files_can_be_used(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path / "out", names)
     _, plan = prepare(job(tmp_path, tmp_path / "out"))
     assert plan.num_rows == 40
 
 
-def test_a_new_folder_is_free_and_the_folder_of_a_dataset_may_contain_other_files(tmp_path: Path) -> None:
+def test_a_new_folder_can_be_used_and_the_folder_of_a_dataset_may_contain_other_files(tmp_path: Path) -> None:
     _, plan = prepare(job(tmp_path, tmp_path / "deep" / "out"))
     fill(tmp_path / "deep" / "out", ["notes.md", "input/more.csv", "images/cat.jpg", "report.html"])
     assert prepare(job(tmp_path, tmp_path / "deep" / "out"))[1] == plan
@@ -141,7 +141,7 @@ def test_an_output_that_cannot_be_a_folder_is_reported_in_one_line_with_its_path
                 start()
             text = str(caught.value)
             assert text.count("\n") == 0
-            assert re.search(r"is a file, not a folder|give another output", text), text
+            assert re.search(r"is a file, not a folder|use another output", text), text
             assert output in text or "is a file" in text
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_opened_is_blamed_on_the_machine_or_the_storage(
 
 
 def test_drivers_that_start_at_the_same_time_are_all_accepted(tmp_path: Path) -> None:
-    """Each driver sees some files of the others: converted input, a plan, or the first shards."""
+    """Each driver sees some files of the other drivers: converted input, a plan, or the first shards."""
     for attempt in range(8):
         what, drivers = job(tmp_path, tmp_path / f"out{attempt}"), 4
         start = threading.Barrier(drivers)
@@ -265,9 +265,9 @@ def test_a_folder_with_another_export_is_refused_saying_how_that_export_differs(
         _claim_output(Store(str(tmp_path)), ".pairmill", record.model_copy(update=change))
 
 
-def test_an_output_whose_plan_folder_is_empty_is_free(tmp_path: Path) -> None:
-    """A run leaves such a folder if it is killed, or the disk is full, after it made the folder and before it wrote the
-    plan."""
+def test_an_output_whose_plan_folder_is_empty_can_be_used(tmp_path: Path) -> None:
+    """A run leaves such a folder behind if it is killed, or the disk becomes full, after it made the folder and before
+    it wrote the plan."""
     (tmp_path / "out/plan").mkdir(parents=True)
     (tmp_path / "out/tmp").mkdir()
     check_dataset_folder(Store(str(tmp_path / "out")))

@@ -7,7 +7,7 @@ from pairmill.pipeline.pages.templates import environment
 from pairmill.pipeline.pages.visible_text import visible_text
 
 
-def test_text_is_truncated_and_invisible_or_direction_changing_characters_are_replaced() -> None:
+def test_long_text_is_truncated_and_characters_that_hide_or_reorder_text_are_replaced() -> None:
     assert visible_text("a" * 500, 10) == "a" * 9 + "…"
     assert visible_text("pay\u202egnp.exe\u200b\x1b[31m\U000e0041", 99) == "pay\ufffdgnp.exe\ufffd\ufffd[31m\ufffd"
     assert visible_text("naïve 猫 🐈", 99) == "naïve 猫 🐈"

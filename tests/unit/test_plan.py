@@ -1,4 +1,4 @@
-"""Tests that the plan covers every input row once and only ever grows at its end."""
+"""Tests that the plan covers every input row exactly once and grows only at its end."""
 
 import io
 import os

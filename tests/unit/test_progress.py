@@ -1,5 +1,5 @@
-"""Tests progress within shards: workers count, the driver adds up, and a line in a terminal, log or notebook shows the
-result."""
+"""Tests progress within shards: workers count items, the driver adds up the counts, and a line in a terminal, log or
+notebook shows the sums."""
 
 import io
 import re
@@ -151,7 +151,7 @@ def test_answers_are_summed_by_stage_without_waiting_for_silent_workers(
     assert len(silent.questions) == 1  # it has not answered the first question
 
 
-def test_only_the_finished_work_of_a_dead_worker_counts(
+def test_only_the_finished_work_of_a_dead_worker_is_counted(
     workers: LiveWorkers, told: list[Any], tick: Callable[[], None]
 ) -> None:
     worker = Asked()
@@ -253,7 +253,7 @@ def test_a_line_that_is_too_long_loses_only_whole_parts(width: int, clock: Clock
     whole, part = state.line(1_000), state.line(width)
     assert len(part) <= width
     left = iter(whole.split("  "))
-    assert part == "" or all(each in left for each in part.split("  "))  # only whole parts, in the same order
+    assert part == "" or all(each in left for each in part.split("  "))  # whole parts, in the same order
     if width >= 59:
         assert "in flight" in part
         assert "kept" in part
@@ -312,7 +312,7 @@ def test_a_terminal_has_one_line_that_is_overwritten(clock: Clock, monkeypatch: 
     written = stream.getvalue()
     lines = written.split("\r\x1b[2K")
     assert [line.split(" rows")[0] for line in lines[1:4]] == ["100/600", "200/600", "300/600"]
-    assert lines[4].startswith("shard 000000007 failed\n300/600 rows")  # above the live line, which remains
+    assert lines[4].startswith("shard 000000007 failed\n300/600 rows")  # above the live line, which stays
     assert written.endswith(" in flight  pictures 100%\n")
     assert max(len(line) for line in re.split(r"\n|\r\x1b\[2K", written)) < 60
 

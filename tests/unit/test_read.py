@@ -30,7 +30,7 @@ Read = Callable[..., pa.Table]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Reads a table as one shard of a Parquet file."""
+    """A function that writes a table to a Parquet file and reads it as one shard."""
 
     def read_as_shard(table: pa.Table | dict[str, Any], number: int = 7, **source: str) -> pa.Table:
         path = str(tmp_path / "a.parquet")
@@ -233,7 +233,7 @@ def test_own_uids_are_normalized_and_invalid_uids_are_refused(read: Read) -> Non
 
 
 @pytest.mark.parametrize("ids", [pa.array([1, 2]), pa.array([0.5, None]), pa.array([[1], [2]]), pa.nulls(2)])
-def test_uids_that_are_not_text_are_refused_row_by_row(read: Read, ids: pa.Array) -> None:
+def test_uids_that_are_not_text_make_each_row_invalid(read: Read, ids: pa.Array) -> None:
     assert column(read(pa.table({"url": ["a", "b"], "id": ids}), uid_column="id"), "status") == ["uid_invalid"] * 2
 
 
@@ -243,7 +243,7 @@ def test_uids_of_16_bytes_are_converted_to_hex(read: Read) -> None:
         assert column(read(pa.table({"url": ["a", "b"], "id": values}), uid_column="id"), "uid") == [i.hex for i in ids]
 
 
-def test_further_captions_of_a_row_with_a_uid_get_uids_derived_from_it(read: Read) -> None:
+def test_the_other_captions_of_a_row_with_a_uid_get_uids_derived_from_it(read: Read) -> None:
     own = "0" * 32
     table = read({"url": ["u"], "caption": [["a", "b"]], "id": [own]}, uid_column="id")
     expected = hashlib.blake2b(f"{own}:1".encode(), digest_size=16).hexdigest()
@@ -301,7 +301,7 @@ def test_missing_columns_become_null_and_narrower_types_are_widened(tmp_path: Pa
 
 @pytest.fixture
 def large(tmp_path: Path) -> str:
-    """A file with one row group of 300,000 rows. Those of published lists have a million."""
+    """A file with one row group of 300,000 rows. The row groups of published lists have a million."""
     path = str(tmp_path / "large.parquet")
     urls = pa.array([f"http://host/{row:032d}.jpg" for row in range(300_000)])
     pq.write_table(pa.table({"url": urls}), path, row_group_size=300_000, use_dictionary=False, compression="none")
@@ -384,8 +384,8 @@ def test_a_file_that_changed_after_planning_is_an_error_that_names_it(tmp_path: 
     cursor.close()
 
 
-def test_storage_that_does_not_answer_is_not_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").mkdir()  # opening a folder fails even for root, unlike missing permissions
+def test_unreachable_storage_is_not_reported_as_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").mkdir()  # root, too, cannot open a folder as a file, whatever the permissions
     with pytest.raises(UnreachableInput, match=r"a\.parquet: cannot be opened") as raised:
         Cursor(Store("/nowhere"), str(tmp_path / "a.parquet"), "blake2b:1:x")
     assert Failure.of(raised.value).kind is FailureKind.MACHINE

@@ -94,7 +94,7 @@ def test_best_worst_and_borderline_pairs_are_chosen_from_all_shards(tmp_path: Pa
     assert shown(html, "Around the threshold") == [*kept[::-1], *dropped[::-1]]
 
 
-def test_without_a_threshold_steps_from_high_to_low_are_shown(tmp_path: Path) -> None:
+def test_without_a_threshold_pairs_from_high_to_low_scores_are_shown(tmp_path: Path) -> None:
     scores = [round(n / 100 + 0.005, 3) for n in range(90)]
     html = page(write_dataset(tmp_path, [scored(scores, 0)]))
     steps = shown(html, "From high to low")
@@ -132,7 +132,7 @@ def test_each_picture_is_read_once_and_is_on_the_page_once(tmp_path: Path, monke
     assert set(opened) == set(ids)
 
 
-def test_a_picture_opens_with_all_its_columns_and_the_url_is_only_text(tmp_path: Path) -> None:
+def test_a_picture_opens_with_all_columns_of_its_row_and_the_url_is_not_a_link(tmp_path: Path) -> None:
     rows = [pair("a cat", 0.9, mood="calm", url="https://host/a.jpg?b=1")]
     html = page(write_dataset(tmp_path, [rows], extra=pa.schema([("mood", pa.string())])))
     opened = html.split('<div popover id="row-0-0"')[1].split("</div>\n</body>")[0]
@@ -160,7 +160,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_text_stays_visible_plain_text_everywhere(tmp_path: Path) -> None:
+def test_hostile_text_is_shown_as_plain_text_everywhere(tmp_path: Path) -> None:
     extra = pa.schema([('"><script>', pa.string()), ("language", pa.string())])
     hostile = {'"><script>': "'><img src=http://evil/x onerror=1>", "language": "<b onclick=x>"}
     rows = [pair(text, 0.5 + number / 100, url=f"http://{text}/", **hostile) for number, text in enumerate(HOSTILE)]
@@ -390,7 +390,7 @@ def test_the_charts_of_compared_datasets_name_their_series_and_say_whether_they_
         ("similarity >= width and similarity == 0.3 and kept == True", {}),
     ],
 )
-def test_thresholds_are_the_minimums_that_hold_for_all_rows_of_a_subset(where: str, expected: dict[str, float]) -> None:
+def test_thresholds_are_the_minimums_that_all_rows_of_a_subset_reach(where: str, expected: dict[str, float]) -> None:
     assert dict(minimums(where)) == expected
 
 
@@ -407,7 +407,7 @@ def test_the_highest_threshold_is_shown_and_only_for_models_of_the_build(tmp_pat
 def test_an_unknown_name_to_compare_with_is_an_error_that_lists_the_subsets(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([0.9])])
     subset(store, "clean")
-    with pytest.raises(JobError, match=r"has no subset 'claen' \(it has: clean\), nor is it an output folder"):
+    with pytest.raises(JobError, match=r"'claen' is neither a subset of .* \(it has: clean\) nor an output folder"):
         report(store, "clean", "claen")
 
 
@@ -475,7 +475,7 @@ def test_the_report_is_written_to_the_given_path_or_one_line_says_why_not(tmp_pa
     assert report(store).path == f"{tmp_path}/out/report.html"
     assert not (tmp_path / "out/tmp").exists()
     assert report(store, out=str(tmp_path / "a.html")).path == str(tmp_path / "a.html")
-    with pytest.raises(JobError, match="give a file in an existing folder"):
+    with pytest.raises(JobError, match="choose a file in an existing folder"):
         report(store, out=str(tmp_path / "none/a.html"))
     for wrong in ("a.html/b.html", "out", "n" * 300):
         with pytest.raises(JobError, match="cannot be written to"):

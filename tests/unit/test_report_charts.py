@@ -86,7 +86,7 @@ def test_values_beyond_the_axis_are_counted_and_mentioned() -> None:
 
 
 @given(FLOATS, FLOATS, st.sampled_from([0.0, 0.0005, 0.3]))
-@example([], [2.7e17, -1.0, -1.0], 0.0005)  # with bins this wide, -1 falls on the edge at 0
+@example([], [2.7e17, -1.0, -1.0], 0.0005)  # such wide bins round -1 to the edge at 0
 def test_charts_that_share_bins_have_the_same_axis_and_lose_no_value(
     one: list[float], other: list[float], cut: float
 ) -> None:
@@ -101,7 +101,7 @@ def test_charts_that_share_bins_have_the_same_axis_and_lose_no_value(
     assert [bar.label for bar in charts[0].bars] == [bar.label for bar in charts[1].bars]
     assert [sum(bar.counts[0] for bar in chart.bars) for chart in charts] == finite
     for each, number in zip(arrays, finite, strict=True):
-        assert bins.beyond(each) <= 2 * math.ceil(cut * number)  # on each side, however many values the other array has
+        assert bins.beyond(each) <= 2 * math.ceil(cut * number)  # for each side, no matter how large the other array is
 
 
 def test_values_far_beyond_the_axis_are_in_the_last_bar_and_infinities_in_no_bar() -> None:
@@ -152,11 +152,11 @@ def test_the_what_if_curve_counts_what_a_threshold_would_keep(values: list[float
     for point in curve.points:
         with np.errstate(over="ignore"):
             threshold = np.float32(point.threshold.replace("−", "-").replace(",", ""))
-        kept = int((np.isfinite(array) & (array >= threshold)).sum())  # as in rules/similarity.py
+        kept = int((np.isfinite(array) & (array >= threshold)).sum())  # the same comparison as in rules/similarity.py
         assert point.share == pytest.approx(kept / len(values))
         assert point.count == 10 * kept
     heights = [float(each.split(",")[1]) for each in curve.path.split()]
-    assert heights == sorted(heights)  # y grows downward: a higher threshold never keeps more
+    assert heights == sorted(heights)  # y grows downward, and a higher threshold never keeps more rows
 
 
 def test_a_score_that_equals_the_threshold_is_kept() -> None:

@@ -56,7 +56,7 @@ def noise() -> bytes:
 
 @pytest.mark.parametrize("letter", ["\U0001f600", "'", "\x01"], ids=["4 bytes", "escaped", "3 bytes once visible"])
 def test_the_page_stays_below_10_mb_even_with_the_most_hostile_rows(tmp_path: Path, letter: str) -> None:
-    """Every grid is full, every text is long, and no picture is small."""
+    """Every grid is full, every text value is long, and no picture is small."""
     text, image = letter * 2_000, noise()
     extra = pa.schema([(f"{number} {letter * 300}", pa.string()) for number in range(8)])
     long: dict[str, Any] = {"url": f"http://{text}/{text}", **dict.fromkeys(extra.names, text)}

@@ -23,8 +23,8 @@ from pairmill.schemas.manifest import ShardManifest
 
 STAGES: list[StageName] = ["read", "download", "encode", "commit"]
 PAYLOADS = {"read": 1, "download": 1, "encode": 1, "commit": 2}
-"""Number of payloads that each stage receives. An encoder returns only changes, so the commit also gets the download's
-result."""
+"""Number of payloads that each stage receives. An encoder returns only what it changes, so the commit stage also gets
+the result of the download stage."""
 
 FAILED = Failure(FailureKind.SHARD, "failed", "failed")
 DONE = ShardManifest.model_validate(
@@ -117,7 +117,7 @@ def test_every_shard_ends_exactly_once_whichever_workers_die(
     assert Counter(shard for shard, _ in ended) == Counter(range(count))
     assert cluster.most_under_way <= limit
     assert not cluster.alive  # every worker was stopped
-    if not any(rates):  # a worker that keeps failing can be replaced together with its shards
+    if not any(rates):  # only if workers die can a shard end without a report
         assert all(report is not None for _, report in ended)
 
 
@@ -143,7 +143,7 @@ def test_idle_workers_above_the_minimum_are_stopped(monkeypatch: pytest.MonkeyPa
     scheduler.admission = Admission(lambda _: limits[0], 10**9, 1)
     for number, _ in enumerate(scheduler.run(shards(600))):
         sizes.append(len(scheduler.workers[1]))
-        limits[0] = 30 if number < 100 else 1  # from then on, shards come one at a time
+        limits[0] = 30 if number < 100 else 1  # from then on, only one shard is in flight
     assert max(sizes) > 1
     assert sizes[-1] == 1
     scheduler.stop()
@@ -206,14 +206,14 @@ def test_payloads_in_flight_stay_within_the_byte_limit_unless_a_single_shard_exc
 
     cluster = Weighed(seed)
     scheduler = scheduler_of(cluster)
-    scheduler.admission = Admission(lambda _: 100, most, max(sizes))  # the size of each shard is predicted
+    scheduler.admission = Admission(lambda _: 100, most, max(sizes))  # expects at least the real sizes
     assert len(list(scheduler.run(shards(len(sizes))))) == len(sizes)
     assert cluster.most_bytes <= max(most, *sizes)
 
 
 def test_among_equally_busy_workers_the_one_on_the_node_with_the_data_gets_the_shard() -> None:
     class Nodes(Cluster):
-        """A cluster with the result of every call on node 1, and encoders on nodes 0, 1 and 2."""
+        """A cluster whose encoders run on nodes 0, 1 and 2. The result of every call is stored on node 1."""
 
         calls: list[int]
 

@@ -88,7 +88,7 @@ def test_json_is_input_only_without_other_formats(tmp_path: Path) -> None:
     assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files()).files] == ["c.jsonl"]
     assert (
         len(list_inputs([str(tmp_path / "*.json*")], "/elsewhere", Files()).files) == 2
-    )  # a glob selects exactly what it matches
+    )  # a glob selects every file that it matches
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_build_recommends_embed_for_pictures(tmp_path: Path, names: list[str]) -
             list_inputs([path], "/elsewhere", Files())
 
 
-def test_the_lists_of_img2dataset_are_read_despite_its_tars(tmp_path: Path) -> None:
+def test_the_lists_in_an_output_of_img2dataset_are_read_despite_its_tars(tmp_path: Path) -> None:
     for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
         (tmp_path / name).touch()
     assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files()).files] == ["00000.parquet"]
@@ -180,7 +180,7 @@ def test_the_mapping_is_unchanged_by_json_and_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["url", "caption", "uid", "sha256", "license"])
-def test_a_missing_given_column_is_an_error_that_lists_the_columns(tmp_path: Path, setting: str) -> None:
+def test_a_missing_column_that_the_job_names_is_an_error_that_lists_the_columns(tmp_path: Path, setting: str) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"])
     with pytest.raises(SourceError, match=rf"a\.parquet: no column 'x' \(source\.{setting}_column\); it has 'url', 't"):
         facts(file, **{f"{setting}_column": "x"})
@@ -248,7 +248,7 @@ def test_incompatible_types_are_an_error_that_names_both_files(tmp_path: Path) -
 def test_a_file_without_url_or_caption_is_an_error(tmp_path: Path, missing: str) -> None:
     one = parquet(tmp_path / "1.parquet", url=["u"], text=["c"])
     two = parquet(tmp_path / "2.parquet", **{name: ["x"] for name in ("url", "text", "other") if name != missing})
-    with pytest.raises(SourceError, match=rf"2\.parquet: no column '{missing}', as other files have"):
+    with pytest.raises(SourceError, match=rf"2\.parquet: no column '{missing}', which other files have"):
         facts(one, two)
 
 

@@ -114,10 +114,10 @@ def test_an_output_without_atomic_commits_is_refused() -> None:
         Store("gs://bucket/out")
 
 
-def test_an_unwritable_folder_is_an_error_with_its_name_and_a_remedy() -> None:
+def test_an_unwritable_folder_raises_an_error_with_its_name_and_a_remedy() -> None:
     """No user, not even root, can create a folder in /sys."""
     for write in (Store("/sys/pairmill").create, Store("/sys/pairmill").replace):
-        with pytest.raises(StorageError, match=r"^/sys/pairmill/tmp: cannot be written to \(.*\); give another output"):
+        with pytest.raises(StorageError, match=r"^/sys/pairmill/tmp: cannot be written to \(.*\); use another output"):
             write("a", b"x")
 
 

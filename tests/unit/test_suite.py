@@ -31,4 +31,4 @@ def test_unit_tests_import_neither_benchmarks_nor_integration_tests() -> None:
 def test_hypothesis_has_no_deadline(profile: str) -> None:
     assert settings.get_profile(profile).deadline is None
     assert settings().deadline is None
-    assert settings(max_examples=3).deadline is None  # settings of a single test keep the other defaults
+    assert settings(max_examples=3).deadline is None  # even if a single test has its own settings

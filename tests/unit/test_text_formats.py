@@ -85,9 +85,9 @@ def test_any_delimiter_is_detected_and_rows_equal_those_of_csv_pandas_and_polars
     ("text", "settings", "expected"),
     [
         ("url\nhttp://e.org/a;b|c\n", {}, ","),  # a single column with a known name
-        ("url,caption\n" + "u;c\n" * 9, {}, ","),  # the header decides; the rows are broken
+        ("url,caption\n" + "u;c\n" * 9, {}, ","),  # the header determines the delimiter, and the rows are malformed
         ("id;url,thumb;caption\n", {}, ","),
-        ("adresse;mots\nu;c\n", {}, ","),  # no known name, so the error lists the columns
+        ("adresse;mots\nu;c\n", {}, ","),  # no known column name, so an error will list the columns
         ("adresse;mots\nu;c\n", {"url_column": "adresse"}, ";"),
         ("adresse;mots\nu;c\n", {"delimiter": ";"}, ";"),
         ("url;caption\nu;c\n", {"delimiter": "|"}, "|"),
@@ -115,7 +115,7 @@ ENCODINGS = ["latin-1", "cp1252", "big5", "gbk", "koi8-r", *UNICODE]
 
 
 def texts(encoding: str) -> st.SearchStrategy[str]:
-    """Texts that the encoding can represent. Hypothesis's `codec` option takes a second per encoding to find them."""
+    """Strings that the encoding can represent. Hypothesis's `codec` option takes a second per encoding to find them."""
     if encoding in UNICODE:
         return st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
     return st.binary(max_size=16).map(lambda raw: raw.decode(encoding, "ignore").translate({0: None, 13: None}))
@@ -231,7 +231,7 @@ def test_a_large_file_in_another_encoding_is_refused_before_its_end(tmp_path: Pa
 
 @given(st.lists(st.sampled_from(["plain", "café", "broken"]), min_size=4, max_size=40))
 def test_a_few_broken_rows_in_a_utf_8_list_affect_no_other_rows(scratch: Path, captions: list[str]) -> None:
-    """Only if there is a single broken row, or no more broken rows than valid non-ASCII rows."""
+    """This holds if there is only one broken row, or if no more rows are broken than are valid and not ASCII."""
     broken = captions.count("broken")
     raw = {"plain": b"plain", "café": "café".encode(), "broken": b"caf\xe9"}
     data = b"url,caption\n" + b"".join(b"u%d,%s\n" % (n, raw[caption]) for n, caption in enumerate(captions))

@@ -58,7 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset that a test may damage."""
+    """A copy of the dataset, which a test may damage."""
     return shutil.copytree(whole, tmp_path / "out")
 
 
@@ -87,7 +87,7 @@ def test_verify_advises_moving_a_foreign_manifest_never_deleting_it(dataset: Pat
     assert "delete" not in done.output
     assert "remove" not in done.output
     is_planned = not name.startswith("000000005")
-    assert ("move these files out of" in done.stderr) == is_planned  # only for a shard that a build would rebuild
+    assert ("move these files out of" in done.stderr) == is_planned  # a build rebuilds only planned shards
 
 
 def test_a_manifest_of_a_shard_beyond_the_plan_belongs_to_another_dataset(dataset: Path) -> None:

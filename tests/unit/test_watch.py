@@ -44,7 +44,7 @@ def test_shards_are_reported_once_as_they_are_committed_and_the_end_is_detected(
     def work() -> None:
         for path in manifests[3:]:
             time.sleep(0.05)
-            (whole / "manifests" / path.name).rename(path)  # appears complete, as a commit does
+            (whole / "manifests" / path.name).rename(path)  # appears in one step, as a commit does
 
     told = Told()
     thread = threading.Thread(target=work)
@@ -82,7 +82,7 @@ def time_of_day(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_ten_intervals_without_a_commit_are_reported_and_again_each_time_the_wait_has_doubled(
+def test_silence_is_reported_after_ten_intervals_without_a_commit_and_whenever_the_wait_has_doubled(
     time_of_day: Clock,
 ) -> None:
     commits = CommitClock(shard_s=10_000.0, started=time_of_day.now)

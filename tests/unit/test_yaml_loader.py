@@ -1,4 +1,4 @@
-"""Tests YAML with alias bombs and YAML that PyYAML does not expect. test_law_types.py tests the meaning of words."""
+"""Tests alias bombs and YAML that PyYAML does not expect. test_law_types.py tests what words such as `no` mean."""
 
 import time
 import unicodedata

@@ -133,7 +133,7 @@ class Scene:
         return self
 
 
-# Each color and each shape is in one of these combinations. Training shows all of both, but no such combination.
+# Each color and each shape is in one of these combinations, which training never shows.
 HELD_OUT = frozenset(zip(COLORS, SHAPES, strict=True))
 
 
@@ -197,7 +197,7 @@ def render(scene: Scene, rng: Random, width: int, height: int | None = None) -> 
 
 
 def _combinations(held_out: bool) -> list[tuple[str, str]]:
-    """The (color, shape) combinations used in training or, with `held_out`, all of them."""
+    """The (color, shape) combinations used in training or, with `held_out`, all combinations."""
     return [(color, shape) for color in COLORS for shape in SHAPES if held_out or (color, shape) not in HELD_OUT]
 
 
@@ -207,7 +207,7 @@ def _random_thing(rng: Random, combinations: list[tuple[str, str]]) -> Thing:
 
 
 def _change_one(scene: Scene, rng: Random, fits: Callable[[Thing, tuple[str, str]], bool]) -> Scene:
-    """The scene with a new color and shape for one thing. `rng` chooses among those that `fits` accepts."""
+    """The scene with a new color and shape for one thing. `rng` chooses among the combinations that `fits` accepts."""
     changes_first = scene.second is None or rng.random() < 0.5
     old, other = (scene.first, scene.second) if changes_first else (scene.second, scene.first)
     assert old is not None

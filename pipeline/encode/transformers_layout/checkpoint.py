@@ -109,7 +109,7 @@ def check_complete(path: Path) -> None:
         tensor_names(path)
         return
     with path.open("rb") as file:
-        is_old_pickle = file.read(1) == b"\x80"  # the format of torch.save before 1.6; now it writes zip archives
+        is_old_pickle = file.read(1) == b"\x80"  # the format of torch.save before torch 1.6; now it writes zip archives
     if not is_old_pickle and not zipfile.is_zipfile(path):
         raise ModelError(f"{path}: not a complete weights file (half-written?)")
 

@@ -153,7 +153,7 @@ def read_config(path: Path) -> Config:
         )
     for side in ("text_config", "vision_config"):
         parts = [part for name in (side, f"{side}_dict") if isinstance(part := values.get(name), dict)]
-        values[side] = {key: value for part in parts for key, value in part.items()}  # the older name wins there too
+        values[side] = {key: value for part in parts for key, value in part.items()}  # the older name wins, as there
     try:
         return kind.model_validate(values)
     except ValidationError as error:

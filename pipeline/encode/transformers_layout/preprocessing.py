@@ -95,7 +95,7 @@ def read_preprocessing(folder: Path, config: Config) -> Preprocessing:
         raise ModelError(f"{folder}: preprocessing settings: {first_problem(error)}") from None
     if found.output_size != (side, side):
         raise ModelError(
-            f"{folder}: the preprocessing settings do not produce the {side} x {side} pixels that the model of "
+            f"{folder}: the preprocessing settings do not produce the {side} x {side} pixels that the model in "
             "config.json needs"
         )
     return found

@@ -23,7 +23,7 @@ class FloorCrop(transforms.CenterCrop):  # type: ignore[misc]
 
 
 def recipe(settings: Preprocessing) -> transforms.Compose:
-    """The steps for `ModelInput`: resizing and cropping 8-bit pixels, then to RGB, to floats, normalize."""
+    """The steps for `ModelInput`: resize and crop 8-bit pixels, convert to RGB and to floats, and normalize."""
     size, crop = settings.size, settings.crop_size
     edge = size.shortest_edge or (size.height, size.width)
     steps: list[Any] = [transforms.Resize(edge, _MODES[settings.resample])]

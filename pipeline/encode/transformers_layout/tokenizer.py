@@ -49,8 +49,8 @@ class FolderTokenizer:
         self._is_left = settings.get("padding_side") == "left"
         if self._encoder.largest_id >= text.vocab_size:
             raise ModelError(
-                f"{checkpoint.tokenizer[0]} has the token {self._encoder.largest_id:,}, but the model of config.json "
-                f"knows {text.vocab_size:,}: the tokenizer belongs to another model"
+                f"{checkpoint.tokenizer[0]} has the token {self._encoder.largest_id:,}, but the model in config.json "
+                f"has a vocabulary of {text.vocab_size:,}: the tokenizer belongs to another model"
             )
         _check_end(checkpoint, *self._encoder.encode(["a"]))
 

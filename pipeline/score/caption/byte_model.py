@@ -1,12 +1,12 @@
 """A small language model of a dataset's own captions: byte 4-grams with Witten-Bell smoothing.
 
-It needs no data besides the dataset. A high value means that a caption is unlike most others: a different language, a
-code, or a list of keywords. UTF-8 bytes work for every script.
+It needs no data besides the dataset. A high value means that a caption is unlike most others, for example because it
+is in a different language, a product code, or a list of keywords. UTF-8 bytes work for every script.
 
 Smoothing, for a byte c after a context h that was seen n(h) times, followed by T(h) distinct bytes (Witten and Bell
 1991, "The zero-frequency problem", in the interpolated form of Chen and Goodman 1998, section 2.4):
 
-    P(c | h) = (n(hc) + T(h) P(c | h without its first byte)) / (n(h) + T(h)),    P(c | nothing shorter) = 1/256
+    P(c | h) = (n(hc) + T(h) P(c | h without its first byte)) / (n(h) + T(h));    for an empty h, the inner P is 1/256
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ ORDER = 4
 SAMPLE_ROWS, SAMPLE_BYTES = 20_000, 500
 """The model is built from about this many captions, and from this many leading bytes of each: 10 MB of text at most."""
 _BLOCK_BYTES = 1 << 20
-"""Approximate size of the blocks in which texts are measured. A block needs 50 times as much memory."""
+"""Approximate size of the blocks in which captions are measured. A block needs 50 times as much memory."""
 
 Keys = npt.NDArray[np.uint32]
 Doubles = npt.NDArray[np.float64]
@@ -30,14 +30,14 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ByteModel:
-    """Counts of n-grams. Equal samples in any order give equal models."""
+    """Counts of n-grams. The same captions in any order give the same model."""
 
     tensors: Mapping[str, npt.NDArray[np.generic]]
     """For n = 1 to ORDER: `keys.n` (uint32 [n-grams], ascending; the n bytes as one number) and `counts.n` (uint32)."""
 
     @classmethod
     def of(cls, captions: pa.Array) -> "ByteModel":
-        """Count the n-grams of captions. Zero bytes are prepended to each caption."""
+        """Count the n-grams of captions. NUL bytes are prepended to each caption."""
         keys, _ = _grams(captions)
         tensors: dict[str, npt.NDArray[np.generic]] = {}
         for order in range(1, ORDER + 1):
@@ -100,7 +100,7 @@ def _grams(captions: pa.Array) -> tuple[Keys, npt.NDArray[np.int64]]:
 
 
 def _offsets(captions: pa.Array) -> npt.NDArray[np.int64]:
-    """The start of each caption's bytes, then the end of all bytes, [captions + 1]. Null captions must be empty."""
+    """Where each caption's bytes start, and where all bytes end, [captions + 1]. Null captions must be empty."""
     if not len(captions):
         return np.zeros(1, np.int64)
     buffer = captions.buffers()[1]

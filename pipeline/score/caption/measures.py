@@ -21,8 +21,8 @@ _GRAM = 10
 """Length of the n-grams in both repetition measures, which is Data-Juicer's default."""
 
 MAX_REPETITION_CHARS = 20_000
-"""Only this many characters are examined for repetition, which takes 50 ms; a caption of megabytes would take ten
-seconds."""
+"""Only this many leading characters of a caption are examined for repetition, which takes 50 ms. Examining all of a
+caption of several megabytes would take ten seconds."""
 
 _RELATIONS = """
     aboard above across against along alongside amid among around at atop behind below beneath beside between beyond by
@@ -81,7 +81,7 @@ def characters(captions: Captions) -> list[pa.Array]:
 
 
 def readability(captions: Captions) -> list[pa.Array]:
-    """Flesch's reading ease (1948, "A new readability yardstick"), for English. Null if there is no Latin letter.
+    """Flesch's reading ease (1948, "A new readability yardstick"), for English. Null without Latin letters.
 
     206.835 - 1.015 words / sentences - 84.6 syllables / words. A sentence ends where `.`, `!` or `?` precedes a space.
     Syllables are groups of vowels; a silent e at the end does not count.
@@ -98,12 +98,12 @@ def readability(captions: Captions) -> list[pa.Array]:
 
 
 def repetition(captions: Captions) -> list[pa.Array]:
-    """(character repetition, word repetition), from 0 to 1, as in Data-Juicer, which follows ROOTS (2303.03915).
+    """(character repetition, word repetition), from 0 to 1, as in Data-Juicer, which follows ROOTS (arXiv 2303.03915).
 
-    Character repetition: the share of all 10-grams that belong to the √n most frequent distinct ones and occur more
-    than once, where n is the number of distinct 10-grams. Word repetition: the share of 10-grams that occur more than
-    once, over words in lower case without outer punctuation. 0 for captions that are too short for a 10-gram. Only the
-    first MAX_REPETITION_CHARS characters of a caption count.
+    Character repetition: the share of all 10-grams that belong to the √n most frequent distinct 10-grams and occur
+    more than once, where n is the number of distinct 10-grams. Word repetition: the share of 10-grams that occur more
+    than once, over words in lower case without outer punctuation. 0 for captions that are too short for a 10-gram. Only
+    the first MAX_REPETITION_CHARS characters of a caption count.
     """
     captions = Captions(pc.utf8_slice_codeunits(captions.texts, 0, MAX_REPETITION_CHARS))
     texts = captions.texts.to_pylist()
@@ -134,8 +134,8 @@ def alphanumeric(captions: Captions) -> list[pa.Array]:
 
 
 def capitals(captions: Captions) -> list[pa.Array]:
-    """Share of words whose first character, ignoring punctuation and symbols, is a capital: a proxy for the share of
-    named entities."""
+    """Share of words whose first character, ignoring punctuation and symbols, is a capital letter: a proxy for the
+    share of named entities."""
     is_capital = pc.match_substring_regex(captions.words.distinct, r"^[\pP\pS]*[\p{Lu}\p{Lt}]")
     counts = captions.words.totals(is_capital.to_numpy(zero_copy_only=False))
     return [_ratio(_masked(counts, captions), captions.num_words)]
@@ -143,7 +143,7 @@ def capitals(captions: Captions) -> list[pa.Array]:
 
 def relations(captions: Captions) -> list[pa.Array]:
     """Number of English prepositions of place, direction and company: a proxy for the number of relations between
-    objects, which CAT (2301.02280) counts with a parser."""
+    objects, which CAT (arXiv 2301.02280) counts with a parser."""
     is_relation = pc.is_in(captions.lower_words, pa.array(_RELATIONS.split()))
     counts = captions.words.totals(is_relation.to_numpy(zero_copy_only=False))
     return [_masked(counts.astype(np.int32), captions)]
@@ -195,7 +195,7 @@ def _word_repetition(words: list[int], empty: int) -> float:
 
 
 def _share(captions: Captions, pattern: str) -> pa.Array:
-    """Share of the characters that belong to matches, float32 [captions]; null for an empty caption."""
+    """Share of each caption's characters that belong to matches, float32 [captions]; null for an empty caption."""
     rest = pc.utf8_length(pc.replace_substring_regex(captions.texts, pattern, ""))
     return _ratio(pc.subtract(captions.num_characters, rest), captions.num_characters)
 

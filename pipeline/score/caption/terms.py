@@ -1,8 +1,8 @@
-"""Finds the terms of a list in captions: as whole words, ignoring case and the characters between their words.
+"""Finds the terms of a list in captions: as whole words, ignoring case and the characters between the words of a term.
 
-A term is found where the caption rules would find it as a blocked term, and also with other punctuation between its
-words. In scripts without spaces between words, it is found anywhere. A term with symbols, such as `$ex`, `c++`, `f*ck`
-or an emoji, must occur exactly as written (ignoring case) and must not start or end inside a longer word.
+A term is found wherever the caption rules would find it as a blocked term, and also where other punctuation separates
+its words. In scripts without spaces between words, it is found anywhere. A term with symbols, such as `$ex`, `c++`,
+`f*ck` or an emoji, must occur exactly as written (ignoring case) and must not start or end inside a longer word.
 """
 
 import re
@@ -41,7 +41,7 @@ class _Literals:
 
 
 def _occurrences(text: str, term: str) -> int:
-    """The number of occurrences of a term in a text, not counting those within a longer word."""
+    """The number of occurrences of a term in a caption, not counting those within a longer word."""
     count, start = 0, text.find(term)
     while start >= 0:
         end = start + len(term)
@@ -52,7 +52,7 @@ def _occurrences(text: str, term: str) -> int:
 
 
 def _joins(left: str, right: str) -> bool:
-    """Whether two adjacent characters belong to the same word. At an end of the text, one of them is empty."""
+    """Whether two adjacent characters belong to the same word. At either end of the text, one of them is empty."""
     return all(each == "_" or (each and unicodedata.category(each)[0] in "LMN") for each in (left, right))
 
 
@@ -76,7 +76,7 @@ class TermList:
         self._runs = pa.array(sorted({run for term in runs for run in term}), pa.string())
         number = {run: index for index, run in enumerate(self._runs.to_pylist())}
         self._terms: dict[int, dict[int, set[_Key]]] = {}
-        """Number of the first run -> number of runs (descending) -> terms."""
+        """Number of a term's first run -> how many runs the term has (descending) -> terms."""
         for term in sorted(runs, key=len, reverse=True):
             if term:
                 key = tuple(number[run] for run in term)

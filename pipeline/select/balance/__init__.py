@@ -1,1 +1,1 @@
-"""Counts the rows of each entry and drops rows of frequent entries: the step `balance`."""
+"""Implements the step `balance`: counts the rows of each entry, such as a concept, and drops rows of frequent ones."""

@@ -37,8 +37,8 @@ from pairmill.schemas.share import Share
 PARTITION_ROWS = 4_000_000
 """Rows per partition of the counts. If every row has its own entry, one task merges this many counts."""
 SAMPLED_ROWS = 200_000
-"""Rows in the sample from which t is solved if the curve is a share. The share that is kept differs from it by about
-the standard error of such a sample."""
+"""Rows in the sample from which t is computed if the curve is a share. The share of rows that stay differs from the
+requested share by about the standard error of such a sample."""
 SHOWN_ENTRIES = 20
 KEPT_BYTES = 128
 """Estimated size of the kept entries of a row, at 12 bytes per entry."""
@@ -113,7 +113,7 @@ def _thresholds(tasks: Tasks, balance: Balance, found: Counted) -> Thresholds:
         return Thresholds(balance.curve)
     if balance.reference not in found.languages.values():
         raise StepError(
-            f"no row has the reference language {balance.reference!r} in {balance.language}, only "
+            f"no row has the reference language {balance.reference!r}; the languages in {balance.language} include "
             f"{', '.join(sorted(found.languages.values())[:20])}; set reference to one of them"
         )
     call = (balance.curve, language_hash(balance.reference), *found.partitions)
@@ -123,7 +123,7 @@ def _thresholds(tasks: Tasks, balance: Balance, found: Counted) -> Thresholds:
 
 def _solved(tasks: Tasks, share: Share, keeps_unmatched: bool, found: Counted) -> float:
     """The t that keeps about this share of the rows."""
-    sampled = np.sort(found.sampled, order=["row", "key"])  # the same order, however the rows are divided
+    sampled = np.sort(found.sampled, order=["row", "key"])  # the same order, however the rows are divided into chunks
     keys, inverse = np.unique(sampled["key"], return_inverse=True)
     counted = tasks.get(tasks.map(counts_of, [(keys, each) for each in found.partitions]))
     rows_of_keys = sum(counted, np.zeros(len(keys)))

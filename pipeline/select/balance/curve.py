@@ -65,7 +65,7 @@ def probabilities(rows: npt.NDArray[np.int64], keys: U64, num_rows: int, heads: 
 
 
 def solve(row_starts: npt.NDArray[np.int64], counts: Doubles, rows_to_keep: float) -> float:
-    """The t with which this many of the rows are expected to stay.
+    """The t with which `rows_to_keep` of the rows are expected to stay.
 
     row_starts: index of the first entry of each row, ascending; shape (rows,). Each row has at least one entry.
     counts: the number of rows with each of these entries.
@@ -83,7 +83,8 @@ def solve(row_starts: npt.NDArray[np.int64], counts: Doubles, rows_to_keep: floa
 
 
 def language_thresholds(curve: float, reference: int, *partitions: Counts) -> dict[int, float]:
-    """The t of each language, chosen so that about the same share of its matches is in the tail as in the reference.
+    """The t of each language, chosen so that about the same share of its matches is in the tail as in the reference
+    language.
 
     In the reference language, entries with fewer than `curve` rows are the tail. In another language, t is the number
     of rows of one of its entries, such that entries with at most t rows have the closest share of its matches (MetaCLIP

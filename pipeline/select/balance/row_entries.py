@@ -22,7 +22,7 @@ _NAME_CHARS = 200
 
 
 class RowEntries(NamedTuple):
-    """Matches of rows and entries: a row index and an entry each."""
+    """Matches, each consisting of a row index and the key of an entry of that row."""
 
     rows: Integers
     """Row indices, ascending; shape (matches,)."""
@@ -48,7 +48,7 @@ class Entries(Protocol):
         """The entries of each row of a table."""
 
     def names(self, table: pa.Table, keys: Collection[int]) -> dict[int, str]:
-        """The names of these keys, as far as the table contains them."""
+        """The names of the entries with these keys, but only of those that occur in the table."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,6 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _hashes(texts: pa.Array) -> U64:
-    """BLAKE2b-64 of each text; shape (texts,)."""
+    """BLAKE2b-64 of each string; shape (texts,)."""
     hashed = (hashlib.blake2b((text or "").encode(), digest_size=8).digest() for text in texts.to_pylist())
     return np.frombuffer(b"".join(hashed), "<u8").astype(np.uint64)

@@ -24,11 +24,11 @@ from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.step_file import digest_of
 
 MAX_ENTRIES = 2_000_000
-"""Every process that scans rows keeps all entries in memory, about 450 bytes each."""
+"""Maximum number of entries. Every process that scans rows keeps them all in memory, at about 450 bytes each."""
 MAX_FILE_BYTES = 256 << 20
 """Maximum size of the file after decompression."""
 _BLOCK_ROWS = 16_384
-"""Captions to search at a time: until matches are in an array, each takes 200 bytes."""
+"""Captions to search at a time. A match takes 200 bytes until it is stored in an array."""
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 _ROW_END = "\n"
 """Terminates each caption in the searched text. No entry contains it."""
@@ -100,7 +100,7 @@ class WordList:
 
 
 def _spaced(texts: pa.Array) -> pa.Array:
-    """The texts with spaces around punctuation, and with tabs and line ends replaced by spaces."""
+    """The strings with spaces around punctuation, and with tabs and line ends replaced by spaces."""
     return pc.replace_substring_regex(pc.replace_substring_regex(texts, "[\t\n]", " "), "([,.;:?!`])", r" \1 ")
 
 
@@ -115,7 +115,7 @@ def _wrapped(entries: pa.Array) -> pa.Array:
 @lru_cache(maxsize=2)
 def _load(file: WordFile) -> WordList:
     if WordFile.of(file.files, file.uri) != file:
-        raise StepError(f"{file.uri} has changed since the job began; run it again")
+        raise StepError(f"{file.uri} has changed since the job began; run the job again")
     try:
         with file.files.open_decompressed(file.uri) as opened:
             data = opened.read(MAX_FILE_BYTES + 1)

@@ -1,8 +1,8 @@
 """Compares the rows of one cluster, best rows first.
 
 The cosine of two rows is that of the stored float16 vectors, and rounding errors never change a decision: float32
-decides the clear cases; close to the threshold, float64 decides, in which the dot product of two float16 unit vectors
-is exact. The result therefore does not depend on block size, order or machine.
+decides the clear cases; close to the threshold, float64 decides, because the dot product of two float16 unit vectors
+is exact in float64. The result therefore does not depend on block size, order or machine.
 """
 
 import numpy as np

@@ -51,7 +51,7 @@ class BalanceStep:
         self.found = balance_rows(selector, number, self.balance, self.entries)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the entries, and whether their file has changed since the last selection."""
+        """Add the entries to the report, and whether their file has changed since the last selection."""
         assert self.found is not None
         found = self.found
         if isinstance(self.entries, ConceptEntries):

@@ -65,7 +65,7 @@ class DedupStep:
         self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the largest groups."""
+        """Add the largest groups to the report."""
         return report.model_copy(update={"largest_clusters": list(described(selector, self.clusters))})
 
 

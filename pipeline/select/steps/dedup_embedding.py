@@ -93,7 +93,7 @@ class EmbeddingDedupStep:
         self._drop(selector, number, equal, gone)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the largest groups and the number of rows that were not compared."""
+        """Add to the report the largest groups, and the number of rows that were not compared."""
         found = {"largest_clusters": list(described(selector, self.clusters)), "not_compared": self.not_compared}
         return report.model_copy(update=found)
 

@@ -21,7 +21,7 @@ class KeptStep:
         return frozenset({"status"}) if self.only_kept else frozenset()
 
     def check(self, schema: pa.Schema) -> None:
-        """Nothing to check."""
+        """There is nothing to check."""
 
     def run(self, selector: Selector, number: int) -> None:
         """Add a filter, unless all pairs stay."""
@@ -29,5 +29,5 @@ class KeptStep:
             selector.filters.append(IsKept(number))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Nothing to add."""
+        """There is nothing to add to the report."""
         return report

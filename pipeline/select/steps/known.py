@@ -125,7 +125,7 @@ class KnownStep:
         self.found = KnownReport(values=values, unused=unused, blake2b=blake2b)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add what the rows were compared with, and whether it has changed since the last selection."""
+        """Add to the report what the rows were compared with, and whether it has changed since the last selection."""
         found = cast(KnownReport, self.found)
         before = earlier.known.blake2b if earlier and earlier.known else None
         found = found.model_copy(update={"earlier_blake2b": before if before != found.blake2b else None})

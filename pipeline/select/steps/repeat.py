@@ -66,7 +66,7 @@ class RepeatStep:
         )
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the weights."""
+        """Add the weights to the report."""
         return report.model_copy(update={"repeat": self.found})
 
     def _solved(self, selector: Selector, alpha: float, highest: float) -> tuple[float, float]:

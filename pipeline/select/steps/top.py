@@ -23,7 +23,7 @@ SAMPLED_ROWS = 200_000
 """Approximate number of sampled keys. With this many, the window around a quantile contains a few percent of the
 rows."""
 WINDOW_SIGMAS = 20.0
-"""Half the width of that window, in standard errors of a random sample. Rows of the same shard may resemble each other,
+"""Half the width of this window, in standard errors of a random sample. Rows of the same shard may resemble each other,
 so the sample is less informative than a random sample of the same size."""
 
 
@@ -62,7 +62,7 @@ class TopStep:
         while True:
             window = _window(self.order, sampled, to_keep / max(1, remaining), sigmas)
             within, above = selector.scan_sorted(window)
-            remaining = selector.counts[NOT_DROPPED]  # exactly, from now on
+            remaining = selector.counts[NOT_DROPPED]  # no longer an estimate
             to_keep = self.share.rows_to_keep(remaining)
             if to_keep == remaining:
                 return
@@ -85,7 +85,7 @@ class TopStep:
         return bool(above.any())
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the threshold."""
+        """Add the threshold to the report."""
         return report.model_copy(update={"threshold": self.threshold})
 
 

@@ -29,14 +29,14 @@ class UidsStep:
         return frozenset({"uid"})
 
     def check(self, schema: pa.Schema) -> None:
-        """Nothing to check: `open` has already checked the file."""
+        """There is nothing to check, because `open` has already checked the file."""
 
     def run(self, selector: Selector, number: int) -> None:
         """Add a filter."""
         selector.filters.append(UidIn(number, self.file))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the file, and whether it has changed since the last selection."""
+        """Add the file to the report, and whether it has changed since the last selection."""
         before = earlier.uids.blake2b if earlier and earlier.uids else None
         found = UidFileReport(
             num_uids=len(self.file.load()),

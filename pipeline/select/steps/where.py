@@ -30,5 +30,5 @@ class WhereStep:
         selector.filters.append(Where(number, self.expression))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Nothing to add."""
+        """There is nothing to add to the report."""
         return report

@@ -78,7 +78,7 @@ _BATCH_BYTES = 32 << 20
 
 
 class Corpus:
-    """The files of one corpus, all of the same kind: the first kind in the table above that the paths contain."""
+    """The files of one corpus, all of the same kind: the first kind in this module's table that the paths contain."""
 
     def __init__(self, source: SourceConfig, files: Files) -> None:
         self._source = source
@@ -106,7 +106,7 @@ class Corpus:
         if tars := _of(listing, (".tar",)):
             if pictures := _of(listing, _PICTURE_SUFFIXES):
                 raise SourceError(
-                    f"source.paths: {path} contains tars, and pictures such as {pictures[0]}; select one kind"
+                    f"source.paths: {path} contains both tars and pictures, such as {pictures[0]}; select one kind"
                 )
             found.add(tars, listing)
         elif packed := _of(listing, _COMPRESSED_EXTENSIONS):
@@ -120,7 +120,7 @@ class Corpus:
             found.add(parquet, listing)
         elif pictures := _of(listing, _PICTURE_SUFFIXES):
             if set(pictures) & set(listing.named):
-                raise SourceError(f"source.paths: {path}: give the folder of the pictures, not the pictures")
+                raise SourceError(f"source.paths: {path}: specify the folder that has the pictures, not the pictures")
             _add_folders(found, pictures, listing)
         else:
             tables = list_inputs([path], exclude, self._files)
@@ -182,7 +182,7 @@ class Corpus:
         column = self._columns.get(files[0].uri)
         for file in files:
             if self._columns.get(file.uri) != column:
-                raise SourceError(f"{file.uri}: its pictures are not in a column {column!r}, as in {files[0].uri}")
+                raise SourceError(f"{file.uri}: no pictures in a column {column!r}, unlike {files[0].uri}")
         if column is None:
             refuse_url_list(source, files[0])
             refuse_other_pictures(source, files[0], IMAGE_NAMES)
@@ -194,7 +194,7 @@ class Corpus:
             known = mapping.extra_columns if mapping.has_partitions else file.partitions
             new = [name for name in file.partitions if name not in known]
             return (
-                f"{file.uri}: {new[0]!r} is new in its path, but this output's plan fixes its columns" if new else None
+                f"{file.uri}: its path adds column {new[0]!r}, but the output's plan fixes the columns" if new else None
             )
         if file.uri in self._columns and _pictures(self._columns[file.uri]) != mapping.pictures:
             return f"{file.uri}: its pictures are not where this output's plan expects them"
@@ -227,7 +227,8 @@ class Corpus:
             store.create_from(name, target)
 
     def tally(self, name: str, store: Store) -> Tally:
-        """The number of indexed entries by fate. An index from an earlier version counts only rows."""
+        """The numbers of indexed entries that are rows, parts of rows, or skipped. An index from an earlier version
+        counts only rows."""
         with store.files.open(store.path(name)) as file, pq.ParquetFile(file) as parquet:
             text = (parquet.metadata.metadata or {}).get(TALLY_KEY.encode())
             rows = parquet.metadata.num_rows
@@ -264,11 +265,12 @@ class Corpus:
             if name in schema.names and can_contain_pictures(schema.field(name).type):
                 return name
         if given:
-            raise SourceError(f"source.image_column: no column {given!r} of bytes, or of structs with `bytes`")
+            raise SourceError(f"source.image_column: no column {given!r} with bytes, or with structs that have `bytes`")
         return None
 
     def _files_of(self, folder: str, tally: Tally) -> list[tuple[str, int]]:
-        """Sorted (name, size in bytes) of the pictures and texts directly in a folder. Counts the others in `tally`."""
+        """Sorted (name, size in bytes) of the pictures and text files directly in a folder. Counts all other entries in
+        `tally`."""
         return folders.used_entries(entries_in(folder, self._files), self._rules, tally)
 
 
@@ -317,7 +319,7 @@ def _pictures(column: str | None) -> PictureSource:
 
 
 def _outputs(path: str, files: Files) -> list[str]:
-    """`pairs/` files of a finished pairmill output, from its manifests; empty if the path is not one."""
+    """`pairs/` files of a finished pairmill output, from its manifests; empty if the path is not such an output."""
     if is_remote(path) and not path.startswith(S3_SCHEMES):
         return []
     store = Store(path, files.s3)
@@ -325,7 +327,7 @@ def _outputs(path: str, files: Files) -> list[str]:
         return []
     if isinstance(plan.mapping.pictures, (ColumnPictures, NoPictures)):
         names = ", ".join(file.source for file in plan.inputs[:3])
-        raise SourceError(f"source.paths: {path} refers to pictures in Parquet files; embed those instead: {names}")
+        raise SourceError(f"source.paths: {path} refers to pictures in Parquet files; embed these instead: {names}")
     if isinstance(plan.mapping.pictures, WebPictures) and plan.job.images.store == "none":
         raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
     if missing := plan.num_shards - len(readable_shards(store)):

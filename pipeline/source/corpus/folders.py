@@ -15,7 +15,8 @@ from pairmill.schemas.passed_over import PassedOver, Tally
 
 
 def used_entries(entries: Iterable[Entry], rules: TextRules, tally: Tally) -> list[tuple[str, int]]:
-    """Sorted (name, size in bytes) of the pictures and texts among a folder's entries. Counts the others in `tally`."""
+    """Sorted (name, size in bytes) of the pictures and text files among a folder's entries. Counts all other entries in
+    `tally`."""
     used = []
     for entry in entries:
         ending = _ending(entry.name)
@@ -37,9 +38,9 @@ def folder_rows(
     rules: TextRules = USUAL_TEXTS,
     sources: Sequence[str] = (),
 ) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Texts without a picture, such as
-    readmes, are skipped. `tally` counts the fate of each file. `sources`: the paths that the job names; texts may
-    be symlinks to any file in them."""
+    """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Text files without a picture, such
+    as readmes, are skipped. `tally` counts the rows and the skipped files. `sources`: the paths that the job names;
+    text files may be symlinks to any file in them."""
     tally, trusted = tally or Tally(), trusted_folders(folder, sources)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
@@ -50,7 +51,7 @@ def folder_rows(
             continue
         sample = Sample(stem, rules)
         for name, size in members:
-            _add(sample, f"{folder}/{name}", size, files, trusted)  # as S3 keys, `a//b` and `a/b` are different
+            _add(sample, f"{folder}/{name}", size, files, trusted)  # keeps `//`: S3 keys `a//b` and `a/b` differ
         row = sample.row()
         if caption_from_name and row.caption is None and row.caption_problem is None:
             row = replace(row, captions=(words_of(stem).encode("utf-8", "surrogateescape"),))

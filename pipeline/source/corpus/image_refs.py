@@ -52,7 +52,8 @@ def _resolve(names: pa.Array, root: str, files: Files) -> pa.Array:
 
 
 def picture_file(name: str, root: str, files: Files) -> str | None:
-    """Absolute path or URL of a file that a row of the output at `root` names: its own tar, or an input of its plan.
+    """Absolute path or URL of a file that a row of the output at `root` names: a tar of that output, or an input of its
+    plan.
 
     None for any other name, because a Parquet file must not be able to refer to a secret file or a URL.
     """
@@ -67,8 +68,8 @@ def picture_file(name: str, root: str, files: Files) -> str | None:
 
 @lru_cache(maxsize=8)
 def _planned_sources(root: str, files: Files, generations: int = 8) -> frozenset[str]:
-    """The files and folders that an output was planned from. If any are outputs themselves, includes what those were
-    planned from."""
+    """The files and folders that an output was planned from. If any of these are outputs too, includes the files and
+    folders that they were planned from."""
     plan = load(Store(root, files.s3)) if generations else None
     found = {file.source for file in plan.inputs} if plan else set()
     for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:

@@ -22,7 +22,7 @@ INDEX_LAYOUT = 4
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100
-"""Maximum number of pictures with the same key. They are read and tried one by one until a picture decodes."""
+"""Maximum number of pictures with the same key. They are read one by one until one of them decodes."""
 
 _MAX_KEY_CHARS = 4_096  # Linux's PATH_MAX
 
@@ -72,7 +72,7 @@ class IndexRow:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the texts; they may be long."""
+        """Size of the row's captions and URL, which may be long, in bytes."""
         return sum(len(caption or b"") for caption in self.captions or ()) + len(self.url or b"")
 
     def repeated(self) -> Iterator[str | None]:
@@ -157,16 +157,16 @@ class Sample:
         return [*self.images, *(image for _, image in dotted)][:MAX_PICTURES]
 
     def add_lost_image(self, problem: str) -> None:
-        """Note why a picture cannot be read. The row's problem has room for a few such reasons."""
+        """Note why a picture cannot be read, for at most MAX_PICTURES pictures."""
         if len(self.lost_images) < MAX_PICTURES:
             self.lost_images.append(problem)
 
     def row(self) -> IndexRow:
-        """The row of this sample. The first picture that decodes will be used; the others are alternates."""
+        """The row of this sample. All pictures but the first are alternates, in case the first does not decode."""
         self.texts.complete_with(self.dotted_texts)
         captions, caption_problem = self.texts.captions()
         found = self._images_in_order()
-        images = [image for image in found if readable_name(image.uri) == image.uri]  # columns are UTF-8
+        images = [image for image in found if readable_name(image.uri) == image.uri]  # string columns must be UTF-8
         problem = self.problem
         if not images and found:
             problem = f"{readable_name(found[0].uri)}: the name is not UTF-8; rename it"
@@ -174,7 +174,7 @@ class Sample:
             problem = problem or "; ".join(self.lost_images) or "no picture with this key"
         uid = own_uid(self.texts.uid or "")
         if uid is None and self.rules.uid is not None:
-            problem = problem or f"no uid: {self.texts.uid or 'none'} (source.uid_column)"
+            problem = problem or f"no valid uid (source.uid_column): {self.texts.uid or 'none'}"
         return IndexRow(
             key=readable_name(self.key),
             url=self.texts.url,

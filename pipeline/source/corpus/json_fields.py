@@ -1,4 +1,4 @@
-"""Collects the fields of the JSON beside pictures other than captions: license, exif, scores and so on.
+"""Collects the fields, except captions, of the JSON beside pictures: license, exif, scores and so on.
 
 An index keeps them as text, and its footer lists them, so they become columns like those of Parquet, with types that
 can store all values. Fields that only repeat the row's own caption, URL, uid or key are left out. So are large fields,
@@ -35,12 +35,12 @@ class FieldNotes:
     own: set[str] = field(default_factory=set)
     """Names of fields with a value that is in no other column of its row."""
     left_out: int = 0
-    """Number of values left out because they are too large, because there are too many names, or because their name,
-    once made valid UTF-8, equals another."""
+    """Number of values left out because they are too large or too deeply nested, because there are too many names, or
+    because their name is empty, too long or, once made valid UTF-8, equal to another."""
 
     def keep(self, fields: Mapping[str, Any], repeated: Iterable[str | None]) -> str | None:
-        """Record the fields of a row, and return those to keep as a JSON object. `repeated`: the row's own texts, which
-        a field may repeat."""
+        """Record the fields of a row. Returns a JSON object of the fields to keep. `repeated`: the row's own texts,
+        which a field may repeat."""
         kept, size, own = {}, 0, set(repeated)
         for raw_name, value in fields.items():
             name, text = _readable(raw_name), _json(value)
@@ -145,7 +145,7 @@ def _kind(value: Any) -> str:
 
 
 def _json(value: Any) -> str | None:
-    """JSON in valid UTF-8; None if the value is nested too deeply to be written."""
+    """JSON in valid UTF-8; None if the value cannot be written, for example because it is nested too deeply."""
     try:
         return _readable(json.dumps(value, ensure_ascii=False))
     except (RecursionError, ValueError):  # numbers with thousands of digits cannot be written as text either

@@ -79,7 +79,8 @@ class Loader:
             self._isolated.close()
 
     def __call__(self, table: pa.Table, has_pictures: bool, progress: ShardProgress | None = None) -> pa.Table:
-        """The same rows with their pictures, the facts about the bytes, and the uids that depend on them.
+        """The same rows with their pictures, the pictures' checksums, formats and sizes, and the uids that depend on
+        the pictures.
 
         A row becomes a pair if it has a picture that may be decodable or, without `has_pictures`, if it has a caption.
         """
@@ -207,7 +208,7 @@ def _alternates(table: pa.Table) -> dict[int, list[_Ref]]:
 
 
 def _sound(row: _Row, ref: _Ref) -> tuple[str, int, int] | None:
-    """The reference if it is valid; otherwise the row is refused."""
+    """The reference if it is valid; otherwise None, and the row is refused."""
     file, offset, length = ref
     if file is None or offset is None or length is None:
         row.refuse(Status.EMPTY_BODY, "no picture in this row")
@@ -226,7 +227,7 @@ def _read(file: IO[bytes], offset: int, length: int) -> bytes:
 
 
 def _refuse_repeats(rows: Sequence[_Row]) -> None:
-    """Refuse all but the first row with the same uid."""
+    """Refuse each row that has the uid of an earlier row."""
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
         if row.status == KEPT_STATUS and first.setdefault(row.uid, index) != index:

@@ -20,8 +20,8 @@ CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20
 """Larger caption files are refused unread."""
 MAX_JSON_BYTES = 4 << 20
-"""Larger JSON is not read, because it takes up to ten times its size once parsed. The sample then needs another source
-for its caption."""
+"""Larger JSON is not read, because it takes up to ten times its size in memory once parsed. The sample then needs
+another source for its caption."""
 
 Captions = tuple[bytes | None, ...]
 
@@ -39,14 +39,14 @@ class UnreadableText(Exception):
 
 @dataclass(slots=True)
 class TextUse:
-    """Whether any text of a tar or folder has the key or extension that `source.caption_column` names."""
+    """Whether any text file of a tar or folder has the key or extension that `source.caption_column` names."""
 
     column: str | None = None
     was_found: bool = False
     keys: dict[str, None] = field(default_factory=dict)
     """Some of the JSON keys, for error messages."""
     uncaptioned: int = 0
-    """Samples that have JSON but no caption, in the JSON or elsewhere."""
+    """Number of samples that have JSON but no caption, neither in the JSON nor elsewhere."""
 
     def saw(self, keys: Iterable[str], is_named: bool) -> None:
         """Note the keys of one JSON object."""
@@ -55,7 +55,7 @@ class TextUse:
             self.keys.update(dict.fromkeys(list(keys)[:_SHOWN_KEYS]))
 
     def check(self, uri: str) -> None:
-        """Raise SourceError if no text has that key or extension, because all captions would be missing."""
+        """Raise SourceError if no text file has that key or extension, because all captions would be missing."""
         if self.column is None or self.was_found:
             return
         known = f"the keys are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
@@ -96,7 +96,7 @@ class TextRules:
         return ending == "json" or ending in self.text_endings
 
     def max_bytes(self, ending: str) -> int:
-        """Size of the largest such file that is read."""
+        """Maximum size of a file with this extension; larger files are not read."""
         return MAX_JSON_BYTES if ending == "json" else MAX_TEXT_BYTES
 
 
@@ -119,7 +119,7 @@ class Texts:
     problems: list[str] = field(default_factory=list)
     has_json: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
-    """Fields of its first JSON object."""
+    """Fields of the sample's first JSON object."""
 
     def add(self, name: str, ending: str, data: bytes) -> None:
         """Add one file, called `name`."""
@@ -137,16 +137,16 @@ class Texts:
             self.add_problem(f"{name}: {error}")
 
     def add_too_large(self, name: str, num_bytes: int) -> None:
-        """Record a file that is not read."""
+        """Record a file that is too large to be read."""
         self.add_problem(f"{name}: too large: {num_bytes:,} bytes")
 
     def add_problem(self, problem: str) -> None:
-        """Record why a text cannot be read. The row's problem has room for a few such reasons."""
+        """Record why a text file cannot be read. Only the first few such reasons are kept."""
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(problem)
 
     def complete_with(self, other: "Texts") -> None:
-        """Fill in whatever is missing from other texts."""
+        """Take from `other` whatever these texts lack."""
         self.named, self.usual = self.named or other.named, self.usual or other.usual
         if self.plain is None or (other.plain is not None and _is_blank(self.plain)):
             self.plain = other.plain
@@ -156,8 +156,8 @@ class Texts:
 
     def captions(self) -> tuple[Captions | None, str | None]:
         """Returns (captions, None), or (None, the reason) if no caption was found but some text could not be read.
-        Uses the first of these that is not blank: the captions from the key or extension that the job names, from the
-        text file, and from the JSON."""
+        Uses the first captions that are not blank: those from the key or extension that the job names, then those from
+        the text file, then those from the JSON."""
         found = [each for each in (self.named, self.plain, self.usual) if each is not None]
         best = next((each for each in found if not _is_blank(each)), None)
         if best is None and self.problems:
@@ -217,8 +217,8 @@ def _parse(data: bytes, encoding: str | None) -> Any:
 
 
 def _usual_captions(value: dict[str, Any], names: Names) -> Captions | None:
-    """The captions of the first usual key that has any. Raises UnreadableText if none of these keys has a usable
-    value."""
+    """The captions of the first usual key that has any; None if no usual key has a value. Raises UnreadableText if
+    there are values, but all are unusable."""
     problem: UnreadableText | None = None
     found: Captions | None = None
     for usual in _CAPTION_KEYS:
@@ -237,8 +237,8 @@ def _usual_captions(value: dict[str, Any], names: Names) -> Captions | None:
 
 
 def _captions_in(value: Any, depth: int = 0) -> Captions | None:
-    """The captions in a text, a list of texts, or a list of objects with a text. None for null, NaN and empty lists.
-    Raises UnreadableText."""
+    """The captions in a string, a list of strings, or an object or list of objects with a string. None for null, NaN
+    and empty lists. Raises UnreadableText for anything else."""
     if value is None or is_nan(value):
         return None
     if isinstance(value, str):
@@ -268,7 +268,8 @@ def _text_in(value: dict[str, Any], names: Names, wanted: str) -> bytes | None:
 
 
 def _raw(text: str) -> bytes:
-    """The bytes that the text was decoded from. A lone surrogate such as \\ud800 is not UTF-8 (detected later)."""
+    """The bytes that the text was decoded from. A lone surrogate, such as \\ud800, becomes invalid UTF-8, which a later
+    step detects."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

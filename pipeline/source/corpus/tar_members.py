@@ -38,9 +38,10 @@ _NEEDED_KEYS = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sp
 _SPARSE = "its bytes are not contiguous (a sparse file)"
 _GNU_MAGIC, _GNU_MAGIC_AT = b"ustar  \0", slice(257, 265)
 _GNU_TIME, _GNU_TIME_AT = re.compile(rb"[0-7]{11}\0|[\x80\xff].{11}", re.DOTALL), slice(345, 357)
-"""Octal, or binary for times before 1970 and in the distant future. Other programs write part of the name there."""
+"""Octal digits, or a binary number for times before 1970 or in the distant future. Other programs store part of the
+name in these bytes."""
 _FIRST_CHUNK_BYTES, _CHUNK_BYTES = 4 << 10, 1 << 20
-"""The next header is usually near; if it is not, the reads get larger."""
+"""The next header is usually close; if it is not, the reads get larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +51,20 @@ class Member:
     name: str
     type: bytes
     position: int
-    """Position of its header."""
+    """Byte offset of the header."""
     offset: int
-    """Position of its first byte."""
+    """Byte offset of the content."""
     size: int
     link: str = ""
-    """Target of a link."""
+    """Target, if the member is a link."""
     problem: str | None = None
-    """Why its bytes cannot be read."""
+    """Why the content cannot be read."""
     is_gap: bool = False
-    """Not a member: a damaged part of the file."""
+    """Whether this is a damaged part of the file instead of a member."""
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a regular file."""
+        """Whether the member is a regular file."""
         return self.type in _REGULAR
 
 
@@ -80,16 +81,17 @@ class _Pending:
 
 
 def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
-    """All members in order, with links unresolved and gaps where the tar is damaged or ends early. `size`: in bytes."""
+    """All members in order, with links unresolved, and gaps where the tar is damaged or ends early. `size`: size of the
+    tar in bytes."""
     position, zeros, any_end, pending = start, 0, False, _Pending()
     while position + BLOCK <= size and zeros < _MAX_ZEROS:
         file.seek(position)
         try:
             header = _header(file.read(BLOCK))
-            is_of_next = header.type in _LONG or header.type in _PAX  # so earlier headers do not state its size
+            is_of_next = header.type in _LONG or header.type in _PAX  # the pending size is the next member's
             length = header.size if is_of_next else pending.size(header)
             if length < 0:
-                raise tarfile.InvalidHeaderError(f"a size of {length:,}")  # type: ignore[attr-defined]
+                raise tarfile.InvalidHeaderError(f"negative size: {length:,}")  # type: ignore[attr-defined]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             position, zeros, any_end = position + BLOCK, zeros + BLOCK, True
             continue
@@ -161,7 +163,7 @@ def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
 
 
 def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile.TarInfo) -> int:
-    """Where the data of a member begins: an old GNU sparse header may continue in more blocks."""
+    """Where the data of a member begins, because an old GNU sparse header may continue in more blocks."""
     data = position + BLOCK
     if header.type != tarfile.GNUTYPE_SPARSE:
         return data
@@ -175,7 +177,7 @@ def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile
 
 
 def _read_header(file: IO[bytes], data: int, length: int, kind: bytes, pending: _Pending) -> None:
-    """Add what a long name or a pax header says about the next member."""
+    """Add to `pending` what a long name or a pax header says about the next member."""
     if kind in _PAX:
         _read_pax(file, data, data + length, pending)
     elif length <= _MAX_NAME_BYTES:
@@ -184,7 +186,8 @@ def _read_header(file: IO[bytes], data: int, length: int, kind: bytes, pending: 
 
 
 def _read_pax(file: IO[bytes], position: int, end: int, pending: _Pending) -> None:
-    """Records `LENGTH KEY=VALUE\\n` (POSIX.1-2001). Values that are not needed, of any size, are not read."""
+    """Read records of the form `LENGTH KEY=VALUE\\n` (POSIX.1-2001). Values that are not needed are skipped, whatever
+    their size."""
     while position < end:
         file.seek(position)
         head = file.read(min(256, end - position))
@@ -210,7 +213,8 @@ class LinkTargets:
         self._where = "in the tar"
 
     def resolve(self, link: Member) -> Member:
-        """The regular file to which a link points, under the link's own name, or the link itself with a problem."""
+        """The regular file to which a link points, renamed to the link's name; if there is none, the link with a
+        problem."""
         found, seen = link, 0
         while found.type in (tarfile.LNKTYPE, tarfile.SYMTYPE) and seen < _MAX_LINKS:
             target = self._target(found)

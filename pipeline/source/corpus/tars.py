@@ -27,7 +27,7 @@ _HIDDEN_PATH = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
 def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRules = USUAL_TEXTS) -> Iterator[IndexRow]:
     """Rows of INDEX_SCHEMA. A truncated or damaged part of the tar becomes a row that says where it is.
 
-    `tally` counts the fate of each member. Raises SourceError if the file is not a tar.
+    `tally` counts members as rows, parts of rows, or skipped. Raises SourceError if the file is not a tar.
     """
     with files.open(uri) as file:
         size = file.seek(0, 2)
@@ -49,7 +49,7 @@ def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRule
 
 def _empty_file(uri: str, tally: Tally) -> Iterator[IndexRow]:
     tally.add_row()
-    yield IndexRow(problem=f"{uri.rpartition('/')[2]}: the tar has no bytes: an interrupted copy?")
+    yield IndexRow(problem=f"{uri.rpartition('/')[2]}: the tar is empty; was a copy interrupted?")
 
 
 class _TarIndexer:
@@ -86,7 +86,7 @@ class _TarIndexer:
             yield self._finish(sample)
 
     def _ends(self, sample: Sample, member: Member, key: str, infix: str) -> bool:
-        """Whether a member does not belong to the sample before it."""
+        """Whether a member or gap does not belong to the sample before it."""
         if key != self._dotted:
             own, self._dotted = sample.own_infix, None
             if key == sample.key and own is not None and infix not in ("", own) and not member.is_gap:

@@ -67,7 +67,7 @@ def test_the_gallery_can_be_used_by_keyboard_alone(tab: Tab, served: Served, dat
     slider.focus()
     for _ in range(40):
         page.keyboard.press("ArrowRight")
-    expect(page.locator("#expression")).to_have_text(f"similarity >= {slider.input_value()}")  # after the last key
+    expect(page.locator("#expression")).to_have_text(f"similarity >= {slider.input_value()}")  # the last value
     slid = count(page)
     assert 0 < slid < every
     page.locator(".save summary").focus()

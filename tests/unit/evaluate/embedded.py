@@ -29,7 +29,7 @@ Floats = npt.NDArray[Any]
 
 
 def uid_of(row: int) -> str:
-    """The uid of a row, independent of the shards."""
+    """The uid of a row, which does not depend on the shard size."""
     return hashlib.blake2b(b"%d" % row, digest_size=16).hexdigest()
 
 
@@ -41,7 +41,7 @@ def write_embedded(
     columns: Mapping[str, Sequence[Any]] | None = None,
     extra: pa.Schema = NO_EXTRA,
 ) -> Store:
-    """Write a dataset with these embeddings [rows, dim]; those with NaN become null.
+    """Write a dataset with these embeddings [rows, dim]; an embedding that contains NaN becomes null.
 
     `columns`: values of other columns of the schema or of `extra`.
     """

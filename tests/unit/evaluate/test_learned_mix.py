@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_mix_equals_that_of_scikit_learn_and_score_accepts_its_formula(folder: Path) -> None:
+def test_a_mix_equals_scikit_learns_and_score_accepts_its_formula(folder: Path) -> None:
     labels = folder.parent / "labels.parquet"
     result = train_mix(Store(str(folder)), MixRequest(("similarity", "dense"), LabelSource([str(labels)])))
     assert result.figures.examples == ROWS - 1
@@ -56,7 +56,7 @@ def test_a_mix_equals_that_of_scikit_learn_and_score_accepts_its_formula(folder:
     assert np.allclose(found[usable], logits, atol=1e-3) and np.isnan(found[~usable]).all()
 
 
-def test_the_formula_equals_the_measured_model_whatever_the_range_of_the_columns() -> None:
+def test_the_formula_equals_the_fitted_model_whatever_the_range_of_the_columns() -> None:
     rng = np.random.default_rng(4)
     values = np.stack([1.7e9 + 20 * rng.standard_normal(150), rng.standard_normal(150)], axis=1)
     is_good = (values - [1.7e9, 0]) @ [0.05, 1] + 0.3 * rng.standard_normal(150) > 0
@@ -76,7 +76,7 @@ def test_a_formula_can_be_parsed_whatever_the_names_of_its_columns(name: str) ->
     assert np.allclose(outer.evaluate(rows).to_numpy(), [0.05, 0.2])
 
 
-def test_a_sample_of_columns_has_the_lowest_hashes_and_no_other_rows_are_kept(
+def test_a_sample_has_the_rows_with_the_lowest_hashes_and_few_others_stay_in_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lowest_hashes, "_SPARE_ROWS", 10)

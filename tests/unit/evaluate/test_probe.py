@@ -37,7 +37,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 def noisy(seed: int = 3) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """(unit vectors, labels that no plane separates)."""
+    """(unit vectors, labels that no plane can separate)."""
     rng = np.random.default_rng(seed)
     vectors = unit(rng.normal(size=(ROWS, DIM)))
     return vectors, vectors[:, 0] + 0.5 * vectors[:, 1] + rng.normal(0, 0.2, ROWS) > 0
@@ -45,7 +45,7 @@ def noisy(seed: int = 3) -> tuple[Doubles, npt.NDArray[np.bool_]]:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Use one thread, with which scikit-learn is faster here."""
+    """Use one thread, which makes scikit-learn faster here."""
     with threadpool_limits(1):
         yield
 
@@ -56,7 +56,7 @@ def hashes(rows: int = ROWS) -> npt.NDArray[np.uint64]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of unit vectors. Rows 5 and 6 have no embedding, and row 8 repeats row 7."""
+    """A dataset of unit vectors. Rows 5 and 6 have no embedding, and row 8 has the same embedding as row 7."""
     folder = tmp_path_factory.mktemp("probe") / "out"
     vectors, is_good = noisy()
     vectors[5:7], vectors[8] = np.nan, vectors[7]
@@ -75,7 +75,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(dataset: Path) -> pairmill.ProbeResult:
-    """A probe of all labels, with its page beside it."""
+    """A probe trained on all labels, with its page beside the head."""
     head = dataset.parent / "good.safetensors"
     return pairmill.probe(dataset, head, labels="labels/good.parquet", page=head.with_suffix(".html"))
 
@@ -113,7 +113,7 @@ def test_the_search_finds_the_best_penalty_in_eight_steps_per_decade(best: float
     found, tried = search(lambda exponent: (exponent - best) ** 2)
     assert found == min(grid, key=lambda exponent: (exponent - best) ** 2)
     assert set(COARSE) <= tried.keys() <= set(grid.tolist()) and len(tried) <= 15
-    assert search(lambda exponent: 1.0)[0] == 6.0  # of equal losses, the strongest penalty wins
+    assert search(lambda exponent: 1.0)[0] == 6.0  # among equal losses, the strongest penalty wins
 
 
 def test_two_separate_gaussians_are_always_distinguished(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_labels_can_come_from_columns_of_any_kind_and_one_value_can_be_the_posit
         ({}, "--labels FILE"),
         (
             {"label_column": "animal"},
-            r"3 different values \('cat', 'dog', 'owl'\): name the positive one with --positive",
+            r"3 distinct values \('cat', 'dog', 'owl'\): name the positive one with --positive",
         ),
         ({"label_column": "animal", "positive": "cow"}, "no label is 'cow'; the labels are: 'cat', 'dog', 'owl'"),
         (
@@ -253,7 +253,7 @@ def test_unusable_labels_are_refused_in_one_line(
 def test_a_head_is_a_safetensors_file_and_damaged_labels_are_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"ends in \.safetensors"):
         pairmill.probe(dataset, tmp_path / "p.pth", label_column="label")
-    with pytest.raises(JobError, match="give a file in an existing folder"):  # before anything is read
+    with pytest.raises(JobError, match="choose a file in an existing folder"):  # before it reads the labels
         pairmill.probe(dataset, tmp_path / "nowhere/p.safetensors", labels="nothing.parquet")
     bad = tmp_path / "labels.parquet"
     bad.write_bytes(b"PAR1 and nothing")
@@ -262,7 +262,7 @@ def test_a_head_is_a_safetensors_file_and_damaged_labels_are_named(dataset: Path
 
 
 def test_a_small_file_that_expands_to_long_labels_is_refused(tmp_path: Path) -> None:
-    """Parquet stores a repeated text only once. Here, the texts take 2 GB in total."""
+    """Parquet stores a repeated string only once. Here, the strings take 2 GB once they are expanded."""
     text, rows = "x" * 100_000, 20_000
     label = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
     table = pa.table({"uid": [f"{row:032x}" for row in range(rows)], "label": label})
@@ -282,7 +282,7 @@ def test_unused_labels_are_counted(dataset: Path, tmp_path: Path) -> None:
     second = tmp_path / "l/second.parquet"
     pq.write_table(pa.table({"uid": [uid_of(140), uid_of(141)], "label": pa.array([None, True])}), second)
     figures = pairmill.probe(dataset, tmp_path / "p.safetensors", labels=[first, second]).figures
-    assert figures.examples == 100  # 99 of 100, and row 141
+    assert figures.examples == 100  # 99 of the 100 rows from 20 to 119, and row 141
     assert figures.notes[:5] == [
         "1 label empty",
         "3 labels for an already labeled uid",

@@ -32,14 +32,14 @@ def real() -> tuple[Doubles, Doubles, list[str]]:
 
 
 def brute_force(similarities: Doubles, matches: npt.NDArray[np.bool_]) -> list[float]:
-    """R@1, R@5 and R@10, by sorting all similarities [queries, gallery]. Among equal ones, matches come first."""
+    """R@1, R@5 and R@10, by sorting all similarities [queries, gallery]. If similarities tie, matches come first."""
     order = np.lexsort((~matches, -similarities), axis=1)
     hits = np.take_along_axis(matches, order, axis=1)
     return [float(hits[:, :k].any(axis=1).mean()) for k in (1, 5, 10)]
 
 
 def made(seed: int, pictures: int = 40, captions: int = 130) -> RetrievalSet:
-    """Embeddings with few distinct values, many of them equal."""
+    """Embeddings with many duplicates, so that similarities tie."""
     rng = np.random.default_rng(seed)
     picture_of = np.concatenate([np.arange(pictures), rng.integers(0, pictures, captions - pictures)])
     images = rng.normal(size=(15, 6))[rng.integers(0, 15, pictures)]
@@ -101,7 +101,7 @@ def test_recall_on_flickr8k_equals_brute_force(tmp_path: Path, shard_rows: int) 
     assert found.mean_recall_at_1 == pytest.approx((one_way[0] + other_way[0]) / 2)
 
 
-def test_a_sample_has_whole_pictures_and_does_not_depend_on_shards(tmp_path: Path) -> None:
+def test_a_sample_has_all_captions_of_its_pictures_and_does_not_depend_on_shards(tmp_path: Path) -> None:
     images, texts, sha256 = real()
     results = []
     for shard_rows in (50, 500):
@@ -114,7 +114,7 @@ def test_a_sample_has_whole_pictures_and_does_not_depend_on_shards(tmp_path: Pat
     assert results[0] is not None
     (note,) = results[0].notes
     about = int(note.removeprefix("sampled 40 of about ").split()[0])
-    assert 60 < about < 160  # 100
+    assert 60 < about < 160  # the exact number is 100
 
 
 def test_captions_from_one_list_share_a_picture_and_missing_embeddings_are_counted(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_precision_and_recall_equal_those_of_scikit_learn_at_every_threshold(
     assert curve.spread(5)[-1] == len(curve) - 1 and len(curve.spread(5)) <= 5
 
 
-def test_a_score_of_integers_beyond_float64_is_measured(tmp_path: Path) -> None:
+def test_a_score_of_integers_too_large_for_float64_is_measured(tmp_path: Path) -> None:
     values = [(1 << 53) + 1 + 1_000 * row for row in range(40)]
     extra = pa.schema([("big", pa.int64()), ("is_good", pa.bool_())])
     columns = {"big": values, "is_good": [row >= 20 for row in range(40)]}
@@ -94,7 +94,7 @@ def test_all_unknown_labels_are_counted_though_only_some_are_kept() -> None:
     for start in range(0, 5_000, 100):
         index.of(pa.array([*(f"name {number}" for number in range(start, start + 99)), "dog"]))
     assert len(index._unknown) <= 1_000
-    assert index.facts()[0].startswith("5,000 rows left out: the label is not a class, such as 'dog'")
+    assert index.facts()[0].startswith("5,000 rows left out: label not among the classes (for example 'dog')")
 
 
 def test_a_printed_threshold_keeps_the_counted_rows(scored: tuple[Path, np.ndarray, np.ndarray]) -> None:
@@ -130,8 +130,8 @@ def test_the_command_prints_a_table_and_json_and_writes_a_page_without_scripts(
     [
         ({"label_column": "is_good"}, "say what to compare with the labels: --classes FILE, or --score COLUMN"),
         ({"score": "clip", "classes": "imagenet", "label_column": "is_good"}, "give only one of --classes and --score"),
-        ({"score": "clip"}, "give the labels: --labels FILE"),
-        ({"classes": "imagenet"}, "give the labels: --labels FILE"),
+        ({"score": "clip"}, "specify the labels: --labels FILE"),
+        ({"classes": "imagenet"}, "specify the labels: --labels FILE"),
         ({"classes": "imagenet", "label_column": "word", "positive": "x"}, "give it with --score"),
         ({"score": "word", "label_column": "is_good"}, "the column 'word' is string; a score must be a number"),
         ({"score": "none", "label_column": "is_good"}, "no column 'none'"),
@@ -180,23 +180,23 @@ def test_zero_shot_accuracy_equals_a_few_lines_of_numpy(tmp_path: Path, shard_ro
     by_name, section = measure_zero_shot(rows, embeddings, LabelSource(column="name"), names, lambda: classes)
     assert by_name.rows == 499 - 2 - 10
     assert list(by_name.notes) == [
-        "1 row left out: the label is not a class, such as 'nothing'",
-        "10 rows left out: several classes have this name; use the numbers of the classes as labels",
+        "1 row left out: label not among the classes (for example 'nothing')",
+        "10 rows left out: label shared by several classes; use class numbers as labels instead",
         "1 labeled row left out: no embedding of the picture",
     ]
     page = render(EvaluationPage("pairmill evaluate", "out", [], [section]))
     assert "&lt;b&gt;class" in page and "<b>class" not in page
 
 
-def test_classes_of_other_dimensions_and_labels_that_are_not_classes_are_refused(tmp_path: Path) -> None:
+def test_classes_of_a_different_dimension_and_labels_that_are_not_classes_are_refused(tmp_path: Path) -> None:
     extra = pa.schema([("number", pa.int16())])
     store = write_embedded(tmp_path / "out", np.eye(4), columns={"number": [7, 8, 9, 10]}, extra=extra)
     rows, source = RowFilter(Snapshot.of(store)), LabelSource(column="number")
     embeddings = Embeddings.of(rows.snapshot, ALIAS)
-    with pytest.raises(EvaluateError, match="the classes have 3 dimensions, but the pictures have 4"):
+    with pytest.raises(EvaluateError, match="the class embeddings have 3 dimensions, but the picture"):
         measure_zero_shot(rows, embeddings, source, list("abcdefgh"), lambda: np.eye(8, 3, dtype=np.float32))
     with pytest.raises(
-        EvaluateError, match=r"the label of a class\n4 rows left out: the label is not a class, such as '7'"
+        EvaluateError, match=r"the label of a class\n4 rows left out: label not among the classes \(for example '7'\)"
     ):
         measure_zero_shot(rows, embeddings, source, ["a", "b"], never)
     with pytest.raises(EvaluateError, match="no column 'nothing'"):

@@ -236,7 +236,7 @@ def test_the_error_about_a_missing_hub_model_says_what_to_do(cache: Path) -> Non
     )
     assert (
         str(refused.value)
-        == f"{expected}HF_HUB_OFFLINE is set, and {cache} (HF_HOME) does not contain them; {hub.WITHOUT_NETWORK}"
+        == f"{expected}HF_HUB_OFFLINE is set, and {cache} (HF_HOME) lacks the files; {hub.WITHOUT_NETWORK}"
     )
 
 

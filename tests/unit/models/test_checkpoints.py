@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]
 
 
 def pictures() -> list[npt.NDArray[np.uint8]]:
-    """Smooth and noisy pictures, upright and wide, with sizes for which a crop is even and odd."""
+    """Smooth and noisy pictures, tall and wide, of sizes that leave an even or an odd number of pixels to crop."""
     rng = np.random.default_rng(3)
     sizes = [(40, 33), (33, 36), (64, 48), (51, 200), (33, 33), (20, 27)]
     smooth = [rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) for _ in sizes]
@@ -95,7 +95,7 @@ def test_similarities_equal_those_of_transformers(name: str, made: dict[str, tup
     found = model.encode_images(torch.stack([model.input.prepare(picture) for picture in pictures()]))
     similarity = found @ model.encode_captions(CAPTIONS).T
     assert np.abs(similarity - ((same_pixels - bias) / scale).numpy()).max() < 1e-5
-    assert np.abs(similarity - ((logits - bias) / scale).numpy()).max() < 5e-3  # pixels differ by rounding
+    assert np.abs(similarity - ((logits - bias) / scale).numpy()).max() < 5e-3  # the pixels differ by rounding
     assert model.logit_scale == pytest.approx(float(scale), rel=1e-6)
     assert model.is_sigmoid == name.startswith("siglip")
     assert model.logit_bias == (pytest.approx(float(bias)) if model.is_sigmoid else None)
@@ -112,8 +112,9 @@ def test_pixels_equal_those_of_the_image_processor(name: str, made: dict[str, tu
         wanted = torch.from_numpy(processor(picture, return_tensors="np")["pixel_values"])
         found = model.input.normalize(model.input.prepare(picture)[None], torch.float32)
         assert found.shape == (1, 3, SIDE, SIDE)
-        levels = ((found - wanted) * std * 255).abs()  # of 255
-        assert float((levels > 1.01).float().mean()) < (0.005 if picture is noise else 1e-9)  # torch's resize
+        levels = ((found - wanted) * std * 255).abs()  # on a scale of 0 to 255
+        # torch's resize rounds a few pixels of the noise differently
+        assert float((levels > 1.01).float().mean()) < (0.005 if picture is noise else 1e-9)
 
 
 @pytest.mark.parametrize("name", ["quick_gelu", "siglip"])
@@ -160,7 +161,7 @@ def test_shards_and_pickled_tensors_give_the_same_model(made: dict[str, tuple[Pa
             oracle.save_pretrained(mine, max_shard_size="100KB")
             assert len(find_checkpoint(mine).weights) > 1
         elif kind == "pickle":
-            positions = {"text_model.embeddings.position_ids": torch.arange(20)[None]}  # as older versions stored
+            positions = {"text_model.embeddings.position_ids": torch.arange(20)[None]}  # stored by older versions
             torch.save({**oracle.state_dict(), **positions}, mine / "pytorch_model.bin")
         else:
             half = {name: value.half().contiguous() for name, value in oracle.state_dict().items()}

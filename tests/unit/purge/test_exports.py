@@ -24,7 +24,7 @@ from tests.unit.purge.world import EXPORTS, grep
 
 def _cut(path: Path) -> None:
     data = path.read_bytes()
-    path.unlink()  # it is a hard link
+    path.unlink()  # the file is a hard link, so it must not be changed in place
     path.write_bytes(data[: len(data) // 2])
 
 
@@ -53,14 +53,14 @@ def test_a_damaged_export_is_named_and_does_not_keep_a_purge_from_finishing(
     assert grep(world.out, marks) == []
     for name in EXPORTS.keys() - damaged:
         assert grep(world.root / name, marks) == []
-    assert pairmill.purge(world.out).purged.shards == []  # and nothing is left to finish
+    assert pairmill.purge(world.out).purged.shards == []  # the purge is finished
 
 
 @pytest.mark.parametrize("form", ["webdataset", "clip-retrieval"])
 def test_no_withdrawn_rows_are_left_in_a_killed_export(
     world: World, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
 ) -> None:
-    """Kills an export at each of its writes. Its temporary files remain, under the name of a process that has ended."""
+    """Kills an export at each of its writes. Its temporary files remain, named after a process that no longer runs."""
     for name in ("out/exports", *EXPORTS):
         shutil.rmtree(world.root / name)
     real = Store.new_file
@@ -115,7 +115,7 @@ def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pyte
     done = CliRunner().invoke(
         app, ["purge", str(world.out), "--uids", str(uids), "--reason", "asked for", "--export", moved]
     )
-    assert done.exit_code == 1  # its rows may remain
+    assert done.exit_code == 1  # withdrawn rows may remain in two exports
     note = next(path for path in (world.out / "exports").iterdir() if b"/tars" in path.read_bytes())
     missed = f"export {world.root}/tars: not found; if it was moved, purge it there with --export. If it was deleted or"
     assert f"{missed} purged, delete {note}\n" in done.stdout

@@ -1,4 +1,4 @@
-"""Tests the lists that a purge accepts, what the ledger keeps of them, and that it blocks withdrawn rows later."""
+"""Tests the lists that a purge accepts, what the ledger keeps of them, and that it then blocks withdrawn rows."""
 
 import json
 import os
@@ -282,10 +282,10 @@ def test_withdrawn_rows_are_never_read_fetched_or_stored_again(world: World) -> 
     plan = load_plan(store)
     shard = shards_from_table(plan.shards)[4]
     reader = ShardReader(store, plan.mapping)
-    read = reader.read(shard)  # input/ has blank rows now
+    read = reader.read(shard)  # the purge has blanked these rows in input/
     reader.close()
     assert [row for row, url in enumerate(read["url"].to_pylist()) if url is None] == [2, 4, 7]
-    restored = world.saved / "out/input"  # as if the list still existed, for example as Parquet
+    restored = world.saved / "out/input"  # with all its rows, like a Parquet list, which is not copied to input/
     for path in restored.iterdir():
         (world.out / "input" / path.name).unlink()
         (world.out / "input" / path.name).write_bytes(path.read_bytes())
@@ -345,7 +345,7 @@ def test_a_second_concurrent_purge_is_refused_and_a_dead_one_is_taken_over(world
 def test_at_most_one_of_several_simultaneous_purges_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulates processes with threads. Before each round, a killed purge has left its file behind."""
     store, inside, most = Store(str(tmp_path)), list[int](), list[int]()
-    monkeypatch.setattr(running, "_held", MagicMock())  # never contains any path
+    monkeypatch.setattr(running, "_held", MagicMock())  # so that it never contains any path
     monkeypatch.setattr(running, "_is_alive", lambda pid: pid > 0)
     monkeypatch.setattr(os, "getpid", threading.get_ident)
     start = threading.Barrier(4)

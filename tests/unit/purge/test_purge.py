@@ -48,8 +48,8 @@ CASES: dict[str, tuple[list[int], Callable[[Source], list[str]]]] = {
     "host": ([row for row in range(60) if row % 5 == 0], lambda source: ["ELSEWHERE.example."]),
     "sha256": ([2, 30], lambda source: [source.sha256(2).upper()]),
 }
-"""Kind -> (the rows to withdraw, the list). Rows 30 and 31 have the picture of row 2; row 31 was rejected, and row 50
-is not committed yet."""
+"""Kind -> (the rows to withdraw, the lines of the list). Rows 30 and 31 have the picture of row 2; row 31 was rejected,
+and row 50 is not committed yet."""
 
 
 def purge(world: World, kind: str, lines: list[str], **more: Any) -> pairmill.PurgeResult:
@@ -59,7 +59,7 @@ def purge(world: World, kind: str, lines: list[str], **more: Any) -> pairmill.Pu
 
 
 def marks_of(source: Source, gone: list[int]) -> list[bytes]:
-    """The marks that only the withdrawn rows have."""
+    """The marks of the withdrawn rows that no other row has."""
     kept = {mark for row in range(60) if row not in gone for mark in source.marks(row)}
     return [mark for row in gone for mark in source.marks(row) if mark not in kept]
 
@@ -67,7 +67,7 @@ def marks_of(source: Source, gone: list[int]) -> list[bytes]:
 @pytest.mark.parametrize("kind", CASES)
 def test_no_purged_values_are_left_and_everything_else_stays(world: World, kind: str) -> None:
     gone, make = CASES[kind]
-    has_exports = kind in ("uid", "host")  # exports take half of the time
+    has_exports = kind in ("uid", "host")  # exports take half of the test's time
     if not has_exports:
         for name in ("out/exports", *EXPORTS):
             shutil.rmtree(world.root / name)
@@ -90,7 +90,7 @@ def test_no_purged_values_are_left_and_everything_else_stays(world: World, kind:
 
 
 def test_pdq_hashes_are_compared_with_an_added_column_and_refused_without_one(world: World, no_ray: None) -> None:
-    """Here, `score` adds the column beside the pairs. Rows 2 and 30 have the same picture."""
+    """Here, `score` adds the column, so it is not in `pairs/`. Rows 2 and 30 have the same picture."""
     shutil.rmtree(world.out / "exports")
     with pytest.raises(JobError, match=r"--pdq: .* no column `pdq`; add it: pairmill score .* hash --score 'pictures"):
         purge(world, "pdq", ["0" * 64])

@@ -147,7 +147,7 @@ def test_files_that_cannot_be_searched_are_named(world: World, monkeypatch: pyte
 
 
 @given(st.lists(st.text("ab ", max_size=4), max_size=30), st.integers(1, 9))
-def test_windows_contain_all_words_and_no_others(words: list[str], block: int) -> None:
+def test_windows_contain_every_word_and_no_others(words: list[str], block: int) -> None:
     text = "\n".join(words)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pairmill.pipeline.purge.windows.BLOCK_BYTES", block)
@@ -166,14 +166,14 @@ def test_values_shared_with_other_rows_are_not_reported(world: World) -> None:
     assert "1 of these captions, pictures and embeddings belong to other rows too, which stay" in done.stdout
     pictures = world.write("sha256.txt", [source.sha256(2)])
     done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(pictures)])
-    assert done.exit_code == 1  # a search by digest finds the remaining picture
+    assert done.exit_code == 1  # a search for the digest finds the picture that stays
 
 
 def test_gc_deletes_only_files_that_nothing_needs(world: World) -> None:
     out = world.out
     kept = {path for path in out.rglob("*") if path.is_file()}
     attempt = "00112233445566778899aabbccddeeff"
-    fresh = {  # a running job may be about to reference them
+    fresh = {  # files that a running job may be about to reference
         out / "columns/words/000000000.parquet": out / f"columns/words/000000000.{attempt}.parquet",
         next((out / "subsets/all/rows").iterdir()): out / "subsets/all/rows/00000.x.parquet",
         next((out / "index/b16-image").glob("*.faiss")): out / "index/b16-image/000000000.x.y.faiss",
@@ -229,7 +229,7 @@ def test_a_trainer_is_told_that_the_rows_have_changed(world: World) -> None:
     state = dataset.state_dict()
     pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
     resumed = PairDataset(config)
-    with pytest.raises(FeedError, match=r"subset was .* after a retry, a purge or another selection, the rows are not"):
+    with pytest.raises(FeedError, match=r"subset was .* after a retry, a purge or a new selection, the rows are not"):
         resumed.load_state_dict(state)
     resumed.set_epoch(0)
     uids = [uid for batch in resumed for uid in batch["uid"]]
@@ -272,7 +272,7 @@ def test_all_rows_can_be_purged(world: World) -> None:
     assert not [found for name in EXPORTS for found in grep(world.root / name, marks)]
     assert pairmill.verify(world.out, rescore=0).problems == []
     assert len(pairmill.open(world.out).table(["uid"], subset="all")) == 0
-    assert result.remedies[1].startswith("pairmill index ")  # there is nothing to index
+    assert result.remedies[1].startswith("pairmill index ")  # not run here, because no rows are left to index
 
 
 def test_a_subset_outdated_by_a_retry_loses_withdrawn_uids_too(world: World) -> None:
@@ -294,7 +294,7 @@ def test_a_subset_outdated_by_a_retry_loses_withdrawn_uids_too(world: World) -> 
 
 
 @pytest.mark.parametrize("moment", ["chunks_of", "_write_overlaps", "publish"])
-def test_a_select_fails_and_leaves_nothing_if_a_purge_begins_meanwhile(
+def test_a_select_fails_and_leaves_nothing_behind_if_a_purge_begins_while_it_runs(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     go_on = getattr(select_module, moment)
@@ -312,7 +312,7 @@ def test_a_select_fails_and_leaves_nothing_if_a_purge_begins_meanwhile(
 
 
 def test_subsets_whose_steps_name_withdrawn_values_are_listed(world: World) -> None:
-    """Their steps cannot be changed without the user, so `verify` finds the value until they are selected again."""
+    """Only the user can change the steps, so `verify` finds the values until the subsets are selected again."""
     source = world.source
     texts = {
         "by_url": f"url != '{source.url(1)}'",

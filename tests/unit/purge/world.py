@@ -55,12 +55,12 @@ class Source:
         self.vectors, self.more_vectors = vectors[:2], vectors[2:]
 
     def url(self, row: int) -> str:
-        """The URL of a row. Every fifth row is on a subdomain of another host, whose name contains a capital."""
+        """The URL of a row. Every fifth URL is on a subdomain of another host, whose name contains a capital letter."""
         host = "img.Elsewhere.example" if row % 5 == 0 else "pictures.example"
         return f"https://{host}/photo/{row:04d}/full.jpg"
 
     def caption(self, row: int) -> str:
-        """A caption that is unique and too long to occur anywhere by chance."""
+        """A caption that is unique and too long to occur elsewhere by chance."""
         return f"a caption about subject number {row:04d} and its neighbour"
 
     def uid(self, row: int) -> str:
@@ -120,7 +120,7 @@ def add_everything(out: Path, source: Source) -> None:
     steps = ["where: similarity >= 0", "dedup: {by: sha256}", "balance: {by: host, curve: 30}"]
     steps += [
         f"balance: {{by: {name}, curve: 0.999}}" for name in ("uid", "url", "caption", "sha256")
-    ]  # all entries are heads
+    ]  # so that every entry has more than t rows
     pairmill.select(out, "half", steps=[*steps, "repeat: {weight: 1 + similarity}"], settings={"partial": True})
     pairmill.index(out, model="b16")
     pairmill.report(out)

@@ -108,7 +108,7 @@ def test_details_are_truncated_to_200_characters(in_flight: Any) -> None:
     assert table["status_detail"].to_pylist() == ["ä" * 200]
 
 
-def test_custom_rules_run_at_their_step_after_the_others_and_in_their_order(in_flight: Any) -> None:
+def test_custom_rules_run_at_their_step_after_the_built_in_rules_in_the_given_order(in_flight: Any) -> None:
     def first(rows: pa.Table) -> Any:
         assert rows["caption_clean"].to_pylist() == ["kept", "cat", "dog"]
         return pc.not_equal(rows["caption_clean"], "cat"), pa.array([None, "a cat", None])
@@ -167,6 +167,6 @@ def test_a_built_in_rule_that_returns_too_few_values_is_an_error(
         apply_rules(in_flight([{}, {}]), Step.SCORE, SourceRules())
 
 
-def test_a_status_has_one_rule() -> None:
+def test_a_status_can_have_only_one_rule() -> None:
     with pytest.raises(ValueError, match="LOW_SIMILARITY already has a rule: low_similarity"):
         rule(Status.LOW_SIMILARITY)(lambda rows, rules: None)

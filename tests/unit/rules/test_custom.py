@@ -50,7 +50,7 @@ def test_a_rule_is_loaded_from_a_file_and_runs(folder: Path, in_flight: Any) -> 
 def test_loading_twice_gives_the_same_function(folder: Path) -> None:
     first = load_custom_rule("own_rules:late", folder)
     assert load_custom_rule("own_rules:late", folder).function is first.function
-    assert load_custom_rule("own_rules:late").function is first.function  # works from any folder once it is loaded
+    assert load_custom_rule("own_rules:late").function is first.function  # once it is loaded, no folder is needed
 
 
 def test_the_folder_can_be_relative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_errors_name_what_is_missing(folder: Path, name: str, says: str) -> None
     (folder / "json.py").write_text("def loads(rows): ...")
     (folder / "pipeline").mkdir()
     (folder / "pipeline" / "__init__.py").write_text("raise RuntimeError('shadowed')")
-    for _ in range(2):  # twice: a module that fails leaves nothing behind that would change the result
+    for _ in range(2):  # twice: a failed import leaves nothing behind that would change the result
         with pytest.raises(ValueError, match=says):
             load_custom_rule(name, folder)
     assert str(folder) not in sys.path

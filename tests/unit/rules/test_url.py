@@ -139,7 +139,7 @@ def test_other_schemes_are_not_confused_with_broken_urls(in_flight: Any, url: st
 @pytest.mark.parametrize(
     "entry", ["bücher.de", "xn--bcher-kva.de", "BÜCHER.DE.", "*.bücher.de", ".bücher.de", " bücher.de"]
 )
-def test_a_list_can_write_a_host_in_any_form(entry: str) -> None:
+def test_a_list_can_contain_a_host_in_any_form(entry: str) -> None:
     assert host_set((entry,)) == {"xn--bcher-kva.de"}
 
 
@@ -196,7 +196,7 @@ def test_the_same_rules_apply_to_redirects(tmp_path: Path) -> None:
 def test_the_client_parses_a_valid_url_the_same_way(url: str) -> None:
     parsed = parse_url(url)
     if parsed.problem is None and parsed.scheme in ("http", "https"):
-        target = URL(re.sub(r"^(\w+:)/*", r"\1//", url.strip()))  # yarl finds the host only after exactly two
+        target = URL(re.sub(r"^(\w+:)/*", r"\1//", url.strip()))  # yarl finds the host only after exactly two slashes
         assert target.scheme == parsed.scheme
         assert (target.raw_host or "").rstrip(".") == parsed.host
 

@@ -46,8 +46,10 @@ def write_embedded(
     missing: Sequence[int] = (),
     sha256: Sequence[str] | None = None,
 ) -> Store:
-    """Plan `planned_rows` rows (None: all), and commit those that exist and have not been committed yet. `missing`:
-    rows without embeddings. `sha256`: checksums of the pictures; None: all different."""
+    """Plan `planned_rows` rows (None: all), and commit the rows of `images` that have not been committed yet.
+
+    `missing`: rows without embeddings. `sha256`: checksums of the pictures; None: all distinct.
+    """
     store, alias = Store(str(folder)), contract.alias
     total = planned_rows or len(images)
     shards = [

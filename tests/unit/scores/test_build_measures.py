@@ -1,5 +1,5 @@
-"""Tests the measures that `ImageProcessor.process` computes along the way: from its single decode, and for the picture
-that it stores."""
+"""Tests the measures that `ImageProcessor.process` computes: it decodes each picture only once, and it measures the
+picture that it stores."""
 
 import io
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_the_measures_are_those_of_the_stored_picture_if_pixels_are_kept_exactly
         found = processed(body, **settings)
         assert found.image is not None and found.measured is not None
         stored = measure(ImageProcessor(ImagesConfig()).pixels(found.image), found.image, MEASURES)
-        assert found.measured == {**stored, "jpeg_quality": jpeg_quality(body)}  # the quality is that of the original
+        assert found.measured == {**stored, "jpeg_quality": jpeg_quality(body)}  # the JPEG quality is the original's
 
 
 def test_measuring_changes_nothing_except_at_most_two_bits_of_the_hash() -> None:

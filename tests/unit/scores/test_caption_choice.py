@@ -27,7 +27,7 @@ from pairmill.schemas.subset import SelectJob
 from tests.committed_shards import pair, reject, write_dataset
 
 ROWS: list[tuple[str, float, str | None, float | None, str, float | None]] = [
-    # original, its similarity; written, its similarity; the best, its similarity
+    # original caption, its similarity, generated caption, its similarity, better caption, its similarity
     ("a dog", 0.2, "a brown dog", 0.3, "a brown dog", 0.3),
     ("a cat", 0.3, "an animal", 0.2, "a cat", 0.3),
     ("a bird", 0.25, "a red bird", 0.25, "a bird", 0.25),
@@ -126,7 +126,7 @@ def test_the_feed_returns_the_chosen_captions(dataset: Path, caption: str) -> No
 def test_an_export_cannot_be_continued_with_other_captions(dataset: Path, tmp_path: Path) -> None:
     _export(dataset, tmp_path / "out", "parquet", "original")
     record = json.loads((tmp_path / "out/.pairmill/export.json").read_text())
-    record.pop("caption")  # as before captions could be chosen
+    record.pop("caption")  # a record from a version in which captions could not be chosen
     (tmp_path / "out/.pairmill/export.json").write_text(json.dumps(record))
     _export(dataset, tmp_path / "out", "parquet", "original")
     with pytest.raises(ValueError, match="caption 'original', not 'best'"):

@@ -117,7 +117,7 @@ def test_captions_equal_those_of_open_clips_own_generate(coca: CocaModel, folder
             normalize(picture.float() / 255)[None], generation_type="top_k", top_k=1, seq_len=MAX_TOKENS
         )
         text = open_clip.decode(tokens[0]).split("<end_of_text>")[0]
-        expected.append(text.replace("<start_of_text>", "").split("!")[0])  # its padding is the token for "!"
+        expected.append(text.replace("<start_of_text>", "").split("!")[0])  # open_clip pads with the token for "!"
     written = coca.write_captions(inputs)
     assert [(text or "").split("!")[0] for text in written] == expected
     assert len(set(written)) > 6 and len({len((text or "").split()) for text in written}) > 2
@@ -179,7 +179,7 @@ def _score(store: Store, score: ScoreConfig) -> tuple[ScoreCard, list[dict[str, 
 def test_unsuitable_models_and_changed_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     store = write_dataset(tmp_path / "out", [[pair("a dog", 0.3)]])
     for settings, problem in (
-        ({"model": "tiny"}, "'tiny' does not write captions; give a CoCa"),
+        ({"model": "tiny"}, "'tiny' does not write captions; choose a CoCa"),
         ({"model": str(folder), "max_tokens": 30}, "has a context of only 16 tokens"),
     ):
         score = ScoreConfig.model_validate({"caption_model": settings})

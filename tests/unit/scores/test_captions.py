@@ -24,7 +24,7 @@ from tests.committed_shards import pair, reject, write_dataset
 
 RUN = RunConfig(device="cpu")
 
-SYLLABLES = {  # as in the CMU Pronouncing Dictionary
+SYLLABLES = {  # according to the CMU Pronouncing Dictionary
     1: "a cat walked makes dressed the stones street jumped caught he me",
     2: "table tables boxes wanted beaches yellow wooden houses reflects people garden",
     3: "umbrella bicycle photograph computer elephant telephone",
@@ -55,7 +55,7 @@ def test_readability_counts_sentences_and_needs_a_latin_letter() -> None:
     assert rest == [None] * 3
 
 
-def test_boilerplate_is_the_share_of_words_or_1_for_captions_that_rules_drop() -> None:
+def test_boilerplate_is_a_share_of_the_caption_or_1_for_captions_that_rules_drop() -> None:
     shares = {
         "Image": 1,
         "Click to enlarge": 1,
@@ -79,11 +79,11 @@ def test_the_language_is_detected_with_its_probability() -> None:
 def test_tokens_of_any_tokenizer_are_counted_up_to_its_context() -> None:
     import torch
 
-    def tokenize(texts: list[str]) -> torch.Tensor:  # start 8, one 5 per word, end 9, padding 0; context 6
+    def tokenize(texts: list[str]) -> torch.Tensor:  # start 8, a 5 for each word, end 9, padding 0
         rows = [[8, *[5] * len(text.split()[:4]), 9] for text in texts]
         return torch.tensor([row + [0] * (6 - len(row)) for row in rows])
 
-    def like_siglip(texts: list[str]) -> torch.Tensor:  # its padding token is its end token
+    def like_siglip(texts: list[str]) -> torch.Tensor:  # pads with the end token
         rows = [[*[5] * len(text.split()[:5])] for text in texts]
         return torch.tensor([row + [1] * (6 - len(row)) for row in rows])
 
@@ -121,7 +121,7 @@ def test_a_dataset_is_scored_and_verified_with_any_shard_size(tmp_path: Path) ->
         assert report.scores_recomputed >= 4
     assert found[0] == found[1]
     assert {row["c_toxic"] for row in found[0]} == {0, 1}
-    assert {row["c_tokens"] for row in found[0]} == {8, 9}  # two tokens for start and end, one for each digit
+    assert {row["c_tokens"] for row in found[0]} == {8, 9}  # includes the start and end tokens, and one token per digit
 
 
 def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:

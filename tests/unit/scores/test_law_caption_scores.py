@@ -1,4 +1,4 @@
-"""Invariant of caption scores: each equals its definition, written in plain Python, for every text; null stays null;
+"""Invariant of caption scores: for every text, each equals its definition written in plain Python; null stays null;
 and the values of a caption do not depend on other captions.
 """
 
@@ -72,7 +72,7 @@ def test_law_caption_scores_equal_their_definitions(measure: Any, raw: list[str 
 def test_law_caption_scores_agree_with_the_caption_rules(measure: Any, raw: list[str]) -> None:
     captions = clean_captions(pa.array(raw))
     rows, found = pa.table({"caption_clean": captions}), measure(captions.to_pylist())
-    terms = ["bad", "very bad", "badder day", "猫"]  # between the words of one with punctuation, anything may stand
+    terms = ["bad", "very bad", "badder day", "猫"]  # unlike rules, scores allow any punctuation between words
     rules = SourceRules(caption_max_chars=20, caption_min_words=3, caption_blocked_terms=terms)
     kept = [
         _kept(caption_too_long(rows, rules)),
@@ -92,7 +92,7 @@ _OTHERS = ["my ex", "vitamin c", "f ck", "a", "1", "C++", " ", "x rated", "\u00e
 
 
 def _written(term: str) -> regex.Pattern[str]:
-    """A pattern for the term as written, not within a longer word; any separator can replace a hyphen."""
+    """A pattern for the term exactly as written, outside longer words; any separator can replace a hyphen."""
     before, after = (f"(?{look}[\\p{{L}}\\p{{M}}\\p{{N}}_])" for look in ("<!", "!"))
     inner = regex.escape(term).replace(r"\-", r"[^\p{L}\p{M}\p{N}_]+")
     return regex.compile((before if term[0].isalnum() else "") + inner + (after if term[-1].isalnum() else ""))
@@ -101,7 +101,7 @@ def _written(term: str) -> regex.Pattern[str]:
 @given(st.lists(st.lists(st.sampled_from([*SYMBOLS, *_OTHERS])).map("".join)))
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
 def test_law_terms_with_symbols_are_found_exactly_as_written(texts: list[str]) -> None:
-    """Also checks that no term of a list is lost: each is found in itself."""
+    """Also checks that no term of a list is lost: each term is found in a text that is the term itself."""
     for term, terms in LISTS.items():
         found = terms.find(pa.array([term, *texts], pa.string()))[0].tolist()
         assert found == [1, *(len(_written(term).findall(text.lower())) for text in texts)], term
@@ -131,7 +131,7 @@ def test_law_caption_scores_do_not_take_quadratic_time(measure: Any, name: str) 
     (text,) = clean_captions(pa.array([HOSTILE[name]])).to_pylist()
     started = time.process_time()
     measure([text])
-    assert time.process_time() - started < 2  # 100 million steps take several times as long
+    assert time.process_time() - started < 2  # quadratic time would be several times as long
 
 
 def _kept(verdict: Any) -> list[bool]:

@@ -44,13 +44,13 @@ def luma_of(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def test_the_measures_equal_their_definitions(photographs: list[Image.Image]) -> None:
     for picture in photographs:
-        picture = ImageOps.contain(picture, (WORKING_SIDE, WORKING_SIDE))  # so that nothing is resized
+        picture = ImageOps.contain(picture, (WORKING_SIDE, WORKING_SIDE))  # so that `measured` resizes nothing
         rgb = np.asarray(picture, np.float64)
         found = measured(picture)
         luma = luma_of(rgb)
         padded = np.pad(luma, 1, mode="reflect")
         laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * luma
-        assert found["sharpness"] == pytest.approx(laplacian.var(), rel=5e-3)  # OpenCV's brightness is in fixed point
+        assert found["sharpness"] == pytest.approx(laplacian.var(), rel=5e-3)  # OpenCV uses fixed-point luma
         assert found["exposure"] == pytest.approx(luma.mean() / 255, abs=1e-3)
         assert found["exposure_dark"] == pytest.approx((luma <= 4).mean(), abs=2e-3)
         assert found["exposure_bright"] == pytest.approx((luma >= 251).mean(), abs=2e-3)
@@ -61,7 +61,7 @@ def test_the_measures_equal_their_definitions(photographs: list[Image.Image]) ->
 
 def test_a_checkerboard_and_a_plain_color_have_the_values_computed_by_hand() -> None:
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    assert sharpness(board.astype(np.uint8)) == pytest.approx(1020**2)  # every Laplacian is 4 * 255 or its opposite
+    assert sharpness(board.astype(np.uint8)) == pytest.approx(1020**2)  # every Laplacian is ±4 * 255
     assert exposure(board.astype(np.uint8)) == (0.5, 0.5, 0.5)
     red = np.full((64, 64, 3), (255, 0, 0), np.uint8)
     assert colorfulness(red) == pytest.approx(0.3 * np.hypot(255, 127.5))
@@ -116,14 +116,14 @@ def test_a_measure_changes_in_one_direction_as_a_picture_is_changed_more(
 
 
 BARS = [(0, 20, 0, 20), (30, 0, 30, 0), (9, 9, 9, 9), (0, 0, 40, 0), (5, 10, 15, 20)]
-"""Left, top, right, bottom."""
+"""Widths of the bars in pixels: left, top, right, bottom."""
 
 
 @pytest.mark.parametrize("color", ["black", "white", (120, 30, 200)])
 def test_the_border_is_the_share_of_the_area_that_was_added(photographs: list[Image.Image], color: str) -> None:
     for picture in photographs[:6]:
         body = np.array(picture.resize((160, 120)))
-        body[[0, -1], ::2] = body[::2, [0, -1]] = (0, 255, 0)  # so that its own edge does not extend a bar
+        body[[0, -1], ::2] = body[::2, [0, -1]] = (0, 255, 0)  # so that no bar seems to continue into the picture
         for bars in BARS:
             framed = np.asarray(ImageOps.expand(Image.fromarray(body), bars, color))
             assert border(framed) == pytest.approx(1 - 160 * 120 / (framed.size / 3))
@@ -142,7 +142,7 @@ def test_the_border_is_found_in_jpegs_that_blur_its_edge(
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "optimize": True}])
-def test_the_quality_of_a_jpeg_is_the_quality_it_was_saved_with(
+def test_the_measured_quality_of_a_jpeg_is_the_quality_it_was_saved_with(
     photographs: list[Image.Image], options: dict[str, int | bool]
 ) -> None:
     picture = photographs[0].resize((24, 16))
@@ -156,7 +156,7 @@ def test_the_quality_of_a_jpeg_is_the_quality_it_was_saved_with(
     assert jpeg_quality(file.getvalue()) == 71
 
 
-def test_tables_of_other_encoders_get_the_nearest_quality_and_other_formats_get_none(
+def test_jpegs_of_other_encoders_get_the_nearest_quality_and_other_formats_get_none(
     photographs: list[Image.Image],
 ) -> None:
     picture = photographs[0].resize((24, 16))

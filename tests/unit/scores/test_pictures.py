@@ -92,7 +92,7 @@ def test_pdq_columns_have_their_own_names_and_each_picture_has_its_hash(tmp_path
     assert [(row["pdq"], row["pdq_quality"]) for row in found] == expected
 
 
-def test_the_rows_do_not_depend_on_each_other_and_a_picture_is_measured_once(
+def test_the_scores_of_a_row_do_not_depend_on_other_rows_and_a_picture_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = write_dataset(tmp_path / "out", ROWS)
@@ -161,7 +161,7 @@ def test_in_isolation_only_the_row_of_a_picture_that_kills_the_process_is_lost(
     bodies = [PHOTOGRAPHS[0], b"dies", None, BROKEN, PHOTOGRAPHS[1]]
     rows = pa.table({"sha256": list("abcde"), PICTURE: pa.array(bodies, pa.large_binary())})
     score = IsolatedScore(store, card, RunConfig())
-    made, whole = score(rows), opened(store, card, RunConfig())(rows)  # which refuses b"dies" without dying
+    made, whole = score(rows), opened(store, card, RunConfig())(rows)  # without isolation, b"dies" is just refused
     assert made.equals(whole)
     assert made[LEFT_OUT].to_pylist() == [False, True, False, True, False]
     assert score(rows.slice(0, 0)).equals(made.slice(0, 0))

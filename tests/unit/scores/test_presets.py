@@ -29,7 +29,7 @@ from pairmill.schemas.select_steps import SelectStep
 from tests.unit.scores.embedded import B32, column, unit_vectors, write_embedded
 
 MISSING = {"norm_sim": {"target": "out"}, "head": {"weights": "head.safetensors"}}
-"""Settings that users must provide."""
+"""Settings that have no default, so users must provide them."""
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -73,7 +73,7 @@ L14 = ScoreContract("l14", "ViT-L-14", "openai", "1" * 64, {}, "float32", 77)
 
 
 def commit(store: Store, name: str, score: dict[str, object]) -> None:
-    """Add a score with random values, for kinds that need pictures."""
+    """Add a score with random values. Used for kinds of scores that need pictures."""
     config = ScoreConfig.model_validate(score)
     columns = kind_of(name, config).schema
     card = ScoreCard(

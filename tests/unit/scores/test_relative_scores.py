@@ -91,7 +91,7 @@ def test_neg_clip_stays_distinct_for_pairs_that_fit_far_better_than_all_others(t
     assert np.allclose(found, expected.astype(np.float64), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("norm", "order"), [("inf", np.inf), (np.inf, np.inf), ("2", 2), (2, 2)])  # as YAML reads them
+@pytest.mark.parametrize(("norm", "order"), [("inf", np.inf), (np.inf, np.inf), ("2", 2), (2, 2)])  # as read from YAML
 def test_norm_sim_is_the_norm_of_all_cosines(folder: Path, tmp_path: Path, norm: str | float, order: float) -> None:
     targets = unit_vectors(9, 37)
     np.save(tmp_path / "targets.npy", targets)
@@ -132,7 +132,7 @@ def test_targets_of_an_unfinished_dataset_are_used_with_a_note(tmp_path: Path) -
     assert np.allclose(column(tmp_path / "out", "sim"), expected, atol=1e-5)
 
 
-def test_density_is_the_mean_cosine_to_the_nearest_others(folder: Path) -> None:
+def test_density_is_the_mean_cosine_to_the_nearest_other_pictures(folder: Path) -> None:
     add(folder, "dense", density={"sample": ROWS, "neighbors": 5, "clusters": 8})
     cosines = stored(IMAGES) @ stored(IMAGES).T
     np.fill_diagonal(cosines, -np.inf)
@@ -186,7 +186,7 @@ def test_ranks_are_the_share_of_lower_values_and_sketches_merge_in_any_order(mos
 def test_the_rank_of_tied_values_is_the_share_of_lower_values(most_exact: int) -> None:
     rng = np.random.default_rng(6)
     ends = np.repeat([0.0, 0.1, 1 / 3, 1.0], [700, 2_000, 900, 4_000])
-    near = np.repeat([0.7, 0.7 + 1e-9], [500, 600])  # in one bucket
+    near = np.repeat([0.7, 0.7 + 1e-9], [500, 600])  # both in one bucket of the sketch
     values = rng.permutation(np.concatenate([ends, near, rng.uniform(0.11, 0.3, 1_000).astype(np.float32)]))
     sketch = ValueSketch.merged([ValueSketch.of(part) for part in np.array_split(values, 5)])
     ties = np.unique(np.concatenate([ends, near]))
@@ -209,7 +209,7 @@ def test_a_sketch_from_an_earlier_version_still_gives_the_same_results() -> None
     buckets, counts = np.unique(ordered, return_counts=True)
     sums = np.array([values.sum(), (values**2).sum()])
     sketch = ValueSketch.from_tensors({"buckets": buckets, "counts": counts.astype(np.uint64), "sums": sums})
-    inside = 0.25 * (1 + 2**-15)  # half a bucket further
+    inside = 0.25 * (1 + 2**-15)  # half a bucket above 0.25
     assert np.allclose(sketch.ranks(np.array([0.25, inside, 3.0, 9.0])), [1 / 4, 2 / 4, 3 / 4, 1], atol=1e-9)
     assert np.allclose(sketch.zscores(values), (values - values.mean()) / values.std())
 
@@ -241,9 +241,9 @@ def test_an_error_in_a_mix_quotes_the_formula_as_written(tmp_path: Path) -> None
 
 
 def test_pictures_shared_by_several_rows_count_once(tmp_path: Path) -> None:
-    """For example, five captions of one picture are in separate rows with the same SHA-256 or the same embedding."""
+    """For example, the five captions of a picture are in five rows with the same SHA-256 or the same embedding."""
     pictures, rows = unit_vectors(1, 60), np.repeat(np.arange(60), 5)
-    shaken = (pictures[rows] + 1e-3 * unit_vectors(4, 300)).astype(np.float32)  # as in batches of different sizes
+    shaken = (pictures[rows] + 1e-3 * unit_vectors(4, 300)).astype(np.float32)  # as if embedded in various batch sizes
     shaken /= np.linalg.norm(shaken, axis=1, keepdims=True)
     hashes = [f"{row:064x}" for row in rows]
     write_embedded(tmp_path / "vectors", pictures[rows], unit_vectors(2, 300))

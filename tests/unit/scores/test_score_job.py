@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_after_growth_only_new_shards_are_scored_and_the_result_equals_one_made_at_once(
+def test_after_growth_only_new_shards_are_scored_and_the_result_equals_a_score_made_in_one_run(
     tmp_path: Path, head: str
 ) -> None:
     kinds: dict[str, dict[str, object]] = {
@@ -63,7 +63,7 @@ def test_after_growth_only_new_shards_are_scored_and_the_result_equals_one_made_
     before = {name: column(grown, name) for name in kinds}
     write_embedded(grown, IMAGES, TEXTS)
     for name in kinds:
-        result = add(grown, name)  # without settings, those of its card are used
+        result = add(grown, name)  # if no settings are given, the score's card provides them
         assert (result.shards_scored, result.rows_scored, result.shards_missing) == (2, 100, [])
         assert result.unfinished_shards == 0
         assert np.array_equal(column(grown, name)[:100], before[name])
@@ -93,7 +93,7 @@ def test_scores_that_compare_with_the_whole_dataset_need_a_finished_dataset(
     with pytest.raises(ScoreError, match=r"is not finished: 1 planned shard missing\. .* --set partial=true"):
         add(tmp_path, "relative", **kind)
     assert not (tmp_path / "columns").exists()
-    assert add(tmp_path, "plain", mix="similarity + 1").notes == []  # a function of the row alone
+    assert add(tmp_path, "plain", mix="similarity + 1").notes == []  # this score depends on the row alone
     write_embedded(tmp_path, IMAGES[:100], TEXTS[:100])
     assert add(tmp_path, "relative", **kind).notes == []
 
@@ -210,7 +210,7 @@ def test_verify_names_the_source_of_a_score_if_it_is_gone_or_has_been_replaced(f
 def test_a_kind_cannot_be_given_by_both_the_job_file_and_the_flag(folder: Path, head: str) -> None:
     job = folder.parent / "score.yaml"
     job.write_text(f"head: {{weights: {head}, normalise: false}}\n")
-    with pytest.raises(pairmill.JobError, match=r"score\.yaml and --score both say what head is"):
+    with pytest.raises(pairmill.JobError, match=r"score\.yaml and --score both set head"):
         pairmill.score(folder, "aesthetic", f"head: {head}", job_file=job)
     with pytest.raises(pairmill.JobError, match="did you mean 'normalize'"):
         pairmill.score(folder, "aesthetic", job_file=job)
@@ -323,7 +323,7 @@ def test_verify_finds_a_value_that_the_state_does_not_reproduce(folder: Path, he
     changed = unit_vectors(9, 200)
     write_embedded(folder.parent / "other", changed, TEXTS)
     add(folder.parent / "other", "aesthetic", head=head)
-    for name in ("000000001.parquet", "manifests/000000001.json"):  # another dataset's columns, with a record that fits
+    for name in ("000000001.parquet", "manifests/000000001.json"):  # columns of another dataset
         target = folder / "columns/aesthetic" / name
         target.write_bytes((folder.parent / "other/columns/aesthetic" / name).read_bytes())
     record = json.loads(target.read_text())
@@ -373,7 +373,7 @@ def test_a_score_can_be_submitted_if_the_cluster_can_find_its_files(
     with bundled(command) as bundle:
         assert bundle.command() == [*command.arguments, "--set", "run.address=auto"]
     assert parse_command(group, ["score", "s3://b/out", "neg"]).has_models
-    (tmp_path / "b32").mkdir()  # but not the alias of a model
+    (tmp_path / "b32").mkdir()  # must not be mistaken for the model with the alias b32
     monkeypatch.chdir(tmp_path)
     given = "head: {weights: head.safetensors, model: b32}"
     relative = parse_command(group, ["score", "s3://b/out", "aesthetic", "--score", given])

@@ -79,7 +79,7 @@ def test_a_sample_too_large_for_the_memory_of_workers_is_refused(
             add(grown, "large", partial=True, **kind)
 
 
-def test_blocks_are_smaller_if_each_row_is_compared_with_millions() -> None:
+def test_blocks_are_smaller_if_each_row_is_compared_with_millions_of_rows() -> None:
     vectors = unit_vectors(1, 2_000).astype(np.float16)
     for compared_with in (1, 10_000, 1 << 20, 10_000_000):
         blocks = [rows for rows, _ in float32_blocks(vectors, compared_with=compared_with)]
@@ -146,7 +146,7 @@ def test_z_scores_of_tiny_numbers_are_exact(grown: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
-def test_a_mix_can_have_line_ends_of_any_system(grown: Path, end: str) -> None:
+def test_a_mix_can_have_the_line_endings_of_any_system(grown: Path, end: str) -> None:
     add(grown, "lines", mix=f"(rank(similarity{end}){end} + 2 * zscore(similarity){end} + 1)", partial=True)
     add(grown, "plain", mix="rank(similarity) + 2 * zscore(similarity) + 1", partial=True)
     assert np.array_equal(column(grown, "lines"), column(grown, "plain"))
@@ -162,7 +162,7 @@ def test_verify_does_not_mistake_rounding_in_a_different_block_for_damage(
     classes = unit_vectors(2, 300, 512)
     monkeypatch.setattr(Classes, "prepare", lambda *_: State({"classes": classes}, values))
     add(tmp_path / "out", "kind", classes={"names": str(tmp_path / "names.txt"), "top": 20})
-    report = verify(Store(str(tmp_path / "out")), rescore=20)  # one row of each shard
+    report = verify(Store(str(tmp_path / "out")), rescore=20)  # rescores one row of each shard
     assert (report.problems, report.scores_recomputed) == ([], 20)
 
 

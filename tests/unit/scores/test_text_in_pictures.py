@@ -40,7 +40,7 @@ def detect() -> TextDetector:
 
 
 def with_text(picture: Image.Image, rows: int) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
-    """(the picture with lines of text, a mask that is 1 inside their boxes, uint8 [height, width])."""
+    """(the picture with lines of text, a mask that is 1 inside the boxes of these lines, uint8 [height, width])."""
     picture = picture.copy()
     draw, mask = ImageDraw.Draw(picture), np.zeros(picture.size[::-1], np.uint8)
     font = ImageFont.load_default(size=max(12, picture.width // 14))
@@ -64,7 +64,7 @@ def test_drawn_text_is_found_where_it_is(detect: TextDetector) -> None:
 
 def test_most_photographs_have_no_text(detect: TextDetector) -> None:
     shares = [text_mask(detect(np.asarray(picture)), *picture.size).mean() for picture in PHOTOGRAPHS]
-    assert np.mean(np.array(shares) == 0) >= 0.75  # some photographs show signs
+    assert np.mean(np.array(shares) == 0) >= 0.75  # some photographs show signs with text
     assert detect(np.full((300, 400, 3), 128, np.uint8)) == []
 
 

@@ -1,5 +1,5 @@
 """Invariant of the search index: whatever happens to a dataset between runs of `pairmill index`, the index finds what
-brute force finds, and has the same parts as an index that is built at once."""
+brute force finds, and has the same parts as an index that is built in one run."""
 
 import shutil
 import tempfile
@@ -32,7 +32,7 @@ EVENTS = st.lists(
 )
 @given(st.integers(1, 3), EVENTS)
 @example(shards=1, events=[("interrupted", 0), ("retry", 0)])
-def test_law_a_grown_index_equals_one_built_at_once(shards: int, events: list[tuple[str, int]]) -> None:
+def test_law_a_grown_index_equals_one_built_in_one_run(shards: int, events: list[tuple[str, int]]) -> None:
     with (
         tempfile.TemporaryDirectory() as temporary,
         patch.object(part_files, "PART_ROWS", 3 * SHARD_ROWS),

@@ -56,7 +56,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def many_lists(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use as many lists as for a dataset of a million rows."""
+    """Divide the vectors into lists, as in the index of a large dataset."""
     monkeypatch.setattr(vector_index, "FLAT_ROWS", 100)
     yield
 
@@ -137,7 +137,7 @@ def test_an_incremental_index_equals_a_rebuilt_one(
 
 
 def parts(folder: Path) -> list[tuple[str, int]]:
-    """The name of each part without its attempt, and its number of lists."""
+    """For each part, the name without the attempt, and the number of lists."""
     records = part_files.read_parts(Store(str(folder)), f"index/{ALIAS}-image")
     files = {path.name for path in (folder / f"index/{ALIAS}-image").glob("*.faiss")}
     assert files == {part.file.path.rpartition("/")[2] for part in records.values()}
@@ -148,7 +148,7 @@ def test_a_retry_replaces_only_its_part(folder: Path, small_parts: None) -> None
     build(folder)
     before = dict(parts(folder))
     retry(folder, 5)
-    with pytest.raises(SearchError, match=r"57 rows of .* are in no index; run `pairmill index .* --model vec` first"):
+    with pytest.raises(SearchError, match=r"57 rows of .* are not in an index; run `pairmill index .* --model vec`"):
         opened(folder)
     report = build(folder)
     assert (report.parts, report.parts_removed) == (4, 1)  # 207 rows are too many for one part
@@ -184,7 +184,7 @@ def test_only_allowed_rows_are_found(folder: Path, small_parts: None, many_lists
     truth = brute_force(folder, queries(), 10, allowed)
     assert allowed[rows[rows >= 0]].all()
     assert [sum(row >= 0 for row in each) for each in rows.tolist()] == [len(each) for each in truth]
-    if share == 0.02:  # so few rows that all lists are read
+    if share == 0.02:  # so few rows are allowed that all lists are read
         assert [[row for row in each if row >= 0] for each in rows.tolist()] == truth
 
 
@@ -212,7 +212,7 @@ def test_an_interrupted_run_is_resumed_and_leaves_no_files_behind(
         context.setattr(Store, "create", dies)
         with pytest.raises(KeyboardInterrupt):
             build(folder)
-    assert len(list((folder / f"index/{ALIAS}-image").glob("*.faiss"))) == 2  # one without a manifest
+    assert len(list((folder / f"index/{ALIAS}-image").glob("*.faiss"))) == 2  # one of them without a manifest
     report = build(folder)
     assert (report.parts, report.parts_built) == (3, 2)
     parts(folder)
@@ -252,7 +252,7 @@ def test_verify_finds_a_damaged_index_and_its_remedy_works(folder: Path, small_p
         case "elsewhere":
             record.write_text(record.read_text().replace(f"index/{file.parent.name}/", "../"))
     (problem,) = check_indexes(store, ignore_step)
-    assert ("delete it" in problem) == (damage in ("bytes", "short"))  # only what is certainly ours
+    assert ("delete it" in problem) == (damage in ("bytes", "short"))  # only files that pairmill certainly wrote
     (command,) = re.findall("run `pairmill (.*?)` again", problem)
     if "delete it" in problem:
         store.delete(problem.partition(" has changed")[0])

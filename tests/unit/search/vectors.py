@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def vectors_of(shard: int, generation: int = 0, rows: int = SHARD_ROWS, dim: int = DIM) -> Floats:
-    """The L2-normalized embeddings of a shard [rows, dim], which form groups. The same in every call."""
+    """The L2-normalized embeddings of a shard [rows, dim], which form groups. Every call returns the same values."""
     rng = np.random.default_rng([shard, generation])
     groups = np.random.default_rng(7).standard_normal((40, dim))
     made = groups[rng.integers(0, 40, rows)] + 0.5 * rng.standard_normal((rows, dim))
@@ -41,7 +41,7 @@ def is_missing(shard: int, rows: int = SHARD_ROWS) -> npt.NDArray[np.bool_]:
 
 
 def make_dataset(folder: Path, shards: int, shard_rows: int = SHARD_ROWS, dim: int = DIM) -> Path:
-    """Write a dataset with this many shards. Existing shards stay."""
+    """Write a dataset with this many shards. Existing shards stay unchanged."""
     write_dataset(folder, shards * shard_rows, shard_rows=shard_rows)
     columns = folder / f"columns/{ALIAS}"
     (columns / "manifests").mkdir(parents=True, exist_ok=True)

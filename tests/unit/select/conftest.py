@@ -60,7 +60,7 @@ def row_ids(dataset: Path, name: str) -> list[str]:
 
 
 def oracle(dataset: Path, sql: str) -> list[str]:
-    """The row_ids from a query over `rows`: the kept rows, one per uid. Column `row_index` has the dataset order."""
+    """The row_ids from a query over `rows` (the kept rows, one per uid), in the order of the dataset, `row_index`."""
     query = f"""
         with all_rows as (select *, row_number() over (order by filename, file_row_number) as row_index
                           from read_parquet('{dataset}/pairs/*.parquet', filename = true, file_row_number = true)),

@@ -109,7 +109,7 @@ BY: dict[str, Callable[[Row], set[str]]] = {
 def expected(
     rows: Iterable[Row], of: Callable[[Row], set[Any]], t: float, keeps: bool
 ) -> tuple[set[str], Counter[Any]]:
-    """The uids that stay according to the definition, and the number of rows of each entry."""
+    """The uids of the rows that the definition keeps, and the number of rows of each entry."""
     entries = {row["uid"]: of(row) for row in rows}
     counts = Counter(entry for each in entries.values() for entry in each)
 
@@ -150,7 +150,7 @@ def test_balance_equals_a_direct_count(dataset: Path, rows: list[Row], words: st
     assert report.unmatched_rows == sum(not BY[by](row) for row in rows) > 0 or by == "width"
     assert [each.rows for each in report.head] == [number for _, number in counts.most_common(20)]
     assert all((each.rows, each.kept) == (counts[each.entry], after[each.entry]) for each in report.head)
-    for entry in heads:  # each keeps about t rows, and more where rows also have other entries
+    for entry in heads:  # each keeps about t rows, or more if its rows also have other entries
         assert after[entry] > t - 6 * sqrt(t)
     assert all(after[entry] == number for entry, number in counts.items() if entry not in heads)
 
@@ -164,7 +164,7 @@ def test_the_curve_matches_the_paper() -> None:
     german = np.array([((7 << 24) + number, rows) for number, rows in enumerate([1, 1, 2, 5, 991])], ENTRY_COUNT)
     t = language_thresholds(
         100.0, 0, counts, german
-    )  # the shares are .001 .002 .004 .009 1, and .00826 in the reference
+    )  # cumulative shares: .001 .002 .004 .009 1; in the reference: .00826
     assert t == {0: 100.0, 7: 5.0}
 
 
@@ -188,7 +188,7 @@ def test_the_selected_rows_do_not_depend_on_shards_or_chunks(
     other = dataset if shard_rows == 2_500 else whole_set.write(tmp_path, columns, shard_rows)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.PARTITION_ROWS", 3_000)
-    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.KEPT_BYTES", 1 << 40)  # so entries are found again
+    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.KEPT_BYTES", 1 << 40)  # no entries are kept
     found = make_subset(other, "other", *steps)
     assert [each.balance for each in found.reports] == [each.balance for each in one.reports]
     assert uids(other, "other") == uids(dataset, "one")
@@ -198,7 +198,7 @@ def test_the_selected_rows_do_not_depend_on_shards_or_chunks(
     ("by", "keeps", "share"),
     [
         ("concept", False, {"fraction": 0.25}),
-        ("concept", True, {"fraction": 0.6}),  # more than the rows without an entry
+        ("concept", True, {"fraction": 0.6}),  # more than the share of rows without an entry
         ("width", False, {"count": 3_000}),
     ],
 )
@@ -304,9 +304,9 @@ def test_a_file_that_is_not_a_list_of_entries_is_refused(
     ("balance", "says"),
     [
         ({"by": "concept", "curve": 1}, "by: concept needs entries"),
-        ({"by": "url", "curve": 1, "entries": "x"}, "no other by can have entries"),
+        ({"by": "url", "curve": 1, "entries": "x"}, "with any other by, leave entries out"),
         ({"by": "url", "curve": 1, "language": "x"}, "only with by: concept"),
-        ({"by": "concept", "entries": "x", "language": "y", "curve": {"count": 3}}, "give curve as a number"),
+        ({"by": "concept", "entries": "x", "language": "y", "curve": {"count": 3}}, "curve must be a number"),
         ({"by": "url", "curve": {}}, "either a fraction or a count"),
         ({"by": "url", "curve": 0}, "greater than 0"),
         ({"by": "url", "curve": float("inf")}, "finite"),
@@ -326,7 +326,7 @@ def test_unsuitable_columns_are_refused(dataset: Path, words: str) -> None:
     ]:
         with pytest.raises(JobError, match=says):
             make_subset(dataset, "refused", settings)
-    with pytest.raises(ValueError, match="no row has the reference language 'eng' in content_type, only de, en, fr"):
+    with pytest.raises(ValueError, match="'eng'; the languages in content_type include de, en, fr; set"):
         make_subset(dataset, "refused", step("concept", words, 1, language="content_type", reference="eng"))
 
 

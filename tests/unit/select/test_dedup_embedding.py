@@ -54,7 +54,7 @@ def with_copies(vectors: Doubles, lowest: float) -> Halves:
     rng, copies = RNG(2), len(vectors) // 5
     originals = vectors[rng.integers(0, len(vectors) - copies, copies)]
     to = rng.standard_normal(originals.shape)
-    to[::2] = vectors[rng.integers(0, len(vectors), copies)][::2]  # half of them moved in the direction of another row
+    to[::2] = vectors[rng.integers(0, len(vectors), copies)][::2]  # move half of them toward another row
     across = unit(to - (to * originals).sum(axis=1, keepdims=True) * originals)
     cosines = rng.uniform(lowest, 1, (copies, 1))
     return np.concatenate([vectors[:-copies], cosines * originals + np.sqrt(1 - cosines**2) * across]).astype(
@@ -75,8 +75,8 @@ def near_pairs(vectors: Halves, threshold: float) -> npt.NDArray[np.int64]:
 
 
 def check(goes: Mask, pairs: npt.NDArray[np.int64]) -> float:
-    """Check that every dropped row resembles a row that stays. Returns the share of rows with near rows that were not
-    missed: a row is missed if it stays together with a better row near it."""
+    """Check that every dropped row resembles a row that stays. Of the rows with near rows, returns the share that was
+    not missed: a row is missed if it stays although a better row near it stays too."""
     one, other = pairs.T
     justified = np.zeros(len(goes), np.bool_)
     justified[other[~goes[one]]] = justified[one[~goes[other]]] = True
@@ -96,7 +96,7 @@ def goes_by_brute_force(rows: int, pairs: npt.NDArray[np.int64]) -> Mask:
 
 
 def goes(dataset: Path, **dedup: Any) -> tuple[Mask, StepReport]:
-    """(whether the step drops each row, by the number in its uid; the step's report)."""
+    """(for each row, in the order of the numbers in the uids, whether the step drops it; the step's report)."""
     job = {"dataset": str(dataset), "name": "s", "steps": [{"dedup": {"by": "embedding", "model": "m"} | dedup}]}
     subset: Subset = select(SelectJob.model_validate(job), overwrite=True)
     store = Store(str(dataset))
@@ -156,7 +156,7 @@ def test_a_dedup_after_a_sample_still_forms_clusters(
     assert 6 <= found[0] <= 12
 
 
-def test_a_pair_is_dropped_if_its_picture_and_caption_both_resemble_another_pair(
+def test_a_pair_is_dropped_if_its_picture_and_caption_both_resemble_those_of_another_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, text = with_copies(mixture(3_000, 32), 0.9), with_copies(mixture(3_000, 32, seed=9), 0.9)
@@ -189,7 +189,7 @@ def test_the_result_does_not_depend_on_chunks_partitions_shards_or_row_order(
 def test_the_best_row_stays_or_the_first_if_there_is_no_score(tmp_path: Path) -> None:
     groups = np.repeat(mixture(200, 64), 5, axis=0)
     vectors = (groups + 0.01 * RNG(5).standard_normal(groups.shape)).astype(np.float16)
-    vectors[1::5] = vectors[0::5]  # the second row of each group equals the first
+    vectors[1::5] = vectors[0::5]  # the second row of each group is identical to the first
     dataset = write_embedded(tmp_path / "d", vectors)
     found, report = goes(dataset)
     assert (np.flatnonzero(~found) == np.arange(0, 1_000, 5)).all()
@@ -202,7 +202,7 @@ def test_the_best_row_stays_or_the_first_if_there_is_no_score(tmp_path: Path) ->
 def test_rows_without_a_usable_embedding_stay_and_are_counted(tmp_path: Path) -> None:
     vectors = np.ones((60, 16), np.float16)
     vectors[10:20], vectors[20:30, 3], vectors[30:40, 5] = 0, np.nan, np.inf
-    vectors[40:50, 0] = np.nan  # the column is null there
+    vectors[40:50, 0] = np.nan  # `write_embedded` writes null for these rows
     found, report = goes(write_embedded(tmp_path / "d", vectors))
     assert report.not_compared == 40
     assert (np.flatnonzero(~found) == [0, *range(10, 50)]).all()
@@ -225,6 +225,7 @@ def test_time_grows_linearly_for_nearly_equal_rows(monkeypatch: pytest.MonkeyPat
 
 
 def test_two_guests_are_not_compared_with_each_other() -> None:
+    """A guest is a row of another cluster that is near this cluster."""
     parents = near_rows(np.ones((1, 600, 8), np.float16), np.arange(600) > 0, 0.95)
     assert (parents == [STAYS, *[0] * 599]).all()
     assert (near_rows(np.ones((1, 600, 8), np.float16), np.arange(600) < 599, 0.95) == [*[STAYS] * 599, 0]).all()

@@ -1,4 +1,4 @@
-"""Tests that every pair is served once per epoch, across ranks and workers, wherever a run was stopped."""
+"""Tests that every pair is served once per epoch, across all ranks and workers, no matter where a run was stopped."""
 
 import json
 import traceback
@@ -39,7 +39,7 @@ def feed(folder: Path, subset: str | None = "some", **more: Any) -> PairDataset:
 
 @pytest.fixture(scope="module")
 def expected(small: Path) -> dict[str, list[str]]:
-    """row_ids of the subsets."""
+    """The row_ids of each subset."""
     return {name: row_ids(small, name) for name in ("some", "one", "two")}
 
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_loaded_outside_the_workers_is_refused(small: Path) -> None
     resumed.load_state_dict(pairs.state_dict())
     with pytest.raises(FeedError, match="StatefulDataLoader") as refused:
         list(DataLoader(resumed, batch_size=None, num_workers=2))
-    traceback.clear_frames(refused.tb)  # they hold torch's loader, which waits ten seconds when garbage-collected
+    traceback.clear_frames(refused.tb)  # they hold a torch loader, whose collection later would take ten seconds
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None])

@@ -116,13 +116,13 @@ def directions() -> npt.NDArray[np.float64]:
 
 
 def vectors(rows: slice) -> npt.NDArray[np.float16]:
-    """The embeddings of rows. Some are zero."""
+    """The embeddings of these rows. Some are zero."""
     found = directions()[rows]
     return (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)).astype(np.float16)
 
 
 def known_vectors(rows: slice) -> npt.NDArray[np.float16]:
-    """The known embeddings. Some are NaN."""
+    """The embeddings of these known rows. Some are NaN."""
     found = known_directions()[rows] / np.linalg.norm(known_directions()[rows], axis=1, keepdims=True)
     found[np.arange(rows.start, rows.stop) % 89 == 5] = np.nan
     return found.astype(np.float16)
@@ -142,7 +142,7 @@ def test_rows_with_embeddings_near_known_ones_are_dropped(
     ours, theirs = vectors(slice(0, 12_000)).astype(np.float64), known_vectors(slice(0, 1_500)).astype(np.float64)
     norms = np.linalg.norm(ours, axis=1)[:, None] * np.linalg.norm(theirs, axis=1)
     with np.errstate(invalid="ignore"):
-        highest = np.fmax.reduce(ours @ theirs.T / norms, axis=1)  # NaN if a row has no embedding
+        highest = np.fmax.reduce(ours @ theirs.T / norms, axis=1)  # NaN for a row without an embedding
     is_new = ~(highest >= THRESHOLD)
     assert 500 < (~is_new).sum() < 2_000
     table = pa.concat_tables(
@@ -154,7 +154,7 @@ def test_rows_with_embeddings_near_known_ones_are_dropped(
     assert report is not None and report.values == {"embedding": 1_500 - 17}
 
     for wrong, problem in [
-        ({"other_model": None}, "has no column 'image_embedding_clip': give that dataset's alias"),
+        ({"other_model": None}, "has no column 'image_embedding_clip': set other_model to that dataset's alias"),
         ({"model": "x"}, "there is no model 'x'; the dataset has embeddings by: clip"),
         ({"by": "text_embedding"}, "there is no column 'text_embedding_clip'"),
     ]:

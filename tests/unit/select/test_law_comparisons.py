@@ -1,6 +1,6 @@
 """Invariant of numbers: `where`, `top`, `dedup` and `sample` give the same results as DuckDB, on generated tables.
 
-The only intended differences are those in docs/guides/select.md. The SQL that is generated here allows for them: a
+The only intended differences are listed in docs/guides/select.md. The SQL that is generated here allows for them: a
 comparison with NaN is null, `least` and `greatest` are null or NaN if one operand is, and integers have at least 64
 bits.
 """
@@ -284,7 +284,7 @@ def test_law_comparisons_where_keeps_the_rows_that_duckdb_keeps(case: tuple[pa.T
         expression.check(table.schema, "boolean")
         answer = expression.evaluate(table).to_pylist()
     except ExpressionError as error:
-        assert "64-bit" in str(error)  # DuckDB skips operands that can no longer affect the result
+        assert "64-bit" in str(error)  # DuckDB does not evaluate operands that cannot affect the result
         assume(False)
     assert answer == expected
 
@@ -312,7 +312,7 @@ class MemoryChunk:
 
 
 def _remaining(table: pa.Table, step: dict[str, Any]) -> list[int]:
-    """The rows that a step keeps of a table that is read as two chunks."""
+    """The rows that a step keeps when the table is read as two chunks."""
     uids = [f"{row * 0x9E3779B97F4A7C15 % 2**128:032x}" for row in range(table.num_rows)]
     table = table.append_column("uid", pa.array(uids, pa.string()))
     middle = table.num_rows // 2
@@ -324,7 +324,7 @@ def _remaining(table: pa.Table, step: dict[str, Any]) -> list[int]:
 
 
 def _score(name: str) -> str:
-    """The SQL of a column with null instead of NaN, because we rank both equally low."""
+    """The SQL of a column, with null instead of NaN because we rank both equally low."""
     kind = TYPES[name]
     if not pa.types.is_floating(kind):
         return name

@@ -1,5 +1,5 @@
-"""Invariant of PairDataset: with any loader, and wherever the last loop was left, each epoch has every pair once in its
-own order; `len()` is correct; and ranks never wait for each other forever.
+"""Invariant of PairDataset: with any loader, and no matter where the previous loop was left, each epoch has every pair
+once, in an order of its own; `len()` is correct; and ranks never wait for each other forever.
 """
 
 import math
@@ -96,7 +96,7 @@ def test_set_epoch_takes_effect_in_persistent_workers_and_a_loop_left_early_take
     assert orders[1] == orders[2]
     assert len(set(orders)) == 3
     next(iter(loader))
-    assert sorted(rows_in(loader)) == sorted(row_ids(dataset, "some"))  # also without another set_epoch
+    assert sorted(rows_in(loader)) == sorted(row_ids(dataset, "some"))  # without another call of set_epoch
 
 
 def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_set_epoch_starts_over(dataset: Path) -> None:
@@ -127,8 +127,8 @@ def test_without_batches_len_is_the_number_of_rows_of_a_rank(dataset: Path) -> N
             assert len(list(loader)) == len(loader) == len(pairs) == (ROWS // 2 if even else (56, 57)[rank])
 
 
-def test_a_copy_of_the_dataset_reaches_its_own_workers(dataset: Path) -> None:
-    """This corresponds to a trainer that a scheduler starts on another machine with the pickled dataset."""
+def test_set_epoch_on_a_pickled_copy_reaches_the_workers_of_the_copy(dataset: Path) -> None:
+    """A scheduler that starts a trainer on another machine sends it such a pickled copy."""
     pairs = pickle.loads(pickle.dumps(feed(dataset)))  # noqa: S301
     loader = DataLoader(pairs, batch_size=None, num_workers=1, persistent_workers=True)
     orders = []
@@ -186,7 +186,7 @@ def test_a_checkpoint_repeats_no_rows_of_workers_that_had_finished(
     second = loader()
     second.load_state_dict(state)
     assert seen + rows(second) == whole
-    assert rows(second) == whole  # and the next loop has all rows again
+    assert rows(second) == whole  # the next loop has all rows again
 
 
 def test_a_checkpoint_from_an_earlier_version_resumes_with_the_shares_of_that_version(
@@ -202,7 +202,7 @@ def test_a_checkpoint_from_an_earlier_version_resumes_with_the_shares_of_that_ve
         state = {k: v for k, v in pairs.state_dict().items() if k not in ("batch_size", "drop_last")}
         pairs.load_state_dict({**state, "rows_done": 16})
         seen.append(rows_in(pairs))
-        assert rows_in(pairs) != seen[-1]  # the next loop uses the shares of this version
+        assert rows_in(pairs) != seen[-1]  # the next loop uses the shares of the current version
     half = ROWS // 2
     assert seen == [whole[16:half], whole[half + 16 :]]
 

@@ -1,5 +1,5 @@
 """Invariant of mixtures: a mixture has the requested shares, no repeated rows, and the same rows however its datasets
-are divided into shards; export and the feed read all of it once, evenly mixed."""
+are divided into shards; export and the feed read the whole mixture once, evenly mixed."""
 
 import json
 import tarfile
@@ -79,7 +79,7 @@ def mixed(folder: Path, name: str, shares: Mapping[str, float] = SHARES, **more:
 
 
 def uids(folder: Path, mixture: Mixture, name: str) -> list[set[str]]:
-    """The uids from each dataset, from the files of the mixture."""
+    """The uids that the files of the mixture list for each dataset."""
     tables = [list(read_rows(Store(str(folder / name)), source.rows)) for source in mixture.sources]
     found = [[uid for table in of_source for uid in table["uid"].to_pylist()] for of_source in tables]
     assert [len(each) for each in found] == [source.rows.rows_out for source in mixture.sources]
@@ -87,7 +87,7 @@ def uids(folder: Path, mixture: Mixture, name: str) -> list[set[str]]:
 
 
 def oracle(folder: Path, by: list[str]) -> list[list[str]]:
-    """The uids of each dataset that are left without duplicates, computed in SQL."""
+    """The uids of each dataset that are left after removing duplicates, computed in SQL."""
     DUCKDB.execute(
         "create or replace temp table every as "
         + " union all ".join(
@@ -102,7 +102,7 @@ def oracle(folder: Path, by: list[str]) -> list[list[str]]:
         "qualify row_number() over (partition by {} order by source, row) = 1"
     )
     DUCKDB.execute("delete from every where status <> 'ok'")
-    DUCKDB.execute(one_per_uid.format("source, uid"))  # as every selection does first
+    DUCKDB.execute(one_per_uid.format("source, uid"))  # every selection begins with this
     DUCKDB.execute("delete from every where name = 'b' and width <= 300")
     DUCKDB.execute(one_per_uid.format("uid"))
     for column in by:
@@ -159,7 +159,7 @@ def test_every_share_is_exact_to_within_one_row_and_never_falls_as_the_total_gro
     assert any((most + 1) * share / sum(exact) > available for share, available in zip(exact, rows, strict=True))
 
 
-def test_a_larger_mixture_contains_a_smaller_one_and_one_that_is_too_large_names_the_limit(folder: Path) -> None:
+def test_a_larger_mixture_contains_a_smaller_one_and_the_error_about_its_size_names_the_limit(folder: Path) -> None:
     small, large = (uids(folder, mixed(folder, "mix", count=count), "mix") for count in (100, 300))
     assert all(one < other for one, other in zip(small, large, strict=True))
     most = most_samples([len(each) for each in oracle(folder, ["sha256"])], list(SHARES.values()))
@@ -236,7 +236,7 @@ def test_all_consumers_together_show_every_row_wherever_each_was_stopped(
     more: dict[str, bool],
     stops: list[int],
 ) -> None:
-    """The oracle is a single consumer that is never stopped; its oracle is the files of the mixture."""
+    """The oracle is a single consumer that is never stopped. It is itself compared with the files of the mixture."""
     alone = PairDataset(FeedConfig(fed / name, None, ()))
     alone.set_epoch(epoch)
     expected, seen = Counter(row["uid"] for row in alone), Counter[str]()
@@ -358,10 +358,10 @@ def test_tars_have_all_recorded_rows_with_their_pictures_and_every_tar_has_the_r
         assert json.loads(sample["json"])["dataset"] == fed[uid]["dataset"]
     in_order = [json.loads(sample["json"])["dataset"] for sample in tars[0].values()]
     assert sum(one != other for one, other in pairwise(in_order)) > 5
-    assert exported(pictures, "mix", "tars").written == 0  # resumes
+    assert exported(pictures, "mix", "tars").written == 0  # the second run finds all files
 
 
-def test_an_unshuffled_parquet_export_has_the_same_rows_one_dataset_after_the_other(pictures: Path) -> None:
+def test_an_unshuffled_parquet_export_has_the_same_rows_with_one_dataset_after_another(pictures: Path) -> None:
     exported(pictures, "mix", "parquet", format="parquet", shuffle_seed=None)
     table = pq.read_table(pictures / "parquet")
     expected = uids(pictures, mixture_of(pictures, "mix"), "mix")
@@ -419,7 +419,7 @@ def test_an_impossible_mixture_is_refused_before_anything_is_written(pictures: P
         mixed(folder, "again", {"a:weighted": 1.0})
     with pytest.raises(JobError, match="not empty and is not pairmill's"):
         mixed(folder, "a/pairs", {"b": 1.0})
-    with pytest.raises(JobError, match="a is a dataset; give a new or empty folder"):
+    with pytest.raises(JobError, match="a is a dataset; use a new or empty folder"):
         mixed(folder, "a", {"b": 1.0})
     make_subset(folder / "a", "none", {"where": "width > 0"})
     for path in (folder / "a/subsets/none").rglob("*.json"):
@@ -446,7 +446,7 @@ def test_after_a_mix_the_folder_has_exactly_the_recorded_files(folder: Path, mon
         assert there == named | {"mixture.json"}
     replaced = read_mixture(Store(str(folder / "clean")))
     new = mixed(folder, "clean", SHARES)
-    assert not publish_mixture(Store(str(folder / "clean")), replaced, replaced)  # another run was faster
+    assert not publish_mixture(Store(str(folder / "clean")), replaced, replaced)  # another run has published first
     assert read_mixture(Store(str(folder / "clean"))) == new
 
 

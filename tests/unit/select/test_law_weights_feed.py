@@ -1,5 +1,5 @@
-"""Invariant of weights: a row is shown as often as its weight says. The number is rounded in each epoch, and the total
-over epochs is off by less than one. Ranks, workers and resumed runs together show exactly that number."""
+"""Invariant of weights: a row is shown as often as its weight says. In each epoch, the number is rounded, and the total
+over all epochs is off by less than one. Ranks, workers and resumed runs together show exactly the rounded number."""
 
 import math
 from collections import Counter
@@ -46,7 +46,7 @@ def test_a_row_is_shown_as_often_as_its_weight_says(weights: list[float], draw: 
 
 
 def test_fractions_average_out_over_many_rows_in_each_epoch() -> None:
-    """Each epoch shows the right average number per row, up to the error of independent coin tosses."""
+    """In each epoch, the average number per row is right, within the error of independent coin tosses."""
     draws = draws_of_many(20_000)
     for epoch in (0, 1, 7, 1_000_003):
         for weight in (0.1, 0.5, 2.3):
@@ -70,7 +70,7 @@ def expected(dataset: Path, epoch: int) -> Counter[str]:
 
 
 def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
-    """The uids that a consumer gets. It stops after each of these numbers of batches and resumes from a checkpoint."""
+    """The uids that a consumer gets if it stops after these numbers of batches and resumes from checkpoints."""
     state = None
     for stop in [*stops, None]:
         feed = PairDataset(config)
@@ -138,7 +138,7 @@ def test_each_epoch_has_its_own_order_and_repeated_rows_are_spread_out(dataset: 
 
 
 def test_weighted_subsets_need_even_shares_in_distributed_runs(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds even if this epoch's rows can be divided evenly, because those of the next epoch may not be."""
+    """This holds even if this epoch's rows can be divided evenly, because another epoch's rows may not be."""
     monkeypatch.setattr("pairmill.pipeline.feed.ranks.is_distributed", lambda: True)
     with pytest.raises(FeedError, match="set even=True"):
         PairDataset(FeedConfig(str(dataset), "some", (), world_size=2))

@@ -68,7 +68,7 @@ def changed(pixels: Pixels, how: int) -> Pixels:
 
 
 def write_training(folder: Path, evaluation: Path, order: list[int], shard_rows: int = 90) -> Path:
-    """Write a dataset with copies of the evaluation pictures among rows with random hashes, in this order."""
+    """Write a dataset with copies of the evaluation pictures among rows with random hashes. `order` sorts all rows."""
     items, rng = items_of(evaluation), np.random.default_rng(3)
     columns = default_columns(0, 0, ROWS, 1)
     columns["uid"] = pa.array([f"{row:032x}" for row in range(ROWS)])
@@ -140,7 +140,7 @@ def test_the_overlap_equals_brute_force(
     evaluation: Path, training: Path, by: LeakKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 100)
-    monkeypatch.setattr("pairmill.pipeline.leak.step.MAX_ENTRIES", 1_000)  # several scans
+    monkeypatch.setattr("pairmill.pipeline.leak.step.MAX_ENTRIES", 1_000)  # so that several scans are needed
     limit = {"phash": 6, "pdq": 31}[by]
     subset = make_subset(training, f"by_{by}", {"leak": {"against": str(evaluation), "by": ["sha256", by]}})
     expected = expected_overlap(evaluation, training, {by: limit})
@@ -169,7 +169,7 @@ def test_the_overlap_does_not_depend_on_row_order_or_shards(tmp_path: Path, eval
     kept = uids_of(training, "one")
     plain = sum(is_plain(gray(each["pixels"])) for each in items_of(evaluation))
     assert len(planted & kept) <= 4 * plain + 4
-    assert len(kept - planted) == ROWS - len(planted) - 2  # the two rows with the same file
+    assert len(kept - planted) == ROWS - len(planted) - 2  # two rows with the SHA-256 of an evaluation picture
     leaks = [subset.reports[2].leak for subset in (one, two)]
     assert leaks[0] and leaks[1] and leaks[0].found == leaks[1].found and leaks[0].blake2b == leaks[1].blake2b
 
@@ -194,7 +194,7 @@ def test_the_nearest_pairs_are_named_and_a_refresh_reports_the_same(evaluation: 
 
 def test_embeddings_are_compared_with_those_of_the_same_weights(tmp_path: Path, evaluation: Path) -> None:
     other = tmp_path / "other"
-    picture_dataset.write(other, 60, PAIRS, shard_rows=11)  # the first two shards are those of the evaluation set
+    picture_dataset.write(other, 60, PAIRS, shard_rows=11)  # the first two shards equal the evaluation set's
     subset = make_subset(other, "some", {"leak": {"against": str(evaluation), "by": "embedding", "threshold": 0.5}})
     vectors = []
     for folder in (evaluation, other):
@@ -262,7 +262,7 @@ def test_purged_rows_are_in_no_overlap(tmp_path: Path, evaluation: Path) -> None
     (tmp_path / "uids.txt").write_text(gone)
     before = overlap_of(training, subset)
     pairmill.purge(training, uids=tmp_path / "uids.txt", reason="test")
-    after = pairmill.open(training)  # readable
+    after = pairmill.open(training)  # the dataset can still be read
     assert after is not None
     (path,) = (training / "subsets/clean/overlaps").iterdir()
     assert pq.ParquetFile(path).read().to_pylist() == [each for each in before if each["uid"] != gone]
@@ -271,8 +271,8 @@ def test_purged_rows_are_in_no_overlap(tmp_path: Path, evaluation: Path) -> None
 
 
 def test_the_hash_of_a_crop_equals_the_hash_of_its_pixels(evaluation: Path) -> None:
-    """Compares the hashes of all crops, computed at once by linear algebra, with the hash of each crop cut out by hand,
-    including mirrored crops."""
+    """Compares the hashes of all crops and their mirror images, which are computed by linear algebra, with the hash of
+    each crop after it is cut out."""
     differences = []
     for item in items_of(evaluation)[:6]:
         luma = np.kron(gray(item["pixels"]), np.ones((2, 2), np.uint8))

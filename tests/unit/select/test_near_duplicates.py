@@ -31,7 +31,7 @@ WORDS = {"phash": 1, "pdq": 4}
 
 
 def hashes_with_near_ones(rows: int, words: int, most_flips: int, seed: int) -> U64:
-    """Random hashes. Two rows in three differ in a few bits from an earlier row, which may itself be such a copy."""
+    """Random hashes. Two rows in three are near copies of an earlier row, which may itself be a near copy."""
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**64, (rows, words), dtype=np.uint64)
     for row in np.flatnonzero(rng.random(rows) < 0.7).tolist():
@@ -46,9 +46,9 @@ def distances(one: U64, others: U64) -> npt.NDArray[np.int64]:
 
 
 def brute_force(hashes: U64, alone: npt.NDArray[np.bool_], scores: Any, distance: int) -> tuple[list[int], list[int]]:
-    """(rows that stay, sizes of the groups of two or more rows, largest first)."""
+    """(rows that stay; sizes of the groups that have two or more rows, largest first)."""
     best_first = np.lexsort((np.arange(len(hashes)), -np.nan_to_num(scores, nan=-np.inf)))
-    first_of = dict[bytes, int]()  # equal hashes first: the best row represents all
+    first_of = dict[bytes, int]()  # first, the best of the rows with equal hashes represents them all
     copies = dict[int, int]()
     for row in best_first.tolist():
         first = first_of.setdefault(hashes[row].tobytes(), row)
@@ -65,7 +65,7 @@ def brute_force(hashes: U64, alone: npt.NDArray[np.bool_], scores: Any, distance
 
 @pytest.fixture(scope="module")
 def hashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3,000 rows in six shards with distinct uids, near phashes and pdqs, nulls and low qualities."""
+    """3,000 rows in six shards, with distinct uids, many near hashes, some nulls and some low qualities."""
     folder, rows = tmp_path_factory.mktemp("hashed"), 3_000
     rng = np.random.default_rng(3)
     no_hash = pa.array(rng.random(rows) < 0.02)
@@ -137,7 +137,7 @@ def test_hashes_within_the_distance_agree_on_a_key_of_every_plan(bits: int, dist
     rng = np.random.default_rng(distance)
     flips = np.zeros((2_000, bits // 64), np.uint64)
     for row, flip in enumerate(flips):
-        crowded = rng.integers(1, bits + 1)  # bits may be close together or far apart
+        crowded = rng.integers(1, bits + 1)  # the flipped bits may be close together or far apart
         for bit in rng.permutation(crowded)[:distance].tolist():
             flip[bit // 64] |= np.uint64(1) << np.uint64(bit % 64)
         assert distances(flip, np.zeros_like(flip)) <= distance, row
@@ -147,7 +147,7 @@ def test_hashes_within_the_distance_agree_on_a_key_of_every_plan(bits: int, dist
         assert (np.array(agree) & np.array(near)).any(axis=0).all()
 
 
-def test_near_hashes_that_agree_on_a_key_agree_on_a_finer_key() -> None:
+def test_near_hashes_that_agree_on_a_key_agree_on_one_of_its_finer_keys() -> None:
     key = Key(0, 0xFFFF << 48, (1 << 64) - 1, 4)
     rng = np.random.default_rng(0)
     for _ in range(500):
@@ -156,13 +156,13 @@ def test_near_hashes_that_agree_on_a_key_agree_on_a_finer_key() -> None:
 
 
 def chain(rows: int) -> U64:
-    """A chain of hashes: each differs from the next in one bit, and from distant ones in many."""
+    """A chain of hashes: each differs from the next in one bit, and from distant hashes in many bits."""
     bits = np.random.default_rng(0).permuted(np.tile(np.arange(64), (rows // 64 + 1, 1)), axis=1).ravel()[:rows]
     return np.bitwise_xor.accumulate(np.uint64(1) << bits.astype(np.uint64))[:, None]
 
 
 def few_set_bits(rows: int) -> U64:
-    """Hashes such as flat pictures have: most bits are zero, so most bands are equal, but few hashes are near."""
+    """Hashes like those of flat pictures: most bits are zero, so most bands are equal, but few hashes are near."""
     rng = np.random.default_rng(1)
     flips = np.uint64(1) << rng.integers(0, 64, (rows, 12), dtype=np.uint64)
     return np.unique(np.bitwise_or.reduce(flips, axis=1))[:, None]
@@ -194,7 +194,7 @@ def test_crowded_hashes_are_deduplicated_fast_and_as_by_brute_force(make: Any, m
 
 
 def decided(hashes: U64, distance: int) -> npt.NDArray[np.uint8]:
-    """The final states of distinct hashes, which are sorted by rank."""
+    """The final states of these distinct hashes, which are sorted by rank."""
     states, first = np.full(len(hashes), UNDECIDED, np.uint8), len(hashes)
     question = Question(tuple(choose_keys(distance, hashes, len(hashes))), distance, 2)
     while (states == UNDECIDED).any():

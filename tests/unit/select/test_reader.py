@@ -129,7 +129,7 @@ def test_only_the_newest_generation_of_a_committed_shard_counts(tmp_path: Path) 
     files = {"pairs": {**manifest["files"]["pairs"], "path": "pairs/000000000.g1.parquet"}}
     newest = {**manifest, "generation": 1, "pairs": 40, "files": files}
     (tmp_path / "manifests/000000000.g1.json").write_text(json.dumps(newest))
-    (tmp_path / "manifests/000000002.json").unlink()  # its data files exist but do not count
+    (tmp_path / "manifests/000000002.json").unlink()  # the shard's data files exist but do not count
     after = pairmill.open(tmp_path)
     assert len(after) == after.table("uid").num_rows == 40 + 100
     assert after.table("row_id")["row_id"].to_pylist()[:40] == newer["row_id"].to_pylist()

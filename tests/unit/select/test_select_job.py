@@ -144,7 +144,7 @@ def test_the_subset_does_not_depend_on_the_chunks(dataset: Path, monkeypatch: py
     assert row_ids(dataset, make_subset(dataset, "spread", *steps).name) == expected
 
 
-def test_after_a_dataset_grows_compare_explains_every_row_that_came_or_went(own: Path) -> None:
+def test_after_a_dataset_grows_compare_explains_every_added_or_removed_row(own: Path) -> None:
     best = {"top": {"by": "similarity", "count": 400}}
     before = make_subset(own, "before", best)
     old = set(row_ids(own, "before"))

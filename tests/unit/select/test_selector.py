@@ -50,14 +50,14 @@ def test_a_top_fraction_selects_the_rows_that_duckdb_ranks_highest(dataset: Path
 
 
 @pytest.mark.parametrize("count", [1, 1_234, 10**9])
-def test_a_count_with_few_distinct_scores_is_exact(dataset: Path, count: int) -> None:
+def test_the_number_of_rows_is_exact_even_if_all_scores_tie(dataset: Path, count: int) -> None:
     subset = make_subset(dataset, "ties", {"top": {"by": "width - width", "count": count}})
     again = make_subset(dataset, "sample", {"sample": {"count": count, "seed": 0}})
     assert subset.rows_out == again.rows_out == min(count, subset.reports[-1].rows_in)
 
 
 def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
-    """Of the 4,000 kept rows, the wide ones are kept for their score and the others because they won ties. About a
+    """Of the 4,000 kept rows, the wide rows are kept for their score, and the others because they won ties. About a
     quarter of each group must be in the sample."""
     top = {"top": {"by": "greatest(width - 900, height - height)", "count": 4_000}}
     make_subset(dataset, "tied", top)
@@ -93,7 +93,7 @@ def test_the_top_is_exact_however_few_keys_are_sampled(
 ) -> None:
     make_subset(dataset, "exact", {"top": {"by": "similarity", "fraction": 0.3}})
     monkeypatch.setattr(top, "SAMPLED_ROWS", sampled)
-    monkeypatch.setattr(top, "WINDOW_SIGMAS", 0.01)  # the first window misses
+    monkeypatch.setattr(top, "WINDOW_SIGMAS", 0.01)  # so that the first window misses the threshold
     make_subset(dataset, "guessed", {"top": {"by": "similarity", "fraction": 0.3}})
     assert row_ids(dataset, "guessed") == row_ids(dataset, "exact")
 
@@ -118,7 +118,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_top_is_exact_if_keys_are_sampled_from_few_shards_and_each_shard_differs(
     numbered: Path, monkeypatch: pytest.MonkeyPatch, where: str, share: dict[str, float]
 ) -> None:
-    """Some of the conditions keep no rows of the sampled shards."""
+    """Some of the conditions drop every row of the sampled shards."""
     steps: Any = [{"where": where}, {"top": {"by": "similarity * similarity", **share}}, {"sample": {"fraction": 0.5}}]
     make_subset(numbered, "all", *steps)
     monkeypatch.setattr(top, "SAMPLED_SHARDS", 2)

@@ -54,7 +54,7 @@ def test_the_rows_of_the_file_are_selected_in_dataset_order(
     assert report.uids is not None
     assert report.uids.num_uids == len(set(chosen)) + 2
     assert report.uids.blake2b == Store(str(tmp_path)).checksum("found.parquet")[0]
-    assert 0 < report.rows_out < report.uids.num_uids - 2  # the build did not keep some of the rows
+    assert 0 < report.rows_out < report.uids.num_uids - 2  # the build rejected some of these rows
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_duplicate_columns_and_unreadable_paths_are_errors(tmp_path: Path) -> No
     pq.write_table(pa.Table.from_arrays([uids, uids], names=["uid", "uid"]), tmp_path / "two.parquet")
     for uri, problem in (
         (f"{tmp_path}/two.parquet", "has several columns named `uid`"),
-        (f"{tmp_path}", "is a folder; give a file in it"),
+        (f"{tmp_path}", "is a folder; choose a file in it"),
         ("/dev/null", "is a pipe or device, .* write its content to a file first"),
         (f"{tmp_path}/a\0b", "cannot be read: No such file"),
-        ("https://example.com/uids.parquet", "cannot be read: give a local file or s3://"),
+        ("https://example.com/uids.parquet", "cannot be read: use a local file or an s3:// URL"),
     ):
         with pytest.raises(StepError, match=problem):
             UidFile.of(Files(), uri).load()
@@ -153,7 +153,7 @@ def test_duplicate_columns_and_unreadable_paths_are_errors(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bytes of a file of 300 uids. Half of them are the footer."""
+    """The bytes of a file of 300 uids. The footer is half of these bytes."""
     path = tmp_path_factory.mktemp("uids") / "intact.parquet"
     write(path, [hashlib.md5(b"%d" % number).hexdigest() for number in range(300)])
     return path
@@ -198,7 +198,7 @@ def test_law_a_list_contains_exactly_its_uids(listed: list[str], asked: list[str
 
 
 @given(st.text("0aF-g{}", max_size=40) | st.uuids().map(str) | st.uuids().map(lambda u: u.hex.upper()))
-def test_law_uids_in_files_follow_the_same_rules_as_elsewhere(text: str) -> None:
+def test_law_uids_in_files_follow_the_same_rules_as_uids_in_the_input(text: str) -> None:
     try:
         found = uid_file.uid_digits("f", pa.array([text])).to_pylist()
     except StepError:

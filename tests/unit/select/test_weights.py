@@ -47,7 +47,7 @@ def shift_of(numbers: np.ndarray[Any, Any], alpha: float, highest: float, sample
 
 def test_weights_equal_the_expected_draws_of_soft_cap_sampling() -> None:
     """The oracle repeatedly draws b rows without replacement in proportion to e^z (Gumbel top-b) and lowers their z by
-    alpha. FLYT's sampling with b = 16 is known to give 9.0 draws near z = 5; the limit of small draws gives 9.08."""
+    alpha. FLYT's sampling with b = 16 is known to give 9.0 draws near z = 5. For small b, the limit is 9.08."""
     rows, draws, alpha, found = 20_000, 16, 0.15, []
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def test_weights_equal_the_expected_draws_of_soft_cap_sampling() -> None:
 
 
 @pytest.mark.parametrize("highest", [np.inf, 2.0])
-def test_the_scale_gives_the_requested_sum_and_does_not_depend_on_the_parts(highest: float) -> None:
+def test_the_scale_gives_the_requested_sum_and_does_not_depend_on_the_number_of_parts(highest: float) -> None:
     rng = np.random.default_rng(1)
     z = np.concatenate([rng.normal(-30, 20, 3_000), [0.0, -0.0, 1e-300, np.nan, -np.inf], np.full(500, 7.25)])
     for samples in (100.0, 3_000.0, 6_000.0):
