@@ -99,7 +99,7 @@ def embed(
     explain: Explain = False,
     as_json: Json = False,
 ) -> None:
-    """Embed pictures and captions that you already have.
+    """Embed a corpus that you already have.
 
     If it is interrupted, run the same command again to resume. --add-model adds one more model's columns to a finished
     dataset.

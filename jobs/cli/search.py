@@ -83,7 +83,7 @@ def search(
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Find pairs similar to a phrase, a picture or a pair.
+    """Find pairs similar to a query.
 
     Up to 100,000 rows are searched without an index; for more, run `pairmill index OUT` first.
     """

@@ -115,7 +115,7 @@ class ShardWriter:
         return publish_manifest(self.store, manifest)
 
     def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
-        """Number of rows dropped by each custom rule. Their `status_detail` starts with the rule's name."""
+        """Number of rows dropped by each custom rule. The `status_detail` of a row starts with the rule's name."""
         counts: Counter[str] = Counter()
         for table in tables:
             details = table["status_detail"].filter(pc.equal(table["status"], Status.CUSTOM_RULE.value)).to_pylist()

@@ -165,7 +165,7 @@ def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
 
 
 def delete_files(store: Store, subset: Subset) -> None:
-    """Delete the rows and shards files of a subset that is not the current one."""
+    """Delete the files in `rows/` and `shards/` of a subset that is not the current one."""
     for files in subset.files:
         store.delete(files.rows.path)
         store.delete(files.shards.path)

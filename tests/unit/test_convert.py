@@ -234,7 +234,7 @@ def test_gzip_is_decompressed_and_a_truncated_file_raises_an_error_and_leaves_no
         ("a.csv", b"url,a,a_4,a\n", "share a name"),
         ("a.csv", b"url,__pairmill_malformed\nu,x\n", "is reserved"),
         ("a.jsonl", b'[\n{"url": "u"}\n]'.replace(b'{"url": "u"}', b"1"), "expected one per line"),
-        ("a.jsonl", json.dumps({str(n): n for n in range(1001)}).encode(), "more than 1000 different keys"),
+        ("a.jsonl", json.dumps({str(n): n for n in range(1001)}).encode(), "more than 1000 distinct keys"),
     ],
 )
 def test_a_file_that_cannot_be_converted_raises_an_error_that_names_it(

@@ -321,7 +321,7 @@ def test_parquet_with_pictures_is_recognized_by_its_columns(tmp_path: Path) -> N
     found = corpus(tmp_path / "own.parquet", image_column="photo")
     mapping = found.mapping([found.inspect(uri) for uri in found.inputs("/nowhere").files], needs_license=False)
     assert (mapping.pictures, mapping.extra.names) == (ColumnPictures("photo"), ["source_image"])
-    with pytest.raises(SourceError, match="no column 'text' of bytes"):
+    with pytest.raises(SourceError, match="no column 'text' with bytes"):
         corpus(tmp_path / "own.parquet", image_column="text").inputs("/nowhere")
 
 

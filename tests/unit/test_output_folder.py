@@ -80,7 +80,7 @@ def test_a_foreign_folder_is_refused_and_unchanged(
 def test_an_export_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path, names)
     is_dataset = names == ["plan/0.parquet"]
-    with pytest.raises(JobError, match="is a dataset; give a" if is_dataset else "is not empty and is not pairmill's"):
+    with pytest.raises(JobError, match="is a dataset; use a" if is_dataset else "is not empty and is not pairmill's"):
         check_export_folder(Store(str(tmp_path)))
 
 

@@ -321,7 +321,7 @@ def test_two_subsets_are_compared_exactly(tmp_path: Path) -> None:
     assert sorted(shown(html, "Only in middle")) == [0.3, 0.4, 0.5]
     assert sorted(shown(html, "In both")) == [0.6, 0.7]
     assert "only in middle: 3" in Parsed(html).text
-    with pytest.raises(JobError, match="give the subset to compare it with"):
+    with pytest.raises(JobError, match="also specify the subset"):
         make_report(store, None, "high")
 
 
@@ -394,7 +394,7 @@ def test_thresholds_are_the_minimums_that_all_rows_of_a_subset_reach(where: str,
     assert dict(minimums(where)) == expected
 
 
-def test_the_highest_threshold_is_shown_and_only_for_models_of_the_build(tmp_path: Path) -> None:
+def test_the_highest_limit_is_shown_and_only_for_models_of_the_build(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([0.9, 0.3])])
     subset(store, "clean", {"where": "similarity >= 0.4"}, {"where": "similarity_tiny >= 0.2"})
     assert "threshold 0.4<" in page(store, "clean")

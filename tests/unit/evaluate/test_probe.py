@@ -221,7 +221,7 @@ def test_labels_can_come_from_columns_of_any_kind_and_one_value_can_be_the_posit
         ),
         ({"label_column": "nothing"}, "no column 'nothing'"),
         ({"labels": "labels/none.parquet"}, "no such file, neither here nor in"),
-        ({"labels": "https://host/labels.parquet"}, "give a local file or s3://"),
+        ({"labels": "https://host/labels.parquet"}, "specify a local file or s3://"),
         (
             {"labels": "LABELS", "given": {0: True, 1: True, 2: True}},
             "all 3 labels are 'true'; label some rows differently",
@@ -251,7 +251,7 @@ def test_unusable_labels_are_refused_in_one_line(
 
 
 def test_a_head_is_a_safetensors_file_and_damaged_labels_are_named(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"ends in \.safetensors"):
+    with pytest.raises(JobError, match=r"must end in \.safetensors"):
         pairmill.probe(dataset, tmp_path / "p.pth", label_column="label")
     with pytest.raises(JobError, match="choose a file in an existing folder"):  # before it reads the labels
         pairmill.probe(dataset, tmp_path / "nowhere/p.safetensors", labels="nothing.parquet")

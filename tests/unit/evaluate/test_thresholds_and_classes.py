@@ -132,10 +132,10 @@ def test_the_command_prints_a_table_and_json_and_writes_a_page_without_scripts(
         ({"score": "clip", "classes": "imagenet", "label_column": "is_good"}, "give only one of --classes and --score"),
         ({"score": "clip"}, "specify the labels: --labels FILE"),
         ({"classes": "imagenet"}, "specify the labels: --labels FILE"),
-        ({"classes": "imagenet", "label_column": "word", "positive": "x"}, "give it with --score"),
+        ({"classes": "imagenet", "label_column": "word", "positive": "x"}, "use it with --score"),
         ({"score": "word", "label_column": "is_good"}, "the column 'word' is string; a score must be a number"),
         ({"score": "none", "label_column": "is_good"}, "no column 'none'"),
-        ({"score": "clip", "label_column": "is_good", "precision": 90}, "--precision 90: give a share"),
+        ({"score": "clip", "label_column": "is_good", "precision": 90}, "--precision 90: give a number"),
         ({"classes": "imagenet", "templates": "mine", "label_column": "word"}, "templates: .*openai-80"),
     ],
 )

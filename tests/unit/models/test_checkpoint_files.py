@@ -166,7 +166,7 @@ def test_files_that_cannot_be_loaded_are_refused_in_one_line(
 
 
 def test_a_folder_with_its_own_weights_takes_no_pretrained_weights(clip: Path) -> None:
-    with pytest.raises(ModelError, match="leave out `pretrained`, 'openai'"):
+    with pytest.raises(ModelError, match=r"leave out `pretrained` \('openai'\)"):
         find_weights(ModelConfig(name=str(clip), pretrained="openai"))
 
 

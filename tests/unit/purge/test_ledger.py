@@ -375,7 +375,7 @@ def test_status_reports_generations_and_withdrawn_rows(world: World) -> None:
     pairmill.purge(world.out, uids=uids, reason="asked for")
     done = CliRunner().invoke(app, ["status", str(world.out), "--json"])
     assert "generations of the shards: 3 at 0, 1 at 1" in done.stdout
-    assert "2 rows withdrawn, by 1 request\n" in done.stdout
+    assert "2 rows withdrawn by 1 request\n" in done.stdout
     values = json.loads(done.stdout.splitlines()[-1])
     assert values["generations"] == {"0": 3, "1": 1}
     assert values["columns"] == {"b16": 4, "words": 4}

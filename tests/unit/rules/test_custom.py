@@ -120,5 +120,5 @@ def test_a_users_folder_does_not_shadow_our_packages_in_a_new_process(folder: Pa
 
 
 def test_a_rule_can_run_only_at_a_step_that_has_rules() -> None:
-    with pytest.raises(ValueError, match="caption, url, image, score, not at 'fetch'"):
+    with pytest.raises(ValueError, match="caption, url, image or score, but not at 'fetch'"):
         at("fetch")

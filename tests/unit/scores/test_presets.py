@@ -158,7 +158,7 @@ def test_a_different_score_of_the_same_name_is_refused_and_the_differences_are_l
     for other, settings in (("norm_sim", {"norm_sim": "/t.npy"}), ("neg_clip", {"neg_clip": {"repeats": 10}})):
         if preset != "t-mars" and other != name:
             commit(store, other, settings)
-    with pytest.raises(JobError, match="already has a different score") as caught:
+    with pytest.raises(JobError, match="is not the one that the preset") as caught:
         pairmill.select(tmp_path, "best", preset=preset)
     assert message in str(caught.value)
 
@@ -223,7 +223,7 @@ def test_the_file_overrides_the_preset_and_flags_override_both(tmp_path: Path) -
 
 def test_errors_about_unknown_presets_and_scores_list_the_existing_ones(tmp_path: Path) -> None:
     write_embedded(tmp_path, unit_vectors(1, 50), unit_vectors(2, 50))
-    with pytest.raises(JobError, match="there is no preset 'best'; there are: clip-score-30, "):
+    with pytest.raises(JobError, match="there is no preset 'best'; choose one of: clip-score-30, "):
         pairmill.select(tmp_path, "best", preset="best")
     with pytest.raises(JobError, match="has no score 'aesthetic'; it has: neg_clip, norm_sim"):
         pairmill.score(tmp_path, "aesthetic", preset="negcliploss-normsim")

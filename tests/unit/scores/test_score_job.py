@@ -350,9 +350,9 @@ def test_the_error_about_a_damaged_card_names_it_and_the_remedy(folder: Path, he
         ("rank(nothing)", "there is no column 'nothing'"),
         ("rank(rank(similarity))", "of a rank or zscore is not supported"),
         ("rank(similarity, 2)", "takes one column or expression"),
-        ("similarity > 0", "is not a number"),
+        ("similarity > 0", "is bool, not a number"),
         ("__import__('os')", "is not supported"),
-        ("rank(caption)", "is not a number"),
+        ("rank(caption)", "is string, not a number"),
         ("0.5", "uses no column"),
     ],
 )

@@ -164,7 +164,7 @@ def test_a_larger_mixture_contains_a_smaller_one_and_the_error_about_its_size_na
     assert all(one < other for one, other in zip(small, large, strict=True))
     most = most_samples([len(each) for each in oracle(folder, ["sha256"])], list(SHARES.values()))
     mixed(folder, "mix", count=most)
-    with pytest.raises(JobError, match=f"give at most {most:,}, or repeat rows"):
+    with pytest.raises(JobError, match=f"use at most {most:,}, or repeat rows"):
         mixed(folder, "mix", count=most + 10)
     with pytest.raises(JobError, match="less than one"):
         mixed(folder, "mix", count=2)

@@ -177,7 +177,7 @@ def test_a_row_can_have_only_one_weight() -> None:
         ({"weight": "width * 1000"}, "the highest weight is .*; set max"),
         ({"weight": "width / 0"}, "the highest weight is inf; set max"),
         ({"by": "width", "samples": 1_000_000, "max": 2}, "need a higher max"),
-        ({"by": "md5", "samples": 10}, "'md5' is not a number"),
+        ({"by": "md5", "samples": 10}, "'md5' is string, not a number"),
         ({"weight": "2"}, "uses no column; name one"),
         ({"by": "image_offset", "samples": 10}, "`by` has no finite number in any row"),
         ({"by": "similarity * 1e17", "samples": 10, "max": 1000}, "scale `by` down: .* requested 10 samples"),
