@@ -55,6 +55,8 @@ class Chunk:
 
     def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
         """The given columns of a shard, from the files that contain them."""
+        if not shard.columns:
+            return read_table(self.store, shard.pairs, columns).replace_schema_metadata(None)
         found: dict[str, pa.ChunkedArray] = {}
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():

@@ -6,6 +6,7 @@ slots, rounded down) in at least one slot. For each slot, the list is sorted by 
 its own value and all values that differ from it in up to r bits.
 """
 
+from binascii import unhexlify
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,10 +20,6 @@ U64 = npt.NDArray[np.uint64]
 Words = npt.NDArray[np.uint64]
 """Hashes as uint64 [rows, words]: 64 bits per word, in the order of their hex digits."""
 Indices = npt.NDArray[np.int64]
-
-_NIBBLES = np.full(256, 255, np.uint8)
-_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
-_NIBBLES[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
 
 _PROBED_ROWS = 1 << 12
 """Number of hashes looked up at a time: their candidates in a list of a million hashes fit into memory."""
@@ -42,10 +39,11 @@ def hash_words(digits: pa.ChunkedArray | pa.Array, words: int) -> Words:
         raise ValueError(f"a hash does not have {16 * words} hex digits")
     if not len(array):
         return np.zeros((0, words), np.uint64)
-    nibbles = _NIBBLES[np.frombuffer(array.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]]
-    if (nibbles == 255).any():
-        raise ValueError("a hash contains characters that are not hex digits")
-    return (nibbles[0::2] << 4 | nibbles[1::2]).view(">u8").astype(np.uint64).reshape(-1, words)
+    try:
+        found = unhexlify(memoryview(array.buffers()[2])[offsets[0] : offsets[-1]])
+    except ValueError:
+        raise ValueError("a hash contains characters that are not hex digits") from None
+    return np.frombuffer(found, ">u8").astype(np.uint64).reshape(-1, words)
 
 
 @dataclass(frozen=True)

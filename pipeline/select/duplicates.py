@@ -44,8 +44,10 @@ def merge_across(source_starts: Sequence[int], chunk_starts: Sequence[int], *par
 
 def _grouped(parts: Sequence[Array]) -> tuple[Array, npt.NDArray[np.bool_]]:
     """(keys that may have duplicates, grouped by value with the best first; whether each equals the previous one)."""
-    keys = np.concatenate(parts)
-    keys = keys[_is_repeated(keys["high"])]  # a row whose high half is unique has no duplicate
+    # a row whose high half is unique has no duplicate
+    is_repeated = _is_repeated(np.concatenate([part["high"] for part in parts]))
+    bounds = np.cumsum([len(part) for part in parts])[:-1]
+    keys = np.concatenate([part[mask] for part, mask in zip(parts, np.split(is_repeated, bounds), strict=True)])
     keys = keys[np.lexsort((keys["row_index"], ~keys["low_bits"], ~keys["rank"], keys["low"], keys["high"]))]
     same = np.zeros(len(keys), np.bool_)
     same[1:] = (keys["high"][1:] == keys["high"][:-1]) & (keys["low"][1:] == keys["low"][:-1])
@@ -63,9 +65,8 @@ def largest(groups: Array) -> Array:
 
 
 def _is_repeated(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    order = np.argsort(values)
-    equal = values[order[1:]] == values[order[:-1]]
-    repeated = np.zeros(len(values), np.bool_)
-    repeated[order[1:]] |= equal
-    repeated[order[:-1]] |= equal
-    return repeated
+    """For each value, whether it occurs more than once."""
+    ordered = np.sort(values)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    found = repeated.take(np.searchsorted(repeated, values), mode="clip") if len(repeated) else ~values
+    return found == values

@@ -71,7 +71,7 @@ class Selector:
         results = self.scan(output)
         columns = zip(*results, strict=True) if results else iter([[] for _ in output.dtypes])
         return [
-            np.sort(np.concatenate([np.zeros(0, dtype), *self.tasks.get(handles)]))
+            sorted_rows(np.concatenate([np.zeros(0, dtype), *self.tasks.get(handles)]))
             for dtype, handles in zip(output.dtypes, columns, strict=True)
         ]
 
@@ -94,3 +94,11 @@ class Selector:
         """
         self.filters.append(NotDuplicate(number))
         self.duplicates = [list(rows) for rows in dropped]
+
+
+def sorted_rows(array: Array) -> Array:
+    """A sorted copy of an array; structured ones by their fields, in order. NumPy's own sort of these is five times as
+    slow."""
+    if array.dtype.names is None:
+        return np.sort(array)
+    return array[np.lexsort([array[name] for name in reversed(array.dtype.names)])]

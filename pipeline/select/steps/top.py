@@ -12,7 +12,7 @@ from pairmill.pipeline.select.filters import AtLeast
 from pairmill.pipeline.select.keys import score_of
 from pairmill.pipeline.select.order import HIGHEST, LOWEST, NO_SCORE, ORDER_KEY, Order, OrderKey, OrderKeys
 from pairmill.pipeline.select.outputs import Array, KeysWithin, SampledKeys
-from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.selector import Selector, sorted_rows
 from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.select_steps import Sample, Top
 from pairmill.schemas.subset import StepReport
@@ -99,7 +99,7 @@ def _sample(selector: Selector, order: Order) -> tuple[Array, int]:
         keys = np.concatenate([np.zeros(0, ORDER_KEY), *tasks.get([result[2] for result in results])])
         if len(keys):
             break  # otherwise, all remaining rows may be in other shards
-    return np.sort(keys), round(remaining * selector.num_rows / max(1, seen))
+    return sorted_rows(keys), round(remaining * selector.num_rows / max(1, seen))
 
 
 def _window(order: Order, sampled: OrderKeys, fraction: float, sigmas: float) -> KeysWithin:
