@@ -68,5 +68,7 @@ def _is_repeated(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """For each value, whether it occurs more than once."""
     ordered = np.sort(values)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    found = repeated.take(np.searchsorted(repeated, values), mode="clip") if len(repeated) else ~values
-    return found == values
+    if not len(repeated):
+        return np.zeros(len(values), np.bool_)
+    nearest: npt.NDArray[np.uint64] = repeated.take(np.searchsorted(repeated, values), mode="clip")
+    return np.equal(nearest, values)
