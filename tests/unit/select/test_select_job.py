@@ -136,11 +136,19 @@ def test_a_dry_run_counts_and_writes_nothing(own: Path) -> None:
     assert counted.reports == make_subset(own, "wet", TOP).reports
 
 
-@pytest.mark.parametrize("rows", [100, 700, 5_000])
-def test_the_subset_does_not_depend_on_the_chunks(dataset: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    steps: list[Any] = [TOP, {"dedup": {"by": "phash", "distance": 3}}, {"sample": {"fraction": 0.5}}]
+@pytest.mark.parametrize(("chunk_rows", "batch_rows"), [(100, 1), (700, 250), (5_000, 1)])
+def test_the_subset_does_not_depend_on_chunks_and_batches(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, chunk_rows: int, batch_rows: int
+) -> None:
+    steps: list[Any] = [
+        TOP,
+        {"dedup": {"by": "phash", "distance": 3}},
+        {"sample": {"fraction": 0.5}},
+        {"dedup": {"by": "width"}},
+    ]
     expected = row_ids(dataset, make_subset(dataset, "whole", *steps).name)
-    monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", rows)
+    monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("pairmill.pipeline.select.scan.BATCH_ROWS", batch_rows)
     assert row_ids(dataset, make_subset(dataset, "spread", *steps).name) == expected
 
 
