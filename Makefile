@@ -90,7 +90,8 @@ bench: $(READY)
 	$(BIN)/python -m bench.download
 
 # Installs the tools that the benchmarks compare pairmill with, in separate environments. These use the oldest supported
-# Python, because the tools are slow to support new versions. The benchmarks also need nginx: apt-get install nginx-light
+# Python, because the tools are slow to support new versions. gcld3, which DataComp's scripts need, is built from source,
+# and the benchmarks need nginx: apt-get install nginx-light protobuf-compiler libprotobuf-dev
 bench-peers: $(READY)
 	test -x .venv-peers/bin/python || $(OLDEST) -m venv .venv-peers
 	$(BIN)/uv pip install -q --python .venv-peers/bin/python -r bench/peers/requirements.txt
