@@ -57,6 +57,11 @@ class Tally:
         self.rows += 1
         self.parts += entries - 1
 
+    def add_parts(self, entries: int) -> None:
+        """Count entries that describe rows of other entries."""
+        self.seen += entries
+        self.parts += entries
+
     def to_json(self) -> dict[str, object]:
         """The counts as JSON values."""
         counts = {"seen": self.seen, "rows": self.rows, "parts": self.parts}

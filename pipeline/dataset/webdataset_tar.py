@@ -67,13 +67,13 @@ def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
     """The content of uid.json for each row."""
     table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
     for name in carried:
-        table = table.append_column(name, _as_json(pairs[name]))
+        table = table.append_column(name, json_column(pairs[name]))
     values = [python_values(column) for column in table.columns]
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values, as text if JSON has no type for them."""
+def json_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values, as text if JSON has no such type."""
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         return column.cast(pa.string())  # Python's own types have no nanoseconds and no years after 9999
     if has_map(column.type):

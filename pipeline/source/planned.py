@@ -190,8 +190,8 @@ def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
         return []
     keys = dict.fromkeys(key for file in inputs for key in file.json_keys)
     return [
-        f"{counted(rows, 'row')} with JSON but no caption under the usual keys; to use another key, set "
-        f"source.caption_column (keys found: {shown(list(keys))})"
+        f"{counted(rows, 'row')} with JSON, or a row in a metadata table, but no caption under the usual keys; to use "
+        f"another key, set source.caption_column (keys found: {shown(list(keys))})"
     ]
 
 

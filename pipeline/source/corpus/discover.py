@@ -37,6 +37,8 @@ from pairmill.pipeline.source.convert import convert, converted_name, inspect_te
 from pairmill.pipeline.source.corpus import folders
 from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table
 from pairmill.pipeline.source.corpus.json_fields import FIELDS_KEY, FieldNotes, column_names
+from pairmill.pipeline.source.corpus.metadata_table import TABLE_NAMES
+from pairmill.pipeline.source.corpus.metadata_tables import MetadataTables
 from pairmill.pipeline.source.corpus.sidecar import TextRules, TextUse
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.files import (
@@ -85,6 +87,7 @@ class Corpus:
         self._files = files
         self._rules = TextRules.of(source)
         self._columns: dict[str, str | None] = {}  # Parquet file -> its picture column
+        self._tables = MetadataTables(source, files)
 
     def inputs(self, exclude: str) -> Inputs:
         """The files to plan, in order, and everything else that was found, except in `exclude`. Names of picture
@@ -120,11 +123,27 @@ class Corpus:
             found.add(parquet, listing)
         elif pictures := _of(listing, _PICTURE_SUFFIXES):
             if set(pictures) & set(listing.named):
-                raise SourceError(f"source.paths: {path}: specify the folder that has the pictures, not the pictures")
-            _add_folders(found, pictures, listing)
+                raise SourceError(f"source.paths: {path}: give the folder of the pictures, not the pictures")
+            self._add_folders(found, pictures, listing)
         else:
             tables = list_inputs([path], exclude, self._files)
             found.add(tables.files, listing)
+
+    def _add_folders(self, found: Inputs, pictures: Sequence[str], listing: Listing) -> None:
+        """Plan the folders with pictures or metadata tables. Their files are counted when each folder is indexed."""
+        self._tables.add(listing.files, pictures)
+        names = {picture.rpartition("/")[0] for picture in pictures} | self._tables.folders
+        outside = Listing(
+            files=[
+                uri for uri in listing.files if uri.rpartition("/")[0] not in names and not self._tables.is_used(uri)
+            ],
+            passed_over={
+                uri: reason
+                for uri, reason in listing.passed_over.items()
+                if uri.endswith("/") or uri.rpartition("/")[0] not in names
+            },
+        )
+        found.add([f"{name}/" for name in sorted(names)], outside)
 
     def kind(self, uri: str) -> str:
         """The kind of a planned file."""
@@ -156,10 +175,11 @@ class Corpus:
 
     def fingerprint(self, uri: str) -> str:
         """An identifier of the content. For a tar, which is too large to read twice, it covers the size and some evenly
-        spaced blocks; for a folder, the names and sizes of its files."""
+        spaced blocks; for a folder, the names and sizes of its files, and the metadata tables that describe it."""
         kind = self.kind(uri)
         if kind == "folders":
             listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri, Tally()))
+            listing += self._tables.fingerprint(uri.removesuffix("/"))
             return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
         return _sampled_digest(uri, self._files) if kind == "tars" else self._files.fingerprint(uri)
 
@@ -253,10 +273,10 @@ class Corpus:
         rules = replace(self._rules, use=use)
         if self.kind(uri) == "tars":
             return tar_rows(uri, self._files, tally, rules)
-        names = self._files_of(uri, tally)
-        source = self._source
+        names, folder, source = self._files_of(uri, tally), uri.removesuffix("/"), self._source
+        described = self._tables.describe(folder, [name for name, _ in names])
         return folders.folder_rows(
-            uri.removesuffix("/"), names, source.caption_from_name, self._files, tally, rules, source.paths
+            folder, names, source.caption_from_name, self._files, tally, rules, source.paths, described
         )
 
     def _image_column(self, schema: pa.Schema) -> str | None:
@@ -269,27 +289,14 @@ class Corpus:
         return None
 
     def _files_of(self, folder: str, tally: Tally) -> list[tuple[str, int]]:
-        """Sorted (name, size in bytes) of the pictures and text files directly in a folder. Counts all other entries in
-        `tally`."""
-        return folders.used_entries(entries_in(folder, self._files), self._rules, tally)
+        """Sorted (name, size in bytes) of the pictures and texts directly in a folder. Counts the others in `tally`,
+        except for the metadata tables that are used."""
+        tables = [name for name in TABLE_NAMES if self._tables.is_used(f"{folder}{name}")]
+        return folders.used_entries(entries_in(folder, self._files), self._rules, tally, tables)
 
 
 def _of(listing: Listing, suffixes: tuple[str, ...]) -> list[str]:
     return [uri for uri in listing.files if uri.lower().endswith(suffixes)]
-
-
-def _add_folders(found: Inputs, pictures: Sequence[str], listing: Listing) -> None:
-    """Plan the folders that have pictures. Their files are counted when each folder is indexed."""
-    names = {picture.rpartition("/")[0] for picture in pictures}
-    outside = Listing(
-        files=[uri for uri in listing.files if uri.rpartition("/")[0] not in names],
-        passed_over={
-            uri: reason
-            for uri, reason in listing.passed_over.items()
-            if uri.endswith("/") or uri.rpartition("/")[0] not in names
-        },
-    )
-    found.add([f"{name}/" for name in sorted(names)], outside)
 
 
 def _refuse_column_settings(source: SourceConfig, needs_license: bool) -> None:

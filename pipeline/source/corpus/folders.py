@@ -1,25 +1,34 @@
-"""Indexes folders of picture files. The caption is in a .txt or .json file with the same name. If neither exists, the
-file name can be the caption, if the job says so."""
+"""Indexes folders of picture files. The caption is in a .txt or .json file with the same name, or in a metadata table.
+If there is none, the file name can be the caption, if the job says so."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
 from pairmill.pipeline.common.listing import Entry
-from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample, readable_name
+from pairmill.pipeline.source.corpus.metadata_table import parse_row
+from pairmill.pipeline.source.corpus.metadata_tables import Described, Rows
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
 from pairmill.pipeline.source.files import PICTURE_ENDINGS, reason_unused
 from pairmill.schemas.passed_over import PassedOver, Tally
 
+NOT_DESCRIBED = Described()
 
-def used_entries(entries: Iterable[Entry], rules: TextRules, tally: Tally) -> list[tuple[str, int]]:
-    """Sorted (name, size in bytes) of the pictures and text files among a folder's entries. Counts all other entries in
-    `tally`."""
+
+def used_entries(
+    entries: Iterable[Entry], rules: TextRules, tally: Tally, tables: Container[str] = ()
+) -> list[tuple[str, int]]:
+    """Sorted (name, size in bytes) of the pictures and texts among a folder's entries. Counts the others in `tally`,
+    except for the names in `tables`, which `folder_rows` counts."""
     used = []
     for entry in entries:
         ending = _ending(entry.name)
+        if entry.name in tables:
+            continue
         if entry.passed_over is not None:
             tally.pass_over(entry.passed_over)
         elif ending in PICTURE_ENDINGS or rules.is_text(ending):
@@ -37,11 +46,14 @@ def folder_rows(
     tally: Tally | None = None,
     rules: TextRules = USUAL_TEXTS,
     sources: Sequence[str] = (),
+    described: Described = NOT_DESCRIBED,
 ) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Text files without a picture, such
-    as readmes, are skipped. `tally` counts the rows and the skipped files. `sources`: the paths that the job names;
-    text files may be symlinks to any file in them."""
+    """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Texts without a picture, such as
+    readmes, are skipped. `tally` counts the fate of each file. `sources`: the paths that the job names; texts may
+    be symlinks to any file in them. `described`: what metadata tables say about the folder; their rows without a
+    picture come last."""
     tally, trusted = tally or Tally(), trusted_folders(folder, sources)
+    tally.add_parts(described.num_tables)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
         members = list(group)
@@ -49,19 +61,49 @@ def folder_rows(
             for _ in members:
                 tally.pass_over(PassedOver.NO_PICTURE)
             continue
-        sample = Sample(stem, rules)
-        for name, size in members:
-            _add(sample, f"{folder}/{name}", size, files, trusted)  # keeps `//`: S3 keys `a//b` and `a/b` differ
-        row = sample.row()
-        if caption_from_name and row.caption is None and row.caption_problem is None:
-            row = replace(row, captions=(words_of(stem).encode("utf-8", "surrogateescape"),))
-        tally.add_row(len(members))
-        yield row
+        for parts in _apart(members, described.pictures):
+            sample = Sample(stem, rules)
+            for name, size in parts:
+                _add(sample, f"{folder}/{name}", size, files, trusted)  # as S3 keys, `a//b` and `a/b` are different
+            for name, _ in parts:
+                _add_rows(sample, described.pictures.get(name))
+            row = sample.row()
+            if caption_from_name and row.caption is None and row.caption_problem is None:
+                row = replace(row, captions=(words_of(stem).encode("utf-8", "surrogateescape"),))
+            tally.add_row(len(parts))
+            yield row
+    yield from _rows_without_picture(described, rules, tally)
+
+
+def _rows_without_picture(described: Described, rules: TextRules, tally: Tally) -> Iterator[IndexRow]:
+    for path, rows in described.missing.items():
+        sample = Sample(
+            path.rpartition(".")[0] or path, rules, problem=f"{rows[0]}: there is no picture {readable_name(path)}"
+        )
+        _add_rows(sample, rows)
+        tally.add_row()
+        yield sample.row()
+    for problem in described.problems:
+        tally.add_row()
+        yield IndexRow(problem=clean_text(problem))
 
 
 def words_of(stem: str) -> str:
     """`dogs/red-dog_01` -> `red dog 01`."""
     return " ".join(PurePosixPath(stem).name.replace("_", " ").replace("-", " ").split())
+
+
+def _apart(members: Sequence[tuple[str, int]], described: Container[str]) -> Iterator[Sequence[tuple[str, int]]]:
+    """The files of each sample among those with the same stem. Pictures are usually alternates of each other, but those
+    with their own rows in a table are different pictures."""
+    others = [member for member in members if member[0] in described][1:]
+    yield [member for member in members if member not in others]
+    yield from ([member] for member in others)
+
+
+def _add_rows(sample: Sample, rows: Rows | None) -> None:
+    if rows is not None:
+        sample.texts.add_rows(rows[0], [parse_row(row) for row in rows[1]])
 
 
 def _ending(name: str) -> str:

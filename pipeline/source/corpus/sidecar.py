@@ -1,4 +1,4 @@
-"""Reads the text beside a picture: captions, URL and uid from its `.txt` and `.json`.
+"""Reads the text beside a picture: captions, URL and uid from its `.txt` and `.json`, or from its rows in a table.
 
 Text that cannot be read as captions never counts as "no caption": the sample's `problem` says why, and its row is
 refused.
@@ -6,8 +6,8 @@ refused.
 
 import codecs
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pairmill.pipeline.source.columns import CAPTION_NAMES
@@ -60,8 +60,8 @@ class TextUse:
             return
         known = f"the keys are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
         raise SourceError(
-            f"{uri}: no .json beside a picture has the key {self.column!r}, and no file has it as its extension "
-            f"(source.caption_column); {known}"
+            f"{uri}: no .json beside a picture has the key {self.column!r}, no metadata table has it as a column, and "
+            f"no file has it as its extension (source.caption_column); {known}"
         )
 
 
@@ -136,6 +136,21 @@ class Texts:
         except UnreadableText as error:
             self.add_problem(f"{name}: {error}")
 
+    def add_rows(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Fill in whatever is missing from a picture's rows in `table`. Each counts like a JSON object; if there are
+        several, each has a caption."""
+        found = []
+        for row in rows:
+            texts = Texts(self.rules)
+            try:
+                texts._add_object(row)
+            except UnreadableText as error:
+                texts.add_problem(f"{table}: {error}")
+            found.append(texts)
+        named, usual = _together([each.named for each in found]), _together([each.usual for each in found])
+        for each in found:
+            self.complete_with(replace(each, named=named, usual=usual))
+
     def add_too_large(self, name: str, num_bytes: int) -> None:
         """Record a file that is too large to be read."""
         self.add_problem(f"{name}: too large: {num_bytes:,} bytes")
@@ -176,8 +191,11 @@ class Texts:
             self.usual = self.usual or _captions_in(value)
             return
         self.has_json = True
-        if not isinstance(value, dict):
-            return
+        if isinstance(value, dict):
+            self._add_object(value)
+
+    def _add_object(self, value: dict[str, Any]) -> None:
+        self.has_json = True
         self.fields = self.fields or value
         names = Names(value)
         self.url = self.url or _text_in(value, names, self.rules.url or "url")
@@ -188,6 +206,13 @@ class Texts:
         if name is not None:
             self.named = self.named or _captions_in(value[name])
         self.usual = self.usual or _usual_captions(value, names)
+
+
+def _together(rows: Sequence[Captions | None]) -> Captions | None:
+    """The captions of several rows. None if no row has any."""
+    if all(each is None for each in rows):
+        return None
+    return tuple(caption for each in rows for caption in each or (None,))
 
 
 def read_text(data: bytes, encoding: str | None = None) -> bytes:

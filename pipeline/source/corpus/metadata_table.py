@@ -1,0 +1,149 @@
+"""Reads a table beside pictures in Hugging Face's ImageFolder layout: `metadata.csv`, `.jsonl` or `.parquet`.
+
+https://huggingface.co/docs/datasets/image_dataset#imagefolder. The column `file_name` has the path of a picture,
+relative to the table's folder. The other columns are what a `.json` beside the picture would contain.
+"""
+
+import csv
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.arrow import python_values
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.dataset.webdataset_tar import json_column, to_json
+from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
+from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.records import csv_header, csv_records, json_objects
+from pairmill.pipeline.source.text_file import lines_of, split_any_lines
+from pairmill.schemas.job.source import SourceConfig
+
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE_NAME = "file_name"
+MAX_TABLE_BYTES = 64 << 20
+"""Larger tables are refused, because a table is in memory while the folders that it describes are indexed."""
+_MAX_PARSED_BYTES = 4 * MAX_TABLE_BYTES
+_BATCH_ROWS = 256
+
+Object = dict[str, Any]
+
+
+@dataclass(slots=True)
+class MetadataTable:
+    """The rows of a table, by picture."""
+
+    rows: dict[str, list[bytes]] = field(default_factory=dict)
+    """Path of a picture, as `plain_path` gives it -> its rows, each as a JSON object."""
+    problems: list[str] = field(default_factory=list)
+    """Why a row cannot be read, for each such row."""
+
+
+def plain_path(name: str) -> str:
+    """A path or URL with `/` between its parts, and without `.`, so that equal paths compare equal."""
+    scheme, mark, path = name.rpartition("://")
+    return scheme + mark + posixpath.normpath(path.replace("\\", "/"))
+
+
+def parse_row(row: bytes) -> Object:
+    """The columns of a row, without the name of the picture."""
+    values = json.loads(row.decode("utf-8", "surrogatepass"))
+    return {name: value for name, value in values.items() if name != FILE_NAME}
+
+
+def read_table(uri: str, files: Files, source: SourceConfig) -> MetadataTable | None:
+    """The rows of a metadata table. None for a table of other things, which has no column `file_name`.
+
+    Raises SourceError if the table cannot be read or is too large.
+    """
+    rows = _parquet_rows if uri.endswith(".parquet") else _csv_rows if uri.endswith(".csv") else _json_rows
+    table, num_bytes = MetadataTable(), 0
+    try:
+        with files.open(uri) as file:
+            size = file.seek(0, 2)
+        for row in rows(uri, files, source):
+            if row is None:
+                return None
+            if size > MAX_TABLE_BYTES or num_bytes > _MAX_PARSED_BYTES:
+                raise _too_large(uri, size)
+            if isinstance(row, str):
+                table.problems.append(row)
+            elif not isinstance(name := row.get(FILE_NAME), str) or not name:
+                table.problems.append(f"a row has no {FILE_NAME}")
+            else:
+                num_bytes += _add_row(table, plain_path(name), row)
+    except OSError as error:
+        raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
+    except (pa.ArrowException, csv.Error) as error:
+        raise SourceError(f"{uri}: is not a readable table: {error}") from error
+    return table
+
+
+def _add_row(table: MetadataTable, path: str, row: Object) -> int:
+    """Add a row. Returns its size in bytes."""
+    try:
+        data = to_json(row).encode("utf-8", "surrogatepass")
+    except RecursionError:
+        table.problems.append(f"{path[:100]}: nested too deeply")
+        return 0
+    table.rows.setdefault(path, []).append(data)
+    return len(data)
+
+
+def _too_large(uri: str, size: int) -> SourceError:
+    return SourceError(
+        f"{uri}: {size:,} bytes are too many for a metadata table (at most {MAX_TABLE_BYTES >> 20} MB, as it is read "
+        "as a whole); split the pictures into several folders, each with its own table"
+    )
+
+
+def _csv_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str | None]:
+    """Each row, or why it cannot be read. Only None if there is no column `file_name`. Empty fields are null, as in
+    Hugging Face's reader."""
+    with lines_of(uri, files, source.encoding, split_any_lines) as lines:
+        sample = first_lines(lines)
+        delimiter = source.delimiter or detect_delimiter(sample, ",", lambda names: FILE_NAME in names)
+        every = chain(sample, lines)
+        names = [name.decode("utf-8", "replace").strip() for name in csv_header(every, delimiter) or ()]
+        if FILE_NAME not in names:
+            yield None
+            return
+        for record in csv_records(every, delimiter, len(names)):
+            texts = [value.decode("utf-8", "surrogateescape") or None for value in record.values or ()]
+            yield record.problem or dict(zip(names, texts, strict=True))
+
+
+def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str | None]:
+    """Like `_csv_rows`. The first lines decide whether there is a column `file_name`."""
+    with lines_of(uri, files, source.encoding) as lines:
+        sample = first_lines(lines)
+        first = [value for value, _ in json_objects(iter(sample)) if value is not None]
+        if sample and not first:
+            raise SourceError(f"{uri}: has no JSON objects; expected one per line")
+        if not any(FILE_NAME in value for value in first):
+            yield None
+            return
+        for value, line in json_objects(chain(sample, lines)):
+            yield f"not a JSON object: {line[:100].decode('utf-8', 'replace').strip()}" if value is None else value
+
+
+def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str | None]:
+    """Like `_csv_rows`."""
+    with files.open(uri) as file, pq.ParquetFile(file) as parquet:
+        if FILE_NAME not in parquet.schema_arrow.names:
+            yield None
+            return
+        for batch in parquet.iter_batches(_BATCH_ROWS):
+            table = pa.Table.from_batches([batch])
+            columns = [_texts(python_values(json_column(column))) for column in table.columns]
+            yield from (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _texts(values: Iterable[Any]) -> list[Any]:
+    """The values, with bytes as text."""
+    return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]
