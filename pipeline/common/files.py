@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ S3_SCHEMES = ("s3://", "s3a://")
 MAX_LINE_BYTES = 1 << 20
 """Maximum length of a line in a list. Even a long URL has only a few kilobytes."""
 _CHUNK_BYTES = 1 << 20
+_TRIES = 16
 GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -133,6 +135,15 @@ class Files:
         fs, inside = self.file_system(uri)
         with _naming(uri):
             return bytes(fs.cat_file(inside, start=offset, end=offset + length))
+
+    def can_read_any(self, uris: Iterable[str]) -> bool:
+        """Whether one of these files can be read now; tries only a few. Tells a file that may not be read from storage
+        that denies everything: both raise PermissionError, because S3 answers 403 to HEAD requests for either."""
+        for uri in islice(uris, _TRIES):
+            with contextlib.suppress(OSError):
+                self.read_range(uri, 0, 1)
+                return True
+        return False
 
     def is_folder(self, path: str) -> bool:
         """Whether a path or URL is a folder."""

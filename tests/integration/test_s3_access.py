@@ -2,6 +2,7 @@
 it refuses folders on S3 that are not pairmill's.
 """
 
+import re
 import socket
 import time
 import urllib.request
@@ -24,10 +25,12 @@ from pairmill.jobs.results import current
 from pairmill.jobs.retry import retry
 from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.s3_probe import S3AccessError, check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.pipeline.select.subset_diff import compare
+from pairmill.pipeline.source.corpus.folders import folder_rows
 from pairmill.pipeline.source.files import SourceError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
@@ -250,7 +253,7 @@ def test_an_object_that_is_readable_but_not_listable_passes_the_check(server: st
         ("lists", ["a.csv", "b.csv"], "b.csv"),
         ("tables", ["a.parquet"], "a.parquet"),
         ("tars", ["a.tar"], "a.tar"),
-        ("pictures", ["a.jpg", "a.txt"], "a.txt"),
+        ("pictures", ["a.jpg", "a.txt"], "a."),
     ],
 )
 def test_one_unreadable_object_is_named(
@@ -262,8 +265,23 @@ def test_one_unreadable_object_is_named(
         proxy = FaultyS3(server, faults=Faults(deny_reads_of=denied))
         uri, kind = f"s3://mill/denied/{folder}", "urls" if folder == "lists" else "corpus"
         values = {"source": {"paths": [uri], "kind": kind}, "output": str(tmp_path), "s3": {"endpoint": proxy.url}}
-        with pytest.raises((OSError, SourceError), match=f"{uri}/{denied}"):
+        with pytest.raises((OSError, SourceError), match=re.escape(f"{uri}/{denied}")):
             prepare(BuildJob.model_validate({**values, "models": [{"name": "tiny"}]}))
+        proxy.close()
+
+
+def test_an_unreadable_object_in_a_folder_of_pictures_costs_its_row(server: str, tmp_path: Path) -> None:
+    with credentials():
+        for name in ("a.jpg", "a.txt", "b.jpg", "b.txt"):
+            Store("s3://mill/pictures", S3Config(endpoint=server)).create(name, b"x")
+        proxy = FaultyS3(server, faults=Faults(deny_reads_of="pictures/a"))
+        files = Files(S3Config(endpoint=proxy.url))
+        names = [(name, 1) for name in ("a.jpg", "a.txt", "b.jpg", "b.txt")]
+        rows = folder_rows("s3://mill/pictures", names, False, files)
+        assert [(row.caption, row.caption_problem) for row in rows] == [
+            (None, "a.txt: cannot be read: Forbidden"),
+            (b"x", None),
+        ]
         proxy.close()
 
 

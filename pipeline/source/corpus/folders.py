@@ -3,7 +3,7 @@ If there is none, the file name can be the caption, if the job says so."""
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
@@ -13,7 +13,7 @@ from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample, re
 from pairmill.pipeline.source.corpus.metadata_table import parse_row
 from pairmill.pipeline.source.corpus.metadata_tables import Described, Rows
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
-from pairmill.pipeline.source.files import PICTURE_ENDINGS, reason_unused
+from pairmill.pipeline.source.files import PICTURE_ENDINGS, SourceError, reason_unused
 from pairmill.schemas.passed_over import PassedOver, Tally
 
 NOT_DESCRIBED = Described()
@@ -55,6 +55,7 @@ def folder_rows(
     tally, trusted = tally or Tally(), trusted_folders(folder, sources)
     tally.add_parts(described.num_tables)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
+    spread = ordered[:: len(ordered) // 8 + 1]
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
         members = list(group)
         if not any(_ending(name) in PICTURE_ENDINGS for name, _ in members):
@@ -64,7 +65,9 @@ def folder_rows(
         for parts in _apart(members, described.pictures):
             sample = Sample(stem, rules)
             for name, size in parts:
-                _add(sample, f"{folder}/{name}", size, files, trusted)  # as S3 keys, `a//b` and `a/b` are different
+                # As S3 keys, `a//b` and `a/b` are different.
+                others = (f"{folder}/{other}" for other, _ in chain(members, spread) if other != name)
+                _add(sample, f"{folder}/{name}", size, files, trusted, others)
             for name, _ in parts:
                 _add_rows(sample, described.pictures.get(name))
             row = sample.row()
@@ -110,7 +113,8 @@ def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _add(sample: Sample, path: str, size: int, files: Files, trusted: Sequence[Path]) -> None:
+def _add(sample: Sample, path: str, size: int, files: Files, trusted: Sequence[Path], others: Iterable[str]) -> None:
+    """Add a file to a sample. `others`: other files of its folder."""
     name = path.rpartition("/")[2]
     ending = _ending(name)
     if ending in PICTURE_ENDINGS:
@@ -120,6 +124,13 @@ def _add(sample: Sample, path: str, size: int, files: Files, trusted: Sequence[P
     elif links_outside(path, trusted):  # a symlink could turn a secret file into a caption
         sample.problem = f"{name} is a link to a file outside its folder and the source"
     else:
-        with files.open(path) as file:
-            data = file.read(sample.rules.max_bytes(ending))
-        sample.texts.add(name, ending, data)
+        try:
+            with files.open(path) as file:
+                data = file.read(sample.rules.max_bytes(ending))
+        except (FileNotFoundError, PermissionError) as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            if not files.can_read_any(others):  # the storage is at fault, so the captions may be there
+                raise SourceError(f"{path}: {reason}") from error
+            sample.texts.add_problem(f"{name}: {reason}")
+        else:
+            sample.texts.add(name, ending, data)

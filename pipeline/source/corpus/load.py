@@ -7,8 +7,9 @@ stage refuses damaged pictures.
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import IO, Any
 
 import pyarrow as pa
@@ -17,12 +18,13 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.listing import entries_in
 from pairmill.pipeline.common.progress import ShardProgress, unwatched
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.pipeline.source.cursor import ReadError
+from pairmill.pipeline.source.cursor import ReadError, UnreachableInput
 from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
 from pairmill.pipeline.source.uid import picture_uid
 from pairmill.schemas.jobs import BuildJob
@@ -56,6 +58,8 @@ class _Row:
     original_height: int | None = None
     stored: _Ref | None = None
     """The chosen picture, if several pictures have the row's key."""
+    denied: str | None = None
+    """The picture's file, if we may not read it."""
 
     def refuse(self, status: Status, detail: str | None) -> None:
         self.status, self.detail, self.image = status.value, detail, None
@@ -118,6 +122,23 @@ class Loader:
         work += [self._pool.submit(self._read_first_that_decodes, row, refs, progress) for row, refs in several]
         for future in work:
             future.result()
+        self._check_storage(rows, refs)
+
+    def _check_storage(self, rows: Sequence[_Row], refs: Sequence[_Ref]) -> None:
+        """Raise ReadError if the storage denies access to everything, and not only to some pictures. Credentials may
+        expire at any time, so another file must be readable now."""
+        denied = next((row.denied for row in rows if row.denied is not None), None)
+        if denied is None:
+            return
+        read = [str(file) for row, (file, _, _) in zip(rows, refs, strict=True) if row.original_bytes is not None]
+        if not self._files.can_read_any(chain(reversed(read), self._beside(denied))):
+            raise UnreachableInput(f"{denied}: cannot be read, nor can other files: permission denied")
+
+    def _beside(self, file: str) -> Iterator[str]:
+        """The other files in a file's folder, as far as they can be listed."""
+        folder, _, name = file.rpartition("/")
+        with suppress(OSError):
+            yield from (f"{folder}/{entry.name}" for entry in entries_in(folder, self._files) if entry.name != name)
 
     def _read_file(self, file: str, ranges: list[tuple[int, int, _Row]], progress: ShardProgress) -> None:
         try:
@@ -132,9 +153,13 @@ class Loader:
         except OSError as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
-            if isinstance(error, FileNotFoundError) and self._is_in_picture_folder(file):
+            missing = isinstance(error, FileNotFoundError) and self._is_in_picture_folder(file)
+            denied = isinstance(error, PermissionError) and not _is_tar(file)
+            if missing or denied:
                 for _, _, row in ranges:
-                    row.refuse(Status.EMPTY_BODY, "the file is missing")
+                    row.denied = file if denied else None
+                    row.refuse(Status.EMPTY_BODY, "the file is missing" if missing else f"no access: {error.strerror}")
+                    progress.done(good_items=0)
                 return
             # The tar or its mount is missing: the shard fails, and a later run rebuilds it.
             raise ReadError(f"{file}: cannot be read: {error}") from error
@@ -166,7 +191,7 @@ class Loader:
             self._processor.pixels(bytes(row.image))
 
     def _is_in_picture_folder(self, file: str) -> bool:
-        return not file.lower().endswith(".tar") and self._files.is_folder(file.rpartition("/")[0])
+        return not _is_tar(file) and self._files.is_folder(file.rpartition("/")[0])
 
     def _examine(self, row: _Row, progress: ShardProgress) -> None:
         body = bytes(row.image)
@@ -197,6 +222,10 @@ def _costing_one(row: _Row) -> Iterator[None]:
         if (fault := local_fault(error)) is not None:
             raise fault from error
         row.refuse(Status.ROW_ERROR, describe(error))
+
+
+def _is_tar(file: str) -> bool:
+    return file.lower().endswith(".tar")
 
 
 def _alternates(table: pa.Table) -> dict[int, list[_Ref]]:
