@@ -119,11 +119,14 @@ class Inputs:
     """Absolute paths or URLs, without duplicates: in the order of `source.paths`, sorted within each."""
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
     """Everything else that was found at these paths."""
+    in_folders: set[str] = field(default_factory=set)
+    """Those of `files` that neither a path nor a glob names."""
 
     def add(self, files: Iterable[str], listing: Listing) -> None:
         """Add the usable files of one path, and record its other files as skipped."""
         used = set(files)
         self.files = list(dict.fromkeys([*self.files, *files]))
+        self.in_folders |= used.intersection(listing.files).difference(listing.named)
         for uri in listing.files:
             if uri not in used:
                 listing.passed_over[uri] = reason_unused(uri)

@@ -5,7 +5,6 @@ plan file adds. Plan files are create-only: if two drivers plan at the same time
 winner's plan.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,12 @@ from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.corpus.json_fields import holds, type_of
 from pairmill.pipeline.source.cursor import resolve
 from pairmill.pipeline.source.delta_log import check_tables
-from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.files import InputFile, Inputs, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures
 from pairmill.pipeline.source.picture_sizes import shard_ends
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.pipeline.source.shared_urls import note_shared_urls
+from pairmill.pipeline.source.snapshot_tables import refuse_snapshot_tables
 from pairmill.pipeline.source.unchanged import READERS, changed
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
@@ -72,7 +72,7 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
     job = record.job
     corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
     found = corpus.inputs(store.root) if corpus else list_inputs(job.source.paths, store.root, store.files)
-    planner = _Planner(record, store, found.files, corpus, found.counts())
+    planner = _Planner(record, store, found, corpus)
     for _ in range(_TRIES):
         plan = load(store)
         if plan is not None and plan.record.fingerprint != record.fingerprint:
@@ -102,10 +102,8 @@ class _Planner:
 
     record: JobRecord
     store: Store
-    sources: list[str]
+    found: Inputs
     corpus: Corpus | None
-    passed_over: Counter[str]
-    """Reason -> number of listed files and folders that are not planned."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     inspected: dict[str, InputFile] = field(default_factory=dict)
     planned_uris: list[str] = field(default_factory=list)
@@ -120,8 +118,8 @@ class _Planner:
 
     def first(self) -> bytes:
         """`plan/0.parquet`."""
-        check_tables(self.sources, self.store.files)
-        files = self._inspect(self.sources)
+        self._check_tables()
+        files = self._inspect(self.found.files)
         needs_license = bool(self.job.rules.license_allow)
         if self.corpus:
             mapping = self.corpus.mapping(files, needs_license)
@@ -150,9 +148,9 @@ class _Planner:
         slices = _continue_partial(plan, budget)
         budget = None if budget is None else budget - sum(piece.num_rows for piece in slices)
         known = {file.source for file in plan.inputs}
-        unknown = [source for source in self.sources if source not in known] if budget != 0 else []
+        unknown = [source for source in self.found.files if source not in known] if budget != 0 else []
         if unknown:
-            check_tables(self.sources, self.store.files)
+            self._check_tables()
         files = self._inspect(unknown)
         for file in files:
             fits = self.corpus.misfit if self.corpus else misfit
@@ -165,6 +163,10 @@ class _Planner:
         slices += new
         return self._to_bytes(slices, plan.mapping, plan.num_shards) if slices else None
 
+    def _check_tables(self) -> None:
+        check_tables(self.found.files, self.store.files)
+        refuse_snapshot_tables(self.found, self.store.files)
+
     def _unfit_field(self, mapping: ColumnMapping, piece: _Slice) -> str | None:
         """Why values in a new file's JSON do not fit the plan's columns; None if they all fit."""
         assert self.corpus is not None
@@ -176,7 +178,7 @@ class _Planner:
         return None
 
     def _check_unchanged(self, plan: Plan) -> None:
-        listed, root = set(self.sources), self.store.root
+        listed, root = set(self.found.files), self.store.root
         for known in plan.inputs:
             if known.source not in listed:
                 raise PlanError(
@@ -283,7 +285,7 @@ class _Planner:
                         left_out_fields=self._left_out_fields(piece.uri, mapping),
                     )
                 inputs.append(planned)
-        passed_over = self.passed_over.copy()
+        passed_over = self.found.counts()
         for tally in self.without_rows.values():
             passed_over += tally.passed_over
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record, passed_over)

@@ -1,4 +1,5 @@
-"""Tests that the folder of a Delta table is read if its files are exactly the current table, and refused otherwise.
+"""Tests that the folder of a Delta table is read if its files are exactly the current table, and refused otherwise;
+folders of Iceberg and Hudi tables are always refused.
 
 The oracle is the list of files that each generated change leaves in the table. The logs follow
 https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
@@ -153,3 +154,35 @@ def test_a_log_that_cannot_be_read_raises_an_error_that_names_it(tmp_path: Path,
         first.write_text('{"add": {' if damage == "cut" else '{"add": 7}')
     with pytest.raises(SourceError, match="_delta_log: the log of this Delta table"):
         plan(table.root, tmp_path / "out")
+
+
+SNAPSHOT_TABLES = {
+    "iceberg": (["t/data/a.parquet"], ["t/metadata/v1.metadata.json", "t/metadata/version-hint.text"]),
+    "iceberg of a catalog": (
+        ["t/data/lang=en/a.parquet"],
+        ["t/metadata/00001-0a2b4c6d-0a2b-0a2b-0a2b-0a2b4c6d8e0f.gz.metadata.json"],
+    ),
+    "hudi": (["t/a.parquet"], ["t/.hoodie/hoodie.properties"]),
+    "hudi by day": (["t/2020/01/a.parquet"], ["t/2020/01/.hoodie_partition_metadata"]),
+    "none": (["t/data/a.parquet"], ["t/metadata/about.json", "t/.git/config"]),
+}
+
+
+@pytest.mark.parametrize("kind", SNAPSHOT_TABLES)
+def test_a_folder_of_an_iceberg_or_hudi_table_is_refused_but_a_glob_of_its_files_is_read(
+    tmp_path: Path, kind: str
+) -> None:
+    (data,), others = SNAPSHOT_TABLES[kind]
+    for name in [data, *others]:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    pq.write_table(pa.table({"url": ["http://a.org/1"]}), tmp_path / "in" / data)
+    for number, source in enumerate((tmp_path / "in", (tmp_path / "in" / data).parent)):
+        if kind == "none":
+            assert plan(source, tmp_path / f"out{number}").num_rows == 1
+            continue
+        with pytest.raises(SourceError, match=r"belongs to an? (Iceberg|Hudi) table.*glob, such as .*\*\.parquet"):
+            plan(source, tmp_path / f"out{number}")
+    glob = (tmp_path / "in" / data).parent / "*.parquet"
+    assert plan(glob, tmp_path / "out").num_rows == 1
+    assert plan(tmp_path / "in" / data, tmp_path / "one").num_rows == 1
