@@ -9,11 +9,12 @@ import json
 import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date, time
+from datetime import date, time, timedelta
 from numbers import Real
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.image import sniff
@@ -72,15 +73,17 @@ def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def json_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def json_column(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """The values, as text if JSON has no such type."""
+    if pa.types.is_duration(column.type):
+        return pc.binary_join_element_wise(column.cast(pa.string()), column.type.unit, " ")
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         return column.cast(pa.string())  # Python's own types have no nanoseconds and no years after 9999
     if has_map(column.type):
         texts = [
             None if value is None else to_json({"map": value})[len('{"map": ') : -1] for value in python_values(column)
         ]
-        return pa.chunked_array([texts], pa.string())
+        return pa.array(texts, pa.string())
     return column
 
 
@@ -99,7 +102,8 @@ def to_json(values: dict[str, Any]) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """The value as plain JSON: NaN and infinity become null, bytes base64, dates and times ISO 8601, decimals text."""
+    """The value as plain JSON: NaN and infinity become null, bytes base64, dates and times ISO 8601, durations their
+    number and unit, decimals text."""
     if isinstance(value, dict):
         return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -110,6 +114,9 @@ def _json_value(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, (date, time)):  # a datetime is a date too
         return value.isoformat()
+    if isinstance(value, timedelta):
+        nanoseconds = getattr(value, "value", None)  # only pandas' type, which Arrow uses for nanoseconds
+        return f"{value // timedelta(microseconds=1)} us" if nanoseconds is None else f"{nanoseconds} ns"
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 

@@ -22,6 +22,7 @@ from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.records import csv_header, csv_records, json_objects
 from pairmill.pipeline.source.text_file import lines_of, split_any_lines
+from pairmill.pipeline.source.texts import readable
 from pairmill.schemas.job.source import SourceConfig
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -139,9 +140,8 @@ def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Obje
             yield None
             return
         for batch in parquet.iter_batches(_BATCH_ROWS):
-            table = pa.Table.from_batches([batch])
-            columns = [_texts(python_values(json_column(column))) for column in table.columns]
-            yield from (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
+            columns = [_texts(python_values(json_column(readable(column)))) for column in batch.columns]
+            yield from (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def _texts(values: Iterable[Any]) -> list[Any]:
