@@ -43,7 +43,8 @@ class SourceConfig(Settings):
     """Column of picture URLs. None: guessed from common names (url, image_url, ...)."""
     caption_column: str | None = None
     """Column of captions. None: guessed (caption, text, alt, ...). A column of lists becomes one row per caption. For
-    tars and folders of pictures: a key in the .json files, or the extension of the text files."""
+    tars and folders of pictures: a key in the .json files, a column of the metadata tables, or the extension of the
+    text files."""
     uid_column: str | None = None
     """Column of your own ids: 32 hex characters, with or without hyphens. None: a hash of URL and caption."""
     sha256_column: str | None = None
@@ -64,7 +65,8 @@ class SourceConfig(Settings):
     """Column of pictures in Parquet files, for `pairmill embed`: bytes, or structs with a field `bytes`. None: guessed
     (image, jpg, ...)."""
     caption_from_name: bool = False
-    """In a folder of pictures, use the file name as the caption if no .txt or .json file has one."""
+    """In a folder of pictures, use the file name as the caption if no .txt, .json or metadata table has
+    one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
     """Plan only this many input rows. Raising or removing the limit later extends the plan."""
 

@@ -143,7 +143,7 @@ def test_each_file_and_each_row_without_a_picture_is_accounted_for(tmp_path: Pat
         "gone.png,lost,\ngone.png,twice,\n../c/d.png,out,\nc/d.png,far,\n,nameless,\ntoo,many,fields,here\n"
     )
     (tmp_path / "in/c/metadata.jsonl").write_text('{"file_name": "d.png", "text": "near"}\n')
-    (tmp_path / "in/sub/metadata.csv").write_text("name,text\na.png,not a metadata table\n")
+    (tmp_path / "in/sub/metadata.csv").write_bytes("name,text\na.png,Prüfer's own list\n".encode("latin-1"))
     tally = Tally()
     rows = indexed(tmp_path / "in", tally)
     job = {"source": {"paths": [str(tmp_path / "in")], "kind": "corpus"}, "output": str(tmp_path / "out")}

@@ -8,6 +8,7 @@ import csv
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -57,32 +58,47 @@ def parse_row(row: bytes) -> Object:
     return {name: value for name, value in values.items() if name != FILE_NAME}
 
 
-def read_table(uri: str, files: Files, source: SourceConfig) -> MetadataTable | None:
-    """The rows of a metadata table. None for a table of other things, which has no column `file_name`.
+def names_pictures(uri: str, files: Files, source: SourceConfig) -> bool:
+    """Whether a table has a column `file_name`, and rows. Reads only its beginning.
 
-    Raises SourceError if the table cannot be read or is too large.
+    Raises SourceError if it cannot be read, or has that column and is too large.
     """
-    rows = _parquet_rows if uri.endswith(".parquet") else _csv_rows if uri.endswith(".csv") else _json_rows
-    table, num_bytes = MetadataTable(), 0
-    try:
+    lenient = source.model_copy(update={"encoding": source.encoding or "utf-8"})  # it may be a table of other things
+    with _naming(uri):
+        if next(_rows(uri, files, lenient), None) is None:
+            return False
         with files.open(uri) as file:
             size = file.seek(0, 2)
-        for row in rows(uri, files, source):
-            if row is None:
-                return None
-            if size > MAX_TABLE_BYTES or num_bytes > _MAX_PARSED_BYTES:
-                raise _too_large(uri, size)
+    if size > MAX_TABLE_BYTES:
+        raise _too_large(uri, size)
+    return True
+
+
+def read_table(uri: str, files: Files, source: SourceConfig) -> MetadataTable:
+    """The rows of a table with a column `file_name`. Raises SourceError if it cannot be read."""
+    table, num_bytes = MetadataTable(), 0
+    with _naming(uri):
+        for row in _rows(uri, files, source):
             if isinstance(row, str):
                 table.problems.append(row)
             elif not isinstance(name := row.get(FILE_NAME), str) or not name:
                 table.problems.append(f"a row has no {FILE_NAME}")
             else:
                 num_bytes += _add_row(table, plain_path(name), row)
+                if num_bytes > _MAX_PARSED_BYTES:
+                    raise _too_large(uri, num_bytes)
+    return table
+
+
+@contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Raise SourceError, with the name of the table, for whatever reading it raises."""
+    try:
+        yield
     except OSError as error:
         raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
     except (pa.ArrowException, csv.Error) as error:
         raise SourceError(f"{uri}: is not a readable table: {error}") from error
-    return table
 
 
 def _add_row(table: MetadataTable, path: str, row: Object) -> int:
@@ -103,41 +119,42 @@ def _too_large(uri: str, size: int) -> SourceError:
     )
 
 
-def _csv_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str | None]:
-    """Each row, or why it cannot be read. Only None if there is no column `file_name`. Empty fields are null, as in
-    Hugging Face's reader."""
+def _rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str]:
+    """Each row, or why it cannot be read. Nothing if there is no column `file_name`."""
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
+    return readers[posixpath.splitext(uri)[1]](uri, files, source)
+
+
+def _csv_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str]:
+    """Empty fields are null, as in Hugging Face's reader."""
     with lines_of(uri, files, source.encoding, split_any_lines) as lines:
         sample = first_lines(lines)
         delimiter = source.delimiter or detect_delimiter(sample, ",", lambda names: FILE_NAME in names)
         every = chain(sample, lines)
         names = [name.decode("utf-8", "replace").strip() for name in csv_header(every, delimiter) or ()]
         if FILE_NAME not in names:
-            yield None
             return
         for record in csv_records(every, delimiter, len(names)):
             texts = [value.decode("utf-8", "surrogateescape") or None for value in record.values or ()]
             yield record.problem or dict(zip(names, texts, strict=True))
 
 
-def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str | None]:
-    """Like `_csv_rows`. The first lines decide whether there is a column `file_name`."""
+def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str]:
+    """The first lines decide whether there is a column `file_name`."""
     with lines_of(uri, files, source.encoding) as lines:
         sample = first_lines(lines)
         first = [value for value, _ in json_objects(iter(sample)) if value is not None]
         if sample and not first:
             raise SourceError(f"{uri}: has no JSON objects; expected one per line")
         if not any(FILE_NAME in value for value in first):
-            yield None
             return
         for value, line in json_objects(chain(sample, lines)):
             yield f"not a JSON object: {line[:100].decode('utf-8', 'replace').strip()}" if value is None else value
 
 
-def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str | None]:
-    """Like `_csv_rows`."""
+def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str]:
     with files.open(uri) as file, pq.ParquetFile(file) as parquet:
         if FILE_NAME not in parquet.schema_arrow.names:
-            yield None
             return
         for batch in parquet.iter_batches(_BATCH_ROWS):
             columns = [_texts(python_values(json_column(readable(column)))) for column in batch.columns]

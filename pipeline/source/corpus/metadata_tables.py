@@ -11,7 +11,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
-from pairmill.pipeline.source.corpus.metadata_table import TABLE_NAMES, MetadataTable, plain_path, read_table
+from pairmill.pipeline.source.corpus.metadata_table import (
+    TABLE_NAMES,
+    MetadataTable,
+    names_pictures,
+    plain_path,
+    read_table,
+)
 from pairmill.pipeline.source.files import SourceError
 from pairmill.schemas.job.source import SourceConfig
 
@@ -46,7 +52,7 @@ class MetadataTables:
         """Tables that are read for some folder."""
         self._first_uses: Counter[str] = Counter()
         """Folder -> number of tables for which it is the first such folder."""
-        self._last: tuple[str, MetadataTable | None] = "", None
+        self._last: tuple[str, MetadataTable] | None = None
         self._lock = Lock()
 
     def add(self, uris: Sequence[str], pictures: Sequence[str]) -> None:
@@ -106,26 +112,29 @@ class MetadataTables:
             for uri in self._describing.get(folder, ()):
                 above, table_name = _split(uri)
                 below = folder.removeprefix(above).lstrip("/")
-                table = self._read(uri) or MetadataTable()
+                table = self._read(uri)
                 for name in names:
                     path = plain_path(f"{below}/{name}".lstrip("/"))
                     if name not in pictures and path in table.rows:
                         pictures[name] = table_name, table.rows[path]
             if own:
-                table = self._read(own) or MetadataTable()
+                table = self._read(own)
                 missing = {path: (_split(own)[1], table.rows[path]) for path in paths}
                 problems = [f"{_split(own)[1]}: {problem}" for problem in table.problems]
         return Described(pictures, missing, problems, self._first_uses[folder])
 
     def _first_read(self, uri: str) -> MetadataTable | None:
+        """None for a table of other things, which has no column `file_name`."""
         if links_outside(uri, trusted_folders(_split(uri)[0], self._source.paths)):  # as for the text beside a picture
             raise SourceError(f"{uri}: is a link to a file outside its folder and the source; copy the file instead")
+        if not names_pictures(uri, self._files, self._source):
+            return None
         self._fingerprints[uri] = self._fingerprint(uri)
         return self._read(uri)
 
-    def _read(self, uri: str) -> MetadataTable | None:
-        if self._last[0] != uri:
-            self._last = "", None  # frees the memory before the next table is read
+    def _read(self, uri: str) -> MetadataTable:
+        if self._last is None or self._last[0] != uri:
+            self._last = None  # frees the memory before the next table is read
             table = read_table(uri, self._files, self._source)
             if self._fingerprint(uri) != self._fingerprints[uri]:
                 raise SourceError(f"{uri}: changed while it was being read; start again when it is complete")
