@@ -74,7 +74,7 @@ def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def json_column(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The values, as text if JSON has no such type."""
+    """The values, as text if JSON has no type for them."""
     if pa.types.is_duration(column.type):
         return pc.binary_join_element_wise(column.cast(pa.string()), column.type.unit, " ")
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):

@@ -123,7 +123,7 @@ class Corpus:
             found.add(parquet, listing)
         elif pictures := _of(listing, _PICTURE_SUFFIXES):
             if set(pictures) & set(listing.named):
-                raise SourceError(f"source.paths: {path}: give the folder of the pictures, not the pictures")
+                raise SourceError(f"source.paths: {path}: specify the folder that has the pictures, not the pictures")
             self._add_folders(found, pictures, listing)
         else:
             tables = list_inputs([path], exclude, self._files)
@@ -289,8 +289,8 @@ class Corpus:
         return None
 
     def _files_of(self, folder: str, tally: Tally) -> list[tuple[str, int]]:
-        """Sorted (name, size in bytes) of the pictures and texts directly in a folder. Counts the others in `tally`,
-        except for the metadata tables that are used."""
+        """Sorted (name, size in bytes) of the pictures and text files directly in a folder. Counts all other entries in
+        `tally`, except the metadata tables that are used."""
         tables = [name for name in TABLE_NAMES if self._tables.is_used(f"{folder}{name}")]
         return folders.used_entries(entries_in(folder, self._files), self._rules, tally, tables)
 

@@ -22,8 +22,8 @@ NOT_DESCRIBED = Described()
 def used_entries(
     entries: Iterable[Entry], rules: TextRules, tally: Tally, tables: Container[str] = ()
 ) -> list[tuple[str, int]]:
-    """Sorted (name, size in bytes) of the pictures and texts among a folder's entries. Counts the others in `tally`,
-    except for the names in `tables`, which `folder_rows` counts."""
+    """Sorted (name, size in bytes) of the pictures and text files among a folder's entries. Counts all other entries in
+    `tally`, except the names in `tables`, which `folder_rows` counts."""
     used = []
     for entry in entries:
         ending = _ending(entry.name)
@@ -48,10 +48,10 @@ def folder_rows(
     sources: Sequence[str] = (),
     described: Described = NOT_DESCRIBED,
 ) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Texts without a picture, such as
-    readmes, are skipped. `tally` counts the fate of each file. `sources`: the paths that the job names; texts may
-    be symlinks to any file in them. `described`: what metadata tables say about the folder; their rows without a
-    picture come last."""
+    """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Text files without a picture, such
+    as readmes, are skipped. `tally` counts the rows and the skipped files. `sources`: the paths that the job names;
+    text files may be symlinks to any file in them. `described`: what metadata tables say about the folder; their rows
+    without a picture come last."""
     tally, trusted = tally or Tally(), trusted_folders(folder, sources)
     tally.add_parts(described.num_tables)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
