@@ -146,7 +146,7 @@ def test_a_refused_export_leaves_the_folder_of_another_export_unchanged(corpus: 
     ("form", "models", "message"),
     [
         ("clip-retrieval", ["nobody"], "has no embeddings of 'nobody'"),
-        ("webdataset", ["tiny"], "webdataset has no embeddings"),
+        ("webdataset", ["tiny"], "webdataset stores no embeddings"),
     ],
 )
 def test_a_refused_export_creates_no_folder(
