@@ -1,7 +1,7 @@
 """Undoes one content coding: gzip with one or more members, zlib, or raw deflate."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 from pairmill.pipeline.fetch.outcome import FetchError
@@ -10,6 +10,7 @@ from pairmill.schemas.status import Status
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP, _ZLIB, _BARE = 31, 15, -15  # wbits of zlib
 _PIECE_BYTES = 64 << 10
+_UNSUPPORTED = frozenset({"br", "zstd", "compress", "x-compress"})
 
 
 class Decompressor:
@@ -86,6 +87,32 @@ class Decompressor:
         else:
             self._only_garbage = True
         return False
+
+
+def decompressed_text(data: bytes, codings: Sequence[str], max_bytes: int) -> bytes:
+    """The first `max_bytes` of a text body, given at least as many of its bytes on the wire. Wrong labels are ignored,
+    and gzip without a label is undone. Raises FetchError for a body that ends early or has a coding that cannot be
+    undone."""
+    for coding in ("gzip", *codings)[::-1]:
+        if coding in _UNSUPPORTED and "\ufffd" in data.decode("utf-8", "replace")[:1_000]:
+            raise FetchError(Status.PROTOCOL_ERROR, f"content coding: {coding}")
+        if not data or coding not in Decompressor.CODINGS:
+            continue
+        is_whole = len(data) < max_bytes
+        if (layer := Decompressor.for_coding(coding, data, max_bytes + _PIECE_BYTES)) is not None:
+            data = _prefix(layer.decompress(data), max_bytes)
+            if is_whole and len(data) < max_bytes and not layer.ended:
+                raise FetchError(Status.BODY_TRUNCATED, "compressed body ends early")
+    return data
+
+
+def _prefix(pieces: Iterator[bytes], max_bytes: int) -> bytes:
+    prefix = b""
+    for piece in pieces:
+        prefix += piece
+        if len(prefix) >= max_bytes:
+            break
+    return prefix[:max_bytes]
 
 
 def _inflates(head: bytes, wbits: int) -> bool:

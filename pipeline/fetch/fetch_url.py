@@ -39,6 +39,7 @@ from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
 from pairmill.pipeline.fetch.circuit_breaker import CircuitBreaker
 from pairmill.pipeline.fetch.deadline import Deadline
+from pairmill.pipeline.fetch.decompressor import decompressed_text
 from pairmill.pipeline.fetch.host_limiter import HostLimiter
 from pairmill.pipeline.fetch.http_client import HttpClient, Response, raise_file_limit
 from pairmill.pipeline.fetch.http_response import ResponseHead
@@ -254,8 +255,7 @@ class Fetcher:
         if announced > self._config.max_bytes:
             raise FetchError(Status.BODY_TOO_LARGE, f"{announced} bytes announced")
         head = response.head
-        codings = [*head.elements("content-encoding"), *head.elements("transfer-encoding")]  # in the order applied
-        body = ResponseBody(self._config.max_bytes, head.get("content-type"), codings)
+        body = ResponseBody(self._config.max_bytes, head.get("content-type"), head.codings)
         async for chunk in response.chunks():
             await reservation.resize(body.max_bytes_after(chunk))
             body.add(chunk)
@@ -271,9 +271,13 @@ class Fetcher:
             async with Deadline(self._config.timeout_s, self._stalls):
                 for _ in range(_ROBOTS_REDIRECTS + 1):
                     async with self._limiter.acquire(url.host), self._client.get(url) as response:
-                        if not is_redirect(response.head.status):
-                            return response.head.status, await response.read_prefix(MAX_ROBOTS_BYTES)
-                        url = redirect_target(url, response.head.get("location"))
+                        head = response.head
+                        if 200 <= head.status < 300:
+                            body = await response.read_prefix(MAX_ROBOTS_BYTES)
+                            return head.status, decompressed_text(body, head.codings, MAX_ROBOTS_BYTES)
+                        if not is_redirect(head.status):
+                            return head.status, b""
+                        url = redirect_target(url, head.get("location"))
         except TimeoutError as error:
             raise FetchError(Status.TIMEOUT, f"not done within {self._config.timeout_s:g} s") from error
         return 404, b""  # too many redirects count as unavailable

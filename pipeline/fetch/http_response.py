@@ -46,6 +46,11 @@ class ResponseHead:
         """The values of all fields with this name."""
         return [value for key, value in self.fields if key == name]
 
+    @property
+    def codings(self) -> list[str]:
+        """The content codings, then the transfer codings, in the order in which the server applied them."""
+        return [*self.elements("content-encoding"), *self.elements("transfer-encoding")]
+
     def elements(self, name: str) -> list[str]:
         """The elements of this field's comma-separated lists, in lower case (RFC 9110 section 5.6.1)."""
         elements = (element.strip().lower() for value in self.get_all(name) for element in value.split(","))

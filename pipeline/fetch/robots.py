@@ -4,6 +4,8 @@
 `fetch.per_host_interval_s` spaces requests.
 """
 
+import codecs
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -26,7 +28,13 @@ _FAILURE_TTL_S = 300.0
 _MAX_CACHED_BYTES = 64 << 20
 
 Fetch = Callable[[HttpUrl], Awaitable[tuple[int, bytes]]]
-"""A URL -> (HTTP status, first MAX_BYTES of the body). Raises FetchError if there is no response."""
+"""A URL -> (HTTP status, first MAX_BYTES of the decompressed body). Raises FetchError if there is no response, or it
+cannot be decompressed."""
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+_BEHIND_TOKEN = re.compile(r"^(\s*user[- ]?agent\s*:\s*[^\s/#]+)[^#\n]*", re.IGNORECASE | re.MULTILINE)
+"""The rest of a line that names a crawler. As in Google's parser, `User-agent: pairmill/0.1` addresses `pairmill`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,14 @@ class RobotsTxtCache:
             return _RobotsTxt(failure=(Status.HTTP_429 if status == 429 else Status.HTTP_5XX, f"robots.txt: {status}"))
         if not 200 <= status < 300:  # section 2.3.1.3: unavailable, so complete allow
             return _RobotsTxt()
-        text = body[:MAX_BYTES].decode("utf-8", "replace")
-        if len(text.splitlines()) > _MAX_LINES:
+        lines = _decode(body[:MAX_BYTES]).splitlines()
+        if len(lines) > _MAX_LINES:
             return _RobotsTxt(failure=(Status.ROBOTS_DISALLOWED, f"robots.txt with more than {_MAX_LINES:,} lines"))
+        text = _BEHIND_TOKEN.sub(r"\1", "\n".join(lines))
         return _RobotsTxt(rules=Protego.parse(text), num_bytes=len(body))
+
+
+def _decode(body: bytes) -> str:
+    """The text of a file, which should be UTF-8. No NULs, so that it does not matter whether UTF-16 has a mark."""
+    text = body.decode("utf-16" if body.startswith(_UTF16) else "utf-8", "replace")
+    return text.removeprefix("\ufeff").replace("\0", "")

@@ -1,7 +1,9 @@
 """Tests politeness to hosts: robots.txt, spacing, and hosts that never answer."""
 
 import asyncio
+import gzip
 import time
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -64,6 +66,47 @@ def test_a_missing_or_broken_robots_txt_is_treated_as_rfc_9309_says(
     assert detail is None or found[0].detail == detail
     assert web.hits["/a.jpg"] == (5 if status is Status.OK else 0)
     assert time.monotonic() - started < 20
+
+
+FORBIDS_US = b"User-agent: pairmill\nDisallow: /\n\nUser-agent: *\nAllow: /\n"
+TRUNCATED = gzip.compress(FORBIDS_US)[:-12]
+
+
+@pytest.mark.parametrize(
+    ("body", "coding"),
+    [
+        (gzip.compress(FORBIDS_US), "gzip"),
+        (gzip.compress(FORBIDS_US), ""),
+        (gzip.compress(zlib.compress(FORBIDS_US)), "deflate, gzip"),
+        (gzip.compress(FORBIDS_US + b"#" * 10_000_000), "gzip"),
+        (FORBIDS_US, "br"),  # a wrong label
+        (b"\xef\xbb\xbf" + FORBIDS_US, ""),
+        (FORBIDS_US.decode().encode("utf-16"), ""),
+        (FORBIDS_US.decode().encode("utf-16-be"), ""),
+        (FORBIDS_US.replace(b": /\n", b": /\0\n"), ""),
+        (FORBIDS_US.replace(b"\n", b"\r"), ""),
+        (FORBIDS_US.replace(b"pairmill", b"Pairmill/0.1 (+https://example.org) # us"), ""),
+    ],
+)
+def test_robots_txt_is_obeyed_however_it_is_encoded(web: HostileWeb, body: bytes, coding: str) -> None:
+    web.send("/robots.txt", response(body, headers={"Content-Encoding": coding}))
+    assert fetch(web.url("/a.jpg"), respect_robots_txt=True).status is Status.ROBOTS_DISALLOWED
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "status"),
+    [
+        (TRUNCATED, "gzip", Status.BODY_TRUNCATED),
+        (b"\x8b\x0a\x80" + FORBIDS_US + b"\x03", "br", Status.PROTOCOL_ERROR),
+        (gzip.compress(FORBIDS_US)[:10] + b"\xff" * 50, "gzip", Status.PROTOCOL_ERROR),
+    ],
+)
+def test_nothing_is_fetched_if_robots_txt_cannot_be_decompressed(
+    web: HostileWeb, body: bytes, coding: str, status: Status
+) -> None:
+    web.send("/robots.txt", response(body, headers={"Content-Encoding": coding}))
+    assert fetch(web.url("/a.jpg"), respect_robots_txt=True).status is status
+    assert web.hits == {"/robots.txt": 1}
 
 
 def test_the_target_host_of_a_redirect_applies_its_own_robots_txt(web: HostileWeb) -> None:
