@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import stat
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -105,23 +106,29 @@ class Files:
 
     @contextlib.contextmanager
     def open_decompressed(self, uri: str) -> Iterator[IO[bytes]]:
-        """Open a file or object for one sequential pass, decompressing `.gz` files."""
+        """Open a file or object for one sequential pass, decompressing `.gz` files. Raises JobError for a .gz that
+        cannot be fully decompressed."""
         with self.open(uri) as file:
-            if uri.endswith(".gz"):
-                with gzip.open(file) as unzipped:
+            if uri.lower().endswith(".gz"):
+                with _naming_damaged(uri), gzip.open(file) as unzipped:
                     yield unzipped  # type: ignore[misc]
             else:
                 yield file
 
     def read_text_lines(self, uri: str) -> Iterator[str]:
-        """Lines of a UTF-8 list (also .gz), without line endings. Undecodable bytes become U+FFFD. Raises JobError for
-        a line that is too long for a list."""
+        """Lines of a UTF-8 list (also .gz), without line endings and byte order marks. Undecodable bytes become U+FFFD.
+        Raises JobError for a line that is too long for a list or has several ends."""
         with self.open_decompressed(uri) as file:
             number = 1
             while line := file.readline(MAX_LINE_BYTES + 1):
                 if len(line) > MAX_LINE_BYTES:
                     raise JobError(f"{uri}, line {number:,}: the line is longer than {MAX_LINE_BYTES:,} bytes")
-                yield line.decode("utf-8", errors="replace").rstrip("\r\n")
+                text = line.decode("utf-8", errors="replace").rstrip("\r\n").removeprefix("\ufeff")
+                if "\r" in text:
+                    raise JobError(
+                        f"{uri}, line {number:,}: contains a carriage return; end each line with a line feed"
+                    )
+                yield text
                 number += 1
 
     def read_range(self, uri: str, offset: int, length: int) -> bytes:
@@ -187,6 +194,15 @@ def _naming(uri: str) -> Iterator[None]:
         if type(error) is not OSError:  # a timeout, for example
             raise
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), uri) from error
+
+
+@contextlib.contextmanager
+def _naming_damaged(uri: str) -> Iterator[None]:
+    """Add a .gz file's name to errors about it. Click would take an EOFError for the end of the user's input."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise JobError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
 
 
 def trusted_folders(folder: str, sources: Iterable[str]) -> tuple[Path, ...]:

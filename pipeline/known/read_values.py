@@ -13,6 +13,7 @@ from pairmill.pipeline.known.known_error import KnownError
 from pairmill.schemas.known import ValueKind
 
 _SHA256 = r"^[0-9a-fA-F]{64}$"
+_URL = r"^[a-zA-Z][a-zA-Z0-9+.-]*://[^\x00-\x20\x7f]+$"
 _UUID = r"^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 _FORMS: dict[ValueKind, str] = {kind: f"^[0-9a-fA-F]{{{digits}}}$" for kind, digits in HEX_DIGITS.items()} | {
     "uid": f"^[0-9a-fA-F]{{32}}$|{_UUID}"
@@ -49,8 +50,8 @@ class Position:
 def list_keys(kind: ValueKind, texts: pa.Array, position: Position, tally: Tally, must_be_urls: bool) -> Keys:
     """The keys of a list's values. Null and blank values are only counted. URLs may also be given as their SHA-256.
 
-    `must_be_urls`: for URLs, refuse text without `://`; otherwise such text counts as a URL that matches nothing.
-    Raises KnownError, naming the line or row, for text that is not a value of this kind.
+    `must_be_urls`: for URLs, refuse text that does not look like one; otherwise such text counts as a URL that matches
+    nothing. Raises KnownError, naming the line or row, for text that is not a value of this kind.
     """
     texts = pc.utf8_trim_whitespace(texts)
     is_value = pc.not_equal(texts, "").fill_null(False)
@@ -68,7 +69,7 @@ def list_keys(kind: ValueKind, texts: pa.Array, position: Position, tally: Tally
 def _url_keys(texts: pa.Array, is_value: pa.Array, position: Position, must_be_urls: bool) -> Keys:
     is_digest = pc.match_substring_regex(texts, _SHA256).fill_null(False)
     if must_be_urls:
-        is_url = pc.match_substring(texts, "://").fill_null(False)
+        is_url = pc.match_substring_regex(texts, _URL).fill_null(False)
         _refuse(pc.and_not(is_value, pc.or_(is_url, is_digest)), texts, position, "url")
     if not is_digest.true_count:
         return keys_of("url", texts.filter(is_value))

@@ -92,14 +92,14 @@ def _texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tup
         with files.open(path) as file:
             is_parquet = file.read(len(_MAGIC)) == _MAGIC
         yield from _parquet_texts(files, path, kinds) if is_parquet else _lines(files, path)
-    except (pa.ArrowException, OSError, EOFError) as error:  # EOFError: a .gz that ends early
+    except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or clean_text(str(error))
         raise JobError(f"{path} cannot be read: {reason}") from None
 
 
 def _lines(files: Files, path: str) -> Iterator[tuple[_Place, str]]:
     for number, line in enumerate(files.read_text_lines(path), start=1):
-        text = line.removeprefix("\ufeff").strip()
+        text = line.strip()
         if text and not text.startswith("#"):
             yield (None, f"line {number:,}"), text
 

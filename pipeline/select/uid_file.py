@@ -1,7 +1,6 @@
 """Reads lists of uids for the step `uids`, from text files or from Parquet files such as those that
 `pairmill search --save` writes."""
 
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -116,7 +115,7 @@ def _read_text(file: UidFile) -> UidList:
                 halves = key_halves(pa.chunked_array([uid_digits(file.uri, texts)]), "uid")
                 high.append(halves[0])
                 low.append(halves[1])
-    except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise StepError(f"{file.uri} is not a readable text file in UTF-8: {clean_text(str(error))}") from None
     return _sorted(np.concatenate(high), np.concatenate(low))
 

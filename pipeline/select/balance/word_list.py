@@ -8,7 +8,6 @@ and in scripts without spaces between words, no space is needed next to an entry
 entries in one pass.
 """
 
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -119,7 +118,7 @@ def _load(file: WordFile) -> WordList:
     try:
         with file.files.open_decompressed(file.uri) as opened:
             data = opened.read(MAX_FILE_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
+    except OSError as error:
         raise StepError(f"{file.uri} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > MAX_FILE_BYTES:
         raise StepError(f"{file.uri} is larger than {MAX_FILE_BYTES >> 20} MiB, too large for a list of entries")

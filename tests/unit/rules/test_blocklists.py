@@ -1,6 +1,8 @@
 """Tests files of digests and URLs: which lines count as entries, and which values are found."""
 
+import gzip
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.known.read_values import Tally
+from pairmill.pipeline.known.text_list import read_text_list
+from pairmill.pipeline.purge.lists import read_list
+from pairmill.pipeline.rules import SourceRules, check_rules
 from pairmill.pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
+from pairmill.schemas.errors import JobError, PairmillError
 
 
 def test_urls_and_hashes_of_urls_can_be_mixed(tmp_path: Path) -> None:
@@ -17,6 +24,25 @@ def test_urls_and_hashes_of_urls_can_be_mixed(tmp_path: Path) -> None:
     path.write_text(f"# no\n{hashlib.sha256(hashed.encode()).hexdigest().upper()}\r\n{plain}\n")
     digests = [url_digest(url) for url in (hashed, plain, other)]
     assert is_listed(digests, "url", str(path), Files()).tolist() == [True, True, False]
+
+
+def test_a_list_that_cannot_be_split_into_lines_or_decompressed_is_an_error_with_its_name(tmp_path: Path) -> None:
+    urls = b"http://a.example/\n" * 99
+    cases = {
+        "a.txt": (urls.replace(b"\n", b"\r"), "a.txt, line 1: contains a carriage return"),
+        "b.gz": (gzip.compress(urls)[:-9], "b.gz: cannot be fully decompressed"),
+        "c.GZ": (urls, "c.GZ: cannot be fully decompressed .*: Not a gzipped file"),
+        "d.gz": (gzip.compress(urls)[:10] + b"\xff" * 9, "d.gz: cannot be fully decompressed"),
+    }
+    for name, (content, problem) in cases.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"rules.url_blocklist: .*{problem}"):
+            check_rules(SourceRules(url_blocklist=str(path)))
+        with pytest.raises(JobError, match=problem):
+            read_list(Files(), str(path), "url")
+        with pytest.raises(PairmillError, match=re.sub(" contains.*", ".* is not a URL", problem)):
+            list(read_text_list(Files(), str(path), "url", Tally()))
 
 
 def test_a_missing_digest_is_never_listed_even_if_zeros_are(tmp_path: Path) -> None:
