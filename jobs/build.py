@@ -16,6 +16,7 @@ from pairmill.jobs.cluster.ray_token import check_token_folder
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, failure_name, finish
 from pairmill.jobs.yaml_loader import dump_yaml
+from pairmill.pipeline import rules
 from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed
@@ -44,7 +45,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
     if listener:
         rows_left = sum(shards["num_rows"].to_pylist())
         listener.planned(
-            "\n".join([describe_plan(plan, job), *_described_known(pipeline), *warnings_of(job)]),
+            "\n".join([describe_plan(plan, job), *_described_lists(pipeline), *warnings_of(job)]),
             shards.num_rows,
             rows_left,
             plan.num_rows - rows_left,
@@ -54,10 +55,13 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
     return replace(finish(pipeline.store, plan, failures, started), stopped=stopped)
 
 
-def _described_known(pipeline: Pipeline) -> list[str]:
-    """A description of the known rows that the filters of `rules.known` were made from."""
+def _described_lists(pipeline: Pipeline) -> list[str]:
+    """What was read from the blocklists, and the known rows that the filters of `rules.known` were made from."""
     record = read_known(pipeline.store) if pipeline.job.rules.known else None
-    return [] if record is None else [describe_known(record)]
+    return [
+        *rules.describe_blocklists(rules.SourceRules.of(pipeline.job)),
+        *([] if record is None else [describe_known(record)]),
+    ]
 
 
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:

@@ -8,7 +8,7 @@ user's own.
 
 from pairmill.pipeline.rules import caption, image, known, patterns, similarity, url  # noqa: F401  (importing registers their rules)
 from pairmill.pipeline.rules.base import SourceRules, apply_rules, rule, rules_at
-from pairmill.pipeline.rules.check import check_rules
+from pairmill.pipeline.rules.check import check_rules, describe_blocklists
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError, at, load_custom_rule
 from pairmill.pipeline.rules.isolated import isolated
 
@@ -19,6 +19,7 @@ __all__ = [
     "apply_rules",
     "at",
     "check_rules",
+    "describe_blocklists",
     "isolated",
     "load_custom_rule",
     "rule",

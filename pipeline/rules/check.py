@@ -2,18 +2,21 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.rules.base import SourceRules
 from pairmill.pipeline.rules.blocklists import DigestKind, load_blocklist
 from pairmill.pipeline.rules.caption import blocked_term_patterns
 from pairmill.pipeline.rules.custom import load_custom_rule
 from pairmill.pipeline.rules.language import LANGUAGES
 from pairmill.pipeline.rules.url import host_set
+
+_NOUNS: dict[DigestKind, str] = {"url": "URL", "md5": "MD5", "sha256": "SHA-256"}
 
 
 def check_rules(rules: SourceRules, search: Path | None = None) -> None:
@@ -27,9 +30,7 @@ def check_rules(rules: SourceRules, search: Path | None = None) -> None:
         ("caption_languages", lambda: _check_languages(rules.caption_languages)),
         ("url_block_hosts", lambda: host_set(tuple(rules.url_block_hosts))),
         ("url_allow_hosts", lambda: host_set(tuple(rules.url_allow_hosts))),
-        ("url_blocklist", lambda: _check_blocklist("url", rules.url_blocklist, rules.files)),
-        ("md5_blocklist", lambda: _check_blocklist("md5", rules.md5_blocklist, rules.files)),
-        ("sha256_blocklist", lambda: _check_blocklist("sha256", rules.sha256_blocklist, rules.files)),
+        *((field, partial(load_blocklist, kind, path, rules.files)) for field, kind, path in _blocklists(rules)),
         ("custom", lambda: [load_custom_rule(name, search) for name in rules.custom]),
     ]
     problems = []
@@ -40,6 +41,14 @@ def check_rules(rules: SourceRules, search: Path | None = None) -> None:
             problems.append(f"rules.{field}: {error}")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def describe_blocklists(rules: SourceRules) -> list[str]:
+    """The number of entries in each blocklist, one line per list."""
+    return [
+        f"{field}: {counted(load_blocklist(kind, path, rules.files).num_entries, _NOUNS[kind])} from {path}"
+        for field, kind, path in _blocklists(rules)
+    ]
 
 
 def _check_terms(terms: list[str]) -> None:
@@ -55,6 +64,7 @@ def _check_languages(codes: list[str]) -> None:
             raise ValueError(f"{code!r} is not the ISO 639-1 code of a language that can be detected{hint}")
 
 
-def _check_blocklist(kind: DigestKind, path: str | None, files: Files) -> None:
-    if path is not None:
-        load_blocklist(kind, path, files)
+def _blocklists(rules: SourceRules) -> list[tuple[str, DigestKind, str]]:
+    """(field, kind, path) of each blocklist that is set."""
+    fields: dict[str, DigestKind] = {"url_blocklist": "url", "md5_blocklist": "md5", "sha256_blocklist": "sha256"}
+    return [(field, kind, path) for field, kind in fields.items() if (path := getattr(rules, field)) is not None]

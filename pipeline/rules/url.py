@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.rules.base import SourceRules, Verdict, rule
-from pairmill.pipeline.rules.blocklists import is_listed, url_digest
+from pairmill.pipeline.rules.blocklists import are_urls_listed
 from pairmill.pipeline.rules.url_parser import ParsedUrl, parse_host, parse_url
 from pairmill.schemas.status import Status
 
@@ -17,7 +17,7 @@ def refused_redirect(url: ParsedUrl, rules: SourceRules) -> tuple[Status, str] |
         return Status.BAD_REDIRECT, url.problem
     if url.scheme not in rules.url_schemes:
         return Status.URL_SCHEME, url.scheme
-    if rules.url_blocklist and is_listed([url_digest(url.text)], "url", rules.url_blocklist, rules.files)[0]:
+    if rules.url_blocklist and are_urls_listed([url], rules.url_blocklist, rules.files)[0]:
         return Status.URL_BLOCKLISTED, url.text
     if rules.url_block_hosts and (entry := _entry_for(url.host, host_set(tuple(rules.url_block_hosts)))):
         return Status.URL_HOST_BLOCKED, entry
@@ -68,11 +68,10 @@ def url_host_not_allowed(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.URL_BLOCKLISTED)
 def url_blocklisted(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The URL, exactly as given, or its SHA-256 is listed in the file `url_blocklist`."""
+    """The URL, in any spelling that leads to the same request, or its SHA-256 is listed in the file `url_blocklist`."""
     if rules.url_blocklist is None:
         return None
-    digests = [url_digest(url) for url in rows["url"].to_pylist()]
-    return pa.array(~is_listed(digests, "url", rules.url_blocklist, rules.files))
+    return pa.array(~are_urls_listed(_parse_urls(rows), rules.url_blocklist, rules.files))
 
 
 @lru_cache(maxsize=16)

@@ -7,6 +7,7 @@ be too many. The host is parsed by yarl, which applies IDNA (UTS 46). The rules 
 connects to, whatever user names, ports, backslashes or exotic letters the URL contains.
 """
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,7 +77,8 @@ class ParsedUrl:
     scheme: str
     """Lower case; empty if the URL has none."""
     host: str = ""
-    """Lower case, in its ASCII (IDNA) form, without a trailing dot; empty if there is none."""
+    """Lower case, in its ASCII (IDNA) form, without a trailing dot; empty if there is none. IPv4 addresses have one
+    form, also where they are written as IPv6 (`::ffff:192.0.2.1`)."""
     problem: str | None = None
     """Why the URL is invalid; None if it is valid, or if its scheme is not http or https."""
     parsed: HttpUrl | None = None
@@ -158,7 +160,8 @@ def _parse(url: str) -> ParsedUrl:
     if (problem := _host_problem(name, parsed.port)) is not None:
         return ParsedUrl(url, scheme, name, problem)
     target = _remove_dot_segments(_encode(path) or "/") + _encode(parts["query"] or "")
-    return ParsedUrl(url, scheme, name, None, HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target))
+    requested = HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target)
+    return ParsedUrl(url, scheme, _without_mapping(name), None, requested)
 
 
 _parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each rule and the fetcher parse again
@@ -205,6 +208,16 @@ def _remove_dot_segments(path: str) -> str:
             kept.append(segment)
     ends_in_folder = segments[-1] in (".", "..")
     return "/" + "/".join([*kept, ""] if ends_in_folder and kept else kept)
+
+
+def _without_mapping(host: str) -> str:
+    """The IPv4 address if the host is one in its IPv6 form (RFC 4291, section 2.5.5.2), else the host."""
+    if not host.startswith("::ffff:"):
+        return host
+    try:
+        return str(ipaddress.IPv6Address(host).ipv4_mapped or host)
+    except ValueError:  # not an address; yarl does not check
+        return host
 
 
 def _host_problem(host: str, port: int | None) -> str | None:

@@ -61,7 +61,7 @@ class RulesConfig(GrowingSettings):
     url_allow_hosts: list[str] = []
     """If set, fetch only from these hosts and their subdomains."""
     url_blocklist: Uri | None = None
-    """Text file of URLs not to fetch, or their SHA-256 in hex, one per line."""
+    """Text file of URLs not to fetch, in any spelling, or their SHA-256 in hex, one per line."""
 
     image_min_side: Annotated[int, Field(ge=1)] | None = None
     """Minimum shorter side of the original picture, in pixels."""

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,12 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.pipeline.known.text_list import read_text_list
 from pairmill.pipeline.purge.lists import read_list
-from pairmill.pipeline.rules import SourceRules, check_rules
+from pairmill.pipeline.rules import SourceRules, apply_rules, check_rules
 from pairmill.pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
+from pairmill.pipeline.rules.url import refused_redirect
+from pairmill.pipeline.rules.url_parser import parse_url, resolve_url
 from pairmill.schemas.errors import JobError, PairmillError
+from pairmill.schemas.status import Status, Step
 
 
 def test_urls_and_hashes_of_urls_can_be_mixed(tmp_path: Path) -> None:
@@ -24,6 +28,32 @@ def test_urls_and_hashes_of_urls_can_be_mixed(tmp_path: Path) -> None:
     path.write_text(f"# no\n{hashlib.sha256(hashed.encode()).hexdigest().upper()}\r\n{plain}\n")
     digests = [url_digest(url) for url in (hashed, plain, other)]
     assert is_listed(digests, "url", str(path), Files()).tolist() == [True, True, False]
+
+
+SPELLINGS = [
+    "http://a.example/%C3%A9?b",
+    "http://a.example/\u00e9?b",
+    "HTTP://user@A.example:80/./x/../\u00e9?b#c",
+    "http:a.example/%C3%A9?b",
+]
+
+
+@pytest.mark.parametrize("listed", [spelling for spelling in SPELLINGS if "://" in spelling])
+def test_a_listed_url_is_found_in_every_spelling_that_leads_to_the_same_request(
+    tmp_path: Path, in_flight: Any, listed: str
+) -> None:
+    """Whether a row or a redirect has it: a redirect's target arrives here as it will be requested."""
+    path = tmp_path / "urls.txt"
+    path.write_text(f"\ufeff{listed}\r\n")
+    rules = SourceRules(url_blocklist=str(path))
+    urls = [*SPELLINGS, *(f" {url}\n" for url in SPELLINGS), "http://a.example/e?b", "http://a.example/%C3%A9"]
+    rows = apply_rules(in_flight([{"url": url} for url in urls]), Step.URL, rules)
+    assert rows["status"].to_pylist() == ["url_blocklisted"] * 8 + ["ok"] * 2
+    origin = parse_url("http://a.example/x/y").parsed
+    assert origin is not None
+    for location in (*SPELLINGS[:3], "/\u00e9?b", "../x/../%C3%A9?b"):
+        target = parse_url(str(resolve_url(origin, location).parsed))
+        assert (refused_redirect(target, rules) or ["none"])[0] is Status.URL_BLOCKLISTED, location
 
 
 def test_a_list_that_cannot_be_split_into_lines_or_decompressed_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -69,6 +99,9 @@ def test_an_empty_blocklist_lists_nothing(tmp_path: Path) -> None:
         ("url", "ab" * 16),
         ("url", "example.com/a"),
         ("url", "http://a.example/\ufffd"),
+        ("url", '"http://a.example/"'),
+        ("url", "http://a.example/\tspam"),
+        ("url", "http://a.example/ # spam"),
     ],
 )
 def test_a_malformed_line_is_an_error_with_its_number(tmp_path: Path, kind: str, line: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pairmill.pipeline.rules import SourceRules, check_rules
+from pairmill.pipeline.rules import SourceRules, check_rules, describe_blocklists
 from pairmill.pipeline.rules.language import LANGUAGES
 
 
@@ -20,6 +20,7 @@ def test_default_rules_and_valid_rules_pass(tmp_path: Path) -> None:
         custom=["operator:not_"],
     )
     check_rules(rules)
+    assert describe_blocklists(rules) == [f"md5_blocklist: 1 MD5 from {tmp_path}/md5"]
 
 
 @pytest.mark.parametrize(
