@@ -5,11 +5,13 @@ Syntax: https://developers.google.com/search/docs/crawling-indexing/robots-meta-
 `noindex, nofollow`.
 """
 
+import re
 from collections.abc import Iterable
 
 OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+_QUOTES = {ord(quote): None for quote in "\"'"}
 
 
 def agent_token(user_agent: str) -> str:
@@ -21,15 +23,18 @@ def opt_out_directive(values: Iterable[str], token: str) -> str | None:
     """The first directive in X-Robots-Tag header values that opts out of our use, or None.
 
     `token: directive, directive` addresses only that crawler, up to the next token; directives before the first token
-    address everyone.
+    address everyone. Semicolons, blanks and quotes between directives, and a version after the token, are mistakes, but
+    leave no doubt about what is meant.
     """
     for value in values:
         is_for_us = True
-        for part in value.lower().split(","):
-            name, colon, rest = (piece.strip() for piece in part.partition(":"))
-            if colon and name not in _WITH_VALUE and " " not in name:  # with a space, it is the time of day in a date
-                is_for_us = name in ("*", token)
-                name = rest
-            if is_for_us and name in OPT_OUT_DIRECTIVES:
-                return name
+        for part in re.split("[,;]", value.lower().translate(_QUOTES)):
+            names, colon, rest = (piece.strip() for piece in part.partition(":"))
+            # With a blank, the colon is in the time of day of a date.
+            if colon and names not in _WITH_VALUE | OPT_OUT_DIRECTIVES and " " not in names:
+                is_for_us = names.partition("/")[0] in ("*", token)
+                names = rest
+            found = [name for name in names.split() if name in OPT_OUT_DIRECTIVES]
+            if is_for_us and found:
+                return found[0]
     return None

@@ -29,6 +29,15 @@ from pairmill.pipeline.fetch.optout import agent_token, opt_out_directive
         (["max-image-preview:none"], None),
         ([""], None),
         ([":noai"], None),
+        (["nofollow; NoIndex"], "noindex"),
+        (["all;noimageai"], "noimageai"),
+        (["nofollow noindex"], "noindex"),
+        (['"noai"'], "noai"),
+        (["'nofollow, noai'"], "noai"),
+        (["noai:"], "noai"),
+        (["pairmill/0.1: noai"], "noai"),
+        (["googlebot/2.1: noai; noindex nofollow"], None),
+        (["unavailable_after: Fri, 25 Jun 2010 15:00:00 PST; noai"], "noai"),
     ],
 )
 def test_x_robots_tag_opts_out_by_directive_and_crawler(values: list[str], directive: str | None) -> None:
