@@ -1,8 +1,9 @@
 """Reads a text file, plain or .gz and in any encoding, as a stream of lines in UTF-8.
 
 A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise. The mark has priority, as in browsers
-(https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 are passed on unchanged, so that each affects
-only its own row. A file is refused if most of its non-ASCII lines are not UTF-8.
+(https://encoding.spec.whatwg.org/#decode). UTF-16 and UTF-32 without a mark are little-endian. Lines
+that are not UTF-8 are passed on unchanged, so that each affects only its own row. A file is refused if most of its
+non-ASCII lines are not UTF-8.
 """
 
 import codecs
@@ -26,6 +27,8 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark starts with that of UTF-
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_LITTLE_ENDIAN: dict[str | None, str] = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
+"""Python's own decoders for these names raise an error if there is no mark."""
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952; no text starts with these bytes
 _NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard"),
@@ -91,7 +94,7 @@ def lines_of(
     with _open_decompressed(uri, files) as file:
         head = _first_bytes(file)
         mark, marked = _byte_order_mark(head)
-        plain, encoding = _Rejoined(head.removeprefix(mark), file), marked or encoding
+        plain, encoding = _Rejoined(head.removeprefix(mark), file), marked or _LITTLE_ENDIAN.get(encoding, encoding)
         raw: Any = plain if encoding in (None, "utf-8") else _AsUtf8(plain, encoding)
         with io.BufferedReader(raw, _BUFFER_BYTES) as buffered:
             lines = split(buffered)

@@ -2,7 +2,6 @@
 
 import codecs
 import os
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -17,9 +16,8 @@ def _as_list(paths: object) -> object:
 def _text_encoding(name: str) -> str:
     """Python's canonical name for a text encoding."""
     try:
-        with suppress(UnicodeError):
-            b"a".decode(name)
-    except LookupError:  # also raised for codecs that decode to bytes, such as base64
+        b"a".decode(name, "backslashreplace")
+    except (LookupError, UnicodeError):  # codecs that decode to bytes, such as base64, or only host names, such as idna
         raise ValueError(
             "unknown text encoding; common ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
         ) from None
@@ -51,8 +49,8 @@ class SourceConfig(Settings):
     """Column with the expected SHA-256, in hex, of each picture's original bytes. Rows whose picture does not match get
     the status `content_changed`."""
     encoding: Annotated[str, AfterValidator(_text_encoding)] | None = None
-    """Encoding of text files: utf-8, latin-1, cp1252, utf-16, ... A byte order mark in a file overrides it. None:
-    UTF-8; files that are clearly in another encoding are refused."""
+    """Encoding of text files: utf-8, latin-1, cp1252, utf-16, ... A byte order mark in a file overrides it; utf-16
+    without one is little-endian. None: UTF-8; files that are clearly in another encoding are refused."""
     delimiter: Annotated[str, AfterValidator(_field_delimiter)] | None = None
     """Character between the fields of CSV and TSV files, or `tab`. None: detected from the header: comma, tab,
     semicolon or `|`."""

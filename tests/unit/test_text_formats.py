@@ -2,10 +2,12 @@
 
 import bz2
 import csv
+import encodings
 import gzip
 import io
 import json
 import lzma
+import pkgutil
 import tracemalloc
 import zipfile
 from collections.abc import Sequence
@@ -266,10 +268,27 @@ def test_bytes_that_are_invalid_in_the_declared_encoding_are_detected(tmp_path: 
     assert converted(tmp_path, "a.csv", half[:-1], encoding="utf-16-le").num_rows == 1
 
 
-@pytest.mark.parametrize("name", ["base64", "rot13", "no-such", "", "zip", "hex"])
-def test_an_unknown_encoding_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="unknown text encoding"):
-        SourceConfig.model_validate({"paths": ["-"], "encoding": name})
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # unicode_escape
+def test_an_encoding_reads_any_bytes_or_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(bytes(range(256)) * 9)
+    refused = set()
+    for name in [*(module.name for module in pkgutil.iter_modules(encodings.__path__)), "no-such", ""]:
+        try:
+            encoding = SourceConfig.model_validate({"paths": ["-"], "encoding": name}).encoding
+        except ValueError as error:
+            assert "unknown text encoding" in str(error)
+            refused.add(name)
+        else:
+            with text_file.lines_of(str(tmp_path / "a.csv"), Files(), encoding) as lines:
+                assert b"".join(lines)
+    assert {"base64_codec", "rot_13", "hex_codec", "idna", "punycode", "undefined", "no-such", ""} <= refused
+    assert not {"ascii", "cp1252", "utf_7", "utf_16", "utf_32", "shift_jis", "gb18030", "iso2022_jp"} & refused
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_without_a_byte_order_mark_the_encoding_is_little_endian(tmp_path: Path, encoding: str) -> None:
+    data = "url,caption\nü,ż\n".encode(f"{encoding}-le")
+    assert column(converted(tmp_path, "a.csv", data, encoding=encoding), "caption") == ["ż".encode()]
 
 
 @pytest.mark.parametrize("value", ["", ";;", "a", "é", '"', "\n", "\r"])
