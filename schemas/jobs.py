@@ -104,6 +104,8 @@ class BuildJob(Settings):
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
         self._check_score_columns()
+        if self.fetch.engine == "img2dataset" and self.images.max_pixels != ImagesConfig().max_pixels:
+            raise ValueError("images.max_pixels: engine img2dataset does not support it")
         if any("pdq" in known.kinds for known in self.rules.known) and "pdq" not in self.score_columns.names:
             raise ValueError("rules.known: by: pdq needs a score with the measure pdq under scores")
         thresholds = self.rules.min_similarity

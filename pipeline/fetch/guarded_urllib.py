@@ -23,6 +23,7 @@ from pairmill.pipeline.fetch import optout
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import AddressRefused, NoSuchHost
 from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
+from pairmill.pipeline.fetch.retry_policy import require_success
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
@@ -69,7 +70,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             _HttpHandler(connect, config.user_agent, self._bound),
             _HttpsHandler(connect, config.user_agent, self._bound),
             urllib.request.HTTPDefaultErrorHandler(),
-            _RedirectHandler(rules),
+            _RedirectHandler(rules, config.max_redirects),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
         ):
@@ -80,19 +81,23 @@ class GuardedOpener(urllib.request.OpenerDirector):
         try:
             fullurl.full_url = str(request_url(fullurl.full_url))  # `fullurl` is a Request
             response = super().open(fullurl, data, timeout)
-            self._require_no_opt_out(response)
+            self._require_usable(response)
         except _Ticket:
             raise
         except Exception as error:
             raise self._ticket(error) from None
         return response
 
-    def _require_no_opt_out(self, response: Any) -> None:
-        if self._config.respect_x_robots_tag:
-            directive = optout.opt_out_directive(response.headers.get_all("X-Robots-Tag", []), self._token)
-            if directive is not None:
-                response.close()
-                raise FetchError(Status.OPTED_OUT, f"X-Robots-Tag: {directive}")
+    def _require_usable(self, response: Any) -> None:
+        try:
+            require_success(response.status, None)  # urllib accepts 206
+            if self._config.respect_x_robots_tag:
+                directive = optout.opt_out_directive(response.headers.get_all("X-Robots-Tag", []), self._token)
+                if directive is not None:
+                    raise FetchError(Status.OPTED_OUT, f"X-Robots-Tag: {directive}")
+        except FetchError:
+            response.close()
+            raise
 
     def _bound(self, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
         """Limit the size and time of every body, including those of redirects."""
@@ -133,18 +138,31 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
 
 class _RedirectHandler(urllib.request.HTTPRedirectHandler):
-    def __init__(self, rules: SourceRules) -> None:
+    max_redirections = 1_000  # instead of 10: we count them
+
+    def __init__(self, rules: SourceRules, max_redirects: int) -> None:
         self._rules = rules
+        self._max_redirects = max_redirects
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
+        try:
+            target = self._allowed_target(req, headers)
+        except FetchError:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, target)
+
+    def _allowed_target(self, request: urllib.request.Request, headers: HTTPMessage) -> str:
+        if len(getattr(request, "redirect_dict", ())) >= self._max_redirects:  # urllib's own record
+            raise FetchError(Status.BAD_REDIRECT, f"more than {self._max_redirects} redirects")
         # http.client decodes header fields as Latin-1; servers mean UTF-8.
         location = (headers["Location"] or "").encode("latin-1", "replace").decode("utf-8", "surrogateescape")
-        newurl = str(redirect_target(request_url(req.full_url), location))
-        if (refusal := refused_redirect(parse_url(newurl), self._rules)) is not None:
+        target = str(redirect_target(request_url(request.full_url), location))
+        if (refusal := refused_redirect(parse_url(target), self._rules)) is not None:
             raise FetchError(Status.BAD_REDIRECT, f"redirect not allowed: {refusal[0]}: {refusal[1]}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        return target
 
 
 class _GuardedHandler(urllib.request.AbstractHTTPHandler):
@@ -202,8 +220,6 @@ def _failure(error: Exception, cause: Any) -> FetchOutcome:
         status=_status(error, cause) if code is None else _http_status(code),
         detail=clean_text(detail),
         http_status=code,
-        fetch_attempts=1,
-        fetch_s=0.0,  # unknown
         fetched_at=datetime.now(UTC),
     )
 

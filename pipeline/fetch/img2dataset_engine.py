@@ -155,7 +155,8 @@ class _Collector:
             processed = ProcessedImage(Status.IMAGE_CORRUPT, clean_text(meta["error_message"]))
             if image is not None:
                 processed = _processed(image, meta, body, self._measures)
-            self.outcomes[meta["url"]] = _succeeded().with_digests_of(body, self._md5).with_image(processed)
+            outcome = FetchOutcome(Status.OK, fetched_at=datetime.now(UTC))  # img2dataset reports nothing else
+            self.outcomes[meta["url"]] = outcome.with_digests_of(body, self._md5).with_image(processed)
         outcome = self.outcomes[meta["url"]]
         self.progress.done(good_items=outcome.status is Status.OK, num_bytes=outcome.original_bytes or 0)
 
@@ -166,12 +167,7 @@ class _Collector:
         if isinstance(failure, FetchOutcome):
             return failure
         # urllib refused the URL before it called the opener.
-        return FetchOutcome(Status.PROTOCOL_ERROR, clean_text(ticket), fetch_attempts=1, fetched_at=datetime.now(UTC))
-
-
-def _succeeded() -> FetchOutcome:
-    """The outcome of a successful download, about which img2dataset reports no details."""
-    return FetchOutcome(Status.OK, http_status=200, fetch_attempts=1, fetch_s=0.0, fetched_at=datetime.now(UTC))
+        return FetchOutcome(Status.PROTOCOL_ERROR, clean_text(ticket), fetched_at=datetime.now(UTC))
 
 
 def _if_expected(outcome: FetchOutcome, expected_sha256: frozenset[str]) -> FetchOutcome:

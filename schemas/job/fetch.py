@@ -11,13 +11,16 @@ from pairmill.schemas.settings import Settings
 _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::\d{1,5})?")
 
 
+_PER_HOST_CONCURRENCY = 8
+
+
 class FetchConfig(Settings):
     """How URLs are downloaded."""
 
     engine: Literal["aiohttp", "img2dataset"] = "aiohttp"
     """Which downloader to use. `aiohttp`: pairmill's own, named after the library that it first used. `img2dataset`:
-    img2dataset's downloader and resizer, for comparison. It has no per-host limits, reports less about each download,
-    and ignores orientation and color profiles."""
+    img2dataset's downloader and resizer, for comparison. It has no per-host limits, applies `timeout_s` to each attempt
+    on its own, reports less about each download, and ignores orientation and color profiles."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """Total time for one URL, including redirects and retries."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
@@ -30,7 +33,7 @@ class FetchConfig(Settings):
     """Maximum number of redirects to follow per URL."""
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     """Requests in flight per download actor."""
-    per_host_concurrency: Annotated[int, Field(ge=1)] = 8
+    per_host_concurrency: Annotated[int, Field(ge=1)] = _PER_HOST_CONCURRENCY
     """Requests in flight per host and download actor."""
     per_host_interval_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
     """Minimum time between the starts of two requests to the same host, per download actor."""
@@ -58,6 +61,7 @@ class FetchConfig(Settings):
             beyond = {
                 "respect_robots_txt": self.respect_robots_txt,
                 "per_host_interval_s": self.per_host_interval_s,
+                "per_host_concurrency": self.per_host_concurrency != _PER_HOST_CONCURRENCY,
                 "nameservers": self.nameservers,
             }
             if unsupported := [name for name, value in beyond.items() if value]:

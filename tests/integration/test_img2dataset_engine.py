@@ -45,6 +45,23 @@ def test_both_engines_give_the_same_rows_and_statuses(web: PictureWeb, tmp_path:
     assert verify(Store(str(tmp_path / "img2dataset"))).problems == []
 
 
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        ("fetch", {"per_host_concurrency": 2}),
+        ("fetch", {"per_host_interval_s": 0.1}),
+        ("fetch", {"respect_robots_txt": True}),
+        ("images", {"max_pixels": 1_000_000}),
+    ],
+)
+def test_limits_that_img2dataset_cannot_keep_are_refused(section: str, settings: dict[str, Any]) -> None:
+    values: dict[str, Any] = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset"}}
+    stated = BuildJob.model_validate(values).model_dump(mode="json")  # in job.yaml, defaults are stated
+    assert BuildJob.model_validate(stated).fetch.engine == "img2dataset"
+    with pytest.raises(ValueError, match="engine img2dataset does not support"):
+        BuildJob.model_validate({**stated, section: {**stated[section], **settings}})
+
+
 @pytest.fixture
 def hostile() -> Iterator[HostileWeb]:
     with HostileWeb() as hostile:
@@ -90,14 +107,20 @@ def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb)
             hostile.send("/busy.jpg", response(b"", "503 Service Unavailable")): "http_5xx",
             hostile.send("/noai.jpg", response(jpeg(1), headers={"X-Robots-Tag": "noai"})): "opted_out",
             hostile.serve("/broken.jpg", jpeg(1)[:400]): "image_corrupt",
+            hostile.send("/203.jpg", response(jpeg(2), "203 Non-Authoritative Information")): "ok",
+            hostile.send("/206.jpg", response(jpeg(3), "206 Partial Content")): "http_other",
+            hostile.send("/redirected", redirect("/203.jpg")): "ok",
+            hostile.send("/redirected-twice", redirect("/redirected")): "bad_redirect",
             "http://no-such-host.invalid/a.jpg": "dns_error",
         }
-        settings: dict[str, Any] = {"timeout_s": 2, "retries": 0, "max_bytes": 50_000}
+        settings: dict[str, Any] = {"timeout_s": 2, "retries": 0, "max_bytes": 50_000, "max_redirects": 1}
         settings["allow_networks"] = ["127.0.0.1/32"]
         values = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset", **settings}}
         downloader = Img2datasetDownloader(BuildJob.model_validate(values), "digest")
-        found = {row["url"]: row["status"] for row in rows(downloader(shard(list(urls))))}
+        found = rows(downloader(shard(list(urls))))
         downloader.close()
-        assert found == urls
+        assert {row["url"]: row["status"] for row in found} == urls
+        unknown = ("http_status", "final_url", "content_type", "fetch_attempts", "fetch_s")
+        assert {row[name] for row in found if row["status"] == "ok" for name in unknown} == {None}
         assert private.connections == 0
         assert all("pairmill" in request.headers["user-agent"] for request in hostile.requests)
