@@ -90,21 +90,42 @@ def _generations(store: Store, folder: str) -> Iterator[tuple[int, int]]:
 
 def read_manifests(store: Store) -> Iterator[ShardManifest]:
     """The newest manifest of every committed shard, in shard order. On S3, reads are concurrent to hide latency."""
-    names = [manifest_name(shard, generation) for shard, generation in sorted(committed(store).items())]
+    shards = sorted(committed(store).items())
     with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
-        for start in range(0, len(names), _READ_AHEAD):
-            yield from readers.map(partial(read_manifest, store), names[start : start + _READ_AHEAD])
+        for start in range(0, len(shards), _READ_AHEAD):
+            yield from readers.map(partial(_read_newest, store), shards[start : start + _READ_AHEAD])
+
+
+def superseding(store: Store, shard: int, generation: int) -> ShardManifest | None:
+    """The newest manifest of a shard; None if it is the one of this generation. Another run may have committed it, and
+    dropped this generation, at any time."""
+    newest = committed(store).get(shard, generation)
+    return _read_newest(store, (shard, newest)) if newest > generation else None
+
+
+def _read_newest(store: Store, found: tuple[int, int]) -> ShardManifest:
+    """The manifest that was found for a (shard, generation), or the one that has superseded it since."""
+    try:
+        return read_manifest(store, manifest_name(*found))
+    except FileNotFoundError:
+        if (newer := superseding(store, *found)) is None:
+            raise
+        return newer
 
 
 def drop_superseded(store: Store) -> None:
-    """Delete superseded generations, manifests last. Files that the newest generation still uses are kept."""
+    """Delete superseded generations, manifests last. Files that the newest generation still uses are kept.
+
+    Another run may do the same at the same time.
+    """
     newest = committed(store)
     for shard, generation in _generations(store, "manifests"):
         if generation == newest[shard]:
             continue
-        kept = {file.path for file in read_manifest(store, manifest_name(shard, newest[shard])).files.values()}
         name = manifest_name(shard, generation)
-        for file in read_manifest(store, name).files.values():
-            if file.path not in kept:
-                store.delete(file.path)
-        store.delete(f"manifests/{name}")
+        with suppress(FileNotFoundError):  # the other run has dropped this generation
+            files = {file.path for file in read_manifest(store, name).files.values()}
+            kept = {file.path for file in _read_newest(store, (shard, newest[shard])).files.values()}
+            for path in files - kept:
+                store.delete(path)
+            store.delete(f"manifests/{name}")

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
-from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.manifests import read_manifest, superseding
 from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
 from pairmill.pipeline.purge.gate import Gate
 from pairmill.pipeline.stages.build import Commit, OpenReader, ReadRows
@@ -34,10 +36,15 @@ class OpenFailedReader:
     all_rows: OpenReader
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
-        """The rows to fetch again."""
+        """The rows to fetch again. None if another retry has already committed the next generation."""
         rows = self.all_rows(batch)
-        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
-        failed = failed_row_ids(self.spec.store, manifest, self.spec.statuses).combine_chunks()
+        try:
+            manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+            failed = failed_row_ids(self.spec.store, manifest, self.spec.statuses).combine_chunks()
+        except FileNotFoundError:
+            if _by_another_run(self.spec.store, batch) is None:
+                raise
+            failed = pa.array([], pa.string())
         return rows.with_table(rows.table.filter(pc.is_in(rows.table["row_id"], value_set=failed)))
 
     def close(self) -> None:
@@ -63,10 +70,20 @@ class OpenNextGeneration:
     gate: Gate
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
-        """Write the data files, then the manifest."""
+        """Write the data files, then the manifest. Returns the valid manifest: this run's, or a faster run's."""
         store = self.spec.store
-        previous = read_previous(store, read_manifest(store, batch.info.base_manifest))
-        return self.writer.commit(self.spec.scored(batch, self.gate), previous)
+        try:
+            previous = read_previous(store, read_manifest(store, batch.info.base_manifest))
+            return self.writer.commit(self.spec.scored(batch, self.gate), previous)
+        except FileNotFoundError:
+            if (newer := _by_another_run(store, batch)) is None:
+                raise
+            return newer
 
     def close(self) -> None:
         """Nothing is kept open between shards."""
+
+
+def _by_another_run(store: Store, batch: ShardBatch) -> ShardManifest | None:
+    """The manifest that has superseded the generation that this retry is based on, whose files may be gone."""
+    return superseding(store, batch.info.shard.shard, batch.info.generation or 0)

@@ -14,6 +14,7 @@ from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.source.planned import PlanError
+from pairmill.pipeline.stages.retry import OpenFailedReader, OpenNextGeneration
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
@@ -124,6 +125,35 @@ def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
     assert retry(store.root, ["timeout"]).retried == 0  # no row has this status, so nothing is done
     assert {manifest.generation for manifest in read_manifests(store)} == {1}
     assert isinstance(dataset(tmp_path / "out", "rejects"), pa.Table)
+
+
+@pytest.mark.parametrize("stage", [OpenFailedReader, OpenNextGeneration])
+def test_a_retry_that_another_one_overtakes_ends_without_failures(
+    plain_loop: None,
+    web: PictureWeb,
+    failing_rows: tuple[BuildJob, NameServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Any,
+) -> None:
+    """The other retry drops the generation that this one is based on, before it is read for the first or last time."""
+    sequentially(failing_rows[0])
+    for n in range(1, 40, 5):
+        web.pages[f"/{n}.jpg"] = (200, {}, picture(n))
+    output, step = tmp_path / "out", stage.__call__
+
+    def overtaken(opened: Any, batch: Any) -> Any:
+        monkeypatch.setattr(stage, "__call__", step)
+        if not list(output.glob("manifests/*.g1.json")):
+            assert retry(str(output)).recovered == 8
+        return step(opened, batch)
+
+    monkeypatch.setattr(stage, "__call__", overtaken)
+    result = retry(str(output)).build
+    assert result.failures == {}
+    assert result.statuses == {"ok": 24, "http_4xx": 8, "dns_error": 8}
+    assert not list(output.glob("failures/*"))
+    assert verify(Store(str(output))).problems == []
 
 
 def test_a_retry_may_change_only_run_settings(
