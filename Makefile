@@ -32,7 +32,7 @@ demo: $(READY)
 test: test-unit test-integration
 
 test-unit: $(READY)
-	$(BIN)/python -m pytest -q -n 2 tests/unit
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit
 
 # Runs the unit tests on every supported Python that is installed, in a separate environment for each. What hypothesis
 # generates does not depend on the Python, so the others get fewer examples.
@@ -45,7 +45,7 @@ test-unit-all: test-unit
 		test -x $$venv/bin/python || $(BIN)/uv venv -q --python "$$python" $$venv; \
 		$(BIN)/uv pip install -q --python $$venv/bin/python -c constraints.txt -e '.[dev]'; \
 		echo "Python $$version:"; \
-		$$venv/bin/python -m pytest -q -n 2 --hypothesis-profile=few tests/unit; \
+		$$venv/bin/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=few tests/unit; \
 	done
 
 # Uses three processes even on two cores, because integration tests spend much of their time waiting.

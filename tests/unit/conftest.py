@@ -1,17 +1,27 @@
-"""Keeps Ray out of the unit tests: starting it takes seconds and leaves a token that other tests would see."""
+"""Keeps Ray, threads and waiting for the disk out of the unit tests."""
 
+import os
 from collections.abc import Iterator
-from typing import NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, NoReturn
 
-import pyarrow as pa
 import pytest
+from typer.main import get_command
 
-from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
-from pairmill.schemas.batch import planned_batches
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pairmill.pipeline.stages.pipelines import Pipeline
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""The tables and matrices of these tests are so small that more threads only cost CPU time. Must be set before pyarrow,
+numpy and torch are loaded."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _ray_does_not_start() -> Iterator[None]:
+    """Starting it takes seconds and leaves a token that other tests would see."""
+
     def start(*_: object) -> NoReturn:
         raise AssertionError("a unit test starts Ray: use the fixture no_ray, or make it an integration test")
 
@@ -20,11 +30,29 @@ def _ray_does_not_start() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """Skip fsync, which takes half of the time of a purge here. Crashes of the machine are not tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_are_built_once() -> Iterator[None]:
+    """Typer would build all commands again for each command line that a test tries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", cache(get_command))
+        yield
+
+
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the shards of score jobs in this process."""
+    from pairmill.pipeline.stages.pipelines import open_stages, process_batch
+    from pairmill.schemas.batch import planned_batches
 
-    def run_shards_of(pipeline: Pipeline, shards: pa.Table, *_: object) -> None:
+    def run_shards_of(pipeline: "Pipeline", shards: "pa.Table", *_: object) -> None:
         stages = open_stages(pipeline)
         for batch in planned_batches(shards):
             process_batch(batch, stages)

@@ -33,20 +33,12 @@ class World:
 
 
 @pytest.fixture(scope="package")
-def made(tmp_path_factory: pytest.TempPathFactory, no_fsync: None) -> World:
+def made(tmp_path_factory: pytest.TempPathFactory) -> World:
     base = tmp_path_factory.mktemp("purge")
     (base / "root").mkdir()
     source = write_world(base / "root")
     shutil.copytree(base / "root", base / "saved")
     return World(base / "root", source, base / "saved")
-
-
-@pytest.fixture(autouse=True, scope="package")
-def no_fsync() -> Iterator[None]:
-    """Skip fsync, which takes half of the time of a purge here. Crashes of the machine are not tested."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture
