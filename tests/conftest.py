@@ -1,5 +1,6 @@
 """Configures all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -11,8 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 """Otherwise, torch's threads spin while they wait for each other. If several processes share the cores, that triples
 the CPU time and slows down the other tests. Must be set before torch is loaded."""
 
-settings.register_profile("pairmill", deadline=None)  # a slow machine must not fail a test
-settings.register_profile(  # for bench.doors
+settings.register_profile("pairmill", deadline=None, max_examples=50)  # a slow machine must not fail a test
+settings.register_profile(  # for bench.doors, which runs every property with far more examples
     "doors",
     deadline=None,
     max_examples=int(os.environ.get("DOORS_EXAMPLES", "1000")),
@@ -20,6 +21,21 @@ settings.register_profile(  # for bench.doors
 )
 settings.register_profile("few", deadline=None, max_examples=20)  # for the other Pythons of make test-unit-all
 settings.load_profile("pairmill")
+
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect no garbage while modules are imported, and exempt what they made from all later collections. That would
+    take a tenth of the tests' time."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Otherwise, nanobind would report all of its objects as leaks."""
+    gc.unfreeze()
+
 
 MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS
 """Pillow's default limit."""
