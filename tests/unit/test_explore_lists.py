@@ -51,9 +51,9 @@ def test_every_reject_is_on_exactly_one_page(
         if page.next_cursor is None:
             break
         cursor = page.next_cursor
-    rows = table(explorer, "rejects").to_pylist()
+    rows = table(explorer, "rejects").select(["row_id", "status"]).to_pylist()
     assert found == [row["row_id"] for row in rows if status in ("", row["status"])]
-    counts = Counter(row["status"] for row in rows + table(explorer, "pairs").to_pylist())
+    counts = Counter(row["status"] for row in rows + table(explorer, "pairs").select(["status"]).to_pylist())
     assert {each.status: each.rows for each in page.reasons} == {k: n for k, n in counts.items() if k != "ok"}
     assert (page.rows_in, page.rejected) == (ROWS, len(rows))
     assert page.refused == ROWS - counts["ok"]

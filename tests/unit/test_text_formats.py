@@ -384,13 +384,13 @@ def test_json_that_is_neither_lines_nor_an_array_is_an_error(tmp_path: Path, dat
 
 
 def test_a_huge_array_is_read_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array of 15 MB, read in pieces of 64 kB: small elements, one of 6 MB, and a string that never ends."""
-    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 1 << 18)
+    """An array of 4 MB, read in pieces of 16 kB: small elements, one of 1 MB, and a string that never ends."""
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 1 << 16)
 
     class Generated(io.RawIOBase):
         def __init__(self) -> None:
             small = b'{"url": "http://e.org/picture.jpg", "caption": "a red circle"},' * 1_000
-            self.parts = iter([b"[", *[small] * 40, b"[", *[small] * 90, b"1],", b'"', *[b"x" * 65_536] * 100])
+            self.parts = iter([b"[", *[small] * 10, b"[", *[small] * 16, b"1],", b'"', *[b"x" * 65_536] * 40])
             self.ready = b""
 
         def readable(self) -> bool:
@@ -405,10 +405,10 @@ def test_a_huge_array_is_read_in_bounded_memory(monkeypatch: pytest.MonkeyPatch)
     count = longest = 0
     tracemalloc.start()
     with pytest.raises(SourceError, match="does not end"):
-        for piece in split_json("a.json", io.BufferedReader(Generated(), 1 << 16)):
+        for piece in split_json("a.json", io.BufferedReader(Generated(), 1 << 14)):
             count += 1
             longest = max(longest, len(piece))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (count, longest) == (40_001, (1 << 18) + 1)
-    assert peak < 2 << 20
+    assert (count, longest) == (10_001, (1 << 16) + 1)
+    assert peak < 1 << 19

@@ -39,14 +39,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_rows_that_kill_the_rules_process_are_dropped_and_the_rule_checks_the_others(
     folder: Path, in_flight: Any
 ) -> None:
-    captions = [f"number {n}" for n in range(8)]
-    captions[2], captions[3], captions[5] = "poison", "more poison", "dull"
-    table = in_flight([{"caption": caption} for caption in captions])
+    table = in_flight([{"caption": caption} for caption in ("poison", "bright", "dull")])
     rule = isolated("own_fatal:fatal", folder)
     judged = apply_rules(table, Step.CAPTION, SourceRules(), [rule])
     found = {row: value for row, value in enumerate(judged["status"].to_pylist()) if value != Status.OK}
-    assert found == {2: "rule_crashed", 3: "rule_crashed", 5: "custom_rule"}
-    assert judged["status_detail"][3].as_py() == "own_fatal:fatal: its process died"
+    assert found == {0: "rule_crashed", 2: "custom_rule"}
+    assert judged["status_detail"][0].as_py() == "own_fatal:fatal: its process died"
 
 
 @given(rows=st.integers(1, 40), data=st.data())
