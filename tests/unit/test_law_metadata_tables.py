@@ -4,9 +4,11 @@ The oracle is `datasets.load_dataset("imagefolder", data_dir=...)`, over generat
 """
 
 import csv
+import gc
 import io
 import json
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,10 @@ def test_a_picture_gets_the_text_that_imagefolder_gives_it(
                 tables[table].append({"file_name": f"{place}{file}".removeprefix(table), "text": text})
         for place, rows in tables.items():
             write(root / place / f"metadata{ending}", rows)
-        found = datasets.load_dataset("imagefolder", data_dir=str(root), cache_dir=f"{name}/cache", split="train")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # datasets leaves the tables open until they are collected
+            found = datasets.load_dataset("imagefolder", data_dir=str(root), cache_dir=f"{name}/cache", split="train")
+            gc.collect()
         found = found.cast_column("image", datasets.Image(decode=False))
         ours = {row.image.uri: row.caption for each in indexed(root).values() for row in each if row.image}
         assert len(ours) == len(tree)
