@@ -33,7 +33,7 @@ cannot be decompressed."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-_BEHIND_TOKEN = re.compile(r"^(\s*user[- ]?agent\s*:\s*[^\s/#]+)[^#\n]*", re.IGNORECASE | re.MULTILINE)
+_BEHIND_TOKEN = re.compile(r"^(\s*user[- ]?agent\s*:\s*[^\s/#]+)[^#]*", re.IGNORECASE)
 """The rest of a line that names a crawler. As in Google's parser, `User-agent: pairmill/0.1` addresses `pairmill`."""
 
 
@@ -83,7 +83,7 @@ class RobotsTxtCache:
         lines = _decode(body[:MAX_BYTES]).splitlines()
         if len(lines) > _MAX_LINES:
             return _RobotsTxt(failure=(Status.ROBOTS_DISALLOWED, f"robots.txt with more than {_MAX_LINES:,} lines"))
-        text = _BEHIND_TOKEN.sub(r"\1", "\n".join(lines))
+        text = "\n".join(_BEHIND_TOKEN.sub(r"\1", line) for line in lines)
         return _RobotsTxt(rules=Protego.parse(text), num_bytes=len(body))
 
 

@@ -1,0 +1,50 @@
+"""Tests how robots.txt is read. What servers answer is in tests/integration/test_fetch_manners.py."""
+
+import asyncio
+import time
+
+import pytest
+
+from pairmill.pipeline.fetch.outcome import FetchError
+from pairmill.pipeline.fetch.robots import MAX_BYTES, RobotsTxtCache
+from pairmill.pipeline.rules.url_parser import HttpUrl, parse_url
+
+
+def is_allowed(text: str) -> bool:
+    url = parse_url("http://pictures.example/p/1.jpg").parsed
+    assert url is not None
+
+    async def answer(_: HttpUrl) -> tuple[int, bytes]:
+        return 200, text.encode()
+
+    async def run() -> bool:
+        cache = RobotsTxtCache(answer, "pairmill")
+        try:
+            await cache.require_allowed(url)
+        except FetchError:
+            return False
+        finally:
+            await cache.close()
+        return True
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("User-agent: pairmill/0.1\nDisallow: /p/", False),
+        ("User-agent: other/0.1\nDisallow: /p/", True),
+        ("User-agent: *\nUser-agent:\nDisallow: /p/", False),  # an empty name takes nothing from the next line
+        ("User-agent: *\nUser-agent\n:\nDisallow: /p/", False),
+    ],
+)
+def test_a_version_after_a_crawlers_name_is_ignored_and_the_next_line_is_not(text: str, allowed: bool) -> None:
+    assert is_allowed(text) is allowed
+
+
+@pytest.mark.parametrize("line", [" " * 49, "User-agent" + " " * 39, "user agent: " + "x" * 37])
+def test_no_robots_txt_takes_more_than_a_second_to_read(line: str) -> None:
+    started = time.thread_time()
+    is_allowed("\n".join([line] * min(9_900, MAX_BYTES // (len(line) + 1))))
+    assert time.thread_time() - started < 1
