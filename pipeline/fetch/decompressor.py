@@ -10,6 +10,8 @@ from pairmill.schemas.status import Status
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP, _ZLIB, _BARE = 31, 15, -15  # wbits of zlib
 _PIECE_BYTES = 64 << 10
+_MAX_CODINGS = 5
+"""As in curl (CVE-2023-23916): 36 kB of nested gzip needed 1,500 decompressors, each with its own byte limit."""
 _UNSUPPORTED = frozenset({"br", "zstd", "compress", "x-compress"})
 
 
@@ -89,15 +91,24 @@ class Decompressor:
         return False
 
 
+def undone_codings(codings: Sequence[str]) -> list[str]:
+    """Those of the codings that are undone. Raises FetchError if there are too many."""
+    undone = [coding for coding in codings if coding in Decompressor.CODINGS]
+    if len(undone) > _MAX_CODINGS:
+        raise FetchError(Status.PROTOCOL_ERROR, f"more than {_MAX_CODINGS} content codings")
+    return undone
+
+
 def decompressed_text(data: bytes, codings: Sequence[str], max_bytes: int) -> bytes:
     """The first `max_bytes` of a text body, given at least as many of its bytes on the wire. Wrong labels are ignored,
     and gzip without a label is undone. Raises FetchError for a body that ends early or has a coding that cannot be
     undone."""
-    for coding in ("gzip", *codings)[::-1]:
-        if coding in _UNSUPPORTED and "\ufffd" in data.decode("utf-8", "replace")[:1_000]:
-            raise FetchError(Status.PROTOCOL_ERROR, f"content coding: {coding}")
-        if not data or coding not in Decompressor.CODINGS:
-            continue
+    unsupported = _UNSUPPORTED.intersection(codings)
+    if unsupported and "\ufffd" in data.decode("utf-8", "replace")[:1_000]:
+        raise FetchError(Status.PROTOCOL_ERROR, f"content coding: {min(unsupported)}")
+    for coding in ("gzip", *undone_codings(codings))[::-1]:
+        if not data:
+            break
         is_whole = len(data) < max_bytes
         if (layer := Decompressor.for_coding(coding, data, max_bytes + _PIECE_BYTES)) is not None:
             data = _prefix(layer.decompress(data), max_bytes)

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 
-from pairmill.pipeline.fetch.decompressor import Decompressor
+from pairmill.pipeline.fetch.decompressor import Decompressor, undone_codings
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.image import sniff
 from pairmill.schemas.status import Status
 
 _BLOCK_BYTES = 64 << 10
-
-_MAX_CODINGS = 5
-"""As in curl (CVE-2023-23916): 36 kB of nested gzip needed 1,500 decompressors, each with its own byte limit."""
 
 
 class ResponseBody:
@@ -27,9 +24,7 @@ class ResponseBody:
     def __init__(self, max_bytes: int, content_type: str | None, codings: Sequence[str] = ()) -> None:
         self._max_bytes = max_bytes
         self._content_type = content_type
-        self._codings = [coding for coding in codings if coding in Decompressor.CODINGS]
-        if len(self._codings) > _MAX_CODINGS:
-            raise FetchError(Status.PROTOCOL_ERROR, f"more than {_MAX_CODINGS} content codings")
+        self._codings = undone_codings(codings)
         self._layers: list[Decompressor] = []
         self._pending = bytearray()  # the beginning of the next block
         self._wire_bytes = 0

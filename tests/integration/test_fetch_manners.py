@@ -97,6 +97,7 @@ def test_robots_txt_is_obeyed_however_it_is_encoded(web: HostileWeb, body: bytes
     ("body", "coding", "status"),
     [
         (TRUNCATED, "gzip", Status.BODY_TRUNCATED),
+        (FORBIDS_US, ", ".join(["gzip"] * 6), Status.PROTOCOL_ERROR),
         (b"\x8b\x0a\x80" + FORBIDS_US + b"\x03", "br", Status.PROTOCOL_ERROR),
         (gzip.compress(FORBIDS_US)[:10] + b"\xff" * 50, "gzip", Status.PROTOCOL_ERROR),
     ],
