@@ -97,8 +97,8 @@ def read_manifests(store: Store) -> Iterator[ShardManifest]:
 
 
 def superseding(store: Store, shard: int, generation: int) -> ShardManifest | None:
-    """The newest manifest of a shard; None if it is the one of this generation. Another run may have committed it, and
-    dropped this generation, at any time."""
+    """The newest manifest of a shard; None if that is this generation. Another run may have committed a newer
+    one, and dropped this one, at any time."""
     newest = committed(store).get(shard, generation)
     return _read_newest(store, (shard, newest)) if newest > generation else None
 

@@ -92,7 +92,7 @@ class Decompressor:
 
 
 def undone_codings(codings: Sequence[str]) -> list[str]:
-    """Those of the codings that are undone. Raises FetchError if there are too many."""
+    """The codings that we undo, in the same order. Raises FetchError if there are too many."""
     undone = [coding for coding in codings if coding in Decompressor.CODINGS]
     if len(undone) > _MAX_CODINGS:
         raise FetchError(Status.PROTOCOL_ERROR, f"more than {_MAX_CODINGS} content codings")

@@ -38,7 +38,7 @@ class Blocklist:
     digests: npt.NDArray[np.bytes_]
     """Sorted. A URL has two if it is not spelled as it is requested."""
     num_entries: int
-    """Number of lines that are not empty and no comments."""
+    """Number of lines that are neither empty nor comments."""
 
 
 def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bool_]:

@@ -120,7 +120,7 @@ class Inputs:
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
     """Everything else that was found at these paths."""
     in_folders: set[str] = field(default_factory=set)
-    """Those of `files` that neither a path nor a glob names."""
+    """The `files` that neither a path nor a glob names."""
 
     def add(self, files: Iterable[str], listing: Listing) -> None:
         """Add the usable files of one path, and record its other files as skipped."""
