@@ -33,6 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket. Its server is a process of its own, because moto's memory would outlive a server in
+    this one."""
+    from s3fs import S3FileSystem
+
+    from bench.faulty_s3 import credentials, s3_server
+
+    with s3_server("mill") as url, credentials(url):
+        S3FileSystem.clear_instance_cache()  # cached instances may use another environment
+        yield "s3://mill"
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     from pairmill.jobs.cluster.session import ray_session as start

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import pairmill
-from pairmill.pipeline.common.storage import Store
+from bench.faulty_s3 import credentials, s3_server
 from pairmill.pipeline.reader.snapshot import DatasetError
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, sequentially, write_input
@@ -142,17 +142,9 @@ def test_pictures_inside_parquet_can_be_opened_too(plain_loop: None, tmp_path: P
 
 
 def test_a_dataset_on_s3_is_opened_with_the_passed_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moto.server import ThreadedMotoServer
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        s3 = {"endpoint": f"http://{host}:{port}"}
-        Store("s3://shelf", pairmill.S3Config.model_validate(s3)).fs.mkdir("shelf")
+    with credentials(), s3_server("shelf") as url:
+        s3 = {"endpoint": url}
         write_tar(tmp_path / "00000.tar", samples(5))
         fields = embed_job(tmp_path / "out", tmp_path).model_dump(exclude_unset=True)
         sequentially(pairmill.BuildJob.model_validate({**fields, "output": "s3://shelf/out", "s3": s3}))
@@ -162,8 +154,6 @@ def test_a_dataset_on_s3_is_opened_with_the_passed_settings(tmp_path: Path, monk
         ] * 5
         assert pairmill.status("s3://shelf/out", s3=s3).kept == len(dataset) == 5
         assert pairmill.verify("s3://shelf/out", s3=pairmill.S3Config.model_validate(s3)).holds
-    finally:
-        server.stop()
 
 
 SCRIPT = """

@@ -19,7 +19,6 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, sequentially
-from tests.integration.test_s3 import bucket  # noqa: F401
 from tests.unit.purge.world import grep, write_world
 
 
@@ -107,7 +106,7 @@ def test_the_index_of_a_corpus_is_blanked_and_used_again(plain_loop: None, tmp_p
     assert grep(out, [uid.encode(), captions(3)[0].encode(), b"sample3"]) == []
 
 
-def test_a_dataset_on_s3_is_purged(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_dataset_on_s3_is_purged(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_world(tmp_path)
     store, out = Store(f"{bucket}/purge"), f"{bucket}/purge"
     for path in (tmp_path / "out").rglob("*"):

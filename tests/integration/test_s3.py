@@ -3,14 +3,12 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3fs import S3FileSystem
 from starlette.testclient import TestClient
 from torch.utils.data import DataLoader
 
@@ -44,32 +42,6 @@ from tests.integration.test_build import job, mixed_rows, picture, sequentially,
 from tests.integration.test_command import start
 from tests.integration.test_embed import samples
 from tests.tars import write_tar
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    wanted = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    S3FileSystem.clear_instance_cache()  # cached instances may use another environment
-    Store("s3://mill").fs.mkdir("mill")
-    yield "s3://mill"
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = value
-    server.stop()
 
 
 def test_create_only_refuses_the_second_writer(bucket: str) -> None:
