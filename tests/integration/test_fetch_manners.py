@@ -72,39 +72,39 @@ FORBIDS_US = b"User-agent: pairmill\nDisallow: /\n\nUser-agent: *\nAllow: /\n"
 TRUNCATED = gzip.compress(FORBIDS_US)[:-12]
 
 
-@pytest.mark.parametrize(
-    ("body", "coding"),
-    [
-        (gzip.compress(FORBIDS_US), "gzip"),
-        (gzip.compress(FORBIDS_US), ""),
-        (gzip.compress(zlib.compress(FORBIDS_US)), "deflate, gzip"),
-        (gzip.compress(FORBIDS_US + b"#" * 10_000_000), "gzip"),
-        (FORBIDS_US, "br"),  # a wrong label
-        (b"\xef\xbb\xbf" + FORBIDS_US, ""),
-        (FORBIDS_US.decode().encode("utf-16"), ""),
-        (FORBIDS_US.decode().encode("utf-16-be"), ""),
-        (FORBIDS_US.replace(b": /\n", b": /\0\n"), ""),
-        (FORBIDS_US.replace(b"\n", b"\r"), ""),
-        (FORBIDS_US.replace(b"pairmill", b"Pairmill/0.1 (+https://example.org) # us"), ""),
-    ],
-)
-def test_robots_txt_is_obeyed_however_it_is_encoded(web: HostileWeb, body: bytes, coding: str) -> None:
+ENCODED = {
+    "gzip": (gzip.compress(FORBIDS_US), "gzip"),
+    "gzip without a label": (gzip.compress(FORBIDS_US), ""),
+    "zlib, then gzip": (gzip.compress(zlib.compress(FORBIDS_US)), "deflate, gzip"),
+    "a long file": (gzip.compress(FORBIDS_US + b"#" * 10_000_000), "gzip"),
+    "a wrong label": (FORBIDS_US, "br"),
+    "UTF-8 with a mark": (b"\xef\xbb\xbf" + FORBIDS_US, ""),
+    "UTF-16 with a mark": (FORBIDS_US.decode().encode("utf-16"), ""),
+    "UTF-16 without a mark": (FORBIDS_US.decode().encode("utf-16-be"), ""),
+    "a NUL": (FORBIDS_US.replace(b": /\n", b": /\0\n"), ""),
+    "carriage returns": (FORBIDS_US.replace(b"\n", b"\r"), ""),
+    "a version": (FORBIDS_US.replace(b"pairmill", b"Pairmill/0.1 (+https://example.org) # us"), ""),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_robots_txt_is_obeyed_however_it_is_encoded(web: HostileWeb, name: str) -> None:
+    body, coding = ENCODED[name]
     web.send("/robots.txt", response(body, headers={"Content-Encoding": coding}))
     assert fetch(web.url("/a.jpg"), respect_robots_txt=True).status is Status.ROBOTS_DISALLOWED
 
 
-@pytest.mark.parametrize(
-    ("body", "coding", "status"),
-    [
-        (TRUNCATED, "gzip", Status.BODY_TRUNCATED),
-        (FORBIDS_US, ", ".join(["gzip"] * 6), Status.PROTOCOL_ERROR),
-        (b"\x8b\x0a\x80" + FORBIDS_US + b"\x03", "br", Status.PROTOCOL_ERROR),
-        (gzip.compress(FORBIDS_US)[:10] + b"\xff" * 50, "gzip", Status.PROTOCOL_ERROR),
-    ],
-)
-def test_nothing_is_fetched_if_robots_txt_cannot_be_decompressed(
-    web: HostileWeb, body: bytes, coding: str, status: Status
-) -> None:
+UNREADABLE = {
+    "truncated": (TRUNCATED, "gzip", Status.BODY_TRUNCATED),
+    "many codings": (FORBIDS_US, ", ".join(["gzip"] * 6), Status.PROTOCOL_ERROR),
+    "brotli": (b"\x8b\x0a\x80" + FORBIDS_US + b"\x03", "br", Status.PROTOCOL_ERROR),
+    "damaged": (gzip.compress(FORBIDS_US)[:10] + b"\xff" * 50, "gzip", Status.PROTOCOL_ERROR),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_nothing_is_fetched_if_robots_txt_cannot_be_decompressed(web: HostileWeb, name: str) -> None:
+    body, coding, status = UNREADABLE[name]
     web.send("/robots.txt", response(body, headers={"Content-Encoding": coding}))
     assert fetch(web.url("/a.jpg"), respect_robots_txt=True).status is status
     assert web.hits == {"/robots.txt": 1}
