@@ -36,7 +36,6 @@ class Status(StrEnum):
     # the row itself
     ROW_MALFORMED = "row_malformed", Step.INPUT
     UID_INVALID = "uid_invalid", Step.INPUT
-    DUPLICATE_IN_SHARD = "duplicate_in_shard", Step.INPUT
     WITHDRAWN = "withdrawn", Step.INPUT  # counted in the manifest but stored nowhere
     KNOWN_UID = "known_uid", Step.INPUT
     KNOWN_URL = "known_url", Step.INPUT
@@ -103,6 +102,9 @@ class Status(StrEnum):
     # the models' scores
     EMBEDDING_INVALID = "embedding_invalid", Step.SCORE
     LOW_SIMILARITY = "low_similarity", Step.SCORE
+
+    # after all rules
+    DUPLICATE_IN_SHARD = "duplicate_in_shard", Step.SCORE
 
     # any step
     CUSTOM_RULE = "custom_rule", Step.SCORE

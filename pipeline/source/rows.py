@@ -75,7 +75,6 @@ class ShardReader:
         verdicts.refuse(Status.CAPTION_INVALID, rows.caption_problems)
         found = UidRules(self._mapping, self._shared_urls()).of(rows.urls, rows.captions, rows.own_uids, rows.indexes)
         verdicts.refuse(Status.UID_INVALID, found.problems)
-        _refuse_repeats(found.uids, verdicts)
         captions = _caption_texts(rows.captions, verdicts)
         urls = _url_texts(rows.urls, verdicts)
         nulls = [pa.nulls(rows.num_rows, kind.type) for kind in [*FETCHED, *PICTURE, IMAGE_COLUMN]]
@@ -288,14 +287,6 @@ def _bad_digests(column: pa.Array) -> pa.Array:
     texts = pc.utf8_trim_whitespace(decode_lossy(column.cast(pa.large_binary())))
     bad = pc.invert(pc.match_substring_regex(texts, "^([0-9a-fA-F]{64})?$")).fill_null(False)
     return pc.if_else(bad, pc.binary_join_element_wise("not a SHA-256 in hex: ", texts, ""), None)
-
-
-def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:
-    """Refuse each row that has the uid of an earlier row. Rows already refused do not count."""
-    first: dict[str, int] = {}
-    for row, uid in enumerate(uids):
-        if uid and row not in verdicts.refused and first.setdefault(uid, row) != row:
-            verdicts.refuse_row(row, Status.DUPLICATE_IN_SHARD, f"row {first[uid]}")
 
 
 def _caption_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.dataset.commit import AccountingError, ShardWriter
+from pairmill.pipeline.dataset.repeats import refuse_repeats
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.purge.gate import Gate
 from pairmill.pipeline.source.mapping import NoPictures
@@ -97,7 +98,7 @@ class OpenDownload:
         self.spec.custom_rules()  # before any download, so that a broken rule wastes no requests
         with self.progress.shard(batch.info.shard.num_rows) as progress:
             table = self.gate(self.downloader(batch.table, progress))
-        return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
+        return _with_pairs(self.spec, self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
 
     def close(self) -> None:
         """Stop downloads in progress."""
@@ -135,18 +136,24 @@ class OpenLoad:
             batch = batch.with_table(self.gate(self.loader(batch.table, has_pictures, progress)))
         if self.spec.job.rules.known:
             batch = self.spec.apply_rules(batch, Step.INPUT)  # applied again, for uids that depend on the picture
-        return _with_pairs(self.spec.apply_rules(batch, Step.IMAGE))
+        return _with_pairs(self.spec, self.spec.apply_rules(batch, Step.IMAGE))
 
     def close(self) -> None:
         """Stop the reading threads."""
         self.loader.close()
 
 
-def _with_pairs(batch: ShardBatch) -> ShardBatch:
-    """Mark the rows that passed all rules so far as pairs."""
+def _with_pairs(spec: JobStage, batch: ShardBatch) -> ShardBatch:
+    """Mark the rows that passed all rules so far as pairs.
+
+    Pairs with the same uid are refused by the commit, except one. They are refused now, and not encoded, if all of them
+    would get the same scores and the same verdicts.
+    """
     is_pair = pc.equal(batch.table["status"], KEPT_STATUS)
     index = batch.table.schema.get_field_index(IS_PAIR_COLUMN.name)
-    return batch.with_table(batch.table.set_column(index, IS_PAIR_COLUMN, is_pair))
+    table = batch.table.set_column(index, IS_PAIR_COLUMN, is_pair)
+    tells_apart = spec.mapping.uid_column or any(rule.step is Step.SCORE for rule in spec.custom_rules())
+    return batch.with_table(table if tells_apart else refuse_repeats(table))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tests whole builds on a real Ray instance, with a real loopback web server."""
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ def picture(seed: int, size: tuple[int, int] = (320, 240), kind: str = "JPEG") -
     file = io.BytesIO()
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(file, kind, quality=90)
     return file.getvalue()
+
+
+SHA256 = hashlib.sha256(picture(0)).hexdigest()
 
 
 def write_input(path: Path, rows: Sequence[dict[str, Any]], row_group_size: int = 10) -> Path:
@@ -149,6 +153,38 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
     }
     seen = [row_id for f in ("pairs", "rejects") for row_id in dataset(tmp_path / "out", f)["row_id"].to_pylist()]
     assert sorted(seen) == sorted(f"{n // 10}:{n % 10}" for n in range(len(rows)))
+
+
+@pytest.mark.parametrize(
+    ("refused", "columns", "needs"),
+    [
+        ("license_not_allowed", {"license": ["(c)", "CC-BY", "CC-BY"]}, {"rules": {"license_allow": ["CC-BY"]}}),
+        ("content_changed", {"digest": ["0" * 64, SHA256, SHA256]}, {"source": {"sha256_column": "digest"}}),
+        ("http_4xx", {"id": [f"{7:032x}"] * 3, "url": ["/gone", "/0", "/1"]}, {"source": {"uid_column": "id"}}),
+        ("duplicate_in_shard", {"score": [0.1, 0.9, 0.9]}, {"rules": {"custom": ["own_rule_of_repeats:high"]}}),
+    ],
+    ids=["caption rule", "digest", "own uid", "score rule"],
+)
+def test_a_refused_row_does_not_take_the_place_of_a_good_row_with_its_uid(
+    plain_loop: None, web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    refused: str, columns: dict[str, list[Any]], needs: dict[str, Any],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    rule = "import pyarrow.compute as pc\ndef high(rows): return pc.greater(rows['score'], 0.5)\n"
+    (tmp_path / "own_rule_of_repeats.py").write_text(rule)
+    paths = columns.get("url", ["/0"] * 3)
+    urls = {path: web.add(path, picture(0)) for path in ("/0", "/1")} | {"/gone": web.add("/gone", b"", 404)}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = [{**row, "url": urls[path], "caption": "a"} for path, row in zip(paths, rows, strict=True)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    values = job(source, tmp_path / "out").model_dump(exclude_unset=True)
+    build(BuildJob.model_validate({**values, **needs, "source": {**values["source"], **needs.get("source", {})}}))
+    assert sorted(web.log) == sorted(set(paths)), "every URL is fetched once"
+    tables = [dataset(tmp_path / "out", f).select(["row_id", "status", "status_detail"]) for f in ("pairs", "rejects")]
+    first, good, repeat = pa.concat_tables(tables).sort_by("row_id").to_pylist()
+    assert first["status"] == refused
+    assert good == {"row_id": "0:1", "status": "ok", "status_detail": None}
+    assert repeat == {"row_id": "0:2", "status": "duplicate_in_shard", "status_detail": "row 0:1"}
 
 
 def test_a_picture_with_a_list_of_captions_is_fetched_and_counted_once(

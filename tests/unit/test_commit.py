@@ -75,6 +75,48 @@ def test_every_row_is_written_exactly_once(
     assert sum(manifest.statuses.values()) == len(rows)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from([("ok", True), ("low_similarity", True), ("timeout", False)]),
+            st.integers(0, 2),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_of_rows_with_the_same_uid_a_kept_one_stays_whichever_are_fetched_first(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[tuple[str, bool], int, bool]]
+) -> None:
+    """The third value of a row is whether it only succeeds in a retry."""
+    root = tmp_path_factory.mktemp("out")
+    outcomes = in_flight([status for (status, _), _, _ in rows], [pair for (_, pair), _, _ in rows])
+    uids = pa.array([f"{uid:032x}" for _, uid, _ in rows])
+    table = outcomes.table.set_column(1, "uid", uids)
+    late = pa.array([late for _, _, late in rows])
+    timeouts = in_flight(["timeout"] * len(rows), [False] * len(rows)).table.set_column(1, "uid", uids)
+    first = pa.concat_tables([table.filter(pc.invert(late)), timeouts.filter(late)])
+    manifest = writer(root).commit(outcomes.with_table(first))
+    committed_pairs = pq.read_table(root / manifest.files["pairs"].path)
+    if pc.any(late).as_py():
+        previous = read_previous(Store(str(root)), manifest)
+        manifest = writer(root).commit(outcomes.with_table(table.filter(late)), previous)
+    pairs, rejects = (pq.read_table(root / manifest.files[name].path) for name in ("pairs", "rejects"))
+    assert sorted(pairs["row_id"].to_pylist() + rejects["row_id"].to_pylist()) == [f"7:{n}" for n in range(len(rows))]
+    assert len(set(pairs["uid"].to_pylist())) == pairs.num_rows
+    best = {uid: max(pair + (status == "ok") for (status, pair), of, _ in rows if of == uid) for _, uid, _ in rows}
+    found = {int(row["uid"], 16): 1 + row["kept"] for row in pairs.to_pylist()}
+    assert found == {uid: value for uid, value in best.items() if value}
+    kept_before = set(committed_pairs.filter(committed_pairs["kept"])["row_id"].to_pylist())
+    assert kept_before <= set(pairs["row_id"].to_pylist())
+    chosen = {row["uid"]: row["row_id"] for row in pairs.to_pylist()}
+    for row in rejects.to_pylist():
+        if row["status"] == "duplicate_in_shard":
+            assert row["status_detail"] == f"row {chosen[row['uid']]}"
+
+
 def test_custom_rules_are_counted_by_name_and_recorded_only_if_there_are_any(tmp_path: Path) -> None:
     statuses = ["ok", "custom_rule", "custom_rule", "custom_rule", "custom_rule"]
     batch = in_flight(statuses, [True, True, False, False, False])

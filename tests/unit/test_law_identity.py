@@ -120,9 +120,3 @@ def test_a_url_that_later_files_share_gets_distinct_uids_from_then_on(tmp_path: 
     write(tmp_path / "in/1.parquet", [("http://e.org/1", "a", 1)])
     _, (later, status) = uids(tmp_path / "out", tmp_path / "in", 100)
     assert (later != first, status) == (True, "ok")
-
-
-def test_exact_repeats_are_still_refused(tmp_path: Path) -> None:
-    write(tmp_path / "in.parquet", [("http://e.org/1", "a", 0), ("http://e.org/1", "a", 0), ("", "a", 2), ("", "a", 2)])
-    found = uids(tmp_path / "out", tmp_path / "in.parquet", 100)
-    assert [status for _, status in found] == ["ok", "duplicate_in_shard"] * 2

@@ -140,12 +140,6 @@ def test_urls_and_captions_that_are_too_long_are_refused_and_truncated(read: Rea
     assert column(read({"url": ["u"], "caption": ["c" * 262_144]}), "status") == ["ok"]
 
 
-def test_duplicates_in_a_shard_are_refused_except_the_first(read: Read) -> None:
-    table = read({"url": ["a", "b", "a", None, None, "a"], "caption": ["x", "x", "x", None, "", "y"]})
-    assert column(table, "status") == ["ok", "ok", "duplicate_in_shard", "ok", "ok", "ok"]
-    assert column(table, "status_detail")[2] == "row 0"
-
-
 @pytest.mark.parametrize("data_type", [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.binary())])
 def test_a_list_of_captions_becomes_one_row_per_caption(read: Read, data_type: pa.DataType) -> None:
     captions = pa.array([["a", "b", "a"], [], None, [None], ["c"]]).cast(data_type)
@@ -155,7 +149,7 @@ def test_a_list_of_captions_becomes_one_row_per_caption(read: Read, data_type: p
     assert column(table, "caption_index") == [0, 1, 2, 0, 0, 0, 0]
     assert column(table, "url") == list("uuuvwxy")
     assert column(table, "n") == [1, 1, 1, 2, 3, 4, 5]
-    assert column(table, "status") == ["ok", "ok", "duplicate_in_shard", "ok", "ok", "ok", "ok"]
+    assert column(table, "uid")[0] == column(table, "uid")[2] != column(table, "uid")[1]
 
 
 def test_captions_can_be_fixed_size_lists(read: Read) -> None:
@@ -226,8 +220,9 @@ def test_own_uids_are_normalized_and_invalid_uids_are_refused(read: Read) -> Non
     given_ids = [good, str(uuid.UUID(int=5)), "12", None, good[:-1] + "g", f" {good}", "é", good]
     table = read({"url": list("abcdefgh"), "id": given_ids}, uid_column="id")
     refused = "uid_invalid"
-    assert column(table, "status") == ["ok", "ok", *[refused] * 5, "duplicate_in_shard"]
+    assert column(table, "status") == ["ok", "ok", *[refused] * 5, "ok"]
     assert column(table, "uid")[:3] == [good.lower(), "0" * 31 + "5", pair_uid(b"c", None)]
+    assert column(table, "uid")[7] == good.lower()
     assert column(table, "status_detail")[2:7] == ["12", "null", good[:-1] + "g", good, "é"]
     assert "id" not in table.column_names
 

@@ -97,7 +97,6 @@ class Loader:
             if not has_pictures and caption is None and row.status == KEPT_STATUS:
                 row.refuse(Status.CAPTION_MISSING, None)
             row.uid = row.uid or picture_uid(url, caption, row.sha256)
-        _refuse_repeats(rows)
         return _without_empty_captions(_fill_columns(table, rows))
 
     def _load(self, table: pa.Table, rows: Sequence[_Row], progress: ShardProgress) -> None:
@@ -253,14 +252,6 @@ def _sound(row: _Row, ref: _Ref) -> tuple[str, int, int] | None:
 def _read(file: IO[bytes], offset: int, length: int) -> bytes:
     file.seek(offset)
     return file.read(length)
-
-
-def _refuse_repeats(rows: Sequence[_Row]) -> None:
-    """Refuse each row that has the uid of an earlier row."""
-    first: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        if row.status == KEPT_STATUS and first.setdefault(row.uid, index) != index:
-            row.refuse(Status.DUPLICATE_IN_SHARD, f"row {first[row.uid]}")
 
 
 def _without_empty_captions(table: pa.Table) -> pa.Table:

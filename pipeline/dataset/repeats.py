@@ -1,0 +1,69 @@
+"""THE place where rows of a shard with the same uid are refused, except one of them.
+
+The first of these rows that every rule keeps stays, or else the first pair, so that a row that is refused never takes
+another row's place. Rows that are no pairs have their own status and take no part.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.dataset.previous_generation import PreviousGeneration
+from pairmill.schemas.pairs import IS_PAIR_COLUMN, KEPT_STATUS
+from pairmill.schemas.status import Status
+
+
+def refuse_repeats(table: pa.Table) -> pa.Table:
+    """An in-flight table whose pairs have distinct uids; repeats get the status `duplicate_in_shard`."""
+    return _refuse(table, _repeats([table.filter(table[IS_PAIR_COLUMN.name])]))
+
+
+def refuse_repeats_in_generation(table: pa.Table, previous: PreviousGeneration) -> tuple[pa.Table, PreviousGeneration]:
+    """Like `refuse_repeats`, for rows that were fetched again and all other rows of the shard.
+
+    If both have a kept pair, the committed one stays. A committed pair becomes a reject only if the new one is kept and
+    it is not.
+    """
+    repeats = _repeats([previous.pairs, table.filter(table[IS_PAIR_COLUMN.name])])
+    is_repeat = pc.is_in(previous.pairs["row_id"], value_set=pa.array(repeats, pa.string()))
+    if pc.any(is_repeat).as_py():
+        names = previous.rejects.column_names
+        moved = _with_status(previous.pairs.filter(is_repeat).select(names), repeats)
+        rejects = pa.concat_tables([previous.rejects, moved.cast(previous.rejects.schema)])
+        previous = replace(previous, pairs=previous.pairs.filter(pc.invert(is_repeat)), rejects=rejects)
+    return _refuse(table, repeats), previous
+
+
+def _repeats(tables: Iterable[pa.Table]) -> dict[str, str]:
+    """row_id of each pair to refuse -> row_id of the pair with its uid that stays."""
+    columns = [table.select(["uid", "row_id", "status"]) for table in tables]
+    pairs = pa.concat_tables([each.cast(columns[0].schema) for each in columns])
+    if pc.count_distinct(pairs["uid"]).as_py() == pairs.num_rows:
+        return {}
+    rows = list(zip(*(column.to_pylist() for column in pairs), strict=True))
+    chosen: dict[str, str] = {}
+    for uid, row_id, _ in sorted(rows, key=lambda row: row[2] != KEPT_STATUS):
+        chosen.setdefault(uid, row_id)
+    return {row_id: chosen[uid] for uid, row_id, _ in rows if chosen[uid] != row_id}
+
+
+def _refuse(table: pa.Table, repeats: dict[str, str]) -> pa.Table:
+    if not repeats:
+        return table
+    table = _with_status(table, repeats)
+    index = table.schema.get_field_index(IS_PAIR_COLUMN.name)
+    is_repeat = pc.is_in(table["row_id"], value_set=pa.array(repeats, pa.string()))
+    return table.set_column(index, IS_PAIR_COLUMN, pc.and_not(table[IS_PAIR_COLUMN.name], is_repeat))
+
+
+def _with_status(table: pa.Table, repeats: dict[str, str]) -> pa.Table:
+    statuses, details = table["status"].to_pylist(), table["status_detail"].to_pylist()
+    for row, row_id in enumerate(table["row_id"].to_pylist()):
+        if row_id in repeats:
+            statuses[row], details[row] = Status.DUPLICATE_IN_SHARD.value, f"row {repeats[row_id]}"
+    for name, values in (("status", statuses), ("status_detail", details)):
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+    return table
