@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote, why_no_file
+from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.evaluate.errors import EvaluateError
@@ -202,7 +203,7 @@ def check_column(snapshot: Snapshot, name: str) -> None:
 def _read_file(files: Files, uri: str, column: str) -> pa.Table:
     """The columns `uid` and `label` of a file. Raises EvaluateError and StepError."""
     try:
-        with files.open(uri) as opened, pq.ParquetFile(opened) as parquet:
+        with files.open(uri) as opened, open_parquet(opened) as parquet:
             names = parquet.schema_arrow.names
             if names.count("uid") != 1 or names.count(column) != 1:
                 known = clean_text(", ".join(names)) or "none"

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.evaluate.errors import EvaluateError
@@ -40,7 +40,7 @@ class Overlap:
         and StepError."""
         uri = find_file(store, path)
         try:
-            with Files(store.files.s3).open(uri) as file, pq.ParquetFile(file) as parquet:
+            with Files(store.files.s3).open(uri) as file, open_parquet(file) as parquet:
                 if parquet.metadata.num_rows > MAX_ITEMS:
                     raise EvaluateError(f"{uri} has more than {MAX_ITEMS:,} rows, too many for an evaluation set")
                 if parquet.schema_arrow.names.count(_COLUMN) != 1:

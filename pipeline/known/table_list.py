@@ -7,9 +7,9 @@ from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import MAX_LINE_BYTES, Files
+from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.known.keys import Keys
 from pairmill.pipeline.known.known_error import KnownError
@@ -64,14 +64,14 @@ def _find(names: Sequence[str], wanted: str) -> str | None:
 
 def _names(path: str, file: IO[bytes]) -> list[str]:
     if _is_parquet(path):
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             return list(parquet.schema_arrow.names)
     return next(_csv_records(path, file), [])
 
 
 def _batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     if _is_parquet(path):
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
                 batch.validate(full=True)  # for example, checks that all text is UTF-8
                 yield batch

@@ -5,16 +5,15 @@ import re
 from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.foreign_parquet import PARQUET_MAGICS, open_parquet
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.purge.keys import canonical
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.purge import LIST_KINDS, ListKind
 
 _BATCH_ROWS = 65_536
-_MAGIC = b"PAR1"
 _PART_OF_HASH = re.compile(r"(?=.*\d)[0-9a-f-]{8,}")
 """A truncated hash, or one of another kind."""
 _URL = re.compile(r"//|:[/\\]")
@@ -90,7 +89,7 @@ def _texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tup
         raise JobError(f"{path} cannot be read: use a local file or s3://")
     try:
         with files.open(path) as file:
-            is_parquet = file.read(len(_MAGIC)) == _MAGIC
+            is_parquet = file.read(4) in PARQUET_MAGICS
         yield from _parquet_texts(files, path, kinds) if is_parquet else _lines(files, path)
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or clean_text(str(error))
@@ -105,7 +104,7 @@ def _lines(files: Files, path: str) -> Iterator[tuple[_Place, str]]:
 
 
 def _parquet_texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tuple[_Place, str]]:
-    with files.open(path) as file, pq.ParquetFile(file) as parquet:
+    with files.open(path) as file, open_parquet(file) as parquet:
         names = [kind for kind in kinds if kind in parquet.schema_arrow.names]
         if not names:
             raise JobError(f"{path} has no column {' or '.join(f'`{kind}`' for kind in kinds)}")

@@ -16,8 +16,8 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pairmill.pipeline.common.foreign_parquet import PARQUET_MAGICS, open_parquet
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.purge.keys import digest
@@ -79,7 +79,7 @@ class _FileSearch:
             self._packed(file, head, name, where, depth)
             return
         try:
-            if head.startswith(b"PAR1"):
+            if head.startswith(PARQUET_MAGICS):
                 self._parquet(file, where)
                 return
             if name.endswith(".tar") or head[_USTAR] == b"ustar":
@@ -140,7 +140,7 @@ class _FileSearch:
 
     def _parquet(self, file: IO[bytes], where: str) -> None:
         """Search the metadata and every value of every column in a Parquet file, and look for withdrawn rows."""
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             metadata = {str(key): str(value) for key, value in (parquet.metadata.metadata or {}).items()}
             self._text(json.dumps(metadata), where)
             for batch in parquet.iter_batches(_BATCH_ROWS):

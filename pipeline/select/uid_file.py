@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 from pairmill.pipeline.select.keys import U64, key_halves
@@ -91,7 +92,7 @@ def _load(file: UidFile) -> UidList:
     if file.uri.lower().endswith((".txt", ".txt.gz")):
         return _read_text(file)
     try:
-        with file.files.open(file.uri) as opened, pq.ParquetFile(opened) as parquet:
+        with file.files.open(file.uri) as opened, open_parquet(opened) as parquet:
             return _read(file.uri, parquet)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow raises all three for damaged files
         raise StepError(

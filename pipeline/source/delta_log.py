@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files, join
+from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.listing import entries_in
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.unchanged import READERS
@@ -87,7 +87,7 @@ def _current_files(root: str, files: Files) -> set[str]:
 
 
 def _added_in_checkpoint(uri: str, files: Files) -> Iterator[tuple[str, bool]]:
-    with files.open(uri) as file, pq.ParquetFile(file) as parquet:
+    with files.open(uri) as file, open_parquet(file) as parquet:
         for batch in parquet.iter_batches(_ROWS, columns=["add.path", "add.deletionVector", "sidecar.path"]):
             for action in batch.to_pylist():
                 if action.get("sidecar"):

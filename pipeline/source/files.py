@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files, join
+from pairmill.pipeline.common.foreign_parquet import EncryptedParquetError, open_parquet
 from pairmill.pipeline.common.listing import Listing, list_path
 from pairmill.pipeline.source.partitions import partitions_of
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -200,10 +200,12 @@ def _tables(path: str, listing: Listing) -> list[str]:
 def inspect_parquet(uri: str, files: Files) -> InputFile:
     """Schema and number of rows from the footer. Raises SourceError if it is not a complete Parquet file."""
     try:
-        with files.open(uri) as file, pq.ParquetFile(file, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
+        with files.open(uri) as file, open_parquet(file, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (FileNotFoundError, PermissionError) as error:
         raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
+    except EncryptedParquetError as error:
+        raise SourceError(f"{uri}: {error}") from error
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{uri}: not a complete Parquet file (half-written, truncated or damaged?): {error}"

@@ -36,6 +36,7 @@ _NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (tuple(b"BZh%d" % level for level in range(1, 10)), "is compressed with bzip2"),
     (b"PK\x03\x04", "is a ZIP archive"),
     (b"PAR1", "is a Parquet file; give it the extension .parquet"),
+    (b"PARE", "is an encrypted Parquet file; decrypt it first"),
 )
 """First bytes of files that often have a wrong extension. Some encodings would decode them, but to garbage."""
 _FEW_LINES = 3

@@ -14,10 +14,10 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.dataset.webdataset_tar import json_column, to_json
 from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
 from pairmill.pipeline.source.files import SourceError
@@ -153,7 +153,7 @@ def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object 
 
 
 def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str]:
-    with files.open(uri) as file, pq.ParquetFile(file) as parquet:
+    with files.open(uri) as file, open_parquet(file) as parquet:
         if FILE_NAME not in parquet.schema_arrow.names:
             return
         for batch in parquet.iter_batches(_BATCH_ROWS):
