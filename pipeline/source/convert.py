@@ -42,7 +42,7 @@ from pairmill.schemas.job.source import SourceConfig
 
 MAX_COLUMNS = 1_000
 
-_LAYOUT = 2  # increase this whenever the conversion changes
+_LAYOUT = 3  # increase this whenever the conversion changes
 _BATCH_BYTES = 32 << 20
 
 

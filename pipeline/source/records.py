@@ -7,7 +7,7 @@ are valid UTF-8.
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text, counted
@@ -17,8 +17,9 @@ _MAX_READINGS = 4
 """A line that has been read this many times as part of other records must be a record by itself. Otherwise, hostile
 quotes could make every record extend to the end of the file, and a megabyte would take an hour."""
 
-_from_json = json.JSONDecoder().decode
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
+_with_literals = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode).decode
+"""Numbers are bytes, as they are written, because as Python's they would lose digits: 0.12345678901234567890, 1e400."""
+_scalar_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Record(NamedTuple):
@@ -138,20 +139,23 @@ class _PhysicalLines:
         return line
 
 
-def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, object] | None, bytes]]:
-    """(object, line) for each line that is not blank. The object is None if it is not a JSON object."""
+def json_objects(
+    lines: Iterator[bytes], decode: Callable[[str], Any] = _with_literals
+) -> Iterator[tuple[dict[str, object] | None, bytes]]:
+    """(object, line) for each line that is not blank. The object is None if it is not a JSON object. Unless `decode`
+    says otherwise, numbers are bytes. If an object has a key twice, the last value counts."""
     for line in lines:
         if line.isspace():
             continue
         try:
-            value = _parse(line) if len(line) <= text_file.MAX_RECORD_BYTES else None
-        except (ValueError, RecursionError):  # not JSON, a number with thousands of digits, or thousands of brackets
+            value = _parse(line, decode) if len(line) <= text_file.MAX_RECORD_BYTES else None
+        except (ValueError, RecursionError):  # not JSON, or thousands of brackets
             value = None
         yield (value if isinstance(value, dict) else None), line
 
 
-def _parse(line: bytes) -> Any:
-    value = _from_json(line.decode("utf-8", "surrogateescape"))
+def _parse(line: bytes, decode: Callable[[str], Any]) -> Any:
+    value = decode(line.decode("utf-8", "surrogateescape"))
     if isinstance(value, dict) and not (line.isascii() and b"\\u" not in line):
         return {_raw(key).decode("utf-8", "replace"): item for key, item in value.items()}  # keys are column names
     return value
@@ -161,8 +165,8 @@ def json_records(
     lines: Iterator[bytes], names: list[str], list_names: frozenset[str], caption: str | None = None
 ) -> Iterator[Record]:
     """The values of the keys `names`, as lists for those in `list_names`. Values other than text and null become JSON
-    text. A `caption` that is or contains an object, or is a nested list, makes its row malformed, because JSON is
-    useless as a caption."""
+    text, with numbers as they are written. A `caption` that is or contains an object, or is a nested list, makes its
+    row malformed, because JSON is useless as a caption."""
     for value, line in json_objects(lines):
         if value is None:
             yield _problem("not a JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
@@ -209,13 +213,21 @@ def _raw_or_null(value: Any) -> bytes | None:
     return None if value is None else _raw(value)
 
 
+def _to_json(value: Any) -> str:
+    """JSON text. Only containers need Python: their numbers are bytes."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_to_json, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_scalar_to_json(key)}: {_to_json(item)}' for key, item in value.items())}}}"
+    return _scalar_to_json(value)
+
+
 def _raw(value: Any) -> bytes:
-    if isinstance(value, str):
-        text = value
-    elif type(value) is int or (type(value) is float and math.isfinite(value)):
-        return repr(value).encode()  # the same as JSON, and five times as fast
-    else:
-        text = _to_json(value)
+    if isinstance(value, bytes):
+        return value
+    text = value if isinstance(value, str) else _to_json(value)
     try:
         return text.encode("utf-8", "surrogateescape")  # the original bytes
     except UnicodeEncodeError:

@@ -143,12 +143,12 @@ def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object 
     """The first lines decide whether there is a column `file_name`."""
     with lines_of(uri, files, source.encoding) as lines:
         sample = first_lines(lines)
-        first = [value for value, _ in json_objects(iter(sample)) if value is not None]
+        first = [value for value, _ in json_objects(iter(sample), json.loads) if value is not None]
         if sample and not first:
             raise SourceError(f"{uri}: has no JSON objects; expected one per line")
         if not any(FILE_NAME in value for value in first):
             return
-        for value, line in json_objects(chain(sample, lines)):
+        for value, line in json_objects(chain(sample, lines), json.loads):
             yield f"not a JSON object: {line[:100].decode('utf-8', 'replace').strip()}" if value is None else value
 
 
