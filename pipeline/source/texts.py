@@ -11,6 +11,9 @@ import pyarrow as pa
 
 from pairmill.pipeline.source.files import decode_lossy
 
+MAX_DECIMAL_DIGITS = 38
+"""DuckDB, Spark and Polars cannot read columns with more digits."""
+
 
 def raw_bytes(column: pa.ChunkedArray) -> pa.Array:
     """A text column of any type as one `large_binary` array, byte for byte."""
@@ -38,13 +41,22 @@ def readable(column: pa.Array) -> pa.Array:
 
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:
-    """The type without views, which most Arrow kernels (`take`, `filter`) do not support, and without dictionaries,
-    which `datasets` cannot express. (Parquet encodes repeated values as dictionaries anyway.)"""
+    """The type without what readers of the output cannot open, at any depth.
+
+    Most Arrow kernels (`take`, `filter`) do not support views. `datasets` cannot express dictionaries (Parquet encodes
+    repeated values as dictionaries anyway) and extension types, such as UUID and JSON, which become their storage type.
+    Polars cannot read decimals of more than 38 digits, which become text.
+    """
     plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
     if data_type in plain:
         return plain[data_type]
     if pa.types.is_dictionary(data_type):
         return plain_type(data_type.value_type)
+    if isinstance(data_type, pa.BaseExtensionType):
+        return plain_type(data_type.storage_type)
+    if pa.types.is_decimal256(data_type):
+        fits = data_type.precision <= MAX_DECIMAL_DIGITS
+        return pa.decimal128(data_type.precision, data_type.scale) if fits else pa.string()
     if pa.types.is_list_view(data_type):
         return pa.list_(plain_type(data_type.value_type))
     if pa.types.is_large_list_view(data_type):

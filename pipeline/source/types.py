@@ -14,12 +14,10 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.files import INT96_UNIT
 from pairmill.pipeline.source.row_group_cost import bounded_batches
-from pairmill.pipeline.source.texts import plain_type
+from pairmill.pipeline.source.texts import MAX_DECIMAL_DIGITS, plain_type
 
 _MANTISSA_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 _UNITS = ("s", "ms", "us", "ns")
-_MAX_DECIMAL_DIGITS = 38
-"""DuckDB and Spark cannot read columns with more digits."""
 
 
 class Fit(Enum):
@@ -123,7 +121,10 @@ def _casts(values: pa.Array, target: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The value type of a dictionary type; any other type unchanged."""
+    """The value type of a dictionary type, and the storage type of an extension type, as in the plans of older
+    versions; any other type unchanged."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.storage_type
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -137,7 +138,7 @@ def _fit_number(target: pa.DataType, source: pa.DataType) -> Fit | None:
         return Fit.ALWAYS if -limit <= low and high <= limit else Fit.DEPENDS
     if pa.types.is_floating(source) and pa.types.is_floating(target):
         return Fit.ALWAYS if _MANTISSA_BITS[source] <= _MANTISSA_BITS[target] else Fit.NEVER
-    if pa.types.is_decimal(target) and target.precision <= _MAX_DECIMAL_DIGITS:
+    if pa.types.is_decimal(target) and target.precision <= MAX_DECIMAL_DIGITS:
         whole = target.precision - target.scale
         if pa.types.is_integer(source):
             return Fit.ALWAYS if 10**whole > max(map(abs, _range(source))) else Fit.DEPENDS

@@ -6,6 +6,7 @@ tables of YAML 1.2 for job files.
 
 import csv
 import datetime
+import decimal
 import gzip
 import io
 import json
@@ -35,6 +36,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.source import cursor as cursor_module
 from pairmill.pipeline.source.columns import CAPTION_NAMES, URL_NAMES
+from pairmill.pipeline.source.corpus.discover import IMAGE_NAMES
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.mapping import ColumnMapping
@@ -204,6 +206,31 @@ def test_law_types_a_new_file_of_another_type_arrives_unchanged_or_is_refused_by
         assert exact(answer["value"]) == exact(columns[0]) + exact(columns[1])
 
 
+def test_law_types_types_that_not_every_reader_knows_become_plainer() -> None:
+    select = "select 'http://{}.org/1' as url, uuid() as id, '{{\"a\": 1}}'::json as note, [uuid()] as ids"
+    wide, short = (decimal.Decimal(f"{'9' * digits}.10") for digits in (60, 3))
+    with folder() as where:
+        for name in "ab":
+            DUCKDB.execute(f"copy ({select.format(name)}) to '{where}/in/{name}.parquet'")
+        table = pq.read_table(where / "in" / "b.parquet")
+        assert isinstance(table.schema.field("id").type, pa.BaseExtensionType)
+        plain = table.set_column(1, "id", table["id"].cast(pa.binary(16)))  # not a conflict
+        decimals = {"wide": pa.array([wide], pa.decimal256(70, 2)), "short": pa.array([short], pa.decimal256(20, 2))}
+        pq.write_table(
+            pa.table({**dict(zip(plain.column_names, plain, strict=True)), **decimals}), where / "in/b.parquet"
+        )
+        answer = read_all(where)
+        pq.write_table(answer, where / "out.parquet")
+        frame = polars.read_parquet(where / "out.parquet")
+    kinds = [answer.schema.field(name).type for name in ("id", "note", "ids", "wide", "short")]
+    assert kinds[:2] == [pa.binary(16), pa.string()]
+    assert kinds[2].value_type == pa.binary(16)
+    assert kinds[3:] == [pa.string(), pa.decimal128(20, 2)]
+    assert answer.column("id")[1].as_py() == plain["id"][0].as_py()
+    assert frame.filter(polars.col("note") == '{"a": 1}').height == 2
+    assert (frame["wide"][1], frame["short"][1]) == (str(wide), short)
+
+
 def test_law_types_the_reported_uint64_and_int64_are_refused_naming_both_files() -> None:
     with folder() as where:
         for name in ("u0.parquet", "u1.parquet"):
@@ -287,7 +314,7 @@ def test_law_types_a_dot_in_the_name_of_an_int96_column_hides_no_nanoseconds(nan
 @example(name="")
 @FEW
 def test_law_types_a_carried_column_of_any_name_arrives_without_losing_rows(kind: str, name: str) -> None:
-    assume(name.strip().casefold() not in {*URL_NAMES, *CAPTION_NAMES})  # such a column would have to be text
+    assume(name.strip().casefold() not in {*URL_NAMES, *CAPTION_NAMES, *IMAGE_NAMES})  # these have roles
     key = "url" if kind == "urls" else "caption"
     settings_ = {} if kind == "urls" else {"kind": "corpus"}
     with folder() as where:
