@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from pairmill.pipeline.common.faults import LocalFault, local_fault
+from pairmill.pipeline.common.text import message_of
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 _PARENT_CHECK_S = 1.0
@@ -81,7 +82,7 @@ def _call_guarded(timeout_s: float, function: Callable[..., Any], *arguments: An
     try:
         return function(*arguments), None
     except BaseException as error:  # SystemExit too. Sent as text, because not every exception can be pickled.
-        return None, local_fault(error) or RuntimeError(f"{type(error).__name__}: {error}")
+        return None, local_fault(error) or RuntimeError(f"{type(error).__name__}: {message_of(error)}")
     finally:
         faulthandler.cancel_dump_traceback_later()
 

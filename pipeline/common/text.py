@@ -21,11 +21,19 @@ def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:
     return _UNPRINTABLE.sub(" ", text[: 4 * max_chars]).strip()[:max_chars] or None
 
 
+def message_of(error: BaseException) -> str:
+    """The message of an exception, which may be of a user's class that fails to make one."""
+    try:
+        return str(error)
+    except (Exception, SystemExit) as problem:
+        return f"its message cannot be read ({type(problem).__name__})"
+
+
 def trace_of(error: BaseException) -> str:
     """A traceback whose last line contains the full type of the exception and its whole message."""
     kind = type(error)
     lines = traceback.format_exception(error)
-    return "".join(lines) + f"{kind.__module__}.{kind.__qualname__}: {' '.join(str(error).split())}\n"
+    return "".join(lines) + f"{kind.__module__}.{kind.__qualname__}: {' '.join(message_of(error).split())}\n"
 
 
 def last_line(error: str) -> str:
@@ -35,4 +43,4 @@ def last_line(error: str) -> str:
 
 def describe(error: BaseException) -> str:
     """`Type: message` of an exception, for `status_detail`."""
-    return clean_text(f"{type(error).__name__}: {error}") or type(error).__name__
+    return clean_text(f"{type(error).__name__}: {message_of(error)}") or type(error).__name__

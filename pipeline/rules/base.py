@@ -163,8 +163,8 @@ def _apply_builtin(function: RuleFunction, rules: SourceRules, rows: pa.Table) -
 def _apply_custom(own: CustomRule, rows: pa.Table) -> _CheckedVerdict:
     try:
         keep, reasons = _check_verdict(own.function(rows), rows.num_rows)
-    except Exception as error:
-        raise CustomRuleError(f"custom rule {own.name} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # not KeyboardInterrupt, which may be Ctrl-C
+        raise CustomRuleError.of(own.name, error) from error
     names = pa.repeat(pa.scalar(own.name), len(keep))
     if reasons is None:
         return keep, names
@@ -173,7 +173,11 @@ def _apply_custom(own: CustomRule, rows: pa.Table) -> _CheckedVerdict:
 
 
 def _apply_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _CheckedVerdict:
-    return function.survives(rows), pa.repeat(pa.scalar(f"{name}: its process died"), rows.num_rows)
+    try:
+        alive = function.survives(rows)
+    except Exception as error:  # whatever the rule raised in its process, KeyboardInterrupt too
+        raise CustomRuleError.of(name, error) from error
+    return alive, pa.repeat(pa.scalar(f"{name}: its process died"), rows.num_rows)
 
 
 def _check_verdict(verdict: Any, num_rows: int) -> _CheckedVerdict:

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 
+from pairmill.pipeline.common.text import message_of
 from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.status import Step
 
@@ -35,6 +36,11 @@ _STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 
 class CustomRuleError(PairmillError):
     """A custom rule raised an exception or did not return a verdict. The shard fails with this error."""
+
+    @classmethod
+    def of(cls, name: str, error: BaseException) -> Self:
+        """The error for a rule that raised `error`."""
+        return cls(f"custom rule {name} failed: {type(error).__name__}: {message_of(error)}")
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,12 @@ def _load_module(module_name: str, rule_name: str, search: Path | None) -> Modul
         if search and path and owner is None:
             _register(top, path, search)
         return importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             where = f"in {search} or among the installed modules" if search else "installed"
             raise ValueError(f"custom rule {rule_name}: there is no module {module_name!r} {where}") from error
         raise ValueError(
-            f"custom rule {rule_name}: importing {module_name} raised {type(error).__name__}: {error}"
+            f"custom rule {rule_name}: importing {module_name} raised {type(error).__name__}: {message_of(error)}"
         ) from error
 
 

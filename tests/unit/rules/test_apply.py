@@ -1,5 +1,6 @@
 """Invariant of rules: no row disappears, each row gets exactly one verdict, and a broken rule raises an error."""
 
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.text import trace_of
 from pairmill.pipeline.rules import CustomRule, CustomRuleError, SourceRules, apply_rules, base, rule
+from pairmill.pipeline.rules.isolated import IsolatedRule
 from pairmill.schemas.status import Status, Step
 
 STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
@@ -152,11 +155,38 @@ def test_a_custom_rule_that_returns_no_verdict_is_an_error(in_flight: Any, retur
         apply_rules(in_flight([{}, {}]), Step.SCORE, SourceRules(), custom)
 
 
-def test_the_error_of_a_custom_rule_names_it(in_flight: Any) -> None:
-    custom = [CustomRule("my:crash", lambda rows: rows["no_such_column"])]
-    with pytest.raises(CustomRuleError, match="my:crash failed: KeyError") as caught:
-        apply_rules(in_flight([{}]), Step.SCORE, SourceRules(), custom)
-    assert isinstance(caught.value.__cause__, KeyError)
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+class InItsProcess(IsolatedRule):
+    """A rule in a child process, which has raised SystemExit there."""
+
+    def __init__(self) -> None: ...
+
+    def __call__(self, rows: pa.Table) -> pa.Array:
+        raise RuntimeError("SystemExit: 0")
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda rows: rows["no_such_column"], "KeyError: .*no_such_column"),
+        (lambda rows: sys.exit(0), "SystemExit: 0"),
+        (lambda rows: _raise(Speechless()), "Speechless: its message cannot be read"),
+        (InItsProcess(), "SystemExit: 0"),
+    ],
+)
+def test_the_error_of_a_custom_rule_names_it_however_it_fails(in_flight: Any, function: Any, says: str) -> None:
+    with pytest.raises(CustomRuleError, match=f"my:crash failed: .*{says}") as caught:
+        apply_rules(in_flight([{}]), Step.SCORE, SourceRules(), [CustomRule("my:crash", function)])
+    assert caught.value.__cause__ is not None
+    assert "my:crash" in trace_of(caught.value)
 
 
 def test_a_built_in_rule_that_returns_too_few_values_is_an_error(

@@ -88,6 +88,7 @@ def test_installed_modules_need_no_folder() -> None:
         ("crashes:f", "importing crashes raised ZeroDivisionError"),
         ("lacks:f", "importing lacks raised ModuleNotFoundError.*no_such_dependency"),
         ("typo:f", "importing typo raised SyntaxError"),
+        ("exits:f", "importing exits raised SystemExit: 0"),
         ("plain", "module:function"),
         (":f", "module:function"),
     ],
@@ -96,6 +97,7 @@ def test_errors_name_what_is_missing(folder: Path, name: str, says: str) -> None
     (folder / "crashes.py").write_text("1 / 0")
     (folder / "lacks.py").write_text("import no_such_dependency")
     (folder / "typo.py").write_text("def f(:")
+    (folder / "exits.py").write_text("import sys; sys.exit(0)")
     (folder / "json.py").write_text("def loads(rows): ...")
     (folder / "pipeline").mkdir()
     (folder / "pipeline" / "__init__.py").write_text("raise RuntimeError('shadowed')")
