@@ -23,7 +23,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, sort_by_row_id
-from pairmill.pipeline.dataset.repeats import refuse_repeats, refuse_repeats_in_generation
+from pairmill.pipeline.dataset.shard_duplicates import refuse_duplicates, refuse_duplicates_in_generation
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
 from pairmill.schemas.batch import ScoreContract, ShardBatch
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -86,9 +86,9 @@ class ShardWriter:
         withdrawn, table = _without_withdrawn(table)
         withdrawn += 0 if previous is None else previous.manifest.withdrawn
         if earlier is None:
-            table = refuse_repeats(table)
+            table = refuse_duplicates(table)
         else:
-            table, earlier = refuse_repeats_in_generation(table, earlier)
+            table, earlier = refuse_duplicates_in_generation(table, earlier)
         pairs, rejects, files = commit.write_data(table, earlier)
         if pairs.num_rows + rejects.num_rows + withdrawn != rows_in:
             raise AccountingError(

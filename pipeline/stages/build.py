@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.dataset.commit import AccountingError, ShardWriter
-from pairmill.pipeline.dataset.repeats import refuse_repeats
+from pairmill.pipeline.dataset.shard_duplicates import refuse_duplicates
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.purge.gate import Gate
 from pairmill.pipeline.source.mapping import NoPictures
@@ -153,7 +153,7 @@ def _with_pairs(spec: JobStage, batch: ShardBatch) -> ShardBatch:
     index = batch.table.schema.get_field_index(IS_PAIR_COLUMN.name)
     table = batch.table.set_column(index, IS_PAIR_COLUMN, is_pair)
     tells_apart = spec.mapping.uid_column or any(rule.step is Step.SCORE for rule in spec.custom_rules())
-    return batch.with_table(table if tells_apart else refuse_repeats(table))
+    return batch.with_table(table if tells_apart else refuse_duplicates(table))
 
 
 @dataclass(frozen=True)

