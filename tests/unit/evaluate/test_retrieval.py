@@ -122,12 +122,12 @@ def test_captions_from_one_list_share_a_picture_and_missing_embeddings_are_count
     images, texts = unit(rng.normal(size=(6, 8)))[[0, 0, 1, 1, 2, 3, 3, 4, 5]], unit(rng.normal(size=(9, 8)))
     texts[1] = np.nan
     images[4] = np.nan
-    row_ids = ["0:0:0", "0:0:1", "0:1:0", "0:1:1", "0:2", "0:3", "0:4", "0:5", "0:6"]
+    row_ids = ["0:0:0", "0:0:1", "0:1:0", "0:1:1", "0:2", "0:3", "0:4", "0:5", "1:0"]
     uids = [uid_of(row) for row in range(9)]
     uids[8] = uids[7]
     same = "ab" * 32
     sha256 = [None, None, None, None, None, same, same, None, None]
-    write_embedded(tmp_path / "out", images, texts, 9, {"row_id": row_ids, "uid": uids, "sha256": sha256})
+    write_embedded(tmp_path / "out", images, texts, 8, {"row_id": row_ids, "uid": uids, "sha256": sha256})
     found = pairmill.evaluate(tmp_path / "out").retrieval
     assert found is not None
     assert (found.pictures, found.captions) == (4, 6)
