@@ -142,7 +142,14 @@ class Inputs:
     def counts(self) -> Counter[str]:
         """Reason -> number of files and folders that are skipped."""
         used = set(self.files)  # perhaps under another path
-        return Counter(reason.value for uri, reason in self.passed_over.items() if uri not in used)
+        skipped = (reason for uri, reason in self.passed_over.items() if uri not in used or _is_object(uri, reason))
+        return Counter(reason.value for reason in skipped)
+
+
+def _is_object(uri: str, reason: PassedOver) -> bool:
+    """Whether a skipped URI that ends in a slash is an object on S3, which is no folder even if one has the same name:
+    `a//` is an object in `a/`, and the folder of `a//0.jpg`."""
+    return uri.endswith("/") and reason is PassedOver.OTHER_KIND
 
 
 def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:

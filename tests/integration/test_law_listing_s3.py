@@ -60,6 +60,7 @@ prefixes = (f"t{number}" for number in count())
 @given(st.sets(keys, min_size=1, max_size=8))
 @example({"0.jpg", "0.txt", "/0.jpg", "/0.txt", "//0.jpg", "a/0.jpg", "a//0.jpg"})
 @example({"0.jpg", "", "a/", "x.jpg/", "x.jpg/0.jpg"})
+@example({"/", "/0.jpg"})
 @example({"0.jpg", "//", "///", "a//", "b c/"})
 def test_each_key_is_a_row_or_part_of_one_or_passed_over(
     put: Put, tmp_path_factory: pytest.TempPathFactory, found: set[str]
