@@ -153,7 +153,7 @@ def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
     """Error message for an output folder of another job. It lists the fields that differ."""
     before, now = fingerprint_fields(planned), fingerprint_fields(job)
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
+    diff = [f"  {name}: {before.get(name)!r} in that job, {now.get(name)!r} in this one" for name in names]
     advice = "Choose another output folder, or use the settings of that job."
     if not committed(store):
         begun = "plan/, input/, known/ and job.yaml"

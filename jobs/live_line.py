@@ -13,11 +13,11 @@ from pairmill.schemas.status import Status
 WINDOW_S = 30.0
 """Rates are averages over this time."""
 MIN_S = 1.0
-"""Rates over shorter times would be random: two small shards can end within a millisecond."""
+"""Rates over shorter periods would mean nothing: two small shards can end within a millisecond of each other."""
 TOP_REASONS = 3
 _SOURCES = ("download", "load")
 _COUNTING_STAGES = ("encode", *_SOURCES)
-"""Stages that count inside shards, last stage first."""
+"""Stages that report progress within a shard, last stage first."""
 _GAP = "  "
 _IMPORTANCE = ("rows", "kept", "in flight", "bytes", "time left", "rate", "pairs", "fetched", "shards")
 """Parts of the line, most important first; losses come last."""
@@ -114,7 +114,7 @@ class RunState:
     def _rows_done(self) -> int:
         """Rows that have passed the last stage that counts them: at least the committed rows, at most all rows.
 
-        The number never decreases, although the last stage starts counting later than the first.
+        The number never decreases, even when a later stage starts to count and is behind an earlier one.
         """
         last = self._last_stage()
         done = self.work[last].rows if last else 0
@@ -154,7 +154,7 @@ class RunState:
             yield "fetched", f"{'fetched' if name == 'download' else 'read'} {rows:,}"
 
     def _shares(self) -> Iterator[tuple[str, str]]:
-        """Yield shares of the committed rows or, before the first commit, of the pictures so far."""
+        """Yield shares of the committed rows or, before the first commit, of the pictures that have been processed."""
         if self.rows:
             yield "pairs", f"pairs {self.pairs / self.rows:.0%}"
             yield "kept", f"kept {self.kept / self.rows:.0%}"
@@ -168,7 +168,7 @@ class RunState:
         for number, (name, count) in enumerate(losses.most_common(TOP_REASONS)):
             yield f"{'' if number else 'lost: '}{name} {count:,}"
         if others := sum(losses.values()) - sum(count for _, count in losses.most_common(TOP_REASONS)):
-            yield f"others {others:,}"
+            yield f"other {others:,}"
 
     def _rate(self, name: str) -> Rate:
         return self._rates.setdefault(name, Rate())

@@ -1,5 +1,5 @@
-"""Checks that a dataset has the scores that a preset selects by: of the same kind, with the preset's settings, and made
-with the model that the preset was calibrated on."""
+"""Checks that a dataset has the scores that a preset selects by, with the right kind, the preset's settings and
+the model that the preset was calibrated for."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class PresetScores:
                 raise JobError(
                     f"the score {each!r} in {self.store.root} is not the one that the preset {self.name!r} selects by. "
                     "What differs:\n" + "\n".join(f"  {line}" for line in differences) + "\n"
-                    f"Move columns/{each} elsewhere and add the preset's, or select with steps of your own"
+                    f"Move columns/{each} elsewhere and add the preset's score, or select with your own steps."
                 )
 
     def _command(self, score: str) -> str:
@@ -56,7 +56,7 @@ class PresetScores:
         card = read_score_card(self.store, score)
         ((kind, given),) = self.preset.scores[score].items()
         if card.score.kind != kind:
-            return [f"{card.score.kind} there, {kind} in the preset"]
+            return [f"kind: {card.score.kind} in the dataset, {kind} in the preset"]
         there = getattr(card.score, kind).model_dump(mode="json")
         wanted: Any = given
         if self.preset.requires_model is not None and (place := _model_of(kind, given)):
@@ -64,14 +64,14 @@ class PresetScores:
         expected = getattr(ScoreConfig.model_validate({kind: merged(there, wanted)}), kind).model_dump(mode="json")
         free = {path.removeprefix(f"{kind}.") for path in self.preset.may_differ}
         return [
-            f"{kind}.{path}: {old!r} there, {new!r} in the preset"
+            f"{kind}.{path}: {old!r} in the dataset, {new!r} in the preset"
             for path, old, new in _leaves(there, expected)
             if old != new and path not in free
         ]
 
 
 def _model_of(kind: str, given: Mapping[str, object]) -> str | None:
-    """The setting of a score that is the alias of the model whose embeddings it reads; None if it reads none."""
+    """The name of the setting for the model whose embeddings a score reads; None if the score reads no embeddings."""
     if kind == "text":
         return "mask.model" if "mask" in given else None
     return "model" if kind in ("head", "classes", "neg_clip", "norm_sim", "density") else None

@@ -1,7 +1,7 @@
 """Moves shards through pools of workers, stage by stage, and replaces workers that died.
 
-`lost_shards.py` decides what happens to a shard that failed or was lost with its worker; this file only reports it.
-It does not depend on Ray, only on a WorkerBackend (`worker_backend.py`).
+`lost_shards.py` decides what happens to a shard that failed or was lost with its worker; this file only reports the
+failure. It does not depend on Ray, only on a WorkerBackend (`worker_backend.py`).
 """
 
 import logging
@@ -30,10 +30,10 @@ LOOKAHEAD = 1
 
 TICK_S = 5.0
 IDLE_S = 60.0
-"""Workers above the pool's minimum stop after this idle time."""
+"""Workers beyond the pool's minimum are stopped after being idle for this long."""
 _MAX_FAILED_STARTS = 3
 _MAX_FAILURES = 3
-"""Replace a worker after this many consecutive failures if others of its stage succeed, because then its machine must
+"""Replace a worker after this many consecutive failures if others in its stage succeed, because then its machine must
 be the cause."""
 _SAY_AFTER_S = 60.0
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class SchedulerError(PairmillError, RuntimeError):
-    """No shard makes progress anymore; the message says why."""
+    """Shards have stopped making progress; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Worker:
     stage: int
     handle: WorkerHandle
     failed_starts: int = 0
-    """Number of consecutive workers that failed to start and that this one replaces."""
+    """How many workers in a row failed to start before this one replaced them."""
     busy: int = 0
     failures: int = 0
     """Failed shards since its last success. Damaged input does not count."""
@@ -216,7 +216,7 @@ class Scheduler:
         others_work = any(other.node is not None and not other.failures for other in self.workers[worker.stage])
         if worker.failures >= _MAX_FAILURES and others_work:
             log.warning(
-                "replacing a worker of the stage %r: %s", self.stages[worker.stage].name, report.failure.message
+                "replacing a worker in the stage %r: %s", self.stages[worker.stage].name, report.failure.message
             )
             self._bury(worker, report.failure.message)
 
@@ -234,7 +234,7 @@ class Scheduler:
         except (WorkerDied, PayloadLost) as died:
             if worker.failed_starts + 1 >= _MAX_FAILED_STARTS:
                 name = self.stages[worker.stage].name
-                raise SchedulerError(f"workers of the stage {name!r} exit before they are ready: {died}") from None
+                raise SchedulerError(f"workers in the stage {name!r} exit before they are ready: {died}") from None
             self._bury(worker, str(died), worker.failed_starts + 1)
             return
         if report.failure is not None:
@@ -252,7 +252,7 @@ class Scheduler:
         self.backend.stop(worker.handle)
         self._broken[worker.stage] += 1
         if not workers:
-            raise SchedulerError(f"no worker of the stage {name!r} could start: {failure.message}")
+            raise SchedulerError(f"no worker for the stage {name!r} could start: {failure.message}")
         log.warning("the stage %r continues with one worker fewer: %s", name, failure.message)
 
     def _bury(self, worker: _Worker, why: str, failed_starts: int = 0) -> None:
@@ -264,7 +264,7 @@ class Scheduler:
         self._deaths[worker.stage] += not failed_starts
         if self._deaths[worker.stage] > self.max_deaths:
             name, deaths = self.stages[worker.stage].name, counted(self._deaths[worker.stage], "worker")
-            raise SchedulerError(f"{deaths} of the stage {name!r} died one after another, the last one: {why}")
+            raise SchedulerError(f"{deaths} in a row died in the stage {name!r}; the last error was: {why}")
         self._start(worker.stage, failed_starts)
 
     def _resize_pools(self) -> None:
@@ -285,10 +285,10 @@ class Scheduler:
         """Warn if a stage has had no worker for a while. Raise SchedulerError if no call has ended for `patience_s`."""
         now = time.monotonic()
         if now - self._moved > self.patience_s:
-            raise SchedulerError(f"no shard advanced for {self.patience_s:,.0f} s, so something is stuck")
+            raise SchedulerError(f"no shard has advanced for {self.patience_s:,.0f} s, so something is stuck")
         if now - max(self._moved, self._said) <= _SAY_AFTER_S:
             return
         for number, stage in enumerate(self.stages):
             if self.waiting[number] and all(worker.node is None for worker in self.workers[number]):
                 self._said = now
-                log.warning("waiting for Ray to start a worker of the stage %r: is the cluster full?", stage.name)
+                log.warning("waiting for Ray to start a worker for the stage %r: is the cluster full?", stage.name)

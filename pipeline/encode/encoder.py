@@ -41,7 +41,7 @@ from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
 """Maximum number of pixels after resizing. CLIP first resizes by the shorter side and then crops, so a strip of 1 x
-1,000,000 pixels would be huge in between."""
+1,000,000 pixels would be huge before the crop."""
 
 _MANY = 32
 """A model is broken if all embeddings of a shard's pictures or captions are invalid and at least this many of them are
@@ -72,7 +72,7 @@ Decode = Callable[[pa.Buffer], DecodedImage]
 
 class Encoder:
     """Adds the score columns of every model to a shard's table. Thread-safe: the models can encode one shard while
-    another is prepared or finished."""
+    another is being prepared or having its columns added."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Encoder:
         self._measures = used_measures(self._scores.values())
         self._hooks = hooks
         threads = run.encode_threads or os.cpu_count() or 1
-        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which are only for scheduling
+        if run.device != "cuda":  # Ray sets this to the number of logical CPUs, which only matters for scheduling
             torch.set_num_threads(threads)
         self.models = [load_model(model, run, hooks) for model in models]
         self._inputs = {model.input.key: model.input for model in self.models}
@@ -112,7 +112,7 @@ class Encoder:
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # a picture's bytes can be missing
         first, image_of = _distinct(keys.take(rows))
         bodies = [table["image"][rows[pair]].as_buffer() for pair in first]
-        is_first = table["phash"].null_count == table.num_rows  # a corpus: no earlier stage has decoded
+        is_first = table["phash"].null_count == table.num_rows  # a corpus: no earlier stage has decoded them
         decode = partial(self._decode_safely, is_first=is_first)
         decoded, embeddings = self._encode_images(bodies, decode, progress or unwatched())
         of_pair = [None if index < 0 else decoded[index] for index in image_of]

@@ -1,4 +1,4 @@
-"""Defines the error of the package `evaluate`."""
+"""Defines the exception that the package `evaluate` raises."""
 
 from pairmill.schemas.errors import FailureKind, PairmillError
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pairmill.pipeline.select.keys import U64
 
 _SPARE_ROWS = 100_000
-"""Rows gathered beyond twice the limit before all but the lowest are dropped."""
+"""How many rows beyond twice the limit are gathered before those with higher hashes are dropped."""
 
 
 class LowestHashes:

@@ -31,7 +31,7 @@ class Compared:
     other: str
     sides: Sequence[Side]
     outdated: Sequence[str]
-    """Subsets with shards that were rebuilt after the subset was selected."""
+    """Names of the subsets that are outdated: one of their shards was rebuilt after they were selected."""
 
 
 def compare(explorer: Explorer, shown: Shown, one: str, other: str) -> Compared:

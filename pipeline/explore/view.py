@@ -39,14 +39,14 @@ Rows = npt.NDArray[np.int64]
 _SAMPLE_ROWS = 4_096
 _BLOCK_ROWS = 65_536
 _FIRST_ROWS = 6_000
-"""Rows up to this one can be shown without sorting all rows."""
+"""This many rows can be shown without sorting all of them."""
 
 
 class View:
     """The pairs of a snapshot. Thread-safe."""
 
     def __init__(self, sampled: Sampled, cache: ColumnCache, on_step: OnStep = ignore_step) -> None:
-        """Reads the columns that the first page needs unless they are in the cache."""
+        """Reads the columns that the first page needs, unless they are already cached."""
         self.sampled = sampled
         self.snapshot: Snapshot = sampled.snapshot
         self.cache = cache
@@ -130,8 +130,8 @@ class View:
         return mask
 
     def start(self, rows: RowsOf, subset: str | None) -> Mask:
-        """The rows before any filter: those of the subset. Without a subset, one row per uid, from the kept rows or
-        from all pairs. Raises SubsetError if the subset is outdated."""
+        """The rows before any filter: those of the subset, if there is one. Otherwise, one row per uid, from the kept
+        rows or from all pairs. Raises SubsetError if the subset is outdated."""
         if subset is not None:
             return self.memory.remember(
                 ("subset", subset, self._attempt(subset)), lambda: of_subset(self.snapshot, subset)
@@ -144,7 +144,7 @@ class View:
         return read_subset(self.snapshot.store, subset).attempt
 
     def _unique(self, rows: RowsOf) -> pa.Array:
-        """The first row of each uid, like the rows that `dedup: {by: uid}` keeps."""
+        """The first row with each uid: the same rows that `dedup: {by: uid}` keeps."""
         table = self.cache.table(["uid", "status"])
         high, low = key_halves(table["uid"], "uid")
         among = np.ones(self.num_rows, np.bool_)

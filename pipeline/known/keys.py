@@ -69,7 +69,7 @@ def keys_of(kind: ValueKind, values: pa.Array) -> Keys:
     if kind == "url":
         return _sha256_keys(values.cast(pa.large_binary()).to_pylist())
     if not pc.all(pc.equal(pc.binary_length(values), HEX_DIGITS[kind])).as_py() and len(values):
-        raise ValueError(f"a {kind} must have {HEX_DIGITS[kind]} hex digits")
+        raise ValueError(f"each {kind} must have {HEX_DIGITS[kind]} hex digits")
     if kind == "pdq":
         return hash_words(values, PDQ_WORDS)
     if kind == "uid":

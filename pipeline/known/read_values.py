@@ -42,7 +42,7 @@ class Position:
 
     def error(self, index: int, value: str, kind: ValueKind) -> KnownError:
         """The error for the value at this index."""
-        what = "a URL" if kind == "url" else f"a {kind} of {HEX_DIGITS[kind]} hex digits"
+        what = "a URL" if kind == "url" else f"a valid {kind} ({HEX_DIGITS[kind]} hex digits)"
         shown = repr(clean_text(value, 80) or "")
         return KnownError(f"{self.path}, {self.unit} {self.first + index:,}: {shown} is not {what}")
 
@@ -50,8 +50,8 @@ class Position:
 def list_keys(kind: ValueKind, texts: pa.Array, position: Position, tally: Tally, must_be_urls: bool) -> Keys:
     """The keys of a list's values. Null and blank values are only counted. URLs may also be given as their SHA-256.
 
-    `must_be_urls`: for URLs, refuse text that does not look like one; otherwise such text counts as a URL that matches
-    nothing. Raises KnownError, naming the line or row, for text that is not a value of this kind.
+    `must_be_urls`: if `kind` is `url`, refuse text that does not look like a URL. If False, such text counts as a URL
+    that matches nothing. Raises KnownError, naming the line or row, for text that is not a value of this kind.
     """
     texts = pc.utf8_trim_whitespace(texts)
     is_value = pc.not_equal(texts, "").fill_null(False)

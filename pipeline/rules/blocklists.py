@@ -1,7 +1,8 @@
 """Searches blocklists: text files of digests or URLs, one per line, kept in memory as sorted arrays.
 
 Ten million SHA-256 digests take 320 MB in each process that reads them. Empty lines and lines that start with # are
-skipped. A URL is listed if a line has the same text or, however it is spelled, leads to the same request.
+skipped. A URL is listed if a line contains the same text, or a differently written URL that results in the same
+request.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\x00-\x20\x7f\ufffd]+")
 _AS_REQUESTED = re.compile(r"https?://[a-z0-9.-]+/[!\"$-~]*")
-"""Most URLs: parsing would not change them, but would take most of the time. Dot segments are not excluded."""
+"""Matches most URLs that parsing would not change, because parsing is slow. Also matches URLs with dot segments, which
+it would change."""
 
 _loading = threading.Lock()
 
@@ -36,7 +38,7 @@ class Blocklist:
     """The content of one file."""
 
     digests: npt.NDArray[np.bytes_]
-    """Sorted. A URL has two if it is not spelled as it is requested."""
+    """Sorted. A URL that is normalized before it is requested has two: one as given and one as requested."""
     num_entries: int
     """Number of lines that are neither empty nor comments."""
 
@@ -85,14 +87,14 @@ def _load(kind: DigestKind, path: str, files: Files) -> Blocklist:
                 raise ValueError(f"{path}, line {number}: {entry[:80]!r} is not a {_line_format(kind)}")
             digests += digest
             num_entries += 1
-    # numpy's `S` ignores trailing zero bytes in comparisons, which is harmless because all digests have one length.
+    # numpy's `S` ignores trailing zero bytes in comparisons: harmless, because all digests have the same length.
     entries = np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES[kind]}")
     entries.sort()
     return Blocklist(entries, num_entries)
 
 
 def _digest(kind: DigestKind, entry: str) -> bytes | None:
-    """The digest, or for some URLs two, of a line; None if it is malformed."""
+    """The digest of a line, or two concatenated digests for some URLs; None if the line is malformed."""
     if len(entry) == 2 * _DIGEST_BYTES[kind] and _HEX_DIGITS.issuperset(entry):
         return bytes.fromhex(entry)
     if kind != "url" or not _URL.fullmatch(entry):
@@ -104,5 +106,5 @@ def _digest(kind: DigestKind, entry: str) -> bytes | None:
 
 
 def _line_format(kind: DigestKind) -> str:
-    hex_digits = f"hash of {2 * _DIGEST_BYTES[kind]} hex digits"
-    return f"URL or {hex_digits}" if kind == "url" else hex_digits
+    digest = f"digest ({2 * _DIGEST_BYTES[kind]} hex digits)"
+    return f"URL or {digest}" if kind == "url" else digest

@@ -226,6 +226,6 @@ def _checksums(snapshot: Snapshot, kind: ScoreKind) -> Mapping[str, str]:
 
 def _differences(before: ScoreConfig, now: ScoreConfig) -> list[str]:
     if before.kind != now.kind:
-        return [f"  {before.kind} there, {now.kind} now"]
+        return [f"  {before.kind} in the dataset, {now.kind} now"]
     old, new = (getattr(each, each.kind).model_dump(mode="json") for each in (before, now))
-    return [f"  {name}: {old[name]!r} there, {new[name]!r} now" for name in new if old[name] != new[name]]
+    return [f"  {name}: {old[name]!r} in the dataset, {new[name]!r} now" for name in new if old[name] != new[name]]

@@ -1,4 +1,4 @@
-"""Reads the headers of the pages of a Parquet column chunk: what the pages contain, and how large they are unpacked."""
+"""Reads the page headers of a Parquet column chunk: what each page contains, and its uncompressed size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class Page:
     """Position of the first byte after its header."""
     packed_bytes: int
     num_bytes: int
-    """Unpacked."""
+    """Uncompressed."""
     num_values: int
     """Including nulls."""
     encoding: int
     levels_bytes: int | None = None
-    """DATA_V2: bytes of the repetition levels, which are first and not compressed."""
+    """DATA_V2: bytes of the repetition levels, which come first and are not compressed."""
 
     @property
     def is_data(self) -> bool:
@@ -42,8 +42,8 @@ class Page:
 
 
 def pages_of(file: IO[bytes], chunk: Any) -> Iterator[Page]:
-    """The pages of a column chunk in order, up to the number of values in the footer, where readers stop. Raises
-    ValueError if the headers cannot be read."""
+    """The pages of a column chunk, in order. Like readers, stops when the pages have as many values as the footer
+    says. Raises ValueError if the headers cannot be read."""
     starts = [chunk.data_page_offset, chunk.dictionary_page_offset]
     position = min(start for start in starts if start)
     end = position + chunk.total_compressed_size
@@ -109,7 +109,7 @@ def _struct(data: bytes, position: int, depth: int = 0) -> tuple[Struct, int]:
             fields[number], position = _struct(data, position, depth + 1)
         else:
             break
-    raise ValueError("no page header")
+    raise ValueError("not a page header")
 
 
 def _integer(data: bytes, position: int) -> tuple[int, int]:
@@ -119,7 +119,8 @@ def _integer(data: bytes, position: int) -> tuple[int, int]:
 
 
 def varint(data: bytes, position: int) -> tuple[int, int]:
-    """An unsigned LEB128 integer, and the position after it. Raises IndexError, or ValueError beyond 70 bits."""
+    """An unsigned LEB128 integer, and the position after it. Raises IndexError if the data ends too soon, and
+    ValueError if the integer has more than 70 bits."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]
@@ -127,4 +128,4 @@ def varint(data: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, position
-    raise ValueError("no varint")
+    raise ValueError("an integer of more than 70 bits")

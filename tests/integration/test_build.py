@@ -274,7 +274,7 @@ def test_a_second_run_does_nothing_and_a_different_job_is_refused_with_the_chang
     again = build(job(source, tmp_path / "out"))
     assert len(web.log) == asked
     assert first.statuses == again.statuses
-    with pytest.raises(JobError, match=r"images\.size: 512 there, 256 now"):
+    with pytest.raises(JobError, match=r"images\.size: 512 in that job, 256 in this one"):
         build(job(source, tmp_path / "out", images={"size": 256}))
 
 
@@ -293,7 +293,7 @@ def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_that_the_old_p
     blocklists._load.cache_clear()
     with pytest.raises(JobError, match=r"the content of .*\n.*Nothing is committed there yet: delete its plan/"):
         prepare(build_job)
-    with pytest.raises(JobError, match=r"images\.size: 512 there, 64 now"):
+    with pytest.raises(JobError, match=r"images\.size: 512 in that job, 64 in this one"):
         prepare(build_job.model_copy(update={"images": ImagesConfig(size=64)}))
 
 

@@ -1,4 +1,4 @@
-"""Tests that faults of this machine are recognized by type and code, never by text, which can come from a server."""
+"""Tests that faults of this machine are recognized by type and code, never by message, which a server can write."""
 
 import errno
 
@@ -27,7 +27,7 @@ def test_opencv_reports_lack_of_memory_with_an_error_code() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "files"), OSError(errno.ENOSPC, "disk")])
-def test_lack_of_memory_files_or_disk_is_a_local_fault(error: Exception) -> None:
+def test_running_out_of_memory_file_descriptors_or_disk_is_a_local_fault(error: Exception) -> None:
     assert isinstance(local_fault(error), LocalFault)
 
 

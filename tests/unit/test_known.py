@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+import re
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -159,10 +160,10 @@ def test_digests_and_uids_are_recognized_in_any_usual_notation(tmp_path: Path, k
     [
         ("url", "photo.jpg", "'photo.jpg' is not a URL"),
         ("url", DIGEST[:-1], "is not a URL"),
-        ("sha256", f"{DIGEST}  photo.jpg", "is not a sha256 of 64 hex digits"),
-        ("md5", DIGEST, "is not a md5 of 32 hex digits"),
-        ("uid", f"{DIGEST[:30]}zz", "is not a uid of 32 hex digits"),
-        ("phash", "http://a.example/", "is not a phash of 16 hex digits"),
+        ("sha256", f"{DIGEST}  photo.jpg", "is not a valid sha256 (64 hex digits)"),
+        ("md5", DIGEST, "is not a valid md5 (32 hex digits)"),
+        ("uid", f"{DIGEST[:30]}zz", "is not a valid uid (32 hex digits)"),
+        ("phash", "http://a.example/", "is not a valid phash (16 hex digits)"),
         ("url", b"http://a.example/\xff", "is not UTF-8"),
         ("url", "http://a.example/" + "x" * 6_000, "is longer than 5,000 bytes"),
     ],
@@ -177,13 +178,19 @@ def test_a_malformed_line_is_reported_by_number(
     lines = [good.encode()] * 250
     lines[199] = line if isinstance(line, bytes) else line.encode()
     (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
-    with pytest.raises(KnownError, match=f"a.txt, line 200: .*{problem}"):
+    with pytest.raises(KnownError, match=f"a.txt, line 200: .*{re.escape(problem)}"):
         found(tmp_path, {"path": str(tmp_path / "a.txt"), "by": kind})
 
 
 def test_a_bad_value_in_a_table_is_reported_by_row_and_a_bad_table_by_name(tmp_path: Path) -> None:
     for name, content, known, problem in [
-        ("a.csv", f"sha256\n{DIGEST}\n\nno\n", {}, "a.csv, row 2: 'no' is not a sha256"),  # the blank line is not a row
+        # the blank line is not a row
+        (
+            "a.csv",
+            f"sha256\n{DIGEST}\n\nno\n",
+            {},
+            "a.csv, row 2: 'no' is not a valid sha256",
+        ),  # the blank line is not a row
         ("b.csv", "url,n\nhttp://a/,1\nhttp://b/\n", {}, "b.csv, row 2: has 1 field, but the header has 2"),
         ("c.csv", "link\nhttp://a/\n", {}, "c.csv has no column 'url' or 'sha256': .* it has: 'link'"),
         ("d.csv", "link\nhttp://a/\n", {"by": "url", "column": "links"}, "d.csv has no column 'links'; it has: 'link'"),

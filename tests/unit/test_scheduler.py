@@ -170,7 +170,7 @@ def test_a_series_of_dying_workers_stops_the_run() -> None:
 
     scheduler = scheduler_of(LastStageDies(1))
     scheduler.max_deaths = 7
-    with pytest.raises(SchedulerError, match="8 workers of the stage 'commit' died one after another"):
+    with pytest.raises(SchedulerError, match="8 workers in a row died in the stage 'commit'"):
         list(scheduler.run(shards(100)))
 
 
@@ -292,7 +292,7 @@ def test_a_worker_that_cannot_start_loses_no_shard_if_another_worker_can_start(s
 
 def test_a_run_ends_with_the_reason_if_no_worker_of_a_stage_can_start() -> None:
     scheduler = scheduler_of(PartlyBroken(1, broken_starts=10**6))
-    with pytest.raises(SchedulerError, match="no worker of the stage 'encode' could start: failed"):
+    with pytest.raises(SchedulerError, match="no worker for the stage 'encode' could start: failed"):
         list(scheduler.run(shards(4)))
     scheduler.stop()
 

@@ -12,9 +12,9 @@ from pairmill.pipeline.known.embeddings import Floats, Halves, exact_cosines, un
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 
 _BLOCK_ROWS = 256
-"""Rows to compare with all later rows at a time."""
+"""How many rows are compared with all later rows at once."""
 _STRIPE_ROWS = 2_048
-"""Later rows to compare a block with at a time: their cosines take 2 MB, which fits into the cache."""
+"""How many later rows a block is compared with at once: their cosines take 2 MB, which fits in the cache."""
 _EXACT_PAIRS = 4_096
 _COMPACT_SHARE = 0.75
 
@@ -22,11 +22,12 @@ STAYS = -1
 
 
 def near_rows(vectors: Halves, is_guest: RowMask, threshold: float) -> RowIndices:
-    """For each row of a cluster, the better row that drops it (its parent), or STAYS; [rows]. Ignores other clusters.
+    """For each row of a cluster, the better row because of which it is dropped (its parent), or STAYS; [rows]. Ignores
+    other clusters.
 
     `vectors`: float16 [columns, rows, dim], best row first. A row is dropped if, in all columns, its cosine with a
-    better row that stays is at least the threshold. Two guests are not compared with each other here: they are compared
-    in the home cluster of either, if both are in it.
+    better row that stays is at least the threshold. Two guests (rows whose home is another cluster) are not compared
+    with each other here, but in the home cluster of one of them, if the other is in that cluster too.
     """
     cluster = _Cluster(vectors, is_guest, threshold)
     while cluster.has_pairs:
@@ -51,7 +52,7 @@ class _Cluster:
         return residents > 0 and residents + guests > 1
 
     def step(self) -> None:
-        """Decide about the best rows, then compare those that stay with all later rows."""
+        """Decide which of the best rows stay, then compare all later rows with them."""
         best = np.sort(np.concatenate([rows[:_BLOCK_ROWS] for rows in self._waiting]))[:_BLOCK_ROWS]
         heads = [int(np.searchsorted(rows, best[-1], "right")) for rows in self._waiting]
         rows = np.concatenate([rows[:head] for rows, head in zip(self._waiting, heads, strict=True)])
@@ -80,7 +81,7 @@ class _Cluster:
                 self.parents[later[self.parents[later] == STAYS]] = rows[row]
 
     def _compare(self, rows: RowIndices, units: Floats, to_guests: bool) -> None:
-        """Compare rows that stay with all waiting rows, or only with the residents among them."""
+        """Compare all waiting rows, or only the residents among them, with `rows`, which stay."""
         for waiting, others in list(zip(self._waiting, self._units, strict=True))[: 2 if to_guests else 1]:
             for start in range(0, len(waiting) if len(rows) else 0, _STRIPE_ROWS):
                 stripe = slice(start, start + _STRIPE_ROWS)
@@ -104,7 +105,7 @@ class _Cluster:
         return near
 
     def _compact(self) -> None:
-        """Remove dropped rows from the waiting rows if there are many of them."""
+        """If many of the waiting rows have been dropped, remove those."""
         for side, rows in enumerate(self._waiting):
             stays = self.parents[rows] == STAYS
             if stays.sum() < _COMPACT_SHARE * len(rows):

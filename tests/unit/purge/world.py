@@ -55,7 +55,7 @@ class Source:
         self.vectors, self.more_vectors = vectors[:2], vectors[2:]
 
     def url(self, row: int) -> str:
-        """The URL of a row. Every fifth URL is on a subdomain of another host, whose name contains a capital letter."""
+        """The URL of a row. Every fifth URL is on a subdomain of a second host, with a capital letter in its name."""
         host = "img.Elsewhere.example" if row % 5 == 0 else "pictures.example"
         return f"https://{host}/photo/{row:04d}/full.jpg"
 
@@ -98,7 +98,8 @@ class Source:
 def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
     """Write the dataset `root/out`, with columns, subsets, an index, labels and reports, and its exports beside it.
 
-    The input is a CSV file, so `input/` contains all URLs and captions. The last shards are not committed.
+    The input is a CSV file, so `input/` contains all URLs and captions. The last `uncommitted` shards are
+    not committed.
     """
     source, out = Source(rows), root / "out"
     lines = [f"{source.url(row)},{source.caption(row)}" for row in range(rows)]
@@ -120,7 +121,7 @@ def add_everything(out: Path, source: Source) -> None:
     steps = ["where: similarity >= 0", "dedup: {by: sha256}", "balance: {by: host, curve: 30}"]
     steps += [
         f"balance: {{by: {name}, curve: 0.999}}" for name in ("uid", "url", "caption", "sha256")
-    ]  # so that every entry has more than t rows
+    ]  # so that every entry has more rows than the curve's threshold
     pairmill.select(out, "half", steps=[*steps, "repeat: {weight: 1 + similarity}"], settings={"partial": True})
     pairmill.index(out, model="b16")
     pairmill.report(out)
@@ -208,9 +209,9 @@ def _row(source: Source, shard: Shard, row: int) -> dict[str, object]:
 
 
 def grep(folder: Path, marks: Sequence[bytes]) -> list[tuple[str, bytes]]:
-    """(file, mark) for each mark in a file: in its raw bytes, in any value of Parquet, or in any member of a tar.
+    """(file, mark) for each mark in a file: in its raw bytes, in any value of a Parquet file or any member of a tar.
 
-    Uses neither the code under test nor its knowledge of the layout.
+    Does not use the code under test, and assumes nothing about the layout.
     """
     found = []
     for path in sorted(folder.rglob("*")):

@@ -107,7 +107,7 @@ def test_an_empty_blocklist_lists_nothing(tmp_path: Path) -> None:
 def test_a_malformed_line_is_an_error_with_its_number(tmp_path: Path, kind: str, line: str) -> None:
     path = tmp_path / "list"
     path.write_text(f"# a comment\n\n{line}\n")
-    with pytest.raises(ValueError, match=r"list, line 3: .* is not a (hash|URL)"):
+    with pytest.raises(ValueError, match=r"list, line 3: .* is not a (digest|URL)"):
         load_blocklist(kind, str(path), Files())  # type: ignore[arg-type]
 
 

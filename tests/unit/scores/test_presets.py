@@ -128,7 +128,12 @@ def test_every_preset_with_a_model_specific_threshold_names_the_model(name: str)
 @pytest.mark.parametrize(
     ("preset", "name", "score", "message"),
     [
-        ("negcliploss-normsim", "neg_clip", {"mix": "0 - similarity"}, "  mix there, neg_clip in the preset"),
+        (
+            "negcliploss-normsim",
+            "neg_clip",
+            {"mix": "0 - similarity"},
+            "  kind: mix in the dataset, neg_clip in the preset",
+        ),
         (
             "negcliploss-normsim",
             "neg_clip",
@@ -139,14 +144,14 @@ def test_every_preset_with_a_model_specific_threshold_names_the_model(name: str)
             "negcliploss-normsim",
             "norm_sim",
             {"norm_sim": {"target": "/t.npy", "norm": "2"}},
-            "  norm_sim.norm: '2' there",
+            "  norm_sim.norm: '2' in the dataset",
         ),
-        ("t-mars", "words", {"text": {}}, "  text.mask: None there, {'model': 'b32'} in the preset"),
+        ("t-mars", "words", {"text": {}}, "  text.mask: None in the dataset, {'model': 'b32'} in the preset"),
         (
             "t-mars",
             "words",
             {"text": {"mask": {"model": "l14"}}},
-            "  text.mask.model: 'l14' there, 'b32' in the preset",
+            "  text.mask.model: 'l14' in the dataset, 'b32' in the preset",
         ),
     ],
 )

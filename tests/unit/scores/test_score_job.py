@@ -166,10 +166,10 @@ def test_a_different_score_under_the_same_name_is_refused_and_the_differences_ar
 ) -> None:
     add(folder, "neg", neg_clip={"batch": 40})
     with pytest.raises(
-        ScoreError, match=r"a different score 'neg'; choose another name, or move .*\n  batch: 40 there, 50"
+        ScoreError, match=r"a different score 'neg'; choose another name, or move .*\n  batch: 40 in the dataset, 50"
     ):
         add(folder, "neg", neg_clip={"batch": 50})
-    with pytest.raises(ScoreError, match="neg_clip there, head now"):
+    with pytest.raises(ScoreError, match="neg_clip in the dataset, head now"):
         add(folder, "neg", head=head)
     add(folder, "aesthetic", head=head)
     save_file({"weight": torch.zeros(1, 16), "bias": torch.zeros(1)}, head)

@@ -21,14 +21,14 @@ WHERE = {"where": "similarity >= 0.22 and width > height"}
 IN_SQL = "similarity >= 0.22 and width > height"
 
 
-def test_without_steps_the_kept_rows_remain_once_per_uid(dataset: Path) -> None:
+def test_without_steps_one_kept_row_remains_per_uid(dataset: Path) -> None:
     subset = make_subset(dataset, "plain")
     assert row_ids(dataset, "plain") == oracle(dataset, "select * from rows")
     assert [report.step for report in subset.reports] == ["rows: kept", "dedup: by uid"]
     assert subset.reports[0].rows_in == ROWS
 
 
-def test_rows_pairs_selects_from_dropped_rows_too(dataset: Path) -> None:
+def test_with_rows_set_to_pairs_dropped_rows_can_be_selected_too(dataset: Path) -> None:
     make_subset(dataset, "all", rows="pairs")
     expected = "select * from all_rows qualify row_number() over (partition by uid order by row_index) = 1"
     assert row_ids(dataset, "all") == oracle(dataset, expected)
@@ -68,7 +68,7 @@ def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
     assert 0.15 < len(after & wide) / len(before & wide) < 0.35
 
 
-def test_values_that_look_like_hex_digits_equal_themselves_whatever_their_shard_contains(tmp_path: Path) -> None:
+def test_equal_values_that_look_like_hex_are_duplicates_whatever_else_their_shards_contain(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 40, shard_rows=20)
     for shard, captions in enumerate((["deadbeefdeadbeef"] * 20, ["deadbeefdeadbeef", *map(str, range(19))])):
         path = tmp_path / f"own/pairs/{shard:09d}.parquet"
@@ -115,7 +115,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("where", ["width >= 0", "width == 3", "width in (3, 4, 5, 8)"])
 @pytest.mark.parametrize("share", [{"fraction": 0.3}, {"count": 17}, {"fraction": 1.0}, {"count": 10**6}])
-def test_the_top_is_exact_if_keys_are_sampled_from_few_shards_and_each_shard_differs(
+def test_the_top_is_exact_if_keys_are_sampled_from_a_few_shards_and_the_shards_all_differ(
     numbered: Path, monkeypatch: pytest.MonkeyPatch, where: str, share: dict[str, float]
 ) -> None:
     """Some of the conditions drop every row of the sampled shards."""
@@ -146,7 +146,7 @@ def test_exact_dedup_keeps_the_best_of_each_group(dataset: Path) -> None:
     assert clusters == [row[0] for row in DUCKDB.execute(sizes.format(rows)).fetchall()]
 
 
-def test_a_dedup_in_many_rounds_of_partitions_gives_the_same_rows(
+def test_a_dedup_split_into_many_partitions_selects_the_same_rows(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
