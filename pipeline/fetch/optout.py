@@ -1,7 +1,7 @@
 """Reads X-Robots-Tag, the header with which a server forbids the use of its pictures.
 
 Syntax: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag#xrobotstag . DeviantArt introduced
-`noai` and `noimageai` in November 2022. img2dataset refuses the same directives except `none`, which is short for
+`noai` and `noimageai` in November 2022. img2dataset honors the same directives except `none`, which is short for
 `noindex, nofollow`.
 """
 
@@ -22,15 +22,15 @@ def agent_token(user_agent: str) -> str:
 def opt_out_directive(values: Iterable[str], token: str) -> str | None:
     """The first directive in X-Robots-Tag header values that opts out of our use, or None.
 
-    `token: directive, directive` addresses only that crawler, up to the next token; directives before the first token
-    address everyone. Semicolons, blanks and quotes between directives, and a version after the token, are mistakes, but
-    leave no doubt about what is meant.
+    Directives after `token:` only apply to the crawler with that token, until the next token; directives before the
+    first token apply to everyone. Semicolons, spaces and quotes between directives, and a version after the token, are
+    mistakes, but leave no doubt about what is meant.
     """
     for value in values:
         is_for_us = True
         for part in re.split("[,;]", value.lower().translate(_QUOTES)):
             names, colon, rest = (piece.strip() for piece in part.partition(":"))
-            # With a blank, the colon is in the time of day of a date.
+            # If there is a space before the colon, the colon belongs to the time in a date.
             if colon and names not in _WITH_VALUE | OPT_OUT_DIRECTIVES and " " not in names:
                 is_for_us = names.partition("/")[0] in ("*", token)
                 names = rest

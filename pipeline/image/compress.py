@@ -19,10 +19,10 @@ _PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
-    """uint8 [height, width, 3] -> an encoded file. Because it receives only pixels, no EXIF, XMP, GPS or ICC can
-    slip through.
+    """uint8 [height, width, 3] -> an encoded file. Because this function receives only pixels, no EXIF, XMP,
+    GPS or ICC data can slip through.
 
-    Raises ImageError if the format does not support that size.
+    Raises ImageError if the picture is too large for the format.
     """
     height, width = pixels.shape[:2]
     if max(width, height) > _MAX_SIDE[config.format]:
@@ -37,8 +37,8 @@ def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
 
 
 def original_without_metadata(body: bytes, header: ImageHeader, config: ImagesConfig) -> bytes | None:
-    """A PNG or WebP without its metadata but with its compressed pixels; None if the picture has to be encoded again.
-    For JPEG, see passthrough.py."""
+    """A PNG or WebP without its metadata but with the same compressed pixels; None if the picture has to be encoded
+    again. For JPEG, see passthrough.py."""
     if config.reencode == "always" or header.format == "JPEG" or header.format != _PILLOW_NAMES[config.format]:
         return None
     return strip_metadata(body, header.format)

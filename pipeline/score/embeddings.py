@@ -17,8 +17,8 @@ from pairmill.schemas.pairs import score_column_names
 MAX_CELLS = 1 << 24
 """Maximum number of rows in a block times the number of vectors that they are compared with: 64 MB of float32."""
 BLOCK_ROWS = 1_024
-"""Rows to convert to float32 at a time. At 512 dimensions, a block takes 2 MB and stays in the cache, which makes a
-linear head 13 times as fast as converting the whole shard first."""
+"""Rows to convert to float32 at a time. At 512 dimensions, a block takes 2 MB and stays in the cache, so a linear
+head runs 13 times as fast as it would if the whole shard were converted first."""
 
 
 _EXPONENT = np.uint16(0x7C00)
@@ -37,7 +37,7 @@ def is_of_pictures(column: str) -> bool:
 
 
 def chosen_model(snapshot: Snapshot, alias: str | None, of: EmbeddingKind = "image") -> Embeddings:
-    """The embeddings of the model `alias`, or of the dataset's only model if it is None.
+    """The embeddings of the model `alias`, or of the dataset's only model if `alias` is None.
 
     Raises ScoreError if there are several models to choose from, and EmbeddingsError if the dataset has no such model.
     """
@@ -91,8 +91,9 @@ def float32_blocks(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield (rows, their vectors as float32 [block, dim]) block by block.
 
-    Vectors are L2-normalized if `normalize`, which undoes most of the rounding to float16; a vector of zeros stays
-    zeros. `compared_with`: the number of vectors that rows are compared with; if it is very large, blocks are smaller.
+    Vectors are L2-normalized if `normalize`, which corrects their lengths after rounding to float16; a vector of zeros
+    stays zeros. `compared_with`: the number of vectors that rows are compared with; if it is very large, blocks are
+    smaller.
     """
     size = max(1, min(BLOCK_ROWS, MAX_CELLS // compared_with))
     with warnings.catch_warnings():

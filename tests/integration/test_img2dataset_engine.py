@@ -1,4 +1,4 @@
-"""Tests img2dataset's engine in our pipeline: it produces the same rows and outputs, within our limits."""
+"""Tests img2dataset's engine in our pipeline: the same rows and outputs as with our own, and the same limits."""
 
 import errno
 import socket
@@ -54,9 +54,11 @@ def test_both_engines_give_the_same_rows_and_statuses(web: PictureWeb, tmp_path:
         ("images", {"max_pixels": 1_000_000}),
     ],
 )
-def test_limits_that_img2dataset_cannot_keep_are_refused(section: str, settings: dict[str, Any]) -> None:
+def test_settings_that_img2dataset_cannot_enforce_are_refused(section: str, settings: dict[str, Any]) -> None:
     values: dict[str, Any] = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset"}}
-    stated = BuildJob.model_validate(values).model_dump(mode="json")  # in job.yaml, defaults are stated
+    stated = BuildJob.model_validate(values).model_dump(
+        mode="json"
+    )  # job.yaml spells out the defaults, which must not be refused
     assert BuildJob.model_validate(stated).fetch.engine == "img2dataset"
     with pytest.raises(ValueError, match="engine img2dataset does not support"):
         BuildJob.model_validate({**stated, section: {**stated[section], **settings}})
@@ -76,7 +78,7 @@ async def _endless_redirect(request: Request, writer: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_running_out_of_open_files_fails_the_shard_and_blames_no_url(
+def test_running_out_of_file_descriptors_fails_the_shard_and_blames_no_url(
     hostile: HostileWeb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_files_left(*arguments: Any) -> None:

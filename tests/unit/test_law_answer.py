@@ -95,7 +95,7 @@ def test_splitting_a_response_at_any_position_changes_nothing(name: str) -> None
 @settings(max_examples=max(settings.default.max_examples // 4, 1))
 @given(st.data())
 def test_splitting_a_damaged_response_changes_nothing(data: st.DataObject) -> None:
-    """If a part of a response is replaced, removed or doubled, the verdict still does not depend on the splits."""
+    """If part of a response is replaced, removed or duplicated, the verdict does not depend on the splits either."""
     answer = bytearray(data.draw(st.sampled_from([each.bytes[:2_000] for each in ANSWERS.values() if each.bytes])))
     start = data.draw(st.integers(0, len(answer) - 1))
     end = data.draw(st.integers(start, min(start + 20, len(answer))))

@@ -34,7 +34,7 @@ def test_the_fingerprint_of_a_job_is_the_same_as_in_version_0_1_0(fields: dict[s
     assert fingerprint(load_job(None, fields), ["w"]) == before
 
 
-def test_a_record_with_the_old_field_held_is_read_as_a_corpus_and_unknown_fields_are_ignored() -> None:
+def test_an_old_record_whose_source_is_held_loads_as_a_corpus_job_and_unknown_fields_are_ignored() -> None:
     record = JobRecord(load_job(None, EMBED), "f" * 32, {"pairmill": "0.1.0"})
     values = record.to_json()
     source = {name: value for name, value in dict(values["source"]).items() if name != "kind"}  # type: ignore[call-overload]

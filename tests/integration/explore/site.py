@@ -37,7 +37,7 @@ HOSTILE = [
 
 
 def drawn(count: int) -> list[dict[str, object]]:
-    """Rows with drawn pictures; the first ones have hostile captions, names and URLs."""
+    """Rows with generated drawings. The first rows have hostile captions and URLs."""
     rng = random.Random(7)
     rows: list[dict[str, object]] = []
     for number in range(count):
