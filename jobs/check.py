@@ -156,8 +156,10 @@ def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
     diff = [f"  {name}: {before.get(name)!r} in that job, {now.get(name)!r} in this one" for name in names]
     advice = "Choose another output folder, or use the settings of that job."
     if not committed(store):
-        begun = "plan/, input/, known/ and job.yaml"
-        advice = f"Nothing is committed there yet: delete its {begun}, or choose another output folder."
+        advice = (  # nothing shows whether the other job is alive: it may plan and convert for hours before it commits
+            "Nothing is committed there yet, but that job may be running. Choose another output folder; or, if no run "
+            "is using this one, delete its plan/, input/, known/ and job.yaml."
+        )
     return "\n".join(
         [
             f"{store.root} contains the output of another job. What differs:",

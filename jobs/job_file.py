@@ -190,7 +190,9 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         line = f":{error.line}" if error.line else ""
         raise JobError(f"{name}{line}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise JobError(f"{name}:1: a job file consists of `field: value` lines, not a {type(values).__name__}")
+        raise JobError(
+            f"{name}:1: a job file consists of `field: value` lines; this one is of type {type(values).__name__}"
+        )
     for record in ("fingerprint", "schema_version", "versions"):  # only in the job.yaml of an output folder
         values.pop(record, None)
     return values

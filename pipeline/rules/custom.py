@@ -87,7 +87,7 @@ def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
     if function is None:
         raise ValueError(f"custom rule {name}: the module {module_name} has no function {function_name!r}")
     if not callable(function):
-        raise ValueError(f"custom rule {name}: {function_name!r} is a {type(function).__name__}, not a function")
+        raise ValueError(f"custom rule {name}: {function_name!r} is no function; its type is {type(function).__name__}")
     return CustomRule(name, function, getattr(function, _STEP_ATTRIBUTE, Step.SCORE))
 
 

@@ -278,7 +278,7 @@ def test_a_second_run_does_nothing_and_a_different_job_is_refused_with_the_chang
         build(job(source, tmp_path / "out", images={"size": 256}))
 
 
-def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_that_the_old_plan_can_be_deleted(
+def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_when_the_old_plan_can_be_deleted(
     web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -291,7 +291,9 @@ def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_that_the_old_p
     prepare(build_job)
     blocklist.write_text("http://a.example/2.jpg\n")
     blocklists._load.cache_clear()
-    with pytest.raises(JobError, match=r"the content of .*\n.*Nothing is committed there yet: delete its plan/"):
+    with pytest.raises(
+        JobError, match=r"the content of .*\n.*may be running.* if no run is using this one, delete its plan/"
+    ):
         prepare(build_job)
     with pytest.raises(JobError, match=r"images\.size: 512 in that job, 64 in this one"):
         prepare(build_job.model_copy(update={"images": ImagesConfig(size=64)}))

@@ -18,6 +18,9 @@ FIELDS_KEY = "pairmill_json_fields"
 """Key of FieldNotes in the footer of an index."""
 MAX_FIELDS = 200
 """Maximum number of columns for JSON fields."""
+MAX_NAME_CHARS = 200
+"""Maximum length of a field's name. The name becomes that of a column, which the footer of every file repeats; longer
+ones are most likely data, such as a dictionary of captions."""
 MAX_FIELD_BYTES = 16 << 10
 MAX_ROW_BYTES = 64 << 10
 
@@ -57,7 +60,7 @@ class FieldNotes:
         return _json(kept) if kept else None
 
     def _has_room(self, name: str) -> bool:
-        return bool(name) and len(name) <= MAX_FIELDS and (name in self.kinds or len(self.kinds) < MAX_FIELDS)
+        return bool(name) and len(name) <= MAX_NAME_CHARS and (name in self.kinds or len(self.kinds) < MAX_FIELDS)
 
     def add(self, other: "FieldNotes") -> None:
         """Add the notes of another index."""

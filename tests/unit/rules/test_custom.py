@@ -81,7 +81,7 @@ def test_installed_modules_need_no_folder() -> None:
         ("no_such_module:f", "there is no module 'no_such_module' in"),
         ("own_rules.deeper:f", "there is no module 'own_rules.deeper'"),
         ("own_rules:no_such", "the module own_rules has no function 'no_such'"),
-        ("own_rules:NUMBER", "'NUMBER' is a int, not a function"),
+        ("own_rules:NUMBER", "'NUMBER' is no function; its type is int"),
         ("pairmill.pipeline.rules:at", "pairmill's own"),
         ("pairmill:x", "pairmill's own"),
         ("json:loads", "has the name of another module"),
