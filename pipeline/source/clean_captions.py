@@ -9,6 +9,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
+from html.entities import html5
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,14 +39,18 @@ _INVISIBLE = (
 # takes quadratic time in the length of such a run (200,000 marks: 30 s), and no language has longer ones.
 _MARKS, _FIRST_MARKS = r"(\pM{30})\pM+", r"\1"
 
+# As in HTML's attributes (https://html.spec.whatwg.org/#named-character-reference-state), because captions are mostly
+# `alt` texts: some names need no semicolon, unless `=`, a letter or a digit follows, as in `?a=1&copy=2`.
+_REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[A-Za-z][A-Za-z0-9]{1,31}(?:;|(?![=A-Za-z0-9])))")
 _LONG_NUMBER = re.compile(r"&#([0-9]{8,});?")
 
 
 def clean_captions(raw: pa.Array) -> pa.Array:
     """Clean a string column, keeping length and order. Null stays null; a caption with nothing left becomes "".
 
-    HTML entities are decoded (at most twice, for pages that escape twice), control characters are removed, every run of
-    whitespace (including no-break and zero-width spaces) becomes one space, ends are trimmed, and the result is NFC.
+    HTML entities are decoded as browsers decode them in attributes (at most twice, for pages that escape twice),
+    control characters are removed, every run of whitespace (including no-break and zero-width spaces) becomes one
+    space, ends are trimmed, and the result is NFC.
     A caption without any visible character becomes empty; in other captions, joiners and variation selectors stay.
     """
     captions = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
@@ -67,9 +72,16 @@ def _unescape(captions: pa.Array) -> pa.Array:
 
 def _unescape_twice(caption: str) -> str:
     for _ in range(2):
-        # `int` refuses numbers of more than 4,300 digits. 8 digits are already beyond Unicode and become U+FFFD too.
-        caption = html.unescape(_LONG_NUMBER.sub(_shorten_number, caption))
+        caption = _REFERENCE.sub(_decode, caption)
     return caption
+
+
+def _decode(reference: re.Match[str]) -> str:
+    text = reference[0]
+    if text[1] != "#":
+        return html5.get(text[1:], text)
+    # `int` refuses numbers of more than 4,300 digits. 8 digits are already beyond Unicode and become U+FFFD too.
+    return html.unescape(_LONG_NUMBER.sub(_shorten_number, text))
 
 
 def _shorten_number(reference: re.Match[str]) -> str:

@@ -1,7 +1,9 @@
 """Tests the cleaning of captions: what is removed, what stays, and how long it may take."""
 
+import html
 import time
 import unicodedata
+from html.entities import html5
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,6 +40,8 @@ def clean(caption: str | None) -> str | None:
         ("Tom &amp;amp;amp; Jerry", "Tom &amp; Jerry"),
         ("&lt;b&gt;&quot;a&quot;&#39;&#x27;&nbsp;b", "<b>\"a\"'' b"),
         ("R&D, AT&T", "R&D, AT&T"),
+        ("http://a.example/?b=1&amp;copy=2&reg=3&amp", "http://a.example/?b=1&copy=2&reg=3&"),
+        ("&#65b &#x41g &#xD7", "Ab Ag ×"),
         ("&eacute;e\u0301", "éé"),
         ("e\u00ad\u0301", "é"),
         ("&#0;&#xD800;&#x110000;", "\ufffd\ufffd\ufffd"),
@@ -51,6 +55,21 @@ def clean(caption: str | None) -> str | None:
 )
 def test_a_caption_is_cleaned(raw: str | None, cleaned: str | None) -> None:
     assert clean(raw) == cleaned
+
+
+def test_named_entities_are_decoded_as_by_html_unless_a_word_or_a_parameter_goes_on() -> None:
+    """Tries every name of HTML with every kind of next character. Python decodes as in text, we as in attributes, where
+    a name without a semicolon ends at the end of the word."""
+    texts, decoded, stays = [], [], []
+    for name in html5:
+        for after in ("", " b", ".", "&", "é", "<", ";", "=1", "Zz", "0z"):
+            text = f"a &{name}{after}"
+            texts.append(text)
+            decoded.append(html.unescape(text))
+            stays.append(not name.endswith(";") and after[:1] in ("=", "Z", "0"))
+    expected = pc.if_else(pa.array(stays), pa.array(texts), clean_captions(pa.array(decoded)))
+    assert clean_captions(pa.array(texts)).to_pylist() == expected.to_pylist()
+    assert clean("a &notit; &notin; &ampamp;") == "a &notit; ∉ &ampamp;"
 
 
 EVERY_CHARACTER = [char for char in map(chr, range(0x110000)) if unicodedata.category(char) not in ("Cn", "Co", "Cs")]
