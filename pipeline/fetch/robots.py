@@ -33,8 +33,11 @@ cannot be decompressed."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-_BEHIND_TOKEN = re.compile(r"^(\s*user[- ]?agent\s*:\s*[^\s/#]+)[^#]*", re.IGNORECASE)
-"""The rest of a line that names a crawler. As in Google's parser, `User-agent: pairmill/0.1` addresses `pairmill`."""
+_USER_AGENT = re.compile(r"\s*user(?:-|\s*)agent(?=[\s:])[\s:]*([^\s/#,;]*)", re.IGNORECASE)
+"""The beginning of a line that names a crawler, in every spelling that Protego accepts, up to the end of the name. As in
+Google's parser, `User-agent: pairmill/0.1` addresses `pairmill`."""
+_ANOTHER = "(another)"
+"""Stands for the name of every other crawler: no product name contains parentheses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,20 @@ class RobotsTxtCache:
         lines = _decode(body[:MAX_BYTES]).splitlines()
         if len(lines) > _MAX_LINES:
             return _RobotsTxt(failure=(Status.ROBOTS_DISALLOWED, f"robots.txt with more than {_MAX_LINES:,} lines"))
-        text = "\n".join(_BEHIND_TOKEN.sub(r"\1", line) for line in lines)
+        text = "\n".join(_name_exactly(line, self._token) for line in lines)
         return _RobotsTxt(rules=Protego.parse(text), num_bytes=len(body))
+
+
+def _name_exactly(line: str, token: str) -> str:
+    """A line that Protego understands as RFC 9309 section 2.2.1 says: a group is ours if it has our whole name, in any
+    case. To Protego, a group for `pair` would also be one for `pairmill`. Asterisks in a name mean nothing; of a token of
+    several words, only the first can be a name."""
+    match = _USER_AGENT.match(line)
+    if match is None:
+        return line
+    name = match[1].replace("*", "").lower()
+    group = "*" if match[1] and not name else token if name == token.partition(" ")[0] else _ANOTHER
+    return f"User-agent: {group}"
 
 
 def _decode(body: bytes) -> str:

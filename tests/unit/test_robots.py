@@ -43,7 +43,27 @@ def test_a_version_after_a_crawlers_name_is_ignored_and_the_next_line_is_not(tex
     assert is_allowed(text) is allowed
 
 
-@pytest.mark.parametrize("line", [" " * 49, "User-agent" + " " * 39, "user agent: " + "x" * 37])
+NAMES = {"pairmill": True, "PairMill": True, "pairmill/0.1 (bot)": True, "pairmill*": True} | dict.fromkeys(
+    ["pair", "p", "mill", "pairmill-images", "pairmillx", "images-pairmill", "*pair*", "(pairmill"], False
+)
+
+
+@pytest.mark.parametrize("line", ["User-agent: {}", "user agent {} # bot", "\tUSERAGENT:{}"])
+def test_only_the_groups_with_our_whole_name_are_ours_and_they_count_as_one(line: str) -> None:
+    """RFC 9309 section 2.2.1. The groups for everyone count only if none is ours."""
+    everyone = line.format("*")
+    for name, is_ours in NAMES.items():
+        named = line.format(name)
+        assert is_allowed(f"{everyone}\nDisallow: /p/\n{named}\nDisallow: /q/") is is_ours
+        assert is_allowed(f"{named}\nDisallow: /p/\n\n{everyone}\nDisallow: /q/") is not is_ours
+        assert is_allowed(f"{named}\nDisallow: /p/") is not is_ours
+        assert is_allowed(f"{named}\n{line.format('other')}\nDisallow: /p/") is not is_ours
+        assert is_allowed(f"{line.format('other')}\n{named}\nDisallow: /p/") is not is_ours
+        assert is_allowed(f"{named}\nDisallow: /q/\n{everyone}\nAllow: /\n{named}\nDisallow: /p/\n") is not is_ours
+        assert not is_allowed(f"{named}\n{everyone}\nDisallow: /p/")
+
+
+@pytest.mark.parametrize("line", [" " * 49, "User-agent" + " " * 39, "user agent: " + "x" * 37, "user" + " " * 45])
 def test_no_robots_txt_takes_more_than_a_second_to_read(line: str) -> None:
     started = time.thread_time()
     is_allowed("\n".join([line] * min(9_900, MAX_BYTES // (len(line) + 1))))
