@@ -34,8 +34,8 @@ cannot be decompressed."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _USER_AGENT = re.compile(r"\s*user(?:-|\s*)agent(?=[\s:])[\s:]*([^\s/#,;]*)", re.IGNORECASE)
-"""The beginning of a line that names a crawler, in every spelling that Protego accepts, up to the end of the name. As in
-Google's parser, `User-agent: pairmill/0.1` addresses `pairmill`."""
+"""The beginning of a line that names a crawler, in every spelling that Protego accepts, up to the end of the name.
+`User-agent: pairmill/0.1` addresses `pairmill`, as in Google's parser."""
 _ANOTHER = "(another)"
 """Stands for the name of every other crawler: no product name contains parentheses."""
 
@@ -92,7 +92,7 @@ class RobotsTxtCache:
 
 def _name_exactly(line: str, token: str) -> str:
     """A line that Protego understands as RFC 9309 section 2.2.1 says: a group is ours if it has our whole name, in any
-    case. To Protego, a group for `pair` would also be one for `pairmill`. Asterisks in a name mean nothing; of a token of
+    case. To Protego, a group for `pair` would also be one for `pairmill`. Asterisks in a name mean nothing, and of
     several words, only the first can be a name."""
     match = _USER_AGENT.match(line)
     if match is None:
