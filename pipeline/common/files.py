@@ -5,6 +5,7 @@ import errno
 import gzip
 import hashlib
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.utils import glob_translate
 
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
@@ -93,6 +95,23 @@ class Files:
         else:
             fs, inside = fsspec.filesystem("file"), absolute(uri)
         return fs, inside
+
+    def glob(self, uri: str) -> Iterable[str]:
+        """The files and folders that match a glob, as paths in its file system.
+
+        On S3, a folder can have an empty name, and `**` matches it like any other folder, so that `a/**/*.parquet`
+        selects all Parquet files below `a`. To fsspec, `a//b.parquet` would not match.
+        """
+        fs, pattern = self.file_system(uri)
+        first = min(map(pattern.index, GLOB_CHARACTERS & set(pattern)))
+        root, _, prefix = pattern[:first].rpartition("/")
+        if not (uri.startswith(S3_SCHEMES) and root and ("**/" in pattern or "//" in pattern)):
+            return map(str, fs.glob(pattern))
+        found = set(map(str, fs.find(root, prefix=prefix)))
+        for folder in list(found):
+            while len(folder := folder.rpartition("/")[0]) > len(root) and folder not in found:
+                found.add(folder)
+        return filter(re.compile(glob_translate(pattern).replace("(?:.+/)?", "(?:.*/)?")).match, found)
 
     def open(self, uri: str) -> IO[bytes]:
         """Open a file or object for random-access reading, without decompressing it."""

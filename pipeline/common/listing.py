@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pairmill.pipeline.common.files import GLOB_CHARACTERS, Files, absolute, is_inside, is_remote, why_no_file
+from pairmill.pipeline.common.files import (
+    GLOB_CHARACTERS,
+    Files,
+    absolute,
+    is_inside,
+    is_remote,
+    why_no_file,
+)
 from pairmill.schemas.passed_over import PassedOver
 
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
@@ -63,7 +70,7 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
     if fs.isfile(inside) or fs.isdir(inside):
         roots: dict[str, PassedOver | None] = {inside: None}
     else:
-        matches = sorted(map(str, fs.glob(inside))) if GLOB_CHARACTERS & set(inside) else []
+        matches = sorted(files.glob(path)) if GLOB_CHARACTERS & set(inside) else []
         roots = {name: _hides_match(name, inside) for name in matches}
     if all(roots.values()):
         why = why_no_file(path)
@@ -82,7 +89,7 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
             _list_remote(fs, root, exclude, found)
         else:
             _list_local(uri, exclude, found)
-    found.files.sort()
+    found.files = sorted({*found.files})  # `**` matches a folder and also the files in it
     if not found.files and not found.passed_over:
         raise FileNotFoundError(f"no input found at {path}")
     return found

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from s3fs import S3FileSystem
 
 from bench.faulty_s3 import credentials
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.listing import list_path
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.schemas.record import JobRecord
@@ -81,6 +83,9 @@ def test_each_key_is_a_row_or_part_of_one_or_passed_over(
     )
     pictures = {key for key in listed if key.lower().endswith((".jpg", ".png")) and not is_hidden(key)}
     assert rows == Counter(f"s3://{BUCKET}/{prefix}/{key}" for key in pictures)
+    by_glob = list_path(f"s3://{BUCKET}/{prefix}/**/*.[jJ]*", Files()).files  # names of folders match too
+    assert {uri for uri in by_glob if uri in rows} == {uri for uri in rows if ".jpg" in uri.lower()}
+    assert len(by_glob) == len(set(by_glob))
 
 
 def only_makes_a_folder(key: str) -> bool:
