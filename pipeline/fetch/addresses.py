@@ -9,6 +9,8 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
+from pairmill.pipeline.rules.url_parser import encoded_ipv4
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -77,7 +79,6 @@ _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 """All assigned global unicast space: https://www.iana.org/assignments/ipv6-address-space"""
 
 # IPv6 ranges that embed an IPv4 address: we check the address where the packet ends up.
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291 section 2.5.5.1, deprecated
 _TEREDO = ipaddress.IPv6Network("2001::/32")  # RFC 4380
 _ISATAP_MARKS = frozenset({0x00005EFE, 0x02005EFE})  # RFC 5214 section 6.1: the interface id before the IPv4 address
@@ -101,11 +102,9 @@ class AddressGuard:
             return None
         if inner is not None and not _is_public(inner):
             return f"{address} leads to {inner}"
-        # Mapped, 6to4 and NAT64 addresses only encode an IPv4 address. Behind DNS64, every public host has one.
-        translated = isinstance(address, ipaddress.IPv6Address) and (
-            address.ipv4_mapped or address.sixtofour or address in _NAT64
-        )
-        return None if translated or _is_public(address) else f"{address} is not a public address"
+        # Behind DNS64, every public host has an address that only encodes its IPv4 address.
+        is_encoded = isinstance(address, ipaddress.IPv6Address) and encoded_ipv4(address) is not None
+        return None if is_encoded or _is_public(address) else f"{address} is not a public address"
 
     def _is_allowed(self, address: Address) -> bool:
         return any(_contains(network, address) for network in self._allowed)
@@ -127,7 +126,7 @@ def _is_public(address: Address) -> bool:
     differs between Python versions."""
     if any(_contains(network, address) for network in _NEVER):
         return False
-    default = address.version == 4 or address in _GLOBAL_UNICAST or address in _NAT64
+    default = address.version == 4 or address in _GLOBAL_UNICAST
     return next((reachable for network, reachable in _SPECIAL if _contains(network, address)), default)
 
 
@@ -139,12 +138,12 @@ def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:
     """The IPv4 address that a packet to this IPv6 address ends up at; None if the address embeds none."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
-    if (inner := address.ipv4_mapped or address.sixtofour) is not None:
+    if (inner := encoded_ipv4(address)) is not None:
         return inner
     if address in _TEREDO:
         return ipaddress.IPv4Address(~int(address) & _LOW_32)  # the client's address, inverted
     isatap = (int(address) >> 32) & _LOW_32 in _ISATAP_MARKS
-    if address in _NAT64 or (address in _IPV4_COMPATIBLE and int(address) > 0xFFFF) or isatap:
+    if isatap or (address in _IPV4_COMPATIBLE and int(address) > 0xFFFF):
         return ipaddress.IPv4Address(int(address) & _LOW_32)
     return None
 

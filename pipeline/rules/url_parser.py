@@ -31,6 +31,7 @@ _FORBIDDEN_IN_HOSTS = re.compile(r"[\x80-\xa0\u1680\u2000-\u200a\u2028\u2029\u20
 # After IDNA. RFC 1123 allows no underscores in host names, but DNS has them.
 _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 _MAX_NAME_CHARS = 253
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _IPV6 = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*")
 
 # RFC 3986, appendix B. Always matches.
@@ -78,7 +79,7 @@ class ParsedUrl:
     """Lower case; empty if the URL has none."""
     host: str = ""
     """Lower case, in its ASCII (IDNA) form, without a trailing dot; empty if there is none. IPv4 addresses have one
-    form, also where they are written as IPv6 (`::ffff:192.0.2.1`)."""
+    form, also where they are written as IPv6 (`::ffff:192.0.2.1`, `64:ff9b::192.0.2.1`, `2002:c000:201::`)."""
     problem: str | None = None
     """Why the URL is invalid; None if it is valid, or if its scheme is not http or https."""
     parsed: HttpUrl | None = None
@@ -161,7 +162,7 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme, name, problem)
     target = _remove_dot_segments(_encode(path) or "/") + _encode(parts["query"] or "")
     requested = HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target)
-    return ParsedUrl(url, scheme, _without_mapping(name), None, requested)
+    return ParsedUrl(url, scheme, _as_ipv4(name), None, requested)
 
 
 _parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each rule and the fetcher parse again
@@ -210,12 +211,20 @@ def _remove_dot_segments(path: str) -> str:
     return "/" + "/".join([*kept, ""] if ends_in_folder and kept else kept)
 
 
-def _without_mapping(host: str) -> str:
-    """The IPv4 address if the host is one in its IPv6 form (RFC 4291, section 2.5.5.2), else the host."""
-    if not host.startswith("::ffff:"):
+def encoded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 address is another form of: mapped (RFC 4291, section 2.5.5.2), 6to4 (RFC 3056) or
+    NAT64 (RFC 6052). None for other addresses, although some lead to an IPv4 address through another host."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
+def _as_ipv4(host: str) -> str:
+    """The IPv4 address if the host is one in an IPv6 form, else the host."""
+    if ":" not in host:
         return host
     try:
-        return str(ipaddress.IPv6Address(host).ipv4_mapped or host)
+        return str(encoded_ipv4(ipaddress.IPv6Address(host)) or host)
     except ValueError:  # not an address; yarl does not check
         return host
 

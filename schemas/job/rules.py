@@ -57,7 +57,8 @@ class RulesConfig(GrowingSettings):
     url_schemes: list[str] = ["http", "https"]
     """Schemes to accept: http, https or both. Nothing else is ever fetched."""
     url_block_hosts: list[str] = []
-    """Hosts not to fetch from, including their subdomains."""
+    """Hosts not to fetch from, including their subdomains. An IPv4 address includes its IPv6 forms, such as
+    `64:ff9b::192.0.2.1`."""
     url_allow_hosts: list[str] = []
     """If set, fetch only from these hosts and their subdomains."""
     url_blocklist: Uri | None = None

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from pairmill.pipeline.fetch.addresses import AddressGuard, is_ipv4
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
+from pairmill.pipeline.rules import SourceRules
+from pairmill.pipeline.rules.url import refused_redirect
+from pairmill.pipeline.rules.url_parser import parse_url
 from tests.addresses_spelled import spellings
 
 
@@ -103,6 +106,21 @@ def test_public_addresses_are_allowed_in_the_embedded_forms_that_routers_transla
         f"2002:{high:x}:{low:x}::1",
     ):
         assert AddressGuard().refusal(form) is None, form
+
+
+def test_a_blocked_public_address_is_blocked_or_refused_in_every_spelling() -> None:
+    """Except in ISATAP addresses: those belong to the network of their prefix, so no list may take them for the IPv4
+    address, or an allowed host would allow addresses of other networks."""
+    address, blocked = "8.8.4.4", SourceRules(url_block_hosts=["8.8.4.4"])
+    for name, authority in spellings(address).items():
+        url = parse_url(f"http://{authority}/a.jpg")
+        reaches = url.parsed is not None and (is_ipv4(url.parsed.host) or ":" in url.parsed.host)
+        if reaches and AddressGuard().refusal(url.parsed.host) is None:
+            assert (refused_redirect(url, blocked) is not None) is ("ISATAP" not in name), (
+                name
+            )
+    for entry in ("::ffff:8.8.4.4", "64:ff9b::808:404", "2002:808:404::"):  # an entry can be in any of these forms too
+        assert refused_redirect(parse_url("http://8.8.4.4/"), SourceRules(url_block_hosts=[entry]))
 
 
 def _numeric_address(host: str) -> str | None:
