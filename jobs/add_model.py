@@ -75,8 +75,8 @@ def add_model(
         listener.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
     told = ColumnsProgress(listener) if listener else None
     stopped = run_shards_of(pipeline, shards, told, failures) if shards.num_rows else None
-    done = columns_done(store, alias)
-    lacking = [shard for shard, generation in sorted(generations.items()) if done.get(shard) != generation]
+    done, now = columns_done(store, alias), committed(store)  # a retry may have made new generations in the meantime
+    lacking = [shard for shard in sorted(generations) if done.get(shard) != now.get(shard)]
     built = replace(finish(store, plan, failures, started), stopped=stopped)
     return ColumnsResult(built, alias, lacking, pictures_left_out(store, alias))
 

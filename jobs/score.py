@@ -20,6 +20,7 @@ from pairmill.pipeline.columns.score_card import ScoreCard
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kinds import kind_of
@@ -80,15 +81,15 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         card = prepared(snapshot, job.name, job.score, tasks, job.run, job.partial)
         done = columns_done(store, card.name)
         left = [(shard, generation) for shard, generation in snapshot.generations if done.get(shard) != generation]
+        rows = {each.shard: each.num_rows for each in snapshot.chunk.shards}  # now, before a retry may replace them
         steps.name = f"scoring {card.name}"
         failures = {} if needs.pictures else _score(snapshot, card, left, tasks, job)
     if needs.pictures and left:
         failures = _score_pictures(snapshot, card, left, job, listener)
     store.remove_temporary()
-    done = columns_done(store, card.name)
-    missing = [shard for shard, generation in snapshot.generations if done.get(shard) != generation]
-    scored = {shard for shard, _ in left} - set(missing)
-    rows = {each.shard: each.num_rows for each in snapshot.chunk.shards}
+    done, now = columns_done(store, card.name), committed(store)  # a retry may have made new generations meanwhile
+    missing = [shard for shard, _ in snapshot.generations if done.get(shard) != now.get(shard)]
+    scored = {shard for shard, generation in left if done.get(shard) == generation} - set(missing)
     return ScoreResult(
         output=store.root,
         name=card.name,

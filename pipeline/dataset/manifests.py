@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -29,6 +29,12 @@ class DamagedManifestError(ManifestError):
 
     It is impossible to tell which, so the message tells users to move the file, never to delete it.
     """
+
+
+class SupersededError(PairmillError, RuntimeError):
+    """The generation of a shard that a run reads has been replaced and deleted by another run. Nothing is damaged."""
+
+    kind = FailureKind.INPUT
 
 
 def read_record(store: Store, name: str, model: type[_Record], remedy: str) -> _Record:
@@ -101,6 +107,21 @@ def superseding(store: Store, shard: int, generation: int) -> ShardManifest | No
     one, and dropped this one, at any time."""
     newest = committed(store).get(shard, generation)
     return _read_newest(store, (shard, newest)) if newest > generation else None
+
+
+@contextmanager
+def may_be_superseded(store: Store, shard: int, generation: int) -> Iterator[None]:
+    """Raise SupersededError instead of FileNotFoundError if a file of this generation is missing because a newer one
+    exists: a retry may run beside a command that adds columns."""
+    try:
+        yield
+    except FileNotFoundError:
+        if superseding(store, shard, generation) is None:
+            raise
+        raise SupersededError(
+            f"another run, such as a retry, has replaced shard {shard} since this run began; when it has ended, run "
+            "the same command again"
+        ) from None
 
 
 def _read_newest(store: Store, found: tuple[int, int]) -> ShardManifest:

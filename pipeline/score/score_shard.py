@@ -10,7 +10,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.dataset.chunks import describe as describe_shards
 from pairmill.pipeline.dataset.commit import AccountingError
-from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.manifests import may_be_superseded, read_manifest
 from pairmill.pipeline.score.kind import LEFT_OUT, RowScore
 from pairmill.pipeline.score.kinds import kind_of
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -40,7 +40,8 @@ class ShardFailure:
 def score_shard(task: ScoreTask, shard: int, generation: int) -> ShardFailure | None:
     """Add the score to a shard, or return the reason why not. Raises only errors that would occur in every shard."""
     try:
-        _score_shard(task, shard, generation)
+        with may_be_superseded(task.store, shard, generation):
+            _score_shard(task, shard, generation)
     except PairmillError as error:
         if error.kind in (FailureKind.JOB, FailureKind.STORAGE):
             raise

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.hooks import WorkerHooks
-from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.manifests import may_be_superseded, read_manifest
 from pairmill.pipeline.stages.stage import JobStage, StageName
 from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.manifest import ShardManifest
@@ -36,8 +36,9 @@ class OpenPairsReader:
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """The rows of the pairs file, in its order."""
-        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
-        return batch.with_table(self.reader.read(batch.info.shard, manifest))
+        with may_be_superseded(self.spec.store, batch.info.shard.shard, batch.info.generation or 0):
+            manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+            return batch.with_table(self.reader.read(batch.info.shard, manifest))
 
     def close(self) -> None:
         """Stop the reading threads."""
@@ -64,7 +65,8 @@ class OpenColumnsWriter:
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
         """Write the columns, then their manifest. Returns the shard's manifest."""
-        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+        with may_be_superseded(self.spec.store, batch.info.shard.shard, batch.info.generation or 0):
+            manifest = read_manifest(self.spec.store, batch.info.base_manifest)
         (contract,) = batch.info.contracts
         columns = batch.table.select(["row_id", *score_column_names(contract.alias)])
         write_columns(

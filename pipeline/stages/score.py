@@ -10,7 +10,7 @@ from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.dataset.chunks import describe
-from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.manifests import may_be_superseded, read_manifest
 from pairmill.pipeline.score.isolated import IsolatedScore
 from pairmill.pipeline.score.kind import LEFT_OUT, PICTURE, RowScore
 from pairmill.pipeline.score.kinds import kind_of
@@ -50,9 +50,10 @@ class OpenScorePictures:
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """The columns of the score, and LEFT_OUT."""
         needed = kind_of(self.card.name, self.card.score).needs.columns
-        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
-        chunk = describe(self.spec.store, [(manifest.shard, manifest.generation)], self.spec.sources)
-        rows = chunk.read(chunk.shards[0], needed | {"row_id"}).append_column(PICTURE, batch.table[PICTURE])
+        shard = batch.info.shard.shard, batch.info.generation or 0
+        with may_be_superseded(self.spec.store, *shard):
+            chunk = describe(self.spec.store, [shard], self.spec.sources)
+            rows = chunk.read(chunk.shards[0], needed | {"row_id"}).append_column(PICTURE, batch.table[PICTURE])
         with self.hooks.progress.shard(batch.info.shard.num_rows) as progress:
             progress.expect(rows.num_rows)
             made = self._score(rows)
@@ -94,7 +95,8 @@ class OpenWriteScore:
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
         """Write the columns, then their manifest. Returns the shard's manifest."""
-        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+        with may_be_superseded(self.spec.store, batch.info.shard.shard, batch.info.generation or 0):
+            manifest = read_manifest(self.spec.store, batch.info.base_manifest)
         columns = batch.table.select(["row_id", *kind_of(self.card.name, self.card.score).schema.names])
         missing = pc.and_(batch.table["image_tar"].is_valid(), batch.table[PICTURE].is_null())
         left_out = pc.sum(pc.or_(missing, batch.table[LEFT_OUT])).as_py() or 0

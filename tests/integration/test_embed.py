@@ -18,10 +18,11 @@ from pairmill.jobs.job_file import load_job
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import DamagedFileError
-from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.dataset.manifests import SupersededError, read_manifests
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.stages.add_model import OpenColumnsWriter, OpenPairsReader
 from pairmill.pipeline.stages.pipelines import open_stages, process_shard
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
@@ -29,6 +30,7 @@ from pairmill.schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
 from tests.tars import write_tar
+from tests.unit.scores.embedded import supersede
 
 CAPTION = "a red circle above a blue square, number {}"
 
@@ -387,6 +389,26 @@ def test_adding_a_model_to_a_dataset_with_a_damaged_tar_fails_and_names_the_tar(
     tar.write_bytes(data[: offset + 90] + bytes([data[offset + 90] ^ 1]) + data[offset + 91 :])
     with pytest.raises(DamagedFileError, match=r"000000000\.tar is damaged at the picture of row 0:1"):
         add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"})
+
+
+@pytest.mark.parametrize("stage", [OpenPairsReader, OpenColumnsWriter])
+def test_adding_a_model_beside_a_retry_names_the_replaced_shard_and_the_next_run_adds_it(
+    plain_loop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any
+) -> None:
+    sequentially(embed_job(tmp_path / "out", write_tar(tmp_path / "a.tar", samples(3))))
+    store, step = Store(str(tmp_path / "out")), stage.__call__
+
+    def beside_a_retry(opened: Any, batch: Any) -> Any:
+        monkeypatch.setattr(stage, "__call__", step)
+        supersede(store, 0)
+        return step(opened, batch)
+
+    monkeypatch.setattr(stage, "__call__", beside_a_retry)
+    more = {"name": "tiny", "alias": "more"}
+    with pytest.raises(SupersededError, match=r"has replaced shard 0 .* run the same command again"):
+        add_model(store.root, more)
+    assert add_model(store.root, more).shards_missing == []
+    assert verify(store, rescore=0).problems == []
 
 
 def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(plain_loop: None, tmp_path: Path) -> None:

@@ -116,9 +116,7 @@ def test_a_blocked_public_address_is_blocked_or_refused_in_every_spelling() -> N
         url = parse_url(f"http://{authority}/a.jpg")
         reaches = url.parsed is not None and (is_ipv4(url.parsed.host) or ":" in url.parsed.host)
         if reaches and AddressGuard().refusal(url.parsed.host) is None:
-            assert (refused_redirect(url, blocked) is not None) is ("ISATAP" not in name), (
-                name
-            )
+            assert (refused_redirect(url, blocked) is not None) is ("ISATAP" not in name), name
     for entry in ("::ffff:8.8.4.4", "64:ff9b::808:404", "2002:808:404::"):  # an entry can be in any of these forms too
         assert refused_redirect(parse_url("http://8.8.4.4/"), SourceRules(url_block_hosts=[entry]))
 

@@ -1,5 +1,6 @@
 """Commits pairs with given embeddings, as a build with a single model does."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pairmill.pipeline.source.planned import PlannedInput, to_bytes
 from pairmill.schemas.batch import BatchInfo, ScoreContract, ShardBatch
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.manifest import Shard
+from pairmill.schemas.manifest import Shard, manifest_name
 from pairmill.schemas.pairs import in_flight_schema, score_columns
 from pairmill.schemas.record import JobRecord
 from pairmill.schemas.scores import ScoreJob
@@ -27,6 +28,14 @@ Floats = npt.NDArray[np.float32]
 
 ALIAS = "b32"
 B32 = ScoreContract(ALIAS, "ViT-B-32", "openai", "0" * 64, {}, "float32", 77)
+
+
+def supersede(store: Store, shard: int) -> None:
+    """Replace the first generation of a shard, as a retry beside another command does. Its data stay as they are."""
+    old = f"manifests/{manifest_name(shard)}"
+    newer = json.loads(store.read(old)) | {"generation": 1}
+    assert store.create(f"manifests/{manifest_name(shard, 1)}", json.dumps(newer).encode())
+    store.delete(old)
 
 
 def unit_vectors(seed: int, rows: int, dim: int = 16) -> Floats:

@@ -26,7 +26,7 @@ from pairmill.pipeline.dataset.manifests import DamagedManifestError
 from pairmill.pipeline.score import prepare, score_shard
 from pairmill.pipeline.score.head import Head
 from pairmill.pipeline.score.kind import ScoreError
-from tests.unit.scores.embedded import add, column, unit_vectors, write_embedded
+from tests.unit.scores.embedded import add, column, supersede, unit_vectors, write_embedded
 
 IMAGES, TEXTS = unit_vectors(1, 200), unit_vectors(2, 200)
 
@@ -312,6 +312,31 @@ def test_a_failing_shard_does_not_affect_others_and_is_scored_later(
     assert (result.shards_missing, list(result.failures)) == ([2], [2]) and "a bad page" in result.failures[2]
     monkeypatch.undo()
     assert add(folder, "aesthetic").shards_scored == 1
+
+
+@pytest.mark.parametrize("step", ["read_manifest", "describe_shards", "opened", "write_columns"])
+def test_a_shard_that_a_retry_replaces_meanwhile_is_named_as_missing_and_scored_by_the_next_run(
+    tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whatever the score has done by then. If only the old generation was scored, the shard counts as missing too."""
+    store, honest = write_embedded(tmp_path / "out", IMAGES[:50], TEXTS[:50]), getattr(score_shard, step)
+
+    def beside_a_retry(*arguments: object) -> object:
+        if store.exists("manifests/000000000.json"):
+            supersede(store, 0)
+        return honest(*arguments)
+
+    monkeypatch.setattr(score_shard, step, beside_a_retry)
+    result = add(tmp_path / "out", "aesthetic", head=head)
+    assert result.shards_missing == [0]
+    assert list(result.failures) == ([0] if step in ("read_manifest", "describe_shards") else [])
+    assert all(
+        "has replaced shard 0" in why and "run the same command again" in why for why in result.failures.values()
+    )
+    monkeypatch.undo()
+    again = add(tmp_path / "out", "aesthetic")
+    assert (again.shards_scored, again.shards_missing, again.failures) == (1, [], {})
+    assert verify(store, rescore=0).problems == []
 
 
 def test_verify_finds_a_value_that_the_state_does_not_reproduce(folder: Path, head: str) -> None:
