@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pairmill.pipeline.common.delta_log import TableError, check_tables
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_inside, is_remote
 from pairmill.pipeline.common.listing import list_path
+from pairmill.pipeline.common.snapshot_tables import refuse_snapshot_tables
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.known.datasets import KnownDataset
@@ -101,4 +103,9 @@ def _lists(known: KnownRows, files: Files, output: str | None) -> ListFiles:
         raise KnownError(f"{wrong[0]}: a list must be .txt, .csv or .tsv (also .gz), or .parquet")
     if not paths:
         raise KnownError(f"{known.path} is neither a dataset with finished shards nor a folder of lists")
+    try:
+        check_tables(paths, files)
+        refuse_snapshot_tables(set(paths) - named, listing.passed_over, files)
+    except TableError as error:
+        raise KnownError(str(error)) from error
     return ListFiles(known, files, paths, len(listing.files) - len(paths) + len(listing.passed_over))

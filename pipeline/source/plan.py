@@ -13,7 +13,9 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from pairmill.pipeline.common.delta_log import TableError, check_tables
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.snapshot_tables import refuse_snapshot_tables
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.source.columns import map_columns, misfit
@@ -21,13 +23,11 @@ from pairmill.pipeline.source.convert import convert, converted_name, inspect_te
 from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.corpus.json_fields import holds, type_of
 from pairmill.pipeline.source.cursor import resolve
-from pairmill.pipeline.source.delta_log import check_tables
 from pairmill.pipeline.source.files import InputFile, Inputs, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures
 from pairmill.pipeline.source.picture_sizes import shard_ends
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.pipeline.source.shared_urls import note_shared_urls
-from pairmill.pipeline.source.snapshot_tables import refuse_snapshot_tables
 from pairmill.pipeline.source.unchanged import READERS, changed
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
@@ -164,8 +164,11 @@ class _Planner:
         return self._to_bytes(slices, plan.mapping, plan.num_shards) if slices else None
 
     def _check_tables(self) -> None:
-        check_tables(self.found.files, self.store.files)
-        refuse_snapshot_tables(self.found, self.store.files)
+        try:
+            check_tables(self.found.files, self.store.files)
+            refuse_snapshot_tables(self.found.in_folders, self.found.passed_over, self.store.files)
+        except TableError as error:
+            raise SourceError(str(error)) from error
 
     def _unfit_field(self, mapping: ColumnMapping, piece: _Slice) -> str | None:
         """Why values in a new file's JSON do not fit the plan's columns; None if they all fit."""

@@ -17,13 +17,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.delta_log import TableError, check_tables
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source.delta_log import check_tables
+from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.sources import Source, open_source
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.known import KnownRows
 from pairmill.schemas.record import JobRecord
 
 VECTOR = {
@@ -92,6 +95,10 @@ def plan(table: Path, output: Path) -> Plan:
     return make_plan(JobRecord(job, "job"), Store(job.output))
 
 
+def known_rows(path: Path) -> Source:
+    return open_source(KnownRows(path=str(path)), Files(), None)
+
+
 CHANGES = {
     "append": DeltaTable.append,
     "partition": lambda table: table.append("lang=e n/"),
@@ -120,7 +127,7 @@ def test_a_table_is_read_only_if_all_rows_of_all_files_are_in_its_current_versio
         is_sound = present.keys() == table.current.keys() and all(table.current.values())
         try:
             check_tables(map(str, present.values()), Files())
-        except SourceError as error:
+        except TableError as error:
             assert not is_sound
             assert "is a Delta table" in str(error)
         else:
@@ -137,6 +144,8 @@ def test_a_table_with_deleted_rows_is_refused_unless_it_was_planned_before(tmp_p
     for output in ("out", "new"):
         with pytest.raises(SourceError, match=r"list: is a Delta table, and 1 of its .*changed or deleted; write"):
             plan(table.root, tmp_path / output)
+    with pytest.raises(KnownError, match=r"list: is a Delta table, and 1 of its .*changed or deleted; write"):
+        known_rows(table.root)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other", "sidecar"])
@@ -180,9 +189,13 @@ def test_a_folder_of_an_iceberg_or_hudi_table_is_refused_but_a_glob_of_its_files
     for number, source in enumerate((tmp_path / "in", (tmp_path / "in" / data).parent)):
         if kind == "none":
             assert plan(source, tmp_path / f"out{number}").num_rows == 1
+            known_rows(source)
             continue
         with pytest.raises(SourceError, match=r"belongs to an? (Iceberg|Hudi) table.*glob, such as .*\*\.parquet"):
             plan(source, tmp_path / f"out{number}")
+        with pytest.raises(KnownError, match=r"belongs to an? (Iceberg|Hudi) table.*glob, such as .*\*\.parquet"):
+            known_rows(source)
     glob = (tmp_path / "in" / data).parent / "*.parquet"
     assert plan(glob, tmp_path / "out").num_rows == 1
     assert plan(tmp_path / "in" / data, tmp_path / "one").num_rows == 1
+    known_rows(glob)

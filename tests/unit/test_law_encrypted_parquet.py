@@ -15,6 +15,7 @@ import pyarrow.parquet.encryption as pe
 import pytest
 
 from pairmill.jobs.build import prepare
+from pairmill.pipeline.common.delta_log import check_tables
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.storage import Store
@@ -26,7 +27,6 @@ from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.search_file import search_file
 from pairmill.pipeline.select.uid_file import UidFile
 from pairmill.pipeline.source.corpus.metadata_table import names_pictures
-from pairmill.pipeline.source.delta_log import check_tables
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob

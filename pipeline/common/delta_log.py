@@ -17,8 +17,9 @@ import pyarrow as pa
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.listing import entries_in
-from pairmill.pipeline.source.files import SourceError
-from pairmill.pipeline.source.unchanged import READERS
+from pairmill.schemas.errors import FailureKind, PairmillError
+
+READERS = 8
 
 _LOG = "_delta_log"
 _COMMIT = re.compile(r"(\d{20})\.json")
@@ -26,8 +27,14 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.\d{10})?\.parquet")
 _ROWS = 1_024
 
 
+class TableError(PairmillError, ValueError):
+    """A folder belongs to a table, and its Parquet files may contain rows that the table no longer has."""
+
+    kind = FailureKind.INPUT
+
+
 def check_tables(uris: Iterable[str], files: Files) -> None:
-    """Raise SourceError if one of these Parquet files is in the folder of a Delta table but is not part of the table's
+    """Raise TableError if one of these Parquet files is in the folder of a Delta table but is not part of the table's
     current version, or has rows that are deleted in that version."""
     tables: dict[str, list[str]] = {}
     for uri in uris:
@@ -44,7 +51,7 @@ def _check_table(root: str, uris: Sequence[str], files: Files) -> None:
         return
     current = _current_files(root, files)
     if stale := [uri for uri in uris if uri.removeprefix(f"{root}/") not in current]:
-        raise SourceError(
+        raise TableError(
             f"{root}: is a Delta table, and {len(stale):,} of its Parquet files, such as {stale[0]}, contain rows that "
             "were changed or deleted; write the current version elsewhere, for example with DuckDB: "
             f"copy (from delta_scan('{root}')) to 'list.parquet'"
@@ -60,7 +67,7 @@ def _root(uri: str) -> str:
 
 
 def _current_files(root: str, files: Files) -> set[str]:
-    """Paths, relative to the table, of the files whose rows are all in the table's current version. Raises SourceError
+    """Paths, relative to the table, of the files whose rows are all in the table's current version. Raises TableError
     if the log cannot be read."""
     log = join(root, _LOG)
     names = sorted(entry.name for entry in entries_in(log, files))
@@ -69,7 +76,7 @@ def _current_files(root: str, files: Files) -> set[str]:
     start = max((int(match[1]) for match in checkpoints), default=-1)
     later = [version for version in sorted(commits) if version > start]
     if later != list(range(start + 1, start + 1 + len(later))) or not (later or checkpoints):
-        raise SourceError(f"{log}: the log of this Delta table is incomplete or in an unknown format")
+        raise TableError(f"{log}: the log of this Delta table is incomplete or in an unknown format")
     is_whole: dict[str, bool] = {}
     try:
         for match in checkpoints:
@@ -82,7 +89,7 @@ def _current_files(root: str, files: Files) -> set[str]:
                 is_whole.pop(action.get("remove", {}).get("path"), None)
             is_whole |= dict(_entry(action["add"]) for action in actions if "add" in action)
     except (ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise SourceError(f"{log}: the log of this Delta table cannot be read: {error}") from error
+        raise TableError(f"{log}: the log of this Delta table cannot be read: {error}") from error
     return {unquote(path) for path, whole in is_whole.items() if whole}
 
 
