@@ -18,7 +18,7 @@ class ScoreContract:
     name: str
     pretrained: str | None
     weights_sha256: str
-    preprocessing: dict[str, Any]
+    preprocessing: dict[str, object]
     """open_clip's settings: size, mean, std, interpolation, resize_mode."""
     dtype: str
     context_length: int

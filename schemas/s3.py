@@ -1,7 +1,7 @@
 """Defines how to access buckets. The settings contain no secrets: keys come from the environment, a profile or the
 instance's IAM role."""
 
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -55,7 +55,7 @@ class S3Config(S3Access):
     buckets: dict[str, S3Access] = {}
     """Overrides for individual buckets, by name. Fields that are not set here use the settings for all buckets."""
 
-    def options(self, url: str) -> dict[str, Any]:
+    def options(self, url: str) -> dict[str, object]:
         """Options for s3fs to open `s3://bucket/...`. Listings are not cached, because other workers also write."""
         own = self.buckets.get(url.partition("://")[2].partition("/")[0])
         access = {**_given(self), **(_given(own) if own else {})}
@@ -63,7 +63,7 @@ class S3Config(S3Access):
             access.pop("anonymous", None)
         if own and own.anonymous:
             access.pop("profile", None)
-        options: dict[str, Any] = {
+        options: dict[str, object] = {
             "use_listings_cache": False,
             "config_kwargs": {
                 "retries": _RETRIES,
@@ -86,7 +86,7 @@ FROM_ENVIRONMENT = S3Config()
 """The same settings as AWS's own tools."""
 
 
-def _given(access: S3Access) -> dict[str, Any]:
+def _given(access: S3Access) -> dict[str, object]:
     return {name: value for name in S3Access.model_fields if (value := getattr(access, name)) is not None}
 
 

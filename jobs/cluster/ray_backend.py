@@ -105,7 +105,7 @@ class RayBackend:
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
         """Start an actor for a stage. Returns it, and a token that is done once its model or session is loaded."""
-        options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
+        options: dict[str, object] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
         if pool.labels:
             options["label_selector"] = dict(pool.labels)
         if not pool.gpus:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -170,10 +169,10 @@ def _job(store: Store, threshold: float) -> BuildJob:
     )
 
 
-def _outcomes(dataset: Store) -> list[dict[str, Any]]:
+def _outcomes(dataset: Store) -> list[dict[str, str]]:
     """kind, expected and status of every row of the output."""
     columns = ["kind", "expected", "status"]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, str]] = []
     for manifest in read_manifests(dataset):
         for name in ("pairs", "rejects"):
             rows += read_table(dataset, manifest.files[name].path, columns).to_pylist()
@@ -246,7 +245,7 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
     )
 
 
-def _summary(result: BuildResult, comparison: Comparison, threshold: float, seconds: float) -> dict[str, object]:
+def _summary(result: BuildResult, comparison: Comparison, threshold: float, seconds: float) -> dict[str, str]:
     """The values that --json prints."""
     kept_by_kind = {outcome.kind.name: outcome.kept for outcome in comparison.kinds if outcome.kind.is_scored}
     return {

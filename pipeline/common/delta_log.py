@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -103,6 +102,6 @@ def _added_in_checkpoint(uri: str, files: Files) -> Iterator[tuple[str, bool]]:
                     yield _entry(action["add"])
 
 
-def _entry(add: dict[str, Any]) -> tuple[str, bool]:
+def _entry(add: dict[str, object]) -> tuple[str, bool]:
     """(path, whether none of its rows are deleted)."""
-    return add["path"], add.get("deletionVector") is None
+    return str(add["path"]), add.get("deletionVector") is None

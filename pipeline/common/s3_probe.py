@@ -69,7 +69,7 @@ class _Question:
     """Options for s3fs."""
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         return json.loads(self.options_json)  # type: ignore[no-any-return]
 
     @property

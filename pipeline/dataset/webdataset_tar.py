@@ -64,7 +64,7 @@ def sizes_table(sizes: Mapping[str, int]) -> bytes:
     return json.dumps(sizes, indent=1).encode()
 
 
-def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
+def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, object]]:
     """The content of uid.json for each row."""
     table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
     for name in carried:
@@ -93,7 +93,7 @@ def has_map(kind: pa.DataType) -> bool:
     return pa.types.is_map(kind) or any(has_map(field.type) for field in fields)
 
 
-def to_json(values: dict[str, Any]) -> str:
+def to_json(values: dict[str, object]) -> str:
     """JSON that every parser accepts (RFC 8259): no NaN, and bytes, times and decimals as text."""
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)

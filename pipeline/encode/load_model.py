@@ -33,7 +33,7 @@ class LoadedModel:
     """The torchvision Compose for `ModelInput`."""
     tokenize: Any
     """Captions -> int64 [n, context_length]. Has an attribute `context_length`."""
-    preprocessing: dict[str, Any]
+    preprocessing: dict[str, object]
     """The recipe in the form of open_clip's `get_model_preprocess_cfg`."""
     logit_scale: float
     logit_bias: float | None

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pairmill.pipeline.encode import hub
 from pairmill.pipeline.encode.model_error import ModelError as ModelError
@@ -93,7 +92,8 @@ def input_side(config: ModelConfig) -> int:
     """Pixels per side of a model's input. 0 if the configuration does not say."""
     if held := _held(config):
         return held.config.vision_config.image_size
-    side = _architecture(config).get("vision_cfg", {}).get("image_size", 0)
+    tower = _architecture(config).get("vision_cfg")
+    side = tower.get("image_size", 0) if isinstance(tower, dict) else 0
     return int(min(side) if isinstance(side, list | tuple) else side)
 
 
@@ -181,7 +181,7 @@ def _download(config: ModelConfig, tag: dict[str, str]) -> Path:
         raise ModelError(f"{what} cannot be fetched ({type(error).__name__}); {hub.WITHOUT_NETWORK}") from error
 
 
-def _architecture(config: ModelConfig) -> dict[str, Any]:
+def _architecture(config: ModelConfig) -> dict[str, object]:
     """The `model_cfg` in open_clip's configuration. Empty if there is none."""
     if folder := _local_folder(config):
         return json.loads((folder / _OPEN_CLIP_CONFIG).read_text()).get("model_cfg", {})  # type: ignore[no-any-return]

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import yaml
 from starlette.requests import Request
@@ -222,7 +221,7 @@ def shown_value(value: object) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
-def job_yaml(explorer: Explorer, name: str, rows: str, steps: list[dict[str, Any]]) -> str:
+def job_yaml(explorer: Explorer, name: str, rows: str, steps: list[dict[str, object]]) -> str:
     """A job file for `pairmill select --job`."""
     partial = {"partial": True} if explorer.is_unfinished else {}
     job = {"dataset": explorer.store.root, "name": name, "rows": rows, **partial, "steps": steps}

@@ -29,7 +29,7 @@ def expressible(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def yaml_features(rows: pa.Schema) -> list[dict[str, Any]]:
+def yaml_features(rows: pa.Schema) -> list[dict[str, object]]:
     """The features of JSON objects with these columns, in the form of `dataset_info` in a README."""
     return [{"name": field.name, **_yaml_feature(field.type)} for field in rows]
 
@@ -86,7 +86,7 @@ def _without_tuples(value: Any, kind: pa.DataType) -> Any:
     return value
 
 
-def _yaml_feature(kind: pa.DataType) -> dict[str, Any]:
+def _yaml_feature(kind: pa.DataType) -> dict[str, object]:
     """The type of a value after conversion to JSON (`to_json` in webdataset_tar.py)."""
     if pa.types.is_dictionary(kind):
         return _yaml_feature(kind.value_type)

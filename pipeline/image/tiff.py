@@ -67,7 +67,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
 def read_tiff(body: bytes) -> TiffFile:
     """Open a TIFF with only the pixel tags in its directory, because any broken tag makes libtiff reject the
     picture. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, bytes] = {}
     cleaned = bytearray(body)
     with contextlib.suppress(struct.error):  # truncated: Pillow reports it
         _clean_directory(cleaned, metadata)
@@ -76,7 +76,7 @@ def read_tiff(body: bytes) -> TiffFile:
     return opened
 
 
-def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
+def _clean_directory(body: bytearray, metadata: dict[str, bytes]) -> None:
     """Rewrite the first directory in place: it can only become shorter, so nothing else moves.
 
     If a tag has several entries, only the first is read, as in libtiff: all of them could point to the same 20 MB.
@@ -114,7 +114,7 @@ def _data(body: bytearray, at: int, order: str, is_big: bool, kind: int, values:
     return bytes(body[start : start + size]) if start + size <= len(body) else b""
 
 
-def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, Any]) -> None:
+def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, bytes]) -> None:
     if tag == _ORIENTATION and len(data) in (2, 4):
         orientation = int.from_bytes(data, "big" if order == ">" else "little")
         if orientation in range(1, 9):

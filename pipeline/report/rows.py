@@ -123,7 +123,7 @@ def _picture_bytes(thumbnail: Thumbnail | None) -> int:
     return len(thumbnail.jpeg) * 4 // 3 if thumbnail and thumbnail.jpeg else 0
 
 
-def _values(snapshot: Snapshot, file: tuple[str, int], rows: Sequence[int]) -> dict[Ref, dict[str, Any]]:
+def _values(snapshot: Snapshot, file: tuple[str, int], rows: Sequence[int]) -> dict[Ref, dict[str, object]]:
     """The columns of some rows of a file."""
     name, position = file
     shard = snapshot.chunk.shards[position]

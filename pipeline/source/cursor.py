@@ -102,9 +102,8 @@ class Cursor:
         """All batches from a row group onward, each with its INT96 columns in nanoseconds."""
         for group in range(first_group, self._parquet.num_row_groups):
             size = batch_rows(self._file, self._parquet, group, min(max_rows, _BATCH_ROWS), _BATCH_BYTES)
-            reading: dict[str, Any] = {"row_groups": [group], "use_threads": False}
-            finer = self._finer and self._finer.iter_batches(size, columns=self._int96, **reading)
-            for batch in self._parquet.iter_batches(size, **reading):
+            finer = self._finer and self._finer.iter_batches(size, [group], self._int96, use_threads=False)
+            for batch in self._parquet.iter_batches(size, [group], use_threads=False):
                 # If asked for a column called `a.b`, Arrow also reads the field `b` of a column `a`.
                 yield batch, next(finer).select(self._int96) if finer else None
 

@@ -128,7 +128,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, m
     return 2 * softmax + sigmoid / HARD
 
 
-def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module) -> list[dict[str, object]]:
     """Parameter groups, with weight decay only for matrices."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]

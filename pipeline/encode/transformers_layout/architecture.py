@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer, VisionTransformer
@@ -112,7 +111,7 @@ def _siglip_visual(vision: SiglipVision) -> nn.Module:
 def _text(config: Config) -> nn.Module:
     text = config.text_config
     if isinstance(config, SiglipConfig):
-        special: dict[str, Any] = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+        special: dict[str, object] = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
     elif config.text_config.eos_token_id == EOS_BEFORE_4_32:
         special = {"pool_type": "argmax"}
     else:
@@ -126,7 +125,7 @@ def _text(config: Config) -> nn.Module:
     )
 
 
-def _layers(tower: Tower) -> dict[str, Any]:
+def _layers(tower: Tower) -> dict[str, object]:
     """The arguments that open_clip's two towers have in common."""
     return {
         "width": tower.hidden_size,

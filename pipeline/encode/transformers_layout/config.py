@@ -6,7 +6,7 @@ All sizes are bounded, because the files come from strangers.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -160,7 +160,7 @@ def read_config(path: Path) -> Config:
         raise ModelError(f"{path}: {first_problem(error)}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file. Raises ModelError if the file is too large or does not contain an object."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:

@@ -74,7 +74,7 @@ def read_preprocessing(folder: Path, config: Config) -> Preprocessing:
     them."""
     side, is_clip = config.vision_config.image_size, config.model_type == "clip"
     square = {"height": side, "width": side}
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "size": {"shortest_edge": side} if is_clip else square,
         "do_center_crop": is_clip,
         "crop_size": square,
@@ -101,7 +101,7 @@ def read_preprocessing(folder: Path, config: Config) -> Preprocessing:
     return found
 
 
-def _stored(folder: Path) -> dict[str, Any]:
+def _stored(folder: Path) -> dict[str, object]:
     """The settings stored in the folder, without nulls."""
     own, shared = folder / PREPROCESSOR, folder / PROCESSOR
     values = read_json(own) if own.is_file() else {}

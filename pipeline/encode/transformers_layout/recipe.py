@@ -33,7 +33,7 @@ def recipe(settings: Preprocessing) -> transforms.Compose:
     return transforms.Compose([*steps, torch.nn.Identity(), transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
-def described(settings: Preprocessing) -> dict[str, Any]:
+def described(settings: Preprocessing) -> dict[str, object]:
     """The settings in the form of open_clip's `get_model_preprocess_cfg`, for the score contract."""
     normalize = recipe(settings).transforms[-1]
     return {

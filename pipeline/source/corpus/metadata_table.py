@@ -33,7 +33,7 @@ MAX_TABLE_BYTES = 64 << 20
 _MAX_PARSED_BYTES = 4 * MAX_TABLE_BYTES
 _BATCH_ROWS = 256
 
-Object = dict[str, Any]
+Object = dict[str, object]
 
 
 @dataclass(slots=True)

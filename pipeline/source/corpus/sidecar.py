@@ -118,7 +118,7 @@ class Texts:
     uid: str | None = None
     problems: list[str] = field(default_factory=list)
     has_json: bool = False
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, object] = field(default_factory=dict)
     """Fields of the sample's first JSON object."""
 
     def add(self, name: str, ending: str, data: bytes) -> None:
@@ -136,7 +136,7 @@ class Texts:
         except UnreadableText as error:
             self.add_problem(f"{name}: {error}")
 
-    def add_rows(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+    def add_rows(self, table: str, rows: Sequence[dict[str, object]]) -> None:
         """Fill in whatever is missing from a picture's rows in `table`. Each counts like a JSON object; if there are
         several, each has a caption."""
         found = []
@@ -194,7 +194,7 @@ class Texts:
         if isinstance(value, dict):
             self._add_object(value)
 
-    def _add_object(self, value: dict[str, Any]) -> None:
+    def _add_object(self, value: dict[str, object]) -> None:
         self.has_json = True
         self.fields = self.fields or value
         names = Names(value)
@@ -241,7 +241,7 @@ def _parse(data: bytes, encoding: str | None) -> Any:
         raise UnreadableText("is not JSON") from error
 
 
-def _usual_captions(value: dict[str, Any], names: Names) -> Captions | None:
+def _usual_captions(value: dict[str, object], names: Names) -> Captions | None:
     """The captions of the first usual key that has any; None if no usual key has a value. Raises UnreadableText if
     there are values, but all are unusable."""
     problem: UnreadableText | None = None
@@ -287,9 +287,10 @@ def _is_caption(item: Any) -> bool:
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", list: "a list in a list", dict: "an object"}
 
 
-def _text_in(value: dict[str, Any], names: Names, wanted: str) -> bytes | None:
+def _text_in(value: dict[str, object], names: Names, wanted: str) -> bytes | None:
     name = names.find(wanted)
-    return _raw(value[name]) if name is not None and isinstance(value[name], str) else None
+    text = None if name is None else value[name]
+    return _raw(text) if isinstance(text, str) else None
 
 
 def _raw(text: str) -> bytes:
