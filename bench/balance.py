@@ -69,7 +69,7 @@ def write_entries(path: Path) -> None:
     path.write_text("\n".join([*words, *(f"{words[one]} {words[other]}" for one, other in pairs.tolist())]))
 
 
-def steps(entries: Path) -> dict[str, dict[str, Any]]:
+def steps(entries: Path) -> dict[str, dict[str, object]]:
     """Name -> the step that is measured under this name."""
     return {
         "concept": {"balance": {"by": "concept", "entries": str(entries), "curve": 2_000}},
@@ -111,7 +111,7 @@ def is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def measure(dataset: Path, step: dict[str, Any]) -> dict[str, float]:
+def measure(dataset: Path, step: dict[str, object]) -> dict[str, float]:
     """Measure a step in a separate process. Returns the figures that the process prints."""
     command = [sys.executable, "-m", "bench.balance", "--dataset", str(dataset), "--step", json.dumps(step)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -33,7 +32,7 @@ INTERVAL_S = 0.5
 KINDS = ("driver", "largest actor", "object store", "spilled")
 
 
-Job = dict[str, Any]
+Job = dict[str, object]
 
 
 def run_job(values: Job, rows: int) -> None:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,7 +57,7 @@ def rate(nodes: int, folder: Path, web: str) -> float:
     urls = [f"{web}/{number}.jpg" for number in range(rows)]
     source, output = folder / f"in{nodes}.parquet", folder / f"out{nodes}-{time.time_ns()}"
     pq.write_table(pa.table({"url": urls, "caption": urls}), source)
-    head: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+    head: dict[str, object] = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes):
         cluster.add_node(num_cpus=3, object_store_memory=100_000_000)

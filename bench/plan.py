@@ -66,14 +66,14 @@ def make_texts(folder: Path, num_rows: int) -> None:
         file.writelines(f"{json.dumps(row)}\n" for row in table.to_pylist())
 
 
-def plan_and_report(source: str, output: str, shard_rows: int) -> dict[str, Any]:
+def plan_and_report(source: str, output: str, shard_rows: int) -> dict[str, float]:
     """Plan the source. Returns rows and shards."""
     job = BuildJob(source=SourceConfig(paths=[source]), output=output, shard_rows=shard_rows)
     plan = make_plan(JobRecord(job, "bench"), Store(output))
     return {"rows": plan.num_rows, "shards": plan.num_shards}
 
 
-def read_and_report(source: str, output: str, shard_rows: int) -> dict[str, Any]:
+def read_and_report(source: str, output: str, shard_rows: int) -> dict[str, float]:
     """Read the first shards in order."""
     del source, shard_rows
     store = Store(output)
@@ -83,7 +83,7 @@ def read_and_report(source: str, output: str, shard_rows: int) -> dict[str, Any]
     return {"rows": sum(reader.read(shard).num_rows for shard in shards), "shards": len(shards)}
 
 
-_TASKS: dict[str, Callable[[str, str, int], dict[str, Any]]] = {"plan": plan_and_report, "read": read_and_report}
+_TASKS: dict[str, Callable[[str, str, int], dict[str, float]]] = {"plan": plan_and_report, "read": read_and_report}
 
 
 def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
@@ -96,11 +96,11 @@ def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
         raise SystemExit(f"{function.__name__} failed")
 
 
-def measure(task: str, source: Path, output: Path, shard_rows: int) -> dict[str, Any]:
+def measure(task: str, source: Path, output: Path, shard_rows: int) -> dict[str, float]:
     """Run a task in a fresh process. Returns its result, wall seconds and peak memory."""
     arguments = [sys.executable, "-m", "bench.plan", "--task", task, str(source), str(output), str(shard_rows)]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    result: dict[str, Any] = json.loads(done.stdout)
+    result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
@@ -113,7 +113,7 @@ def run_task(task: str, source: str, output: str, shard_rows: str) -> None:
     print(json.dumps({**result, "seconds": seconds, "cpu_s": cpu, "peak_mb": peak_mb}))
 
 
-def show(what: str, result: dict[str, Any]) -> None:
+def show(what: str, result: dict[str, float]) -> None:
     """Print one line of the table."""
     rows, seconds = result["rows"], result["seconds"]
     print(

@@ -24,12 +24,12 @@ NO_EXTRA = pa.schema([])
 CONTRACT = ScoreContract("tiny", "tiny", None, "0" * 64, {}, "float32", 16)
 
 
-def pair(caption: str, similarity: float | None = None, **columns: Any) -> dict[str, Any]:
+def pair(caption: str, similarity: float | None = None, **columns: Any) -> dict[str, object]:
     """A row whose picture was decoded. `size`: the size of the picture."""
     return {"caption": caption, "similarity_tiny": similarity, "is_pair": True, "status": "ok", **columns}
 
 
-def reject(caption: str, status: str = "http_4xx", **columns: Any) -> dict[str, Any]:
+def reject(caption: str, status: str = "http_4xx", **columns: Any) -> dict[str, object]:
     """A row that was rejected before it was scored."""
     return {"caption": caption, "is_pair": False, "status": status, **columns}
 
@@ -85,7 +85,7 @@ def uid_of(shard: int, number: int) -> str:
     return f"{Random(f'{shard} {number}').getrandbits(128):032x}"
 
 
-def _row(shard: int, number: int, values: Mapping[str, Any]) -> dict[str, Any]:
+def _row(shard: int, number: int, values: Mapping[str, Any]) -> dict[str, object]:
     size = values.get("size", (24, 16))
     return {
         "row_id": f"{shard}:{number}",

@@ -244,7 +244,7 @@ def tiff_cases() -> Iterator[Case]:
         yield Case(name + (" deflate" if deflate else ""), body, right=shown(bits, photometric, sample_format))
     for order, bits, deflate in itertools.product("<>", (8, 16), (False, True)):
         rest = f"{'MM' if order == '>' else 'II'} {bits} bits{' deflate' if deflate else ''}"
-        common: dict[str, Any] = {"bits": bits, "order": order, "deflate": deflate}
+        common: dict[str, object] = {"bits": bits, "order": order, "deflate": deflate}
         yield Case(f"tiff rgb {rest}", tiff(values(bits, 3), photometric=2, **common))
         yield Case(f"tiff rgba {rest}", tiff(values(bits, 4), photometric=2, tags={338: [2]}, **common))
         yield Case(f"tiff cmyk {rest}", tiff(values(bits, 4), photometric=5, **common))
@@ -361,7 +361,7 @@ def other_cases() -> Iterator[Case]:
         yield offset_gif(background, options)
 
 
-def offset_gif(background: int, options: dict[str, Any]) -> Case:
+def offset_gif(background: int, options: dict[str, object]) -> Case:
     """A GIF whose frame covers only part of the screen. Browsers show the page around it, whatever the background
     color."""
     gray = photo("L").quantize(16)

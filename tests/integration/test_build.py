@@ -47,7 +47,7 @@ def picture(seed: int, size: tuple[int, int] = (320, 240), kind: str = "JPEG") -
 SHA256 = hashlib.sha256(picture(0)).hexdigest()
 
 
-def write_input(path: Path, rows: Sequence[dict[str, Any]], row_group_size: int = 10) -> Path:
+def write_input(path: Path, rows: Sequence[dict[str, object]], row_group_size: int = 10) -> Path:
     pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=row_group_size)
     return path
 
@@ -62,9 +62,9 @@ def job(source: Path, output: Path, **settings: Any) -> BuildJob:
     return BuildJob.model_validate({**values, **settings})
 
 
-def mixed_rows(web: PictureWeb, count: int = 35) -> list[dict[str, Any]]:
+def mixed_rows(web: PictureWeb, count: int = 35) -> list[dict[str, object]]:
     """Good pictures, dead links, broken files, duplicate pairs and bad captions, spread over all shards."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for n in range(count):
         url = web.add(f"/{n}.jpg", picture(n))
         caption: str | None = f"picture &amp; number {n}"
@@ -167,7 +167,7 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
 )
 def test_a_refused_row_does_not_take_the_place_of_a_good_row_with_its_uid(
     plain_loop: None, web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    refused: str, columns: dict[str, list[Any]], needs: dict[str, Any],
+    refused: str, columns: dict[str, list[Any]], needs: dict[str, object],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     rule = "import pyarrow.compute as pc\ndef high(rows): return pc.greater(rows['score'], 0.5)\n"
@@ -446,7 +446,11 @@ def test_a_build_works_on_real_photographs(ray_session: None, web: PictureWeb, t
                 f"/{row['file']}", (SHARED_DATA / "pairs" / row["file"]).read_bytes(), Content_Type="image/jpeg"
             )
             file.write(json.dumps({**row, "original": row.get("url"), "url": url}) + "\n")
-    settings: dict[str, Any] = {"models": [{"name": "tiny"}], "rules": {"preset": "datacomp-basic"}, "shard_rows": 250}
+    settings: dict[str, object] = {
+        "models": [{"name": "tiny"}],
+        "rules": {"preset": "datacomp-basic"},
+        "shard_rows": 250,
+    }
     from pairmill.jobs.job_file import resolve
 
     values = job(tmp_path / "in.jsonl", tmp_path / "out").model_dump(exclude_unset=True)

@@ -62,7 +62,7 @@ def test_every_url_counts_as_one_item_with_its_bytes(web: HostileWeb, open_downl
 def open_downloader() -> Iterator[Open]:
     opened: list[Downloader] = []
 
-    def open_(images: dict[str, Any] | None = None, **fetch: Any) -> Downloader:
+    def open_(images: dict[str, object] | None = None, **fetch: Any) -> Downloader:
         settings = {"allow_networks": ["127.0.0.0/8"], "timeout_s": 5, "retries": 0, **fetch}
         job = {"source": {"paths": ["x"]}, "output": "unused", "fetch": settings, "images": images or {}}
         opened.append(Downloader(BuildJob.model_validate(job), "digest"))
@@ -86,9 +86,9 @@ def shard(
     return pa.table(columns, schema=schema)
 
 
-def rows(table: pa.Table) -> list[dict[str, Any]]:
+def rows(table: pa.Table) -> list[dict[str, object]]:
     table.validate(full=True)
-    found: list[dict[str, Any]] = table.to_pylist()
+    found: list[dict[str, object]] = table.to_pylist()
     return found
 
 

@@ -46,7 +46,7 @@ def embed_job(output: Path, *sources: Path, **settings: Any) -> BuildJob:
     return BuildJob.model_validate({**values, **settings})
 
 
-def rows_in(output: Path, folder: str = "pairs") -> list[dict[str, Any]]:
+def rows_in(output: Path, folder: str = "pairs") -> list[dict[str, object]]:
     tables = [
         pq.read_table(output / manifest.files[folder].path)  # type: ignore[index]
         for manifest in read_manifests(Store(str(output)))
@@ -62,7 +62,7 @@ def samples(count: int, start: int = 0) -> list[tuple[str, bytes]]:
     ]
 
 
-def bytes_of(row: dict[str, Any]) -> bytes:
+def bytes_of(row: dict[str, object]) -> bytes:
     with open(row["image_tar"], "rb") as file:
         file.seek(row["image_offset"])
         return file.read(row["image_length"])

@@ -34,7 +34,7 @@ from tests.integration.test_build import picture, sequentially
 from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples
 from tests.tars import write_tar
 
-Row: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, object]
 
 pytestmark = [  # webdataset leaves closing tars to the garbage collector
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),

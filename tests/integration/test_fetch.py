@@ -391,7 +391,7 @@ def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_trusted_certificate_must_be_valid_and_the_hosts_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], status: Status, says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], status: Status, says: str
 ) -> None:
     context, trusted = server_context(tmp_path, **settings)
     verifying = ssl.create_default_context()

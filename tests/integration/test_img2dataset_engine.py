@@ -54,8 +54,8 @@ def test_both_engines_give_the_same_rows_and_statuses(web: PictureWeb, tmp_path:
         ("images", {"max_pixels": 1_000_000}),
     ],
 )
-def test_settings_that_img2dataset_cannot_enforce_are_refused(section: str, settings: dict[str, Any]) -> None:
-    values: dict[str, Any] = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset"}}
+def test_settings_that_img2dataset_cannot_enforce_are_refused(section: str, settings: dict[str, object]) -> None:
+    values: dict[str, object] = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset"}}
     stated = BuildJob.model_validate(values).model_dump(
         mode="json"
     )  # job.yaml spells out the defaults, which must not be refused
@@ -115,7 +115,7 @@ def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb)
             hostile.send("/redirected-twice", redirect("/redirected")): "bad_redirect",
             "http://no-such-host.invalid/a.jpg": "dns_error",
         }
-        settings: dict[str, Any] = {"timeout_s": 2, "retries": 0, "max_bytes": 50_000, "max_redirects": 1}
+        settings: dict[str, object] = {"timeout_s": 2, "retries": 0, "max_bytes": 50_000, "max_redirects": 1}
         settings["allow_networks"] = ["127.0.0.1/32"]
         values = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset", **settings}}
         downloader = Img2datasetDownloader(BuildJob.model_validate(values), "digest")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -23,7 +22,7 @@ from tests.integration.test_build import dataset, job, picture, write_input
 pytestmark = pytest.mark.usefixtures("plain_loop")
 
 
-def rows_of(web: PictureWeb, numbers: range, where: str = "", dead: int | None = None) -> list[dict[str, Any]]:
+def rows_of(web: PictureWeb, numbers: range, where: str = "", dead: int | None = None) -> list[dict[str, object]]:
     """Rows for pictures with these numbers. Rows with the same number have the same picture, whatever their URL."""
     rows = []
     for n in numbers:

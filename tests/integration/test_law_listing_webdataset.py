@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import webdataset.tariterators as webdataset
@@ -92,7 +91,7 @@ def test_the_tars_of_the_cases_are_embedded_and_status_accounts_for_each_member(
     printed = command(
         "embed", *tars, output, "--model", "tiny", "--set", "shard_rows=4", "--no-report", "--json", *on_this_ray
     )
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    result: dict[str, object] = json.loads(printed.splitlines()[-1])
     members = 0
     for path in tars:
         with tarfile.open(path) as tar:

@@ -59,7 +59,7 @@ def export_all(dataset: Path, folder: Path, *forms: str, **more: Any) -> None:
         export(ExportJob.model_validate(values))
 
 
-def tars_in(folder: Path) -> list[dict[str, Any]]:
+def tars_in(folder: Path) -> list[dict[str, object]]:
     return list(webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False))
 
 
@@ -112,7 +112,7 @@ def test_each_reader_sees_the_scored_pixels_of_every_awkward_picture(
     awkward: Path, scored: dict[str, Pixels], tmp_path: Path, reader: str
 ) -> None:
     folder = awkward / ("webdataset" if "webdataset" in reader else "parquet")
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     if reader == "webdataset":
         decoded = webdataset.WebDataset([str(folder / "00000.tar")], shardshuffle=False).decode("pil")
         found = {sample["__key__"]: sample.get("jpg") or sample.get("png") or sample["webp"] for sample in decoded}
@@ -242,7 +242,7 @@ def test_a_build_says_how_many_pictures_each_of_its_tars_has(web: PictureWeb, tm
     assert verify(Store(str(output)), rescore=2).problems == []
 
 
-def tars_in_one(path: Path) -> list[dict[str, Any]]:
+def tars_in_one(path: Path) -> list[dict[str, object]]:
     return list(webdataset.WebDataset([str(path)], shardshuffle=False))
 
 

@@ -24,7 +24,7 @@ from tests.integration.test_build import dataset, job, picture, sequentially, wr
 MOVED = ("image_tar", "image_offset", "image_length")
 
 
-def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
+def rows_by_id(output: Path) -> dict[str, dict[str, object]]:
     """Every row of a finished output, read by listing the folders, with the bytes of its picture instead of their
     position."""
     rows = {}

@@ -87,7 +87,7 @@ JSON = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | 
 
 
 @given(st.lists(st.fixed_dictionaries({"url": st.text(max_size=8) | st.none(), "more": JSON}), min_size=1, max_size=8))
-def test_json_lines_keep_every_row(scratch: Path, rows: list[dict[str, Any]]) -> None:
+def test_json_lines_keep_every_row(scratch: Path, rows: list[dict[str, object]]) -> None:
     table = converted(scratch, "a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     expected = [None if row["url"] is None else row["url"].encode("utf-8", "surrogatepass") for row in rows]
     assert column(table, "url") == expected

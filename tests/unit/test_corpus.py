@@ -36,7 +36,7 @@ def tar_of(path: Path, members: list[Member]) -> str:
     return str(path)
 
 
-def rows_of(path: Path, members: list[Member]) -> list[dict[str, Any]]:
+def rows_of(path: Path, members: list[Member]) -> list[dict[str, object]]:
     return list(tar_rows(tar_of(path, members), Files()))
 
 

@@ -35,7 +35,7 @@ def as_text(value: Any) -> str:
 
 
 @given(st.lists(st.dictionaries(st.text(min_size=1, max_size=4), VALUES, max_size=4), min_size=1, max_size=5))
-def test_every_value_arrives_in_a_type_that_can_store_it(rows: list[dict[str, Any]]) -> None:
+def test_every_value_arrives_in_a_type_that_can_store_it(rows: list[dict[str, object]]) -> None:
     """The oracle is the parsed objects themselves."""
     rows = [json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) for row in rows]
     notes = FieldNotes()
@@ -62,7 +62,7 @@ def test_a_field_named_like_a_column_of_the_index_gets_another_name() -> None:
     }  # fmt: skip
 
 
-def plan_of(folder: Path, **tars: list[dict[str, Any]]) -> Plan:
+def plan_of(folder: Path, **tars: list[dict[str, object]]) -> Plan:
     """The plan of tars with one sample per object."""
     (folder / "in").mkdir(exist_ok=True)
     for name, objects in tars.items():

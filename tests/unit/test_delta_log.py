@@ -8,7 +8,6 @@ https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -73,18 +72,18 @@ class DeltaTable:
         for commit in (self.root / "_delta_log").glob("*.json"):
             commit.unlink()
 
-    def _add(self, folder: str = "") -> dict[str, Any]:
+    def _add(self, folder: str = "") -> dict[str, object]:
         name = f"{folder}part-{self.version}.parquet"
         (self.root / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"url": [f"http://a.org/{self.version}"]}), self.root / name)
         self.current[name] = True
         return {"add": {"path": quote(name), "size": 1, "dataChange": True}}
 
-    def _remove(self, name: str) -> dict[str, Any]:
+    def _remove(self, name: str) -> dict[str, object]:
         del self.current[name]
         return {"remove": {"path": quote(name), "dataChange": True}}
 
-    def _commit(self, actions: list[dict[str, Any]]) -> None:
+    def _commit(self, actions: list[dict[str, object]]) -> None:
         lines = "".join(json.dumps(action) + "\n" for action in actions)
         (self.root / f"_delta_log/{self.version:020d}.json").write_text(lines)
         self.version += 1

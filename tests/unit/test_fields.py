@@ -26,16 +26,16 @@ SCHEMAS = Path(__file__).parents[2] / "schemas"
 SOURCES = [" ".join(path.read_text().split()) for path in SCHEMAS.rglob("*.py")]
 
 
-def schema_fields(model: type[BaseModel]) -> dict[str, Any]:
+def schema_fields(model: type[BaseModel]) -> dict[str, object]:
     """Dotted name of every field -> its default, or REQUIRED."""
     whole = model.model_json_schema()
 
-    def target(part: dict[str, Any]) -> dict[str, Any] | None:
+    def target(part: dict[str, object]) -> dict[str, object] | None:
         """The model to which this part of the schema refers, if any."""
-        found: dict[str, Any] = whole["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        found: dict[str, object] = whole["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
         return found if "properties" in found else None
 
-    def walk(parent: str, model: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def walk(parent: str, model: dict[str, object]) -> Iterator[tuple[str, Any]]:
         for name, part in model["properties"].items():
             options = [part, *part.get("anyOf", [])]
             nested = [("", each) for each in options]

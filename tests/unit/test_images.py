@@ -143,7 +143,7 @@ def test_a_grayscale_jpeg_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
-def test_all_variants_of_jpeg_match_pillow(options: dict[str, Any]) -> None:
+def test_all_variants_of_jpeg_match_pillow(options: dict[str, object]) -> None:
     body = save(Image.fromarray(PHOTO), "JPEG", **options)
     assert psnr(stored(body), np.asarray(Image.open(io.BytesIO(body)))) > 45
 

@@ -84,7 +84,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
         KeyFile.open(str(tmp_path / "keys"))
 
 
-def found(tmp_path: Path, known: dict[str, Any], **columns: list[str | None]) -> tuple[list[list[bool]], KnownSource]:
+def found(
+    tmp_path: Path, known: dict[str, object], **columns: list[str | None]
+) -> tuple[list[list[bool]], KnownSource]:
     """For each column, whether each value is known, and the source of the known values."""
     with shared_keys(Store(str(tmp_path / "own")), KnownRows.model_validate(known)) as (source, keys):
         by_kind: dict[str, SharedKeys] = {each.which.kind: each for each in keys}
@@ -283,7 +285,7 @@ def test_hashes_are_known_within_a_distance(listed: list[tuple[int, list[int]]],
         context.setattr(bands, "_PAIRS", 3)
         list_of = Path(folder, "a.txt")
         list_of.write_text("\n".join(f"{number:016x}" for number in known))
-        values: dict[str, Any] = {"path": str(list_of), "by": "phash", "distance": distance}
+        values: dict[str, object] = {"path": str(list_of), "by": "phash", "distance": distance}
         rows = pa.table({"phash": pa.array([f"{number:016x}" for number in asked], pa.string())})
         with shared_keys(Store(folder), KnownRows.model_validate(values)) as (_, keys):
             answers = [each.contains(rows) for each in keys]

@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +19,7 @@ GROUP = get_command(app)
 assert isinstance(GROUP, TyperGroup)
 
 
-def parts(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def parts(*arguments: str) -> tuple[dict[str, object], dict[str, object]]:
     config_map, job = yaml.safe_load_all(
         manifest(parse_command(GROUP, ["build", *arguments]), "registry.example/pairmill:1")
     )

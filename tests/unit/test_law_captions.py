@@ -36,7 +36,7 @@ def indexed(folder: Path, *members: tuple[str, bytes], **rules: Any) -> IndexRow
     return row
 
 
-def shard_rows(output: Path, source: Path, **settings: Any) -> list[dict[str, Any]]:
+def shard_rows(output: Path, source: Path, **settings: Any) -> list[dict[str, object]]:
     """The rows that a plan of `source` reads."""
     values = {"source": {"paths": [str(source)], "kind": "corpus", **settings}, "output": str(output)}
     store = Store(str(output))

@@ -37,7 +37,7 @@ from pairmill.schemas.record import JobRecord
 
 TEXTS = ["a dog", 'a "red" dog, running', "ein Hündchen 犬", "two\nlines", " blank ends ", "it's; a | tab\there", None]
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 def indexed(root: Path, tally: Tally | None = None, **config: Any) -> dict[str, list[IndexRow]]:
@@ -115,7 +115,7 @@ def test_a_picture_gets_the_text_that_imagefolder_gives_it(
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("config", [{}, {"caption_column": "alt", "url_column": "link"}])
 def test_a_row_counts_like_a_json_with_the_same_keys_beside_the_picture(
-    tmp_path: Path, ending: str, config: dict[str, Any]
+    tmp_path: Path, ending: str, config: dict[str, object]
 ) -> None:
     rows: list[Row] = [
         {"caption": "a cat", "alt": "the cat", "url": "http://e.org/1", "uid": "AB" * 16, "width": 7, "nested": [1.5]},

@@ -123,7 +123,7 @@ def encoded_pictures(draw: st.DrawFn) -> bytes:
         picture = picture.convert("RGB").quantize(16)
     elif mode != "RGBA":
         picture = picture.convert("RGB").convert(mode)
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     orientation = draw(st.sampled_from([None, *range(1, 9)]))
     if orientation is not None and form in ("JPEG", "PNG", "WEBP", "TIFF"):
         exif = Image.Exif()
@@ -164,7 +164,7 @@ def test_damaged_pictures_that_could_be_scored_are_readable_after_export(body: b
 
 
 @pytest.mark.parametrize(("mode", "options"), [("RGB", {}), ("L", {}), ("P", {}), ("RGB", {"dpi": (72, 72)})])
-def test_plain_files_are_exported_byte_for_byte(mode: str, options: dict[str, Any]) -> None:
+def test_plain_files_are_exported_byte_for_byte(mode: str, options: dict[str, object]) -> None:
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8))
     picture = picture.quantize(250) if mode == "P" else picture.convert(mode)
     for form in ("JPEG", "PNG", "WEBP"):

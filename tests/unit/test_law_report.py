@@ -50,7 +50,7 @@ def random_dataset(root: Path, rng: Random) -> Store:
     return write_dataset(root, shards, extra=EXTRA, rules={"min_similarity": 0.5})
 
 
-def random_row(rng: Random) -> dict[str, Any]:
+def random_row(rng: Random) -> dict[str, object]:
     caption = " ".join(rng.choice(["a", "käse", "日本", "dog"]) for _ in range(rng.randrange(1, 9)))
     host = rng.choice(["A.example", "u:p@b.example:80", "[::1]:8", "c.example"])
     columns = {

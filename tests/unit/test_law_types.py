@@ -612,6 +612,6 @@ def test_law_types_shards_of_pictures_are_cut_by_bytes(
         patch.setattr("pairmill.pipeline.source.picture_sizes.MAX_SHARD_BYTES", 50_000)
         path = where / "a.parquet"
         table = pa.table({"image": pictures, "text": ["t"] * len(lengths)})
-        options: dict[str, Any] = {"data_page_version": version, "compression": "zstd", "write_batch_size": 1}
+        options: dict[str, object] = {"data_page_version": version, "compression": "zstd", "write_batch_size": 1}
         pq.write_table(table, path, row_group_size=group_rows, use_dictionary=False, data_page_size=20_000, **options)
         assert max(_shard_bytes(path, lengths, shard_rows)) <= 50_000

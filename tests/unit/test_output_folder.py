@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -256,7 +255,7 @@ def test_the_cleanup_of_a_run_deletes_no_foreign_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_with_another_export_is_refused_saying_how_that_export_differs(
-    tmp_path: Path, change: dict[str, Any], says: str
+    tmp_path: Path, change: dict[str, object], says: str
 ) -> None:
     values = {"dataset": "d", "subset": "some", "subset_attempt": "a", "format": "webdataset", "samples_per_file": 10}
     record = ExportRecord(**values, shuffle_seed=0, columns=[], rows=1, num_files=1)

@@ -32,7 +32,7 @@ Read = Callable[..., pa.Table]
 def read(tmp_path: Path) -> Read:
     """A function that writes a table to a Parquet file and reads it as one shard."""
 
-    def read_as_shard(table: pa.Table | dict[str, Any], number: int = 7, **source: str) -> pa.Table:
+    def read_as_shard(table: pa.Table | dict[str, object], number: int = 7, **source: str) -> pa.Table:
         path = str(tmp_path / "a.parquet")
         pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), path)
         facts = map_columns(SourceConfig(paths=["-"], **source), [inspect_parquet(path, Files())], needs_license=False)

@@ -57,7 +57,7 @@ class Parsed(HTMLParser):
         return [str(attrs["id"]) for _, attrs in self.tags if "id" in attrs]
 
 
-def scored(similarities: Sequence[float], threshold: float = 0.5, **columns: Any) -> list[dict[str, Any]]:
+def scored(similarities: Sequence[float], threshold: float = 0.5, **columns: Any) -> list[dict[str, object]]:
     return [
         pair(f"caption {score}", score, status="ok" if score >= threshold else "low_similarity", **columns)
         for score in similarities
@@ -77,7 +77,7 @@ def shown(html: str, title: str) -> list[float]:
     return [float(number.replace("−", "-")) for number in re.findall(r"<b>(−?[\d.]+)</b>", section(html, title))]
 
 
-def subset(store: Store, name: str, *steps: dict[str, Any]) -> None:
+def subset(store: Store, name: str, *steps: dict[str, object]) -> None:
     select(SelectJob.model_validate({"dataset": store.root, "name": name, "steps": list(steps)}))
 
 
@@ -444,7 +444,7 @@ def test_pictures_that_cannot_be_shown_do_not_prevent_the_report(tmp_path: Path,
 
 
 @pytest.mark.parametrize("shards", [[], [[reject("a"), reject("b", "timeout")]]], ids=["unfinished", "only rejects"])
-def test_a_dataset_without_pairs_still_gets_a_report(tmp_path: Path, shards: list[list[dict[str, Any]]]) -> None:
+def test_a_dataset_without_pairs_still_gets_a_report(tmp_path: Path, shards: list[list[dict[str, object]]]) -> None:
     html = page(write_dataset(tmp_path, shards, planned=2))
     check_harmless(html)
     expected = (

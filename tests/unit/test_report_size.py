@@ -4,7 +4,6 @@ import io
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +58,7 @@ def test_the_page_stays_below_10_mb_even_with_the_most_hostile_rows(tmp_path: Pa
     """Every grid is full, every text value is long, and no picture is small."""
     text, image = letter * 2_000, noise()
     extra = pa.schema([(f"{number} {letter * 300}", pa.string()) for number in range(8)])
-    long: dict[str, Any] = {"url": f"http://{text}/{text}", **dict.fromkeys(extra.names, text)}
+    long: dict[str, object] = {"url": f"http://{text}/{text}", **dict.fromkeys(extra.names, text)}
     statuses = [status for status in Status if status not in (Status.OK, Status.CUSTOM_RULE)][:31]
     kept = [pair(f"{number}{text}", 0.9 - number / 1000, image=image, **long) for number in range(400)]
     lost = [reject(f"{number}{text}", status, **long) for status in statuses for number in range(6)]

@@ -102,7 +102,7 @@ def test_any_delimiter_is_detected_and_rows_equal_those_of_csv_pandas_and_polars
     ],
 )
 def test_a_delimiter_counts_only_if_the_header_and_most_records_fit(
-    tmp_path: Path, text: str, settings: dict[str, Any], expected: str
+    tmp_path: Path, text: str, settings: dict[str, object], expected: str
 ) -> None:
     assert detected(tmp_path, "a.csv", text, **settings) == expected
 
@@ -322,7 +322,7 @@ OBJECTS = st.lists(st.fixed_dictionaries({"url": st.text(max_size=6), "more": JS
 
 @given(OBJECTS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40), st.text(" \n\r\t", max_size=3))
 def test_an_array_yields_the_same_rows_as_json_lines(
-    scratch: Path, rows: list[dict[str, Any]], indent: int | None, ascii_only: bool, buffer_bytes: int, blank: str
+    scratch: Path, rows: list[dict[str, object]], indent: int | None, ascii_only: bool, buffer_bytes: int, blank: str
 ) -> None:
     """Any whitespace in the array, and any chunk size of the reader, gives the same rows."""
     rows = [{"url": "first"}, *rows]

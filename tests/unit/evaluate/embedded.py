@@ -63,7 +63,7 @@ def write_embedded(
     for shard in shards:
         rows = slice(shard.first_row, shard.first_row + shard.num_rows)
         numbers = range(rows.start, rows.stop)
-        made: dict[str, Any] = {
+        made: dict[str, object] = {
             "row_id": [f"{shard.shard}:{n - rows.start}" for n in numbers],
             "uid": [uid_of(n) for n in numbers],
             "url": [f"http://host/{n}.jpg" for n in numbers],

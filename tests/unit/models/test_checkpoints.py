@@ -39,12 +39,12 @@ CAPTIONS = [
     "x" * 3_000,
     "one <|endoftext|> two </s> three <unk> ▁four",
 ]
-CLIPS: dict[str, dict[str, Any]] = {
+CLIPS: dict[str, dict[str, object]] = {
     "quick_gelu": {},
     "gelu, narrow": {"act": "gelu", "projection": 16},
     "tanh, eos 2": {"act": "gelu_pytorch_tanh", "eos": 2},
 }
-SIGLIPS: dict[str, dict[str, Any]] = {"siglip": {}, "siglip, gelu": {"act": "gelu", "width": 32}}
+SIGLIPS: dict[str, dict[str, object]] = {"siglip": {}, "siglip, gelu": {"act": "gelu", "width": 32}}
 
 
 @pytest.fixture(scope="module")

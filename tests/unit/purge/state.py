@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 _VOLATILE = ("image_tar", "image_offset")
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, object]]:
     """All rows of a Parquet file, without the positions of pictures in tars."""
     table = pq.read_table(io.BytesIO(path.read_bytes()))
     return table.drop_columns([name for name in _VOLATILE if name in table.column_names]).to_pylist()
 
 
-def state_of(root: Path) -> dict[str, Any]:
+def state_of(root: Path) -> dict[str, object]:
     """File -> its content, parsed so that it can be compared."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         if not path.is_file() or "/index/" in name or "/withdrawn/" in name:

@@ -54,7 +54,7 @@ and row 50 is not committed yet."""
 
 def purge(world: World, kind: str, lines: list[str], **more: Any) -> pairmill.PurgeResult:
     keyword = {"uid": "uids", "url": "urls", "host": "hosts"}.get(kind, kind)
-    lists: dict[str, Any] = {keyword: world.write(f"{kind}.txt", lines)}
+    lists: dict[str, object] = {keyword: world.write(f"{kind}.txt", lines)}
     return pairmill.purge(world.out, **lists, reason="asked for", **more)
 
 
@@ -114,7 +114,7 @@ def test_pdq_hashes_are_compared_with_an_added_column_and_refused_without_one(wo
     assert pairmill.verify(world.out, rescore=0).problems == []
 
 
-def check_shards(root: Path, before: dict[str, Any], uids: set[str]) -> None:
+def check_shards(root: Path, before: dict[str, object], uids: set[str]) -> None:
     """Check that each shard has its remaining rows in order, and that files of other shards are unchanged."""
     for shard in range(4):
         manifest = json.loads(newest(root / "out/manifests", shard).read_bytes())
@@ -142,7 +142,7 @@ def newest(folder: Path, shard: int) -> Path:
     return path
 
 
-def check_pictures(root: Path, manifest: dict[str, Any]) -> None:
+def check_pictures(root: Path, manifest: dict[str, object]) -> None:
     """Check that each picture is where its row says."""
     pairs = pq.read_table(root / "out" / manifest["files"]["pairs"]["path"], partitioning=None)
     for row in pairs.select(["row_id", "image_tar", "image_offset", "image_length"]).to_pylist():
@@ -152,7 +152,7 @@ def check_pictures(root: Path, manifest: dict[str, Any]) -> None:
         assert picture == Source(60).picture(shard * SHARD_ROWS + number)
 
 
-def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set[bytes]) -> None:
+def check_the_rest(root: Path, before: dict[str, object], uids: set[str], urls: set[bytes]) -> None:
     after = state_of(root)
     for shard in range(4):
         ids = [row["row_id"] for row in rows_of(next((root / "out/pairs").glob(f"{shard:09d}*.parquet")))]
@@ -182,7 +182,7 @@ def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set
     assert sum(sizes.values()) == len(pairmill.open(root / "out").table(["uid"]))
 
 
-def check_weights(root: Path, record: dict[str, Any], left: list[dict[str, Any]]) -> None:
+def check_weights(root: Path, record: dict[str, object], left: list[dict[str, object]]) -> None:
     """Check that each row keeps its weight in both files of the subset."""
     weights = np.array([row["weight"] for row in left], np.float32)
     table = pairmill.open(root / "out").table(["weight"], subset="half")
@@ -192,7 +192,7 @@ def check_weights(root: Path, record: dict[str, Any], left: list[dict[str, Any]]
     assert record["weight_sum"] == pytest.approx(float(weights.sum()), abs=1e-3)
 
 
-def check_exports(root: Path, before: dict[str, Any], after: dict[str, Any], uids: set[str]) -> None:
+def check_exports(root: Path, before: dict[str, object], after: dict[str, object], uids: set[str]) -> None:
     left = 0
     for number in range(3):
         old, new = before[f"tars/{number:05d}.tar"], after[f"tars/{number:05d}.tar"]

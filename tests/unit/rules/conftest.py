@@ -1,7 +1,6 @@
 """Creates in-flight tables from a few given values, and fills in the rest."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,7 +9,7 @@ from pairmill.schemas.pairs import in_flight_schema
 
 MakeTable = Callable[..., pa.Table]
 
-GOOD_ROW: dict[str, Any] = {
+GOOD_ROW: dict[str, object] = {
     "row_id": "0:0",
     "uid": "0" * 32,
     "url": "https://example.com/a.jpg",
@@ -31,7 +30,7 @@ GOOD_ROW: dict[str, Any] = {
 }
 
 
-def make_in_flight(rows: list[dict[str, Any]]) -> pa.Table:
+def make_in_flight(rows: list[dict[str, object]]) -> pa.Table:
     """A table with one row per dict. The dict says how the row differs from a good row."""
     scores = [("similarity_tiny", pa.float32()), ("similarity_big", pa.float32())]
     schema = in_flight_schema(pa.schema([("license", pa.string()), *scores]))

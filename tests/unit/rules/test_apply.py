@@ -58,7 +58,7 @@ ROWS = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
-def test_rows_and_verdicts_are_never_lost_or_changed(in_flight: Any, rows: list[dict[str, Any]]) -> None:
+def test_rows_and_verdicts_are_never_lost_or_changed(in_flight: Any, rows: list[dict[str, object]]) -> None:
     before = in_flight([{"status_detail": None if row["status"] == "ok" else "why"} | row for row in rows])
     for step in STEPS:
         after = apply_rules(before, step, STRICT)

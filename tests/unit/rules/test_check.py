@@ -1,7 +1,6 @@
 """Tests that problems with rules are reported with their field before anything runs."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,7 +35,7 @@ def test_default_rules_and_valid_rules_pass(tmp_path: Path) -> None:
         ({"custom": ["no_such_module:f"]}, "rules.custom: custom rule no_such_module:f"),
     ],
 )
-def test_a_problem_names_its_field(settings: dict[str, Any], says: str) -> None:
+def test_a_problem_names_its_field(settings: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         check_rules(SourceRules.model_validate(settings))
 

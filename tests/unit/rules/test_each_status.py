@@ -21,7 +21,7 @@ ENGLISH = "a small brown dog is sleeping on the green sofa"
 GERMAN = "ein kleiner brauner Hund schläft auf dem grünen Sofa"
 
 # status, settings, dropped row, detail, kept row
-CASES: list[tuple[Status, dict[str, Any], dict[str, Any], str | None, dict[str, Any]]] = [
+CASES: list[tuple[Status, dict[str, object], dict[str, object], str | None, dict[str, object]]] = [
     (S.KNOWN_UID, {"output": "known"}, {"uid": "f" * 32}, None, {}),
     (S.KNOWN_URL, {"output": "known"}, {"url": " http://a.example/1 "}, None, {"url": None}),
     (S.KNOWN_PICTURE, {"output": "known"}, {"sha256": "ab" * 32}, "sha256", {"sha256": None}),
@@ -166,10 +166,10 @@ def blocklists(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("status", "settings", "dropped", "detail", "kept"), CASES)
 def test_a_rule_drops_and_keeps_the_right_rows(
     status: Status,
-    settings: dict[str, Any],
-    dropped: dict[str, Any],
+    settings: dict[str, object],
+    dropped: dict[str, object],
     detail: str | None,
-    kept: dict[str, Any],
+    kept: dict[str, object],
     blocklists: Path,
     in_flight: Any,
 ) -> None:

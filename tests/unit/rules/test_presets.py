@@ -52,7 +52,7 @@ def test_the_default_preset_filters_nothing() -> None:
         (Step.IMAGE, {"original_width": 199, "original_height": 200}, "image_too_small"),
     ],
 )
-def test_datacomp_basic_agrees_with_the_paper(in_flight: Any, step: Step, row: dict[str, Any], status: str) -> None:
+def test_datacomp_basic_agrees_with_the_paper(in_flight: Any, step: Step, row: dict[str, object], status: str) -> None:
     assert apply_rules(in_flight([ENGLISH | row]), step, rules_of("datacomp-basic"))["status"].to_pylist() == [status]
 
 
@@ -66,5 +66,5 @@ def test_datacomp_basic_agrees_with_the_paper(in_flight: Any, step: Step, row: d
         (Step.SCORE, {"similarity_tiny": 0.2799}, "low_similarity"),
     ],
 )
-def test_laion2b_agrees_with_the_paper(in_flight: Any, step: Step, row: dict[str, Any], status: str) -> None:
+def test_laion2b_agrees_with_the_paper(in_flight: Any, step: Step, row: dict[str, object], status: str) -> None:
     assert apply_rules(in_flight([ENGLISH | row]), step, rules_of("laion2b"))["status"].to_pylist() == [status]

@@ -43,7 +43,7 @@ def test_a_picture_is_decoded_once(size: int, monkeypatch: pytest.MonkeyPatch) -
     ids=["JPEG that passes", "JPEG to PNG", "PNG, resized"],
 )
 def test_the_measures_are_those_of_the_stored_picture_if_pixels_are_kept_exactly(
-    settings: dict[str, Any], prepare: Any
+    settings: dict[str, object], prepare: Any
 ) -> None:
     for body in map(prepare, PHOTOGRAPHS):
         found = processed(body, **settings)

@@ -158,7 +158,7 @@ def _dataset(root: Path, tiny: ClipModel) -> Store:
     return write_dataset(root, [[*rows, reject("gone")]], contract=tiny.contract, dim=tiny.embedding_dim)
 
 
-def _score(store: Store, score: ScoreConfig) -> tuple[ScoreCard, list[dict[str, Any]]]:
+def _score(store: Store, score: ScoreConfig) -> tuple[ScoreCard, list[dict[str, object]]]:
     """Add the score `coca` as the stages do, but without Ray."""
     snapshot = Snapshot.of(store)
     card = prepared(snapshot, "coca", score, LocalTasks(), RUN)

@@ -124,7 +124,7 @@ def test_a_dataset_is_scored_and_verified_with_any_shard_size(tmp_path: Path) ->
     assert {row["c_tokens"] for row in found[0]} == {8, 9}  # includes the start and end tokens, and one token per digit
 
 
-def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:
+def _scored(store: Store, captions: dict[str, object]) -> list[dict[str, object]]:
     score, tasks, snapshot = ScoreConfig.model_validate({"captions": captions}), LocalTasks(), Snapshot.of(store)
     card = prepared(snapshot, "c", score, tasks, RUN)
     for shard, generation in snapshot.generations:

@@ -138,7 +138,7 @@ def _kept(verdict: Any) -> list[bool]:
     return list((verdict[0] if isinstance(verdict, tuple) else verdict).to_pylist())
 
 
-def _defined(text: str) -> dict[str, Any]:
+def _defined(text: str) -> dict[str, object]:
     """The measures of one caption, computed by their definitions."""
     words = [word for word in text.split(" ") if word]
     tokens = len(_TOKENIZER.encode(text)) + 2

@@ -40,7 +40,7 @@ PHOTOGRAPHS = [path.read_bytes() for path in sorted(PAIRS.rglob("*.jpg"))[::230]
 BROKEN = PHOTOGRAPHS[0][:300]
 
 
-def with_picture(body: bytes | None, **columns: Any) -> dict[str, Any]:
+def with_picture(body: bytes | None, **columns: Any) -> dict[str, object]:
     return pair("a picture", image=body, sha256=hashlib.sha256(body or b"").hexdigest(), **columns)
 
 
@@ -58,7 +58,7 @@ def add(root: Path, name: str = "look", **settings: object) -> ScoreResult:
     return score(ScoreJob.model_validate({"dataset": str(root), "name": name, "pictures": settings}))
 
 
-def rows_of(root: Path, columns: list[str]) -> list[dict[str, Any]]:
+def rows_of(root: Path, columns: list[str]) -> list[dict[str, object]]:
     snapshot = Snapshot.of(Store(str(root)))
     return [row for shard in snapshot.chunk.shards for row in snapshot.read(shard, columns).to_pylist()]
 

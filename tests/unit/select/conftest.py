@@ -19,7 +19,7 @@ ROWS = 12_000
 DUCKDB = duckdb.connect(config={"threads": 1})
 """The oracle. Shared, because opening a connection takes longer than most queries."""
 
-Step: TypeAlias = dict[str, Any]
+Step: TypeAlias = dict[str, object]
 """A select step, as in a job file."""
 
 

@@ -28,7 +28,7 @@ from pairmill.schemas.subset import StepReport, Subset
 from tests.unit.select import whole_set
 from tests.unit.select.conftest import make_subset
 
-Row = dict[str, Any]
+Row = dict[str, object]
 ENTRIES = [
     "cat",
     "dog",

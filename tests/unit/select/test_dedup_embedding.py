@@ -263,7 +263,7 @@ def test_dot_products_on_the_grid_are_exact_and_equal_samples_have_equal_centers
         ({"by": "pair", "model": "m", "threshold": 0.5}, "greater than or equal to 0.8"),
     ],
 )
-def test_incompatible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_incompatible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Dedup.model_validate(settings)
 

@@ -311,7 +311,7 @@ class MemoryChunk:
         return self.table.select(sorted(columns))
 
 
-def _remaining(table: pa.Table, step: dict[str, Any]) -> list[int]:
+def _remaining(table: pa.Table, step: dict[str, object]) -> list[int]:
     """The rows that a step keeps when the table is read as two chunks."""
     uids = [f"{row * 0x9E3779B97F4A7C15 % 2**128:032x}" for row in range(table.num_rows)]
     table = table.append_column("uid", pa.array(uids, pa.string()))

@@ -314,7 +314,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def vars_of(contract: Any) -> dict[str, Any]:
+def vars_of(contract: Any) -> dict[str, object]:
     return {name: getattr(contract, name) for name in contract.__dataclass_fields__}
 
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -42,7 +41,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def items_of(folder: Path) -> list[dict[str, Any]]:
+def items_of(folder: Path) -> list[dict[str, object]]:
     """The pairs of the evaluation set with their pixels, in order."""
     found = []
     for path in sorted(folder.glob("pairs/*.parquet")):
@@ -96,12 +95,12 @@ def training(tmp_path_factory: pytest.TempPathFactory, evaluation: Path) -> Path
     return write_training(tmp_path_factory.mktemp("training"), evaluation, list(range(ROWS)))
 
 
-def overlap_of(dataset: Path, subset: Subset) -> list[dict[str, Any]]:
+def overlap_of(dataset: Path, subset: Subset) -> list[dict[str, object]]:
     (file,) = subset.overlaps
     return list(pq.ParquetFile(dataset / file.path).read().to_pylist())
 
 
-def expected_overlap(evaluation: Path, training: Path, limits: dict[LeakKind, int]) -> list[dict[str, Any]]:
+def expected_overlap(evaluation: Path, training: Path, limits: dict[LeakKind, int]) -> list[dict[str, object]]:
     """The overlap by brute force: every row against every hash of every picture."""
     table = pa.concat_tables([pq.ParquetFile(each).read() for each in sorted(training.glob("pairs/*.parquet"))])
     rows = table.select(["uid", "sha256", *limits]).to_pylist()
@@ -227,7 +226,7 @@ def test_embeddings_are_compared_with_those_of_the_same_weights(tmp_path: Path, 
     ],
 )
 def test_datasets_that_cannot_be_compared_are_an_error(
-    tmp_path: Path, evaluation: Path, settings: dict[str, Any], message: str
+    tmp_path: Path, evaluation: Path, settings: dict[str, object], message: str
 ) -> None:
     write_dataset(tmp_path, 10)
     with pytest.raises(JobError, match=message):
@@ -250,7 +249,7 @@ def test_the_dataset_itself_cannot_be_the_evaluation_set(evaluation: Path) -> No
         {"by": "sha256", "variants": []},
     ],
 )
-def test_incompatible_settings_are_refused(settings: dict[str, Any]) -> None:
+def test_incompatible_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         SelectStep.model_validate({"leak": {"against": "x"} | settings})
 

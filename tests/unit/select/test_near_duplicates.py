@@ -85,7 +85,7 @@ def hashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows_of(folder: Path) -> dict[str, Any]:
+def rows_of(folder: Path) -> dict[str, object]:
     table = pa.concat_tables(pq.ParquetFile(path).read() for path in sorted(folder.glob("pairs/*.parquet")))
     return {name: table[name].to_pylist() for name in ("row_id", "phash", "pdq", "pdq_quality", "similarity")}
 

@@ -21,7 +21,7 @@ from pairmill.pipeline.select.weights import soft_cap
 from pairmill.schemas.errors import JobError
 from tests.unit.select.conftest import DUCKDB, make_subset
 
-Step = dict[str, Any]
+Step = dict[str, object]
 
 
 def rows_of(dataset: Path, name: str) -> pa.Table:
