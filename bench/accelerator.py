@@ -36,7 +36,7 @@ from pairmill.schemas.manifest import Shard
 from pairmill.schemas.pairs import in_flight_schema
 
 CAPTIONS_PER_PICTURE = 8
-"""A caption takes a text tower about an eighth of the time that a picture takes the image tower."""
+"""The text tower takes about an eighth as long for a caption as the image tower takes for a picture."""
 DIM = 512
 
 
@@ -79,7 +79,7 @@ def payloads(folder: Path, shards: int, shard_rows: int) -> list[pa.Buffer]:
         rows = []
         for row in range(shard_rows):
             result, row_id = images[row % len(images)], f"{shard}:{row}"
-            digest = hashlib.sha256(row_id.encode()).hexdigest()  # because equal pictures are encoded only once
+            digest = hashlib.sha256(row_id.encode()).hexdigest()  # distinct, because equal pictures are encoded once
             rows.append(
                 {"row_id": row_id, "uid": digest[:32], "status": "ok", "is_pair": True, "sha256": digest}
                 | {"image": result.image, "phash": result.phash, "width": result.width, "height": result.height}

@@ -2,11 +2,11 @@
 
     python -m bench.balance --rows 1000000 10000000
 
-Captions have eight words, drawn from a vocabulary of 200,000 whose frequencies are as skewed as those of natural
-language (Zipf, exponent 1.1). The list of 500,000 entries contains all words and 300,000 pairs of words. URLs have a
-million hosts, with frequencies that are just as skewed. The clock starts once Ray is up. `CPU` is the CPU time of all
-of Ray's workers, which other work on the machine affects less, and `MB` is the private memory of the largest worker at
-the end.
+Captions have eight words, drawn from a vocabulary of 200,000 words whose frequencies are as skewed as those of natural
+language (Zipf, exponent 1.1). The list of concepts has 500,000 entries: all words, and 300,000 pairs of words. URLs
+have a million hosts, with frequencies that are just as skewed. The clock starts once Ray is up. `CPU` is the CPU time
+of all of Ray's workers, which depends less on other work on the machine than wall-clock time does, and `MB` is the
+private memory of the largest worker at the end.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m bench.chaos [--runs 30] [--seed 1]
 
 Uses a Ray cluster of three nodes (`ray.cluster_utils`, on one machine), a slow loopback web server, and S3 (moto's
-server behind a proxy). Each run builds a dataset of 240 pairs in 20 shards on S3, with `tiny`. At a random moment, it
-kills the driver, a download actor, an encode actor or a node, or stops S3 for ten seconds; or else 5% of all S3
+server behind a proxy). Each run builds a dataset of 240 pairs in 20 shards on S3, with `tiny`. At a random moment, the
+driver, a download actor, an encode actor or a node is killed, or S3 stops for ten seconds; or else 5% of all S3
 requests fail throughout the run. Every run must end with exactly the rows of the undisturbed run (row_id and status),
 none twice, and `verify` must find no problems.
 """
@@ -68,7 +68,7 @@ class Run:
 
     killed: str
     hit: bool
-    """Whether every fault took effect: the run had not ended yet, and it had a process of the kind to kill."""
+    """Whether every fault took effect: the run was still in progress, and had a process of the kind to kill."""
     seconds: float
     resumed: int
     rows: list[str]

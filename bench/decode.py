@@ -2,8 +2,8 @@
 
 Decodes, resizes (longer side 512, area averaging, only if larger) and encodes (JPEG, quality 95, 4:2:0) with Pillow,
 OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, detects pictures of a single color
-and computes the perceptual hash. Uses one thread and counts CPU seconds, which other work on the machine affects less.
-Rounds are interleaved, and each figure is the median of the rounds.
+and computes the perceptual hash. Uses one thread and counts CPU seconds, so that other work on the machine matters
+less. Rounds are interleaved, and each figure is the median of the rounds.
 """
 
 import argparse

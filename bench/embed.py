@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def fastest(peer: Callable[[int, str], list[str]]) -> int:
-    """The faster of two batch sizes for clip-retrieval. `peer` returns its command for a batch size and an output."""
+    """The faster of two batch sizes for clip-retrieval. `peer` returns the command for a batch size and an output."""
     with tempfile.TemporaryDirectory() as out:
         tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
     best = max(tried, key=lambda size: tried[size])

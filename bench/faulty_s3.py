@@ -51,7 +51,7 @@ class Faults:
     deny_lists: bool = False
     """Answer listings with 403 AccessDenied."""
     deny_reads_of: str | None = None
-    """Answer reads of objects whose path contains this text with 403 AccessDenied."""
+    """Answer with 403 AccessDenied if an object is read whose path contains this text."""
 
 
 @dataclass
@@ -163,8 +163,8 @@ main(sys.argv[1:])
 
 @contextmanager
 def s3_server(bucket: str, names: Sequence[str] = ()) -> Iterator[str]:
-    """Run moto's server in its own process, with a bucket that has an object `{}` for each of `names`. Yields
-    the server's URL."""
+    """Run moto's server in its own process, with a bucket that has an object with the content `{}` for each of
+    `names`. Yields the server's URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Compares PairDataset with webdataset on the same pictures, and measures how fast PairDataset reads only embeddings.
+"""Compares PairDataset with webdataset on the same pictures, and measures how fast PairDataset reads embeddings alone.
 
     python -m bench.feed [--rows 2000] [--rounds 5]
 

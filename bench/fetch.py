@@ -45,8 +45,8 @@ PEERS = Path(".venv-peers/bin/python")
 FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
 """Roughly the mix of formats on the web: https://almanac.httparchive.org/en/2024/media"""
 MEDIAN_PX, SPREAD = 340, 0.72
-"""Log-normal distribution of the longer side. In LAION-400M, 65% have 256 px or more, 27% 512 and 6.3% 1,024. This
-distribution gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
+"""Log-normal distribution of the longer side. In LAION-400M, it is at least 256 px for 65% of the pictures, 512 px for
+27% and 1,024 px for 6.3%. This distribution gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
 FULL_CHROMA_SHARE, SRGB_SHARE, WIDE_SHARE = 0.24, 0.08, 0.035
 """Of the 918 photographs in ../shared/data/pairs (COCO, Flickr8k, Conceptual Captions), 219 are 4:4:4 and the others
 4:2:0; 72 have an sRGB profile and 32 a different profile, mostly Adobe RGB. None is progressive or has EXIF data."""
@@ -88,8 +88,8 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
 def photos(folder: Path, web: Path) -> list[str]:
     """Link to 308 photographs from ../shared/data/pairs. Returns the names of the links.
 
-    These are all full-size pictures from Flickr8k (500 px, 4:2:0), and the pictures from COCO that have a color profile
-    (mostly 640 px, 4:4:4). Of the 308 pictures, 31% are larger than 512 px, and 34% have a profile.
+    The 308 are every full-size picture from Flickr8k (500 px, 4:2:0), and the pictures from COCO that have a color
+    profile (mostly 640 px, 4:4:4). Of the 308 pictures, 31% are larger than 512 px, and 34% have a profile.
     """
     chosen = [
         path

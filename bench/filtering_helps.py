@@ -103,7 +103,7 @@ class Experiment:
     pairs: Sequence[tuple[bytes, str, str]]
     """(picture, caption, kind of pair) for each pair."""
     scores: Mapping[str, dict[str, object]]
-    """Name -> the score, in the order in which they are added."""
+    """Name -> score, in the order in which the scores are added."""
     subsets: Mapping[str, Steps]
 
 

@@ -24,7 +24,7 @@ from pairmill.pipeline.encode.tiny.evaluate import distinct_scenes, recall_at_1
 
 TINY_FOLDER = Path(__file__).parents[1] / "pipeline/encode/tiny"
 SETS = "sets.json"
-"""In FOLDER: name of a set -> number of pairs, in the order of the table."""
+"""A file in FOLDER: name of a set -> number of pairs, in the order of the table."""
 BATCH_SIZE = 128
 NUM_TEST_SCENES = 500
 

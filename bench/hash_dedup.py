@@ -3,7 +3,7 @@
     python -m bench.hash_dedup --rows 10000000 --by phash --distance 4
     python -m bench.hash_dedup --rows 1000000 --hashes ball
 
-In the kind `random`, one hash in five differs from another in a few bits. The other kinds are crowded:
+In the kind `random`, one hash in five is within a few bits of another. The other kinds are crowded:
 
 - `equal`: all hashes are equal.
 - `ball`: all hashes are within 8 bits of each other.
@@ -37,7 +37,7 @@ BITS = {"phash": 64, "pdq": 256}
 
 
 def bit(words: int, at: npt.NDArray[np.int64]) -> U64:
-    """Words with a single bit set in each row, uint64 [rows, words]."""
+    """For each row, words in which only the bit `at` is set, uint64 [rows, words]."""
     rows = np.arange(len(at))
     found = np.zeros((len(at), words), np.uint64)
     found[rows, at // 64] = np.uint64(1) << (at % 64).astype(np.uint64)
@@ -101,7 +101,7 @@ def write(folder: str, rows: int, kind: str) -> None:
 
 
 def select(dataset: str, by: str, distance: int) -> dict[str, float]:
-    """Run `select`. Returns the seconds after Ray's start, and the figures of the step."""
+    """Run `select`. Returns the seconds that it takes once Ray is up, and the figures of the step."""
     from pairmill.jobs import select as module
     from pairmill.jobs.cluster import session
     from pairmill.schemas.job.run import RunConfig

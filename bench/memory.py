@@ -2,7 +2,7 @@
 
     python -m bench.memory [--embed] [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
-The job builds from URLs without a model, or with --embed embeds tars with `tiny`. Each job runs in a separate process,
+The job builds from URLs without a model; with --embed, it embeds tars with `tiny`. Each job runs in a separate process,
 with its own local Ray instance. The resident memory of the driver and of each stage's actor is sampled twice a second,
 without the shared memory of the object store, which is counted separately. The table gives the peaks and what the
 object store spilled to disk. Its last line says how the largest actor's peak grows with the number of rows.

@@ -60,7 +60,7 @@ def name_server(addresses: Mapping[str, str], broken: frozenset[str], delay_s: f
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=serve, args=(there,), daemon=True)
     process.start()
-    there.close()  # so that recv() fails if the server does
+    there.close()  # so that recv() raises if the server dies
     try:
         here.recv()
         yield

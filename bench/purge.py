@@ -3,9 +3,10 @@
     python -m bench.purge [--rows 10000000] [--uids 10000] [--shards 500]
     python -m bench.purge --rows 400000 --kills 10
 
-The uids are drawn from `--shards` shards. One row in ten repeats the uid of an earlier row in any shard, so more shards
-contain them. The oracle is a plain scan with Arrow. With `--kills`, the command is killed (SIGKILL) at random times,
-and then run to completion. Afterwards, no purged uid may be left in any file, and no other row may be missing.
+The uids are drawn from `--shards` shards. One row in ten repeats the uid of an earlier row in any shard, so some of the
+uids are in other shards too. The oracle is a plain scan with Arrow. With `--kills`, the command is killed (SIGKILL) at
+random times, and then run to completion. Afterwards, no purged uid may be left in any file, and no other row may be
+missing.
 """
 
 import argparse

@@ -11,7 +11,7 @@ def steady_rate(ends: Iterable[tuple[float, int]]) -> float:
     """Rows per second: the slope of rows over time, by least squares, given (time, rows) for every finished shard.
 
     Dividing the rows of all shards but the first by the time between the first and the last end would overestimate the
-    rate, because shards that are in flight at the first end count in full: by half, if four shards end two at a time.
+    rate (by half, if four shards end two at a time), because shards that are in flight at the first end count in full.
     Returns 0.0 if there are fewer than two distinct times.
     """
     points = sorted(ends)

@@ -83,7 +83,7 @@ def export(dataset: Path, folder: Path) -> int:
         options = ["--format", form, "--samples-per-file", "500"]
         pairmill("export", str(dataset), "everything", str(folder / form), *options)
     uids = np.load(folder / "datacomp/subset.npy")
-    np.save(folder / "webdataset/subset.npy", uids)  # DataComp's resharder reads both from one folder
+    np.save(folder / "webdataset/subset.npy", uids)  # next to the tars, where the resharder needs it
     return len(uids)
 
 

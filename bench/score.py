@@ -1,4 +1,4 @@
-"""Measures scores from stored embeddings, in rows per second of one core.
+"""Measures how fast scores are computed from stored embeddings, in rows per second of one core.
 
     python -m bench.score [--rows 200000] [--dim 512] [--rounds 5]
 

@@ -1,4 +1,4 @@
-"""Compares libraries for approximate search: speed, recall, memory and CPU to build, on synthetic embeddings.
+"""Compares libraries for approximate search: speed, recall, memory, and CPU time to build, on synthetic embeddings.
 
     python -m venv /tmp/search && /tmp/search/bin/pip install faiss-cpu usearch pylance numpy psutil
     /tmp/search/bin/python -m bench.search --rows 1000000

@@ -38,7 +38,7 @@ def write(folder: Path, rows: int) -> None:
 
 
 def whole_shards(rows: int) -> int:
-    """The number of rows, rounded up to whole shards, because a copy can be of any row in the last shard."""
+    """The number of rows, rounded up to whole shards, because any row of the last shard can have copies."""
     return -(-rows // SHARD_ROWS) * SHARD_ROWS
 
 
@@ -51,7 +51,7 @@ def vectors(shard: int) -> npt.NDArray[np.float16]:
 
 
 def copies_of(shard: int) -> tuple[npt.NDArray[np.int64], int, npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Returns (the rows that are copies, the shard of their originals, the rows there, the copies' vectors)."""
+    """Returns (the rows that are copies, the shard of their originals, the originals' rows, the copies' vectors)."""
     rng = np.random.default_rng([2, shard])
     source = int(rng.integers(0, shard + 1))
     copies = np.flatnonzero(rng.random(SHARD_ROWS) < COPIES)

@@ -1,4 +1,4 @@
-"""Measures how many pairs of near duplicates different ways of assigning rows to clusters find, and at what cost.
+"""Compares ways of assigning rows to clusters: how many pairs of near duplicates each way finds, and at what cost.
 
     python -m bench.semantic_recall ../shared/data/clip_b32/flickr8k500_pairs/image_embeddings.npy
 
@@ -47,7 +47,7 @@ def topics(rows: int) -> npt.NDArray[np.float64]:
 
 
 def nearest(points: Floats, centers: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Returns (the MOST nearest centers of each row, how much less similar each is than the nearest)."""
+    """Returns (the nearest `MOST` centers of each row, how much less similar each is than the nearest)."""
     found, less = np.zeros((len(points), MOST), np.int64), np.zeros((len(points), MOST), np.float32)
     for start in range(0, len(points), 4_096):
         similar = points[start : start + 4_096] @ centers.T
@@ -58,7 +58,7 @@ def nearest(points: Floats, centers: Floats) -> tuple[npt.NDArray[np.int64], Flo
 
 
 def ways(radius: float, less: Floats) -> Iterator[tuple[str, npt.NDArray[np.bool_], bool]]:
-    """Yield (name, which of its nearest clusters each row is in, whether guests of a cluster are compared)."""
+    """Yield (name, which of its nearest clusters each row is in, whether guests are compared with each other)."""
     place = np.arange(MOST)
     for most in (1, 2, 3):
         yield f"nearest {most}, all compared", np.broadcast_to(place < most, less.shape), True

@@ -1,4 +1,4 @@
-"""`pairmill evaluate`: measures the embeddings and scores of a dataset: retrieval, zero-shot classes, thresholds."""
+"""`pairmill evaluate`: measures a dataset's embeddings and scores by retrieval, zero-shot classes and thresholds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -171,8 +171,8 @@ def _model(snapshot: Snapshot, alias: str | None) -> Embeddings:
 def _classes(
     embeddings: Embeddings, settings: ClassesScore, steps: Steps
 ) -> tuple[Sequence[str], Callable[[], Floats]]:
-    """(names of the classes, function that embeds them by the model of the stored embeddings). Both raise ScoreError,
-    and the function also ModelError."""
+    """Returns (the names of the classes, a function that embeds them with the model of the stored embeddings). Raises
+    ScoreError; the function raises ScoreError and ModelError."""
     from pairmill.pipeline.encode.clip_model import model_of
     from pairmill.pipeline.score.class_embeddings import embed_classes, read_classes
 

@@ -51,7 +51,7 @@ class ExploreOptions:
 def explore(
     store: Store, options: ExploreOptions, on_ready: Callable[[Guard, Explorer], None], on_step: OnStep = ignore_step
 ) -> None:
-    """Serve an output folder until it is interrupted. Raises JobError if the port is taken, PlanError if the folder is
+    """Serve an output folder until Ctrl-C. Raises JobError if the port is taken, PlanError if the folder is
     not the output of a job."""
     store.check_access()
     listener = _listen(options.host, options.port)
@@ -103,7 +103,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
         is_taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
         remedy = "choose another port with --port, or a free one with --port 0" if is_taken else "check --host"
-        # The number is negative for an unknown host name.
+        # For an unknown host name, errno is negative.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise JobError(f"cannot serve on {host}:{port} ({reason}); {remedy}") from None
     return listener

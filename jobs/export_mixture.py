@@ -79,7 +79,7 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     check_export_folder(output)
     _check(job)
     mixture = read_mixture(store)
-    repetition = Repetition.of(job, mixture.sources[0].rows)  # all datasets have weights, or none
+    repetition = Repetition.of(job, mixture.sources[0].rows)  # either all datasets have weights, or none has
     sources = list(_open(job, store, mixture, repetition))
     common = common_columns([source.columns() for source in sources])
     form = _format(job, sources, common, repetition)

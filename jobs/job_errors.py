@@ -113,7 +113,7 @@ def _message(job: type[BaseModel], mistake: _Mistake) -> str:
         message = "use up to 100 letters, digits, - and _, starting with a letter or digit"
     if kind == "model_type":
         message = "takes settings, each written as `name: value`"
-    if kind == SECRET or not mistake.path:  # never show the value
+    if kind == SECRET or not mistake.path:  # do not show a secret, or the whole job
         return message
     return f"{message} (got {mistake.problem['input']!r:.80})"
 

@@ -82,7 +82,7 @@ class _Target:
 def mix(job: MixJob, dry_run: bool = False, overwrite: bool = False, on_step: OnStep = ignore_step) -> Mixture:
     """Mix the sources and write the mixture to `output`; with `dry_run`, only count.
 
-    Raises JobError if the job cannot run as written, or a source has no rows or too few; then nothing was written.
+    Raises JobError, without writing anything, if the job cannot run as written, or if a source has no rows or too few.
     """
     check_buckets([job.output, *(source.dataset for source in job.sources)], job.s3)
     store = Store(job.output, job.s3)
@@ -126,8 +126,8 @@ def mix(job: MixJob, dry_run: bool = False, overwrite: bool = False, on_step: On
 
 
 def fields_of(store: Store) -> dict[str, object]:
-    """The settings of a mixture, as fields of the MixJob that mixes it again. Raises SubsetError, and JobError for a
-    dataset."""
+    """The settings of a mixture, as fields of the MixJob that mixes it again. Raises SubsetError, and
+    JobError if the folder is that of a dataset."""
     if not is_mixture(store) and (subsets := subset_names(store)):
         raise JobError(f"{store.root} is not a mixture; name the subset to select again: {', '.join(subsets)}")
     mixture = read_mixture(store)
@@ -172,7 +172,7 @@ def _describe(tasks: Tasks, sources: Sequence[_Source]) -> None:
 
 
 def _with_files(chunks: Sequence[Chunk], subset: Subset) -> Iterator[tuple[Chunk, Subset]]:
-    """Each chunk, and the subset with only those files that have some of its shards."""
+    """Each chunk, with the subset reduced to the files that contain shards of this chunk."""
     shards = [
         set(read_table(chunks[0].store, files.shards.path, ["shard"])["shard"].to_pylist()) for files in subset.files
     ]

@@ -1,4 +1,4 @@
-"""`pairmill probe`: trains a head on labeled pairs from their stored embeddings, or a mix of columns."""
+"""`pairmill probe`: trains a head on the stored embeddings of labeled pairs, or learns a mix of columns."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

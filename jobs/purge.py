@@ -55,8 +55,8 @@ class PurgeJob:
     reason: str | None = None
     """Why the rows are withdrawn. Kept in the ledger."""
     exports: Sequence[str] = ()
-    """Exports that the dataset has no record of, because an earlier version made them, or a user without permission to
-    write to the dataset."""
+    """Exports that the dataset has no record of, because they were made by an earlier version, or by a user without
+    permission to write to the dataset."""
     dry_run: bool = False
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -68,7 +68,7 @@ def purge_job(
     dry_run: bool,
     settings: Mapping[str, object],
 ) -> PurgeJob:
-    """The job of a command line or a call. `settings`: the sections `run` and `s3`. Raises JobError."""
+    """The job that a command line or a call describes. `settings`: the sections `run` and `s3`. Raises JobError."""
     if unknown := sorted(set(settings) - {"run", "s3"}):
         raise JobError(f"--set {unknown[0]}: a purge accepts only run.* and s3.*")
     try:
@@ -104,8 +104,8 @@ class PurgeResult:
 def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeResult:
     """Withdraw rows. If interrupted, call it again to finish.
 
-    Raises JobError, before anything changes, for a bad list, a missing reason, a path that is not an export, or if
-    another purge is running. Raises StorageError without permission to delete.
+    Raises JobError, before anything changes, if a list is bad, the reason is missing, a path is not an export, or
+    another purge is running. Raises StorageError if this user may not delete files.
     """
     store.check_access()
     plan = load_plan(store)
@@ -167,14 +167,14 @@ def _values(store: Store, job: PurgeJob) -> Values:
     values = {kind: read_list(store.files, path, kind) for kind, path in job.lists.items()}
     reason = (job.reason or "").strip()
     if values and not reason and not job.dry_run:
-        raise JobError("--reason: say why, in a few words; the ledger keeps it")
+        raise JobError("--reason: say in a few words why the rows are withdrawn; the ledger keeps this text")
     if len(reason) > MAX_REASON_CHARS:
         raise JobError(f"--reason: {len(reason):,} characters, but at most {MAX_REASON_CHARS:,} are allowed")
     needles = Needles(values)
     if found := next(chain(needles.in_text(reason), needles.in_cells(reason.split())), None):
         kind = found.partition(" ")[0]
         raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; reword it")
-    if "pdq" in values and committed(store):  # before that, it blocks rows of the build
+    if "pdq" in values and committed(store):  # before the first commit, the list blocks rows of the build
         _refuse_without_pdq(Snapshot.for_purge(store))
     if not values and Ledger.load(store).is_empty:
         raise JobError("say what to withdraw: --uids, --urls, --hosts, --sha256 or --pdq FILE")

@@ -12,7 +12,8 @@ from pairmill.pipeline.report.sample import MAX_ROWS
 from pairmill.schemas.errors import JobError, PairmillError
 
 ROWS_AFTER_RUN = 250_000
-"""How many rows the report at the end of a build reads, so that it takes seconds. `pairmill report` reads more."""
+"""Maximum number of rows that the report at the end of a build reads, so few that it takes seconds. `pairmill report`
+reads more."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ReportResult:
 
     path: str
     rows: int
-    """All rows of the dataset, without withdrawn ones."""
+    """All rows of the dataset, except withdrawn ones."""
     rows_read: int
     """Rows that its charts and pictures come from; the counts of the funnel are always exact."""
     num_bytes: int
@@ -59,13 +60,14 @@ def report(
 
 
 def report_after_run(store: Store) -> tuple[str | None, str | None]:
-    """(path of the report, None), or (None, why there is none). A report that fails must not fail the run."""
+    """(path of the report, None), or (None, why it could not be written). A failed report must not fail the run."""
     try:
         return report(store, max_rows=ROWS_AFTER_RUN).path, None
     except Exception as error:
         expected = isinstance(error, (PairmillError, OSError))
         why = clean_text(str(error)) if expected else describe(error)
-        return None, f"the report could not be written ({why}); the dataset is fine: pairmill report {store.root}"
+        remedy = f"the dataset is fine; to write the report, run: pairmill report {store.root}"
+        return None, f"the report could not be written ({why}); {remedy}"
 
 
 def _write(store: Store, out: str | None, name: str, made: Report) -> ReportResult:

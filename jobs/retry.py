@@ -95,7 +95,7 @@ def _pipeline(store: Store, plan: Plan, settings: Mapping[str, object], statuses
     job, fingerprint = check(resolve({**known, "output": store.root}))
     if fingerprint != plan.record.fingerprint:
         raise JobError(
-            f"{store.root} was made with other settings, rules or weights; a retry may change only how it is run: "
+            f"{store.root} was made with other settings, rules or weights; a retry may change only how the job runs: "
             "run.*, fetch.timeout_s, fetch.retries, fetch.concurrency and the like"
         )
     return retry_pipeline(job, plan.mapping, fingerprint, statuses)

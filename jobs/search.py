@@ -54,7 +54,7 @@ class Query:
 
     text: str | None = None
     image: str | None = None
-    """A picture: a local path or `s3://`."""
+    """A picture: a local path or an `s3://` URL."""
     uid: str | None = None
     """The uid of a pair of the dataset: find the pairs whose embeddings are most similar to its own."""
     model: str | None = None
@@ -110,7 +110,7 @@ class SearchResult:
     def facts(self) -> Iterator[str]:
         """Yield lines of text on what was searched, and what cannot be found."""
         what = "pictures" if self.of == "image" else "captions"
-        how = "exactly" if self.is_exact else "approximately, by its index"
+        how = "exactly" if self.is_exact else "approximately, with an index"
         yield f"{counted(self.rows, 'row')} of {self.output} searched {how} (embeddings of {what} by {self.model})"
         if self.rows_without_embedding:
             rows = counted(self.rows_without_embedding, "row")

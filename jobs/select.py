@@ -65,7 +65,8 @@ class SelectInput:
     has_md5: bool
 
     def of_shards(self, shards: Mapping[int, int]) -> "SelectInput":
-        """The input with only these shards (shard -> generation), which may have models and scores that others lack."""
+        """The input with only these shards (shard -> generation), which may have models and scores that other
+        shards lack."""
         added, chosen = added_columns(self.store, shards), sorted(shards.items())
         schema = describe(self.store, chosen[:1], added.names).schema()
         return replace(self, shards=chosen, added=added, schema=schema)
@@ -126,8 +127,8 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
 
 
 def _publish(store: Store, subset: Subset, replaced: Subset | None, watch: PurgeWatch) -> None:
-    """Write the record of a subset. A purge that begins later finds it. Raises JobError if a purge began earlier:
-    this is checked before and after."""
+    """Write the record of a subset. A purge that begins later finds it. Raises JobError if a purge began earlier,
+    which is checked before and after writing."""
     try:
         watch.check()
         if not publish(store, subset, replaced):
@@ -175,8 +176,8 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
 
 
 def _open_steps(job: SelectJob, source: SelectInput) -> list[Step]:
-    """The two steps that every job begins with, then its own. Checks everything that can be checked before any work.
-    Raises JobError, which names the step."""
+    """The two steps that every job begins with, followed by its own steps. Checks everything that can be
+    checked before any work. Raises JobError, which names the step."""
     if len(job.steps) > MAX_STEPS:
         raise JobError(f"steps: {len(job.steps)} steps, but at most {MAX_STEPS} are allowed")
     steps: list[Step] = [KeptStep(job.rows == "kept"), DedupStep(Dedup(by="uid"))]
@@ -277,8 +278,8 @@ def _nothing_left(job: SelectJob, reports: Sequence[StepReport]) -> str:
 
 @contextmanager
 def open_tasks(run: RunConfig, local: bool, steps: Steps, on_gpu: bool = False) -> Iterator[Tasks]:
-    """Tasks on Ray; or, with `local`, in this process, unless the job names a cluster. `on_gpu`: each call takes a GPU,
-    or the share that the job sets, if there is one."""
+    """Tasks on Ray or, with `local` and unless the job names a cluster, in this process. `on_gpu`: if there is a GPU,
+    each call takes one, or the share of one that the job sets."""
     if local and not run.address:
         yield LocalTasks(steps.part)
         return

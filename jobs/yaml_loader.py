@@ -2,8 +2,9 @@
 
 Words and numbers mean what they mean in YAML 1.2 (https://yaml.org/spec/1.2.2/, "Core Schema") and JSON: `no` is a word
 (a resize mode, or Norwegian), and so are `on`, `12:30:00` and `2026-01-01`. Underscores may group digits. Duplicate
-keys are errors: the first value would be silently lost. So are the characters that are line breaks in YAML 1.1
-but not in YAML 1.2 (section 5.4), because PyYAML would end a comment there, and read the rest of the line as fields.
+keys are errors, because the first value would be silently lost. Characters that are line breaks in YAML 1.1 but not
+in YAML 1.2 (section 5.4) are errors too, because PyYAML would end a comment there and read the rest of the line as
+fields.
 
 Aliases (`*name`) are limited by the size of what they stand for: nine lines of nine aliases each make a billion values,
 which later steps would copy and print one by one (https://en.wikipedia.org/wiki/Billion_laughs_attack).

@@ -82,7 +82,7 @@ class BuildJob(Settings):
             )
         if any(kind in ("phash", "pdq") for known in rules.known for kind in known.kinds):
             raise ValueError(
-                "rules.known: a corpus cannot be compared by phash or pdq here; use the step known of pairmill select"
+                "rules.known: a corpus cannot be compared by phash or pdq here; use the step `known` of pairmill select"
             )
         if self.source.sha256_column:
             raise ValueError("source.sha256_column: has no effect on a corpus; see the output column sha256")

@@ -80,7 +80,7 @@ class MixJob(Settings):
         named = [str(source) for source in self.sources]
         if len(set(named)) < len(named):
             repeated = next(name for name in named if named.count(name) > 1)
-            raise ValueError(f"sources: {repeated} is given more than once; give it once, with its total share")
+            raise ValueError(f"sources: {repeated} is listed more than once; list it once, with its total share")
         if self.repeat and self.count is None:
             raise ValueError("repeat needs count: without it, a mixture is never so large that rows must repeat")
         return self

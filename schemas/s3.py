@@ -103,7 +103,7 @@ def secret_in(url: str) -> str | None:
 
 
 def without_secrets(url: str) -> str:
-    """Return the URL unchanged. Raises a validation error of type SECRET if it contains one."""
+    """Return the URL unchanged. Raises a validation error of type SECRET if it contains a secret."""
     if wrong := secret_in(url):
         raise PydanticCustomError(SECRET, "{wrong}", {"wrong": wrong})
     return url

@@ -23,7 +23,7 @@ class ScoreJob(ScoreKinds):
     """Name of the score, with which the names of its columns begin."""
     partial: bool = False
     """For scores that compare each row with the whole dataset: prepare the score from the finished shards even if
-    others are missing. The score is not prepared again when they are finished."""
+    others are missing. The score is not prepared again when the other shards are finished."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 

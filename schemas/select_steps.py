@@ -43,8 +43,8 @@ class Dedup(GrowingSettings):
     later = frozenset({"model", "threshold"})
 
     by: str
-    """Column whose equal values are duplicates: uid, url, sha256, phash, ... With a `model`, the embeddings to compare:
-    `embedding` (pictures), `text_embedding` (captions) or `pair` (both must be similar)."""
+    """Column to compare: uid, url, sha256, phash, ... Rows with equal values are duplicates. With a `model`, the
+    embeddings to compare: `embedding` (pictures), `text_embedding` (captions) or `pair` (both must be similar)."""
     model: str | None = None
     """Alias of the model whose embeddings are compared. Rows are duplicates if the cosine is at least `threshold`."""
     threshold: Annotated[float, Field(ge=0.8, le=1)] | None = None
@@ -96,9 +96,9 @@ class SelectStep(GrowingSettings):
     `pairmill search --save` writes, or a text file (`.txt` or `.txt.gz`) with one uid per line, as 32 hex digits or a
     UUID."""
     known: Known | None = None
-    """Drop the rows that are in another dataset or a list. Can be just its path."""
+    """Drop the rows that are in another dataset or a list. A path alone is enough."""
     leak: Leak | None = None
-    """Drop the rows that overlap with an evaluation set. Can be just its path."""
+    """Drop the rows that overlap with an evaluation set. A path alone is enough."""
     balance: Balance | None = None
     """Thin out frequent concepts, classes, languages, hosts or clusters."""
     repeat: Repeat | None = None

@@ -87,5 +87,5 @@ def _save(folder: Path, model: Any, *parts: Any) -> Any:
 
 
 def files_of(folder: Path) -> Iterable[str]:
-    """The names of its files."""
+    """The names of the files in a folder."""
     return sorted(path.name for path in folder.iterdir())

@@ -80,7 +80,7 @@ def decode_mutations(
     seeds: Sequence[bytes], seed: int, count: int, failures: Path | None = None
 ) -> tuple[Counter[str], float]:
     """Decode `count` mutations. Returns the number of times that each Status or `exception: ...` was the result, and
-    the seconds of the longest decode. A picture that raises an exception is written to the folder `failures`."""
+    the duration of the longest decode in seconds. Writes each picture that raises an exception to `failures`."""
     processor = ImageProcessor(ImagesConfig(size=64, max_pixels=4_000_000))
     found: Counter[str] = Counter()
     slowest = 0.0

@@ -37,7 +37,7 @@ def pillow(body: bytes) -> Pixels | None:
         if image.mode != "CMYK":
             image = image.convert("L" if gray else "RGB")
         if profile:
-            with contextlib.suppress(ImageCms.PyCMSError, OSError):  # the profile is for other pixels
+            with contextlib.suppress(ImageCms.PyCMSError, OSError):  # the profile does not fit the pixels
                 source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
                 image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         image = image.convert("RGB")

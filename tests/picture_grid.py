@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 24, 16
 
 @dataclass(frozen=True)
 class Case:
-    """One picture, described by `name`. `tolerance`: maximum difference of any pixel, in levels of 255."""
+    """One picture, described by `name`. `tolerance`: maximum difference of any pixel, on a scale of 0 to 255."""
 
     name: str
     body: bytes

@@ -1,5 +1,5 @@
 """Implements the functions behind `import pairmill`: the commands, with keyword arguments or a job object.
 
-They take paths, keyword arguments and job objects, and return result objects. Imports the other jobs but not the
-command line.
+Takes paths, keyword arguments and job objects; returns result objects. Imports the rest of `jobs`, except the command
+line.
 """

@@ -50,7 +50,7 @@ def search(
         output: The output folder of a build or embed, local or `s3://`.
         text: The phrase to search for. Give exactly one of `text`, `image` and `uid`.
         image: The picture to search for, local or `s3://`.
-        uid: The pair of the dataset to search for.
+        uid: The uid of a pair in the dataset: find the pairs that are similar to it.
         model: Alias of the model. None: the dataset's first model.
         of: Compare with the embeddings of pictures (`image`) or of captions (`text`).
         top: Number of rows to find.

@@ -212,7 +212,9 @@ def _job_of(
     if isinstance(source, BuildJob):
         refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
         if source.source.kind != kind:
-            raise JobError(f"source.kind: {source.source.kind}; pairmill.build takes urls and pairmill.embed a corpus")
+            raise JobError(
+                f"source.kind is {source.source.kind}, but pairmill.build takes urls, and pairmill.embed takes a corpus"
+            )
         return source
     if job_file is None and (source is None or keywords["output"] is None):
         raise JobError("give a source and an output, or a job_file that names them")

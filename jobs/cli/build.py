@@ -239,8 +239,8 @@ def _add_model(options: EmbedOptions, with_report: bool, as_json: bool) -> None:
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
         typer.echo(
             f"{counted(sum(left_out.values()), 'picture')} without an embedding: missing or changed since the dataset "
-            f"was made. Restore them, move these files in columns/{result.alias}/manifests elsewhere, and run the same "
-            f"command again: {names}",
+            f"was made. Restore them, move the following files out of columns/{result.alias}/manifests, and run the "
+            f"same command again: {names}",
             err=True,
         )
     whole = with_report and not result.shards_missing

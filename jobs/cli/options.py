@@ -1,4 +1,4 @@
-"""Defines the typed options of each command. The command's function fills them in or, for `submit`, the parser."""
+"""Defines the typed options of each command. The command's function fills them in; for `submit`, the parser does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -30,13 +30,13 @@ Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only th
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of all commands that can run elsewhere."""
+    """Options of every command that can run on a cluster."""
 
     settings: Sequence[str] | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """Take the options from a command's parsed parameters. Ignores others, such as `--json`."""
+        """Take the options from a command's parsed parameters. Ignores other parameters, such as `--json`."""
         return cls(**{field.name: parameters[field.name] for field in fields(cls)})
 
 

@@ -41,7 +41,7 @@ def purge(
         typer.Option(metavar="PATH", help="Another export to purge, which OUT has no record of; repeatable."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the shards with such rows, and the exports to search.")
+        bool, typer.Option("--dry-run", help="Only list the shards with rows to withdraw, and the exports to search.")
     ] = False,
     settings: Settings = None,
     as_json: Json = False,

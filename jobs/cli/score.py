@@ -79,8 +79,8 @@ def _print(result: "ScoreResult") -> None:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
         typer.echo(
-            f"{pictures} could not be scored, so the columns are null: missing, changed since the dataset was made, or "
-            f"not decodable. The number per shard is in columns/{result.name}/manifests: {names}",
+            f"{pictures} could not be scored (missing, changed since the dataset was made, or not decodable), so the "
+            f"columns are null for them. The number per shard is in columns/{result.name}/manifests: {names}",
             err=True,
         )
     if result.unfinished_shards:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 200
 _SCORE_WIDTH, _UID_WIDTH, _GAP = len("-0.1234"), 32, 2
-"""Columns of the table in characters. On a narrow terminal, only captions and URLs are truncated."""
+"""Widths of the table's columns, in characters. On a narrow terminal, only captions and URLs are truncated."""
 
 Model = Annotated[
     str | None, typer.Option("--model", metavar="ALIAS", help="Model to use; by default, the dataset's first.")

@@ -177,7 +177,9 @@ def export(
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
     typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
     if result.num_uids is not None and result.num_uids != record.rows:
-        typer.echo(f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row is in the first epoch")
+        typer.echo(
+            f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch"
+        )
     for alias in result.models_left_out:
         typer.echo(f"left out the model {alias!r}, which some of these shards lack; add it with embed --add-model")
     for column, why in result.columns_left_out.items():

@@ -70,7 +70,7 @@ def _print_uids(report: StepReport) -> None:
 
 
 def _print_balance(found: BalanceReport) -> None:
-    """Print the number of entries, what happened to rows without one, and how many rows of frequent ones were kept."""
+    """Print the number of entries, what happened to rows without any, and how many rows the frequent entries kept."""
     of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
     tail = found.tail_matches / max(1, found.matches)
     typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more than t = {found.curve:.6g} rows")

@@ -27,7 +27,7 @@ class CommitClock:
     """Tracks how often shards are committed, to detect that a job has ended. Times are from time.monotonic."""
 
     shard_s: float
-    """Time of one shard in all stages: in a running job, the longest time between two commits."""
+    """Time that one shard takes in all stages. A running job should commit at least this often."""
     started: float
     commits: int = 0
     first: float = 0.0
@@ -61,8 +61,8 @@ class CommitClock:
         self.said += 1
         usual = f"one {'came every' if self.commits > 1 else 'takes'} {duration(self.usual_s)}"
         return (
-            f"no shard for {duration(silent_s)}, although {usual}: the job has ended or hangs; run its command again "
-            "to resume"
+            f"no shard has been committed for {duration(silent_s)}, although {usual}: the job has ended or hangs; "
+            "run its command again to resume"
         )
 
 

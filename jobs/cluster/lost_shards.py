@@ -62,7 +62,7 @@ def outcomes(shards: pa.Table, run_pass: RunPass, max_in_a_row: int) -> Iterator
                 lost.append(shard)
                 continue
             result = report.failure or report.manifest
-            assert result is not None  # the scheduler reports a shard only once it has one of the two
+            assert result is not None  # every report from the scheduler has one of the two
             outcome = Outcome(shard, result)
             yield outcome
             limit.add(outcome)

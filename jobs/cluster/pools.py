@@ -9,11 +9,11 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.run import DOWNLOAD_CPUS
 
 DOWNLOAD_CALLS = 4
-"""Number of shards that a download actor works on at a time. Nearly every shard has a row that takes the full timeout,
+"""Number of shards that a download actor works on at once. Nearly every shard has a row that takes the full timeout,
 so with fewer shards, the cores would sit idle until the slowest rows are done."""
 
 ENCODE_CALLS = 2
-"""Number of shards that an encoder on a GPU works on at a time. While one of them is unpacked, or waits for its first
+"""Number of shards that an encoder on a GPU works on at once. While one of them is unpacked, or waits for its first
 pictures or for its columns, the model encodes the other."""
 
 SMALL_CPUS = 0.2

@@ -45,7 +45,7 @@ class _StageActor:
         self.broken: Failure | None = None
         try:
             self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
-        except Exception as error:  # such as no weights, or no GPU: `ready` reports it; Ray would print 200 lines
+        except Exception as error:  # no weights, for example: `ready` reports it; Ray would print 200 lines
             self.broken = Failure.of(error)
         _collect_garbage_less_often()
 
@@ -104,7 +104,7 @@ class RayBackend:
         self._done: SimpleQueue[Any] = SimpleQueue()
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
-        """Start an actor for a stage. Returns it, and a token that is done once its model or session is loaded."""
+        """Start an actor for a stage. Returns it, and a token that is done once the actor is ready."""
         options: dict[str, object] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
         if pool.labels:
             options["label_selector"] = dict(pool.labels)

@@ -31,7 +31,7 @@ from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.batch import planned_batches
 
 SLACK_S = 3_600
-"""Grace period on top of the slowest shard that the job allows. After that, the run counts as stuck and stops."""
+"""Added to the time that the slowest shard may take. A run without progress for that long is stuck, and stops."""
 
 OBJECT_STORE_SHARE = 0.4
 """Share of the object stores for shards in flight. Payloads sent between machines exist twice. Ray spills at 0.8."""
@@ -49,7 +49,7 @@ def run_shards(
 
     Shards lost with their worker run again, and if they are lost again, once more: alone and isolated. Raises
     EngineError after `run.max_failed_shards_in_a_row` consecutive failures (fewer until the first shard succeeds), if
-    the cluster has too few CPUs or GPUs, and if no shard makes progress any more.
+    the cluster has too few CPUs or GPUs, or if shards stop making progress.
     """
     live = LiveWorkers(on_work)
     with ray_session(pipeline.job.run, modules):

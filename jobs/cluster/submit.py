@@ -110,7 +110,7 @@ class Cluster:
                     show(new)
 
         while not (job := self._patiently(job_id)).is_over:
-            with suppress(Exception):  # several libraries raise: the connection broke, or the job has ended
+            with suppress(Exception):  # from several libraries, if the connection breaks or the job has ended
                 asyncio.run(stream())
             time.sleep(_POLL_S)
         show(self.logs(job_id)[shown:])

@@ -221,7 +221,7 @@ def _kind_table(comparison: Comparison) -> str:
         line = f"{_plain(outcome.kind.name):<15}{outcome.rows:>6,}  {expected:<19}{as_expected:>12}{kept:>7}".rstrip()
         if outcome.others:
             became = ", ".join(f"{count:,} {status}" for status, count in outcome.others.most_common())
-            line = typer.style(f"{line}  not: {became}", fg="red")
+            line = typer.style(f"{line}  instead: {became}", fg="red")
         lines.append(line)
     if comparison.rows_missing:
         lines.append(typer.style(f"{counted(comparison.rows_missing, 'row')} missing from the output", fg="red"))

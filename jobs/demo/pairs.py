@@ -24,7 +24,7 @@ MIN_SIDE = 64
 
 SIZES = ((256, 256), (288, 224), (224, 304), (320, 240), (256, 256), (272, 256), (240, 320), (320, 320))
 LARGE_SIZES = ((512, 384), (640, 480))
-"""Sizes of one picture in twenty. These are resized for storage, and take five times as long to draw."""
+"""One picture in twenty has such a size. It is resized for storage, and takes five times as long to draw."""
 
 _SCORED_STATUSES = (Status.OK, Status.LOW_SIMILARITY)
 
@@ -186,7 +186,7 @@ def compare(rows: Sequence[DemoRow], outcomes: Sequence[Mapping[str, str]]) -> C
 
 
 def _kinds(pairs: int, rng: Random) -> list[str]:
-    """The kinds of all rows, shuffled: each has its share of rows, but at least one; the rest have right captions."""
+    """The kind of each row, shuffled. Each kind has its share of rows, at least one; the rest have right captions."""
     kinds = [kind.name for kind in KINDS for _ in range(max(1, round(pairs * kind.per_mille / 1000))) if kind.per_mille]
     kinds += [KINDS[0].name] * (pairs - len(kinds))
     rng.shuffle(kinds)

@@ -68,8 +68,8 @@ def _rescore_shard(
         if wrong:
             uids = ", ".join(rows["uid"][row].as_py() for row in wrong[:3])
             yield (
-                f"shard {shard.shard:09d}: {name} of {counted(len(wrong), 'row')} differs from what "
-                f"columns/{card.name} computes: {uids}"
+                f"shard {shard.shard:09d}: {name} of {counted(len(wrong), 'row')} differs from the "
+                f"recomputed values of columns/{card.name}: {uids}"
             )
 
 

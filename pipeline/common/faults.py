@@ -42,7 +42,7 @@ def local_fault(error: BaseException) -> LocalFault | None:
 
 
 def _is_opencv_out_of_memory(error: BaseException) -> bool:
-    """Whether OpenCV ran out of memory. It then raises its own error with a code, not MemoryError.
+    """Whether OpenCV ran out of memory. In that case, it raises its own error with a code, not MemoryError.
 
     Call this while handling the error, because OpenCV stores the code on the class, where the next error overwrites it.
     """

@@ -1,4 +1,4 @@
-"""THE place where Parquet files that others wrote are opened for the first time."""
+"""THE place where a Parquet file that pairmill did not write is first opened."""
 
 import os
 from typing import IO, Any
@@ -15,7 +15,7 @@ _SIGNATURE_BYTES = 28
 
 
 class EncryptedParquetError(pa.ArrowInvalid):  # type: ignore[misc]
-    """The file, or some of its columns, are encrypted."""
+    """The file is encrypted, or some of its columns are."""
 
 
 def open_parquet(file: IO[bytes], **options: Any) -> pq.ParquetFile:

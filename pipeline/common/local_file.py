@@ -1,4 +1,4 @@
-"""Writes a file to a path chosen by the user, such as a page or a table, anywhere on the local disk."""
+"""Writes a file, such as a page or a table, to a path that the user chooses, anywhere on the local disk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,8 @@ from pairmill.schemas.errors import JobError
 
 @contextmanager
 def new_local_file(path: str) -> Iterator[IO[bytes]]:
-    """A file whose content becomes that of `path`. An existing file is replaced only after everything is written.
+    """A file whose content becomes that of `path` when the block ends without an error. Until then, an existing file
+    stays as it is.
 
     Raises JobError if the file cannot be written, or if `path` is remote or exists and is not a regular file: renaming
     over /dev/null would remove the device.

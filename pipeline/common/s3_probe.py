@@ -19,7 +19,7 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import S3Config
 
 _TIMEOUT_S = 5
-"""Time limit for the connection and for the response, each."""
+"""Time limit for connecting, and again for the response."""
 _DEADLINE_S = 8.0
 """Time limit for everything, including DNS and the lookup of credentials."""
 

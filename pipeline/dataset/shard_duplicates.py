@@ -1,7 +1,7 @@
-"""THE place where rows of a shard with the same uid are refused, except one of them.
+"""THE place where all but one of a shard's pairs with the same uid are refused.
 
-The first of these rows that every rule keeps stays, or else the first pair, so that a row that is refused never takes
-another row's place. Rows that are no pairs have their own status and take no part.
+The first of these pairs that every rule keeps stays. If there is none, the first pair stays. So a pair that a rule
+refuses never displaces one that every rule keeps. Rows that are not pairs keep their own status and are ignored.
 """
 
 from collections.abc import Iterable
@@ -25,10 +25,10 @@ def refuse_duplicates(table: pa.Table) -> pa.Table:
 def refuse_duplicates_in_generation(
     table: pa.Table, previous: PreviousGeneration
 ) -> tuple[pa.Table, PreviousGeneration]:
-    """Like `refuse_duplicates`, for rows that were fetched again and all other rows of the shard.
+    """Like `refuse_duplicates`, for the rows that were fetched again and all other rows of the shard (`previous`).
 
-    If both have a kept pair, the committed one stays. A committed pair becomes a reject only if the new one is kept and
-    it is not.
+    If a new pair and a committed pair have the same uid, the committed pair stays, unless every rule keeps the new one
+    but not the committed one. In that case, the committed pair becomes a reject.
     """
     duplicates = _duplicates([previous.pairs, _pairs(table)])
     is_duplicate = pc.is_in(previous.pairs["row_id"], value_set=pa.array(duplicates, pa.string()))

@@ -1,4 +1,4 @@
-"""Encodes pixels and captions as vectors, in clip_model.py, called by encoder.py. No other package does this.
+"""Encodes pixels and captions as vectors (in clip_model.py, which encoder.py calls). No other package does this.
 
 Input: decoded pixels and captions. Output: float16 embeddings and float32 similarities.
 Imports `image`, `common` and `schemas`. Only this package imports open_clip.

@@ -34,7 +34,7 @@ def load_untrusted(path: Path) -> object:
             return load_file(path)
         _check_unpacked_size(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns about raises an error, here or later
+            warnings.simplefilter("ignore")  # a problem behind a warning raises an error, here or later
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, DamagedWeightsError):
         raise

@@ -36,7 +36,7 @@ from pairmill.pipeline.select.keys import SAMPLE, uid_hashes
 
 _MAX_POINTS, _MAX_CONFUSIONS = 20, 50
 _MAX_ROWS = 1_000_000
-"""If there are more labeled rows, the thresholds of a score are measured on a sample."""
+"""If there are more labeled rows than this, the thresholds of a score are measured on a sample."""
 
 
 def measure_retrieval(

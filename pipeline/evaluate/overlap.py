@@ -1,8 +1,8 @@
 """Compares the accuracy on evaluation pictures that overlap with the training set with that on all other pictures.
 
 As in CLIP's paper, section 5 (https://arxiv.org/abs/2103.00020): is the model better on the overlap than on the clean
-pictures by more than chance explains? The answer is a one-tailed binomial test against the clean accuracy, and a 99.5 %
-Clopper-Pearson interval.
+pictures by more than chance explains? The answer is given by a one-tailed binomial test against the clean accuracy and
+a 99.5 % Clopper-Pearson interval.
 """
 
 from collections.abc import Sequence

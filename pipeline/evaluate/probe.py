@@ -1,10 +1,10 @@
 """Trains a linear probe: logistic regression on embeddings, with cross-validation.
 
 As in CLIP's paper (Radford et al. 2021, 2103.00020, appendix A.3): scikit-learn's L-BFGS with at most 1,000 iterations.
-The strength of the L2 penalty is searched on a grid of 96 logarithmic steps between 1e-6 and 1e6, first coarsely, then
-halving the step around the best value. There are two differences. The features are the stored embeddings, after the
-projection, while CLIP takes them before the projection. The best strength is the one with the lowest log loss, which
-has no ties on a few hundred labels, while CLIP compares accuracies.
+The strength of the L2 penalty, lambda, is searched on a grid of 96 logarithmic steps between 1e-6 and 1e6: first
+coarsely, then around the best value, with a step that is halved each time. There are two differences. The features are
+the stored embeddings, after the projection, while CLIP takes them before the projection. The best strength is the one
+with the lowest log loss, which has no ties on a few hundred labels, while CLIP compares accuracies.
 """
 
 import warnings

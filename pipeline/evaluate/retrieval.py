@@ -6,7 +6,7 @@ Flickr8k, Flickr30k and COCO. The rank of the best match is 1 + the number of ot
 items that are exactly as similar are counted separately.
 
 Similarities are exact. Vectors are L2-normalized and rounded to multiples of 2**-24. Each product is then a multiple of
-2**-48 and each partial sum about 1 at most, which float64 represents exactly. So the result depends neither on the
+2**-48, and each partial sum is at most about 1; float64 represents both exactly. So the result depends neither on the
 tiles nor on the order of rows, and equal vectors tie.
 """
 

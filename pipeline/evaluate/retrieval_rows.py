@@ -81,7 +81,7 @@ def _pictures(rows: RowFilter, limit: int, on_step: OnStep) -> U64:
 
 
 def _estimated(lowest: U64) -> int:
-    """The number of distinct ids, estimated from the lowest in ascending order (Bar-Yossef et al., RANDOM 2002)."""
+    """The number of distinct ids, estimated from the sorted lowest ones (Bar-Yossef et al., RANDOM 2002)."""
     return round((len(lowest) - 1) / ((float(lowest[-1]) + 1) / 2.0**64))
 
 

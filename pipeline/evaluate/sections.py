@@ -76,7 +76,7 @@ def zero_shot_section(result: ZeroShotResult) -> Section:
     chart = histogram("Top-1 accuracy of the classes", [shares], ["classes"])
     return Section(
         "Zero-shot classification",
-        "The class of a picture is the one whose prompts are most similar to it.",
+        "The predicted class of a picture is the one whose prompts are most similar to it.",
         [
             f"{', '.join(accuracy)}, mean of the classes {100 * result.mean_per_class:.1f} %",
             f"{counted(result.rows, 'picture')} in {len(result.per_class):,} of {counted(result.classes, 'class')}",
@@ -184,7 +184,7 @@ def probe_lines(figures: ProbeFigures) -> list[str]:
         f"accuracy {percent(hits, figures.examples)} out of fold; always predicting the more frequent label: "
         f"{100 * figures.baseline:.1f} %",
         f"ROC AUC {figures.auc:.3f}; correct for {100 * figures.recall:.1f} % of {figures.positive} and "
-        f"{100 * figures.specificity:.1f} % of the others",
+        f"{100 * figures.specificity:.1f} % of the other examples",
         f"C {four_digits(figures.c)}, log loss {figures.log_loss:.3f}, calibration error "
         f"{100 * figures.calibration_error:.1f} %",
     ]

@@ -25,7 +25,7 @@ TOP_K = 5
 _MAX_UNKNOWN = 1_000
 """Maximum number of distinct unknown labels that are counted to find the most frequent one."""
 _MAX_CELLS = 1 << 22
-"""Maximum number of similarities in memory at a time."""
+"""Maximum number of similarities in memory at once."""
 
 
 @dataclass(frozen=True)

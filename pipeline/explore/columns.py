@@ -98,7 +98,7 @@ class ColumnCache:
         return True
 
     def _read(self, names: Sequence[str], on_step: OnStep) -> None:
-        """Read columns from all shards in one pass, with only a few shards in memory at a time."""
+        """Read columns from all shards in one pass, with only a few shards in memory at once."""
         shards = self._snapshot.chunk.shards
         types = {name: _plain(self._snapshot.schema.field(name).type) for name in names}
         with self._new_files() as new, ExitStack() as stack:

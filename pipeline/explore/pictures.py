@@ -87,7 +87,7 @@ class Pictures:
             self._shrink()
 
     def _give_up(self, keys: Iterable[PictureKey]) -> None:
-        """Answer requests that wait for pictures that will not be made."""
+        """Answer the requests for pictures that will not be made."""
         with self._lock:
             for key in keys:
                 if not self._made[key].done():

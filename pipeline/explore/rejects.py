@@ -51,7 +51,7 @@ class Rejects:
 
     rows_in: int
     rejected: int
-    """Number of rows without a pair."""
+    """Number of rows that did not become pairs."""
     reasons: Sequence[Reason]
     custom_rules: Mapping[str, CustomRuleCount]
     status: str
@@ -74,7 +74,7 @@ class Counts:
     """Shard -> generation that was counted."""
     statuses: Mapping[str, int]
     rejected: int
-    """Number of rows without a pair."""
+    """Number of rows that did not become pairs."""
     custom_rules: Mapping[str, CustomRuleCount]
     shards: Sequence[tuple[int, int, Mapping[str, int]]]
     """(shard, generation, rows of each status) of the shards that have rejects."""

@@ -99,7 +99,7 @@ class Guard:
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > MAX_ADDRESS_BYTES:
             return 414, "The address is too long."
         if not self.is_own_host(headers.get("host", "")):
-            return 421, f"This server does not have this name. On its own machine, open http://127.0.0.1:{self.port}/"
+            return 421, f"This server does not answer to this name. On its machine, open http://127.0.0.1:{self.port}/"
         if not self._is_same_origin(scope["method"], headers):
             return 403, "Requests from other origins are refused."
         if scope["method"] not in (*_SAFE, "POST"):

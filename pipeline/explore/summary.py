@@ -52,7 +52,7 @@ class Column:
 
     @property
     def has_values(self) -> bool:
-        """Whether the column has a value in some row. True if that is not known yet."""
+        """Whether the column has a value in any row. True if that is not known yet."""
         return bool(self.histogram or self.choices) or self.kind in ("text", "time")
 
     @property

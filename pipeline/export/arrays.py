@@ -25,7 +25,8 @@ class ClipRetrieval:
     """Writes `img_emb/img_emb_0000.npy`, `text_emb/...` and `metadata/metadata_0000.parquet`, in the same row order.
     Embeddings are float16.
 
-    Read by autofaiss, embedding-reader and clip-retrieval: https://github.com/rom1504/clip-retrieval, "inference".
+    autofaiss, embedding-reader and clip-retrieval read this layout: https://github.com/rom1504/clip-retrieval,
+    "inference".
     """
 
     model: str
@@ -58,8 +59,8 @@ class ClipRetrieval:
         return dict(zip(self.names(part.stem), [_parquet(metadata), *arrays], strict=True))
 
     def _metadata(self, rows: pa.Table) -> pa.Table:
-        """Add the column `image_path`, which clip-retrieval opens or copies, unless the user has a column of that
-        name."""
+        """Add the column `image_path`, from which clip-retrieval gets its pictures, unless the user has a column of
+        that name."""
         if "image_path" in rows.column_names:
             return rows
         paths = rows[self._path_column]

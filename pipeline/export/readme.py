@@ -1,4 +1,5 @@
-"""Writes the `README.md` of an export, which tells Hugging Face `datasets` the data files and the types of columns.
+"""Writes the `README.md` of an export, which tells Hugging Face `datasets` where the data files are and what types
+their columns have.
 
 https://huggingface.co/docs/datasets/repository_structure . Parquet exports have no README: `datasets` finds their files
 without one, and Arrow, pandas and Polars would mistake a README in the folder for data.

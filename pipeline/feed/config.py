@@ -48,8 +48,8 @@ class FeedConfig:
     shuffle: bool = True
     seed: int = 0
     mix_shards: int = 4
-    """Number of consecutive shards whose rows are shuffled together; in a mixture, of each dataset. The columns of
-    these shards and of the next ones are in memory, but not the pictures."""
+    """Number of consecutive shards whose rows are shuffled together; in a mixture, the number for each dataset. The
+    columns of these shards and of the next ones are in memory, but not the pictures."""
     batch_size: int | None = None
     """Rows per batch. None: one row per item."""
     drop_last: bool = False

@@ -164,7 +164,7 @@ class PairDataset(IterableDataset[Sample]):
             for table, pictures in self._with_pictures(pool, tables):
                 yield from self._samples(self._columns(table, pictures), table.num_rows)
         self._is_old_checkpoint = False
-        # A loader may save a checkpoint when only some of its workers have finished. Those must not start over.
+        # A loader may save a checkpoint when only some workers have finished. Finished workers must not start over.
         self._rows_done = 0 if get_worker_info() is None else len(self._share())
 
     def _follow_set_epoch(self) -> None:

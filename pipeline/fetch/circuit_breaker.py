@@ -37,15 +37,15 @@ class _Host:
 
 
 class CircuitBreaker:
-    """Counts timeouts in a row per host. A complete response resets the count: a body, a redirect, an error page.
+    """Counts timeouts in a row per host. A complete response resets the count: a body, a redirect or an error page.
 
     Anything else (a broken response, a lost connection) changes nothing; otherwise a host that mixes such failures
     with timeouts would block its requests for hours. Once a host has timed out, its concurrent requests are limited to
     the number of timeouts left before the circuit opens.
 
-    `max_timeouts`: this many in a row open the circuit. `min_wait_s`: a canceled request that had less time than this
-    does not count, because other hosts took most of the URL's time. A request during which this machine stalled does
-    not count either.
+    `max_timeouts`: this many timeouts in a row open the circuit. `min_wait_s`: a canceled request that had less time
+    than this does not count, because other hosts took most of the URL's time. A request during which this machine
+    stalled does not count either.
     """
 
     def __init__(self, max_timeouts: int, min_wait_s: float, stalled_since: Callable[[float], bool]) -> None:

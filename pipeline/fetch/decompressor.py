@@ -100,9 +100,9 @@ def undone_codings(codings: Sequence[str]) -> list[str]:
 
 
 def decompressed_text(data: bytes, codings: Sequence[str], max_bytes: int) -> bytes:
-    """The first `max_bytes` of a text body, given at least as many of its bytes on the wire. Wrong labels are ignored,
-    and gzip without a label is undone. Raises FetchError for a body that ends early or has a coding that cannot be
-    undone."""
+    """The first `max_bytes` of a text body, given at least that many of its bytes as they arrived. Wrong labels are
+    ignored, and gzip without a label is undone. Raises FetchError for a body that ends early or has a coding that
+    cannot be undone."""
     unsupported = _UNSUPPORTED.intersection(codings)
     if unsupported and "\ufffd" in data.decode("utf-8", "replace")[:1_000]:
         raise FetchError(Status.PROTOCOL_ERROR, f"content coding: {min(unsupported)}")

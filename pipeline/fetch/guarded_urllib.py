@@ -1,7 +1,8 @@
-"""Wraps urllib with our limits, for img2dataset: only allowed addresses, bounded bodies, the job's user agent.
+"""Wraps urllib with our limits, for img2dataset: only allowed addresses, bounded bodies and the job's user agent.
 
-When a download fails, img2dataset keeps only the exception's text. So the text of each exception that leaves this
-opener is a random ticket, which `failures` maps to the real outcome: no text from a server is ever interpreted.
+When a download fails, img2dataset keeps only the exception's text. So the text of each exception that leaves
+`GuardedOpener` is a random ticket, which `failures` maps to the real outcome: no text from a server is ever
+interpreted.
 """
 
 import http.client
@@ -138,7 +139,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
 
 class _RedirectHandler(urllib.request.HTTPRedirectHandler):
-    max_redirections = 1_000  # instead of 10: we count them
+    max_redirections = 1_000  # instead of 10, because we count redirects ourselves
 
     def __init__(self, rules: SourceRules, max_redirects: int) -> None:
         self._rules = rules

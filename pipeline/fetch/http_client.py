@@ -95,7 +95,7 @@ class HttpClient:
         try:
             yield response
         finally:
-            if response.parser.reusable and connection.is_open:  # any bytes that arrive from now on close it
+            if response.parser.reusable and connection.is_open:  # any bytes that arrive from now on end the connection
                 self._idle.keep(url.origin, connection)
             else:
                 connection.abort()

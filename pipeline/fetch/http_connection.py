@@ -37,13 +37,13 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """True while it is open and there are no unread bytes, as far as the event loop knows."""
+        """True while the connection is open and there are no unread bytes, as far as the event loop knows."""
         transport = self._transport
         return transport is not None and not (self._ended or self._received or transport.is_closing())
 
     @property
     def is_quiet(self) -> bool:
-        """True while it is open and there are no unread bytes, not even in the socket's buffer."""
+        """True while the connection is open and there are no unread bytes, not even in the socket's buffer."""
         if self._transport is None or not self.is_open:
             return False
         sock = self._transport.get_extra_info("socket")

@@ -96,7 +96,7 @@ class Img2datasetDownloader:
             encode_format=images.format,
             retries=fetch.retries,
             user_agent_token=optout.agent_token(fetch.user_agent),
-            disallowed_header_directives=None,  # GuardedOpener refuses them
+            disallowed_header_directives=None,  # GuardedOpener refuses responses with such directives
         )
 
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:

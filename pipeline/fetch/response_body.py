@@ -11,7 +11,7 @@ _BLOCK_BYTES = 64 << 10
 
 
 class ResponseBody:
-    """Collects the chunks of one response; creating it, `add` and `finish` raise FetchError.
+    """Collects the chunks of one response. The constructor, `add` and `finish` can raise FetchError.
 
     We ask for `identity`, but some servers compress anyway: gzip and deflate are undone within the byte limit
     (RFC 9110 section 8.4.1), once for each time that `codings` names one, and at most five times. Other codings are

@@ -1,5 +1,5 @@
 """Reads the size of the AV1 frames in an AVIF. The container may understate it, but a decoder allocates
-what AV1 says.
+the size that the AV1 data specifies.
 
 Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items), section 5.5 of the AV1 specification.
 """

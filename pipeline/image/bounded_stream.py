@@ -3,8 +3,8 @@
 from io import BytesIO
 
 MAX_READS = 1_000_000
-"""Maximum number of reads before the first pixel. Pillow needs two to five per segment; each takes 0.3 µs and up to
-100 bytes."""
+"""Maximum number of reads before the first pixel. Pillow needs two to five per segment; each read takes 0.3 µs
+and up to 100 bytes."""
 
 
 class TooManyReads(Exception):

@@ -1,5 +1,5 @@
-"""Estimates from its header how much memory and CPU time decoding a picture takes. A picture that costs too much is a
-decompression bomb.
+"""Estimates, from the header of a picture, how much memory and CPU time decoding takes. A picture that costs too much
+is a decompression bomb.
 
 The numbers were measured per decoder with 20-megapixel pictures: noise, flat color and drawings (docs/decisions/010).
 """
@@ -27,7 +27,7 @@ _RGB_BYTES = 3
 """Bytes per pixel of the array that every picture ends up in."""
 
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-"""Bytes per pixel in Pillow, by mode; 4 for all others."""
+"""Bytes per pixel in Pillow, by mode; 4 for all other modes."""
 
 _LIBRARY_BYTES = {"WEBP": 20, "AVIF": 20}
 """Total bytes per pixel for libraries that keep copies of their own besides Pillow's: libwebp keeps two canvases and a

@@ -149,7 +149,7 @@ def _out_of_memory(cost: Cost) -> Exception:
     that fails the shard.
     """
     if machine_has(cost):
-        return ImageError(Status.IMAGE_BOMB, "takes more memory than its header announces")
+        return ImageError(Status.IMAGE_BOMB, "takes more memory than its header indicates")
     return MemoryError(f"{cost.memory_bytes / 1e6:,.0f} MB for one picture are not available")
 
 
@@ -296,9 +296,8 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
 
 
 def _clear_around(pixels: Pixels, frame: tuple[int, int, int, int]) -> None:
-    """Make the area that a GIF's frame (left, top, right, bottom) does not cover white, in place. GIF89a specifies the
-    background color there, but browsers show the page. Pillow does the same only if the frame is transparent
-    (Pillow#5548)."""
+    """Whiten, in place, the area outside a GIF's frame (left, top, right, bottom). GIF89a specifies the background
+    color there, but browsers show the page. Pillow does the same only if the frame is transparent (Pillow#5548)."""
     left, top, right, bottom = frame
     pixels[:top] = pixels[bottom:] = 255
     pixels[:, :left] = pixels[:, right:] = 255

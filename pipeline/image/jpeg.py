@@ -8,7 +8,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _STANDALONE = frozenset({*range(0x01, 0xC0), *range(0xD0, 0xD9)})
 """TEM, RSTn, SOI, and the reserved markers. Where libjpeg expects a restart marker, it skips them as two bytes, so
-skipping a length after them could hide scans."""
+reading a length after them could hide scans."""
 _EOI, _SOS = 0xD9, 0xDA
 
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)

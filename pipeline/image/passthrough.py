@@ -1,7 +1,7 @@
 """THE place where a picture keeps its own compressed pixels instead of being encoded again (docs/decisions/012).
 
-This loses no quality, and saves encoding and most of decoding. If the size, orientation and colors do not change,
-these JPEGs pass:
+This loses no quality, and saves the encoding and most of the decoding. If the size, orientation and colors do not
+change, these JPEGs pass:
 
     frame         baseline, extended with 8 bits, progressive   no: 12 bits, lossless, hierarchical, arithmetic coding
     components    one (gray), or three as Y, Cb, Cr             no: RGB, CMYK, and colors that can only be guessed

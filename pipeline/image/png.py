@@ -104,8 +104,8 @@ def _is_intact(view: memoryview, start: int, end: int) -> bool:
 
 
 def _key_color(data: bytes, png: PngFile) -> tuple[int, ...] | None:
-    """The color in the tRNS chunk of a grayscale or RGB picture: 16 bits per value, of which only the lowest count,
-    as many as the bit depth (section 11.3.1.1)."""
+    """The color in the tRNS chunk of a grayscale or RGB picture: each value has 16 bits, but only
+    its lowest bits count, as many as the bit depth (section 11.3.1.1)."""
     channels = {_GRAY: 1, _RGB: 3}.get(png.color_type)
     if channels is None or len(data) != 2 * channels:
         return None

@@ -116,7 +116,7 @@ def _over_white(band: Image.Image, profile: bytes | None) -> Any:
 
 
 def over_white_by_key(pixels: npt.NDArray[np.uint8], low: npt.NDArray[np.uint8], key: tuple[int, ...]) -> None:
-    """Make every pixel that has the color `key` at 16 bits per channel white, in place.
+    """Whiten, in place, every pixel that has the color `key` at 16 bits per channel.
 
     `pixels` and `low` are the high and low bytes, each uint8 [height, width, 3]."""
     for top in range(0, len(pixels), rows := max(1, _BAND_PIXELS // pixels.shape[1])):

@@ -33,7 +33,7 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"qoif", "QOI"),
 )
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
-"""Sizes of the second header, from OS/2 1 to Windows 5: unlike the reserved fields before it, it has few values."""
+"""Valid sizes of the second header, from OS/2 1 to Windows 5. The reserved fields before it can have any value."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"})

@@ -1,4 +1,4 @@
-"""Recognizes valid pictures that their decoder does not support, by their headers, after it refused them."""
+"""Recognizes, by their headers, valid pictures that a decoder refused because it does not support them."""
 
 import struct
 

@@ -52,7 +52,7 @@ class Band:
 
 
 WHOLE = Band(0, HASH_BITS)
-"""The only band of values that must be equal."""
+"""The only band if values must be equal."""
 
 
 def bands(distance: int) -> Sequence[Band]:

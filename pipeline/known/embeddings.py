@@ -209,5 +209,5 @@ def chosen_model(schema: pa.Schema, alias: str | None) -> str:
         return models[0]
     if alias in models:
         return str(alias)
-    which = "choose one with model" if alias is None else f"there is no model {alias!r}"
+    which = "choose one with `model`" if alias is None else f"there is no model {alias!r}"
     raise KnownError(f"{which}; the dataset has embeddings by: {', '.join(models) or 'none'}")

@@ -45,7 +45,7 @@ def _check_same(store: Store, lists: Sequence[KnownRows], record: KnownRecord) -
     """Raise KnownError unless the filters were made from these sources. Sources may have moved."""
     other = "choose another output folder, or restore the original settings"
     if [_without_path(known) for known in lists] != [_without_path(source.known) for source in record.sources]:
-        raise KnownError(f"{store.root} was begun with other known rows (see {RECORD}): {other}")
+        raise KnownError(f"{store.root} was begun with different known rows (see {RECORD}): {other}")
     for known, then in zip(lists, record.sources, strict=True):
         if then.is_dataset and known.path == then.known.path:
             continue  # it may have grown or be gone

@@ -50,7 +50,7 @@ def _columns(path: str, names: Sequence[str], known: KnownRows) -> Mapping[Value
         found[kind] = name
     if not found:
         wanted = " or ".join(map(repr, DEFAULT_KINDS))
-        raise KnownError(f"{path} has no column {wanted}: choose one with by and column; it has: {_shown(names)}")
+        raise KnownError(f"{path} has no column {wanted}: choose one with `by` and `column`; it has: {_shown(names)}")
     return found
 
 

@@ -16,7 +16,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def read_text_list(files: Files, path: str, kind: ValueKind, tally: Tally) -> Iterator[Keys]:
-    """The keys of a text file's lines, in blocks. Raises KnownError, naming the line, for a value of another kind."""
+    """The keys of a text file's lines, in blocks. Raises KnownError, naming the line, for a value of the wrong kind."""
     first = 1
     with files.open_decompressed(path) as file:
         for lines in _blocks(path, file):

@@ -120,7 +120,7 @@ def shard_hashes(evaluation: EvaluationSet, position: int) -> ShardHashes:
             if picture is None:
                 raise DatasetError(
                     f"{evaluation.leak.against} has no picture for row {rows['row_id'][item]}: leave the hashes out of "
-                    "by, or make the evaluation set again and store its pictures"
+                    "`by`, or make the evaluation set again and store its pictures"
                 )
             luma = np.asarray(picture.convert("L"), np.uint8)
             if is_plain(luma):

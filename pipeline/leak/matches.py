@@ -28,8 +28,8 @@ _MATCHES_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class LeakScan:
-    """Looks up all remaining rows. Its scan output is (row index of each row found, the first way that found it, the
-    matches)."""
+    """Looks up all remaining rows among the entries. Its scan output is (row index of each row found, the first way
+    that found it, the matches)."""
 
     entries: SharedEntries
     dtypes: Sequence[np.dtype[Any]] = (np.dtype(np.int64), np.dtype(np.int8), MATCH)

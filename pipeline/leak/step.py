@@ -97,7 +97,7 @@ class LeakStep:
         """Hash the evaluation pictures, and look the rows up in separate scans, each of which ends before its file is
         deleted. Raises StepError and DatasetError if the evaluation set cannot be used."""
         if self.evaluation.snapshot.store.root == selector.chunks[0].store.root:
-            raise StepError(f"{self.leak.against} is the dataset itself: set against to the evaluation set")
+            raise StepError(f"{self.leak.against} is the dataset itself: set `against` to the evaluation set")
         vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
         items, digests = self.evaluation.items(), list[str]()
         entries, plain = _hashes(self.evaluation, selector.tasks)
@@ -167,8 +167,8 @@ def _hashes(evaluation: EvaluationSet, tasks: Tasks) -> tuple[dict[LeakKind, Ent
 
 
 def _parts(entries: Entries) -> Iterator[Entries]:
-    """The entries in parts of at most MAX_ENTRIES, or of a single picture. All entries of a picture are in the same
-    part."""
+    """The entries in parts of at most MAX_ENTRIES, or more for a single picture. All entries of a picture are in the
+    same part."""
     start = 0
     while start < len(entries):
         end = min(start + MAX_ENTRIES, len(entries))

@@ -1,4 +1,4 @@
-"""Records in the ledger what a request is about to change and delete, so that it is known even if the purge is
+"""Records in the ledger what a request is about to change and delete, so that the record survives if the purge is
 killed."""
 
 from pairmill.pipeline.common.storage import Store

@@ -69,7 +69,7 @@ class PartFiles:
         return [cls(output, records, name, name in interrupted) for name in names]
 
     def purge(self, uids: DigestSet) -> tuple[int, ExportedPart]:
-        """Remove withdrawn rows. Returns the number of rows before it, and the part as it is now. Raises
+        """Remove withdrawn rows. Returns the number of rows before the purge, and the part as it is now. Raises
         DamagedPartError if a file cannot be read."""
         with reading_export():
             before = part = read_record(self.output, self._manifest, ExportedPart, REMEDY)

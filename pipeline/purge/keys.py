@@ -99,7 +99,7 @@ def urls_in(text: str) -> Iterator[str]:
 
 
 def hosts_in(text: str) -> set[str]:
-    """All words in `text` that can be a host, with their parent domains. A name without a dot or colon counts as a host
+    """All words in `text` that can be hosts, with their parent domains. A name without a dot or colon counts as a host
     only within a URL."""
     words = set(_HOST_WORD.findall(text))
     escaped = {word for word in words if word[0] in "\\%"}

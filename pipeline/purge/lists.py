@@ -17,7 +17,7 @@ _BATCH_ROWS = 65_536
 _PART_OF_HASH = re.compile(r"(?=.*\d)[0-9a-f-]{8,}")
 """A truncated hash, or one of another kind."""
 _URL = re.compile(r"//|:[/\\]")
-"""Found in every URL, even if it cannot be requested."""
+"""Matches in every URL, even in one that cannot be requested."""
 
 Values = Mapping[ListKind, frozenset[str]]
 """Kind -> values in canonical form (see `keys.py`)."""
@@ -50,9 +50,9 @@ def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
 
 
 def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
-    """The values of a list, by kind. In text, 32 hex digits or a UUID are a uid, 64 hex digits are a SHA-256 and a PDQ
-    hash, a value with `//` or `:/` is a URL, and anything else except other hex digits is a host. In Parquet, the
-    column names are the kinds. Raises JobError."""
+    """The values of a list, by kind. In text, 32 hex digits or a UUID are a uid, 64 hex digits are both a SHA-256 and a
+    PDQ hash, a value with `//` or `:/` is a URL, and anything else is a host, unless it looks like part of a hash. In
+    Parquet, the column names are the kinds. Raises JobError."""
     found: dict[ListKind, set[str]] = {kind: set() for kind in LIST_KINDS}
     for (column, place), text in _texts(files, path, LIST_KINDS):
         kinds = _kinds_of(text) if column is None else (column,)

@@ -20,7 +20,7 @@ MAX_FOUND = 1_000
 
 @dataclass
 class PurgedReport:
-    """What was searched, and what of the purged rows was found."""
+    """What was searched, and what was found of the purged rows."""
 
     files: int = 0
     num_bytes: int = 0

@@ -91,7 +91,7 @@ class _Changes:
                 before = read_table(self._store, old.path, ["row_id"])["row_id"].combine_chunks()
                 now = read_table(self._store, new.path, ["row_id"])["row_id"].combine_chunks()
                 is_kept = pc.is_in(before, value_set=now)
-                is_same = is_kept.true_count == len(now)  # otherwise, a retry in between added rows
+                is_same = is_kept.true_count == len(now)  # if not, a retry in between added rows
                 return _Change(newest, new.blake2b, is_kept if is_same else None)
         return _Change(newest, new.blake2b, None)
 
@@ -105,7 +105,7 @@ class _Rewritten:
     is_changed: bool = False
     """Whether the rows or shards differ from before."""
     is_affected: bool = False
-    """Whether the subset was selected from rows that can be withdrawn now."""
+    """Whether some of the rows that the subset was selected from may have been withdrawn since."""
     counts: Counter[int] = field(default_factory=Counter)
     """Number of a step, or NOT_DROPPED -> number of rows."""
     weight_sum: float = 0.0

@@ -23,14 +23,15 @@ ABANDONED_S = 3_600
 
 @dataclass(frozen=True)
 class Unneeded:
-    """A file that can be deleted. Data files come before the manifests that name them."""
+    """A file that can be deleted."""
 
     name: str
     why: str
 
 
 def unneeded_files(store: Store, min_age_s: float = ABANDONED_S) -> Iterator[Unneeded]:
-    """All unneeded files, in the order in which to delete them. Files that pairmill did not write are left out.
+    """All unneeded files, in the order in which to delete them: data files before the manifests that name them. Files
+    that pairmill did not write are left out.
 
     `min_age_s`: use 0 only if nothing else can be writing to the output folder now. Raises ManifestError.
     """

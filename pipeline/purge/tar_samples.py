@@ -1,4 +1,4 @@
-"""Copies a WebDataset tar without some of its samples, and the other samples byte for byte, no matter what wrote the
+"""Copies a WebDataset tar without some of its samples. The others are copied byte for byte, no matter what wrote the
 tar."""
 
 import tarfile

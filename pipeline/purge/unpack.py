@@ -16,7 +16,7 @@ from pairmill.pipeline.purge.windows import Reads, blocks
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 MAX_UNPACKED_BYTES = 1 << 32
-"""A file that unpacks to more bytes is not searched: a few kilobytes can unpack to any size."""
+"""A file that unpacks to more bytes than this is not searched: a few kilobytes can unpack to any size."""
 
 HEAD_BYTES = 512
 """Number of bytes at the beginning of a file that identify its format."""

@@ -37,7 +37,7 @@ class Window:
 
     text: str
     num_bytes: int
-    """Bytes that no other window counts."""
+    """Number of bytes; each byte of the file counts in only one window."""
     is_first: bool
     is_last: bool
 

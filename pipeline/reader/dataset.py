@@ -168,7 +168,7 @@ class Dataset:
             pictures: Whether rows include their pictures. If False, no picture is read.
 
         Raises:
-            DatasetError: There is no such column, or a row's picture is missing, truncated or a different picture.
+            DatasetError: There is no such column, or a row's picture is missing, is truncated, or has been replaced.
         """
         names = self._names(columns)
         with closing(Pictures(self._snapshot)) as reader:
@@ -184,7 +184,7 @@ class Dataset:
         """The picture of the row with this uid (32 hex characters or a UUID), in RGB, with the EXIF orientation
         applied. The uids up to that row are read once and remembered.
 
-        Raises DatasetError if no row has this uid, or if its picture is not stored, missing, or a different picture.
+        Raises DatasetError if no row has this uid, or if its picture is not stored, is missing, or has been replaced.
         """
         stored = own_uid(uid)
         found = None if stored is None else self._uids.find(stored)
@@ -230,7 +230,7 @@ class Dataset:
         if order.column != "uid" and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise DatasetError(f"column {order.column!r} is {kind}; show() needs numbers, or by='uid' (random)")
         if order.column == "uid" and (order.around is not None or order.lowest):
-            raise DatasetError("by='uid' shows a random sample; leave out around and lowest")
+            raise DatasetError("by='uid' shows a random sample; leave out `around` and `lowest`")
 
     def _card(self, ref: RowRef, thumbnail: Thumbnail, value: str | None) -> Card:
         shard = self._snapshot.chunk.shards[ref.position]

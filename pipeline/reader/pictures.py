@@ -35,7 +35,7 @@ class Pictures:
     def of(self, position: int, rows: pa.Table) -> Iterator[Image.Image | None]:
         """The picture of each row of a shard (with the columns `needed`); None for a row without a picture.
 
-        Raises DatasetError if a picture is missing, truncated or a different picture.
+        Raises DatasetError if a picture is missing, is truncated, or has been replaced.
         """
         shard = self._snapshot.chunk.shards[position]
         manifest = self._snapshot.manifest((shard.shard, shard.generation))

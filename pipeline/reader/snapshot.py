@@ -54,7 +54,7 @@ class Snapshot:
 
     @classmethod
     def for_purge(cls, store: Store) -> "Snapshot":
-        """Like `of`, but for a purge that is not finished yet."""
+        """Like `of`, but works during an unfinished purge."""
         return cls._of(store, committed(store))
 
     @classmethod

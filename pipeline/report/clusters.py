@@ -23,7 +23,7 @@ _BY_UID = Dedup(by="uid")
 
 @dataclass
 class _Group:
-    """A group of duplicates, and the rows of it that were found."""
+    """A group of duplicates, and those of its rows that were found."""
 
     step: int
     dedup: Dedup

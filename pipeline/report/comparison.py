@@ -76,7 +76,7 @@ class Summarized:
     score: str | None
     """The score to show."""
     series: Sequence[str] = ("kept", "dropped")
-    """Names of the chosen pairs and of the others."""
+    """Names of the chosen pairs and of the other pairs."""
 
     def scored(self) -> _Scored:
         """The values for the chart of this side of a comparison."""

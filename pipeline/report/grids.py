@@ -40,7 +40,7 @@ def by_score(summary: Summary, score: str | None, threshold: float | None, only_
             refs = [*picker.pick(above, half, highest=False)[::-1], *picker.pick(scored & ~above, half, highest=True)]
             yield Grid("Around the threshold", f"From just above {four_digits(threshold)} to just below it.", refs)
         else:
-            yield Grid("From high to low", "Even steps of rank: where would you draw the line?", picker.steps(ranked))
+            yield Grid("From high to low", "Evenly spaced ranks: where would you draw the line?", picker.steps(ranked))
         yield Grid("Worst", f"The lowest {score}.", picker.pick(ranked, EXTREMES, highest=False))
     yield Grid("A random sample", _random_about(only_chosen), random_refs(summary, Group("chosen"), RANDOM))
 

@@ -85,7 +85,7 @@ class Page:
     """`sampled 1,000 of 9,000 rows`; empty if all rows were read."""
     funnels: Sequence[Funnel]
     series: Sequence[str]
-    """The names of the chosen pairs and of the others."""
+    """The names of the chosen pairs and of the other pairs."""
     score: str | None
     """The score that cards show."""
     scores: Sequence[ScorePanel] = ()

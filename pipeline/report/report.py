@@ -208,7 +208,7 @@ class _Maker:
         if missing:
             yield f"{counted(missing, 'planned shard')} not finished yet: the report shows the finished ones."
         if others := self._source.scores.others:
-            yield f"{counted(len(others), 'more column')} of numbers without a chart: {', '.join(others)}."
+            yield f"{counted(len(others), 'more numeric column')} without a chart: {', '.join(others)}."
         if self._summary.names_forgotten:
             yield "There are too many hosts or languages to count all of the rare ones."
 

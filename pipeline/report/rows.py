@@ -58,7 +58,7 @@ class ShownRow:
         return "" if status is None else f"HTTP {status}"
 
     def verdict(self, chosen: str, other: str) -> str:
-        """The outcome in words: the name of the chosen rows or of the others, or the status that rejected it."""
+        """The outcome in words: the name of the chosen or the other rows, or the status that rejected it."""
         if self.is_chosen:
             return chosen
         status = str(self.values.get("status"))

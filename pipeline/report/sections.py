@@ -105,8 +105,8 @@ def shape_charts(summary: Summary, series: Sequence[str]) -> list[BarChart]:
     """Histograms of the sizes of pictures and the lengths of captions."""
     chosen = summary.is_chosen()
     charts = []
-    for name, title in ((SIDE, "Longer side of the original picture, in pixels"), (CHARS, "Characters of the caption"),
-                        (WORDS, "Words of the caption")):  # fmt: skip
+    for name, title in ((SIDE, "Longer side of the original picture, in pixels"), (CHARS, "Characters in the caption"),
+                        (WORDS, "Words in the caption")):  # fmt: skip
         values = summary.number(name).astype(np.float64)
         charts.append(histogram(title, [values[chosen], values[~chosen]], series, whole=True, cut=0.005))
     return [chart for chart in charts if chart is not None]
@@ -120,7 +120,9 @@ def aspects(summary: Summary) -> Counts | None:
         return None
     bins = np.bincount(np.digitize(values, [edge for edge, _ in _ASPECTS[:-1]]), minlength=len(_ASPECTS))
     return counts(
-        "Aspect, width to height", dict(zip([name for _, name in _ASPECTS], bins.tolist(), strict=True)), ordered=False
+        "Aspect ratio, width to height",
+        dict(zip([name for _, name in _ASPECTS], bins.tolist(), strict=True)),
+        ordered=False,
     )
 
 
@@ -164,7 +166,7 @@ def time_line(summary: Summary) -> TimeLine | None:
 
 
 def _series(outcomes: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """(names of the series, series number of each row): kept, the most frequent losses, and all others."""
+    """(names of the series, series number of each row): kept, the most frequent losses, and all other losses."""
     statuses = list(Status)
     ok = statuses.index(Status.OK)
     frequent = [code for code, _ in Counter(outcomes[outcomes != ok].tolist()).most_common(MAX_SERIES - 1) if code >= 0]
@@ -172,7 +174,7 @@ def _series(outcomes: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.
     for number, code in enumerate([ok, *frequent]):
         series[outcomes == code] = number
     names = ["kept", *(statuses[code].replace("_", " ") for code in frequent)]
-    return ([*names, "others"] if (series == len(names)).any() else names), series
+    return ([*names, "other losses"] if (series == len(names)).any() else names), series
 
 
 def _time_ticks(first: int, last: int) -> list[Tick]:

@@ -136,7 +136,7 @@ class Summary:
             self.names_forgotten = True
 
     def number(self, name: str) -> Floats:
-        """The values of a number for all pairs; shape (pairs,)."""
+        """The values of the number `name` for all pairs; shape (pairs,)."""
         return np.concatenate([np.empty(0, np.float32), *self.numbers.get(name, [])])
 
     def is_chosen(self) -> Bools:

@@ -24,8 +24,8 @@ _REFERENCE = 4
 """Purpose of the uid hashes by which rows are drawn (see `uid_hashes`)."""
 _ALL = (1 << 64) - 1
 _MOST_GROWTH = 16
-"""Maximum factor by which the limit on hashes grows at once, so that a bad estimate does not draw a whole large
-dataset."""
+"""Maximum factor by which the limit on hashes grows in one step, so that a bad estimate does not cause all rows of a
+large dataset to be drawn."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Head(OneNumber):
         if settings.check_model and head.model is not None:
             _check_model(path, head.model, embeddings.contract)
         if head.of not in (None, settings.of):
-            raise ScoreError(f"{path}: was trained on embeddings of kind {head.of!r}; set of to {head.of}")
+            raise ScoreError(f"{path}: was trained on embeddings of kind {head.of!r}; set `of` to {head.of}")
         found = {
             "weights": path,
             "model": embeddings.alias,

@@ -225,7 +225,7 @@ def _layers(path: Path, names: Iterable[str]) -> tuple[tuple[int, ...], tuple[tu
 def _check_shapes(path: Path, shapes: Sequence[tuple[Shape, Shape]], normalization: Sequence[Shape | None]) -> None:
     """Check that the layers fit together. Raises ScoreError.
 
-    `shapes`: of the weight and the bias of each layer. `normalization`: the shapes of the mean and the variance.
+    `shapes`: the shapes of the weight and the bias of each layer. `normalization`: those of the mean and the variance.
     """
     width = shapes[0][0][-1] if shapes[0][0] else 0
     for weight, bias in shapes:

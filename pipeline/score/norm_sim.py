@@ -156,8 +156,8 @@ def _of_dataset(other: Snapshot, settings: NormSimScore, tasks: Tasks, weights_s
     theirs = chosen_model(other, settings.target_model or settings.model)
     if theirs.contract.weights_sha256 != weights_sha256:
         raise ScoreError(
-            f"{settings.target}: its embeddings {theirs.alias!r} were not made by the model {settings.model!r}; embed "
-            "its pictures with that model first"
+            f"{settings.target}: its embeddings by {theirs.alias!r} were not made with the weights of "
+            f"{settings.model!r}; embed its pictures with that model first"
         )
     (drawn,) = Draw((theirs.column,), settings.max_targets, distinct=True).rows(other, theirs.dim, tasks)
     return drawn.vectors[0]

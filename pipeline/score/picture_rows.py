@@ -78,7 +78,7 @@ def check_has_pictures(snapshot: Snapshot) -> None:
     pictures = snapshot.plan.mapping.pictures
     is_stored = not isinstance(pictures, WebPictures) or snapshot.plan.job.images.store != "none"
     if isinstance(pictures, NoPictures) or not is_stored:
-        raise ScoreError(f"{snapshot.store.root} has no pictures, so they cannot be scored")
+        raise ScoreError(f"{snapshot.store.root} has no pictures to score")
 
 
 def _safely(work: Callable[[bytes], Found], body: pa.Buffer) -> Found | None:

@@ -74,7 +74,10 @@ def notes(snapshot: Snapshot, card: ScoreCard) -> list[str]:
 
 
 def planned_needs(snapshot: Snapshot, name: str, score: ScoreConfig | None) -> Needs:
-    """The needs of a score before it is prepared. Only the kind of worker is final then. Raises ScoreError."""
+    """The needs of a score before it is prepared. At that point, only the kind of worker is final.
+
+    Raises ScoreError.
+    """
     return kind_of(name, score or _card(snapshot, name).score).needs
 
 
@@ -209,7 +212,7 @@ def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None
 
 
 def _elsewhere(snapshot: Snapshot, name: str) -> str:
-    """Advice for when a name is taken. A preset's scores cannot be renamed, so it also names a folder to move."""
+    """Advice for a name that is taken: since a preset's scores cannot be renamed, it also names a folder to move."""
     return f"choose another name, or move {snapshot.store.path(f'columns/{name}')} elsewhere first"
 
 

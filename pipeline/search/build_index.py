@@ -83,7 +83,7 @@ def build_index(embeddings: Embeddings, on_step: OnStep = ignore_step) -> IndexR
 
 @dataclass
 class _Progress:
-    """Reports the progress, in shards of all parts."""
+    """Reports progress as the number of shards indexed, across all parts."""
 
     on_step: OnStep
     done: int

@@ -1,8 +1,8 @@
 """THE place where faiss is called: an inner-product index of float16 vectors, small enough for one file.
 
 The vectors are stored unchanged, in lists of similar vectors (an inverted file). A search reads only the most promising
-lists, so it can miss a neighbor, but every score is exact. A small index has a single list, and its search is exact.
-docs/decisions/017-search-index.md explains why this kind of index was chosen.
+lists, so it can miss a neighbor, but every score is exact. A small index has a single list, so its searches find every
+neighbor. docs/decisions/017-search-index.md explains why this kind of index was chosen.
 """
 
 import math
@@ -75,7 +75,7 @@ class VectorIndex:
         try:
             index = faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
-            raise ValueError(f"it is not an index of faiss {faiss.__version__}") from error
+            raise ValueError(f"faiss {faiss.__version__} cannot read it") from error
         if not isinstance(index, faiss.IndexIVFScalarQuantizer):
             raise ValueError("it is an index of another kind")
         lists = faiss.downcast_InvertedLists(index.invlists)

@@ -8,7 +8,7 @@ The common type of two numbers depends on their types:
     uint64 and signed            decimal, exact
     other integers               int64
 
-A literal with a decimal point, or of more than 64 bits, is a decimal. Nulls give null, and so does every
+A literal with a decimal point, or of more than 64 bits, is a decimal. Operations on null give null, and so does every
 comparison with NaN: in DuckDB NaN is the largest number, but here it passes neither a threshold nor its opposite.
 """
 

@@ -22,7 +22,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 """2^64 divided by the golden ratio, the multiplier of Knuth's multiplicative hashing."""
 
 _SYSTEM_8 = ((0, 1, 2, 3), (0, 1, 4, 5), (0, 1, 6, 7), (0, 2, 4, 6), (0, 2, 5, 7), (0, 3, 4, 7), (0, 3, 5, 6))
-"""Half of the blocks of the Steiner quadruple system of order 8; the others are their complements."""
+"""Half of the blocks of the Steiner quadruple system of order 8; the other half are their complements."""
 _SYSTEM_10 = ((0, 1, 3, 4), (0, 1, 2, 6), (0, 2, 4, 7))
 """Base blocks of the Steiner quadruple system of order 10, which is cyclic."""
 
@@ -39,7 +39,7 @@ class Key:
     """Bits of a hash on which two rows must agree, and how many bits of the slot around them may differ."""
 
     word: int
-    """Index of the 64-bit word of the hash."""
+    """Index of the 64-bit word of the hash that contains these bits."""
     bits: int
     """Mask of the bits that must agree."""
     slot: int

@@ -139,8 +139,8 @@ class LargeGroups:
     def compare(self, hashes: Hashes, key: Key, at: Places, left: list[Places] | None) -> Iterator[Pairs]:
         """Compare the rows at these positions with the rows of their group, from the best down.
 
-        A row stops when it reaches its own position or has found enough. `left`: if it is a list, the positions of rows
-        that would take long are appended to it instead.
+        The comparisons of a row end at its own position, or once it has found enough better rows. `left`: if it is a
+        list, rows that would take long are not compared to the end; instead, their positions are appended to it.
         """
         other, found, compared = self.starts[at], np.zeros(len(at), np.uint16), 0
         while True:

@@ -44,9 +44,9 @@ FIRST_MOST = 4
 FIRST_ROWS = 2_048
 """The second round decides about twice this many of the best undecided rows, the third about four times, and so on."""
 MAX_ALL_PAIRS = 8_192
-"""A round about at most this many rows compares all pairs."""
+"""A round that decides at most about this many rows compares all pairs."""
 MAX_PAIRS = 1 << 22
-"""Approximate maximum number of pairs to find in a round about more rows."""
+"""Approximate maximum number of pairs to find in a round that decides more rows."""
 
 Handles = Sequence[Handle[Array]]
 

@@ -18,7 +18,7 @@ from pairmill.pipeline.select.near_join import DROPPED, KEPT, LATER, NEW, UNDECI
 from pairmill.pipeline.select.outputs import Array
 
 _SHARE = 16
-"""If a pass settles less than one in this many pairs, as in long chains of rows that each resemble the next, deciding
+"""If a pass settles fewer than one in this many pairs, as in long chains of rows that each resemble the next, deciding
 row by row is faster."""
 
 
@@ -32,7 +32,7 @@ def decide(most: int, first: int, states: States, pairs: Pairs) -> tuple[States,
     states = states.copy()
     worse, better = _halves(pairs)
     rows, sizes = np.unique(worse, return_counts=True)
-    is_cut = np.zeros(len(states), np.bool_)  # whether more better rows may be near each row than `pairs` contains
+    is_cut = np.zeros(len(states), np.bool_)  # whether `pairs` may lack some of a row's better rows
     is_cut[rows[sizes == most]] = True
     alone = np.zeros(len(states), np.bool_)
     alone[np.flatnonzero(states == UNDECIDED)[:first]] = True
@@ -52,9 +52,10 @@ def decide(most: int, first: int, states: States, pairs: Pairs) -> tuple[States,
 
 
 def drop_near_new(states: States, pairs: Pairs) -> tuple[States, int, int]:
-    """Drop the rows that are near NEW rows, and mark the NEW rows as KEPT. `pairs`: each a dropped and a NEW row.
+    """Drop the rows that are near NEW rows, and mark the NEW rows as KEPT.
 
-    Returns (the states, number of UNDECIDED rows, number of LATER rows).
+    `pairs`: each consists of a row to drop and a NEW row. Returns (the states, number of UNDECIDED rows, number of
+    LATER rows).
     """
     states = states.copy()
     states[_halves(pairs)[0]] = LATER

@@ -81,7 +81,7 @@ def near_pairs(question: Question, states: States, words: U64) -> Pairs:
 
 
 def merge_pairs(most: int, *pairs: Pairs) -> tuple[Pairs, int]:
-    """(`first_pairs` of all the pairs, their number)."""
+    """(result of `first_pairs` for all the pairs, its length)."""
     merged = first_pairs(most, *pairs)
     return merged, len(merged)
 

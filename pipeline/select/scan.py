@@ -19,8 +19,8 @@ MAX_STEPS = 100
 """Maximum number of steps. Step numbers are stored as int8."""
 
 BATCH_ROWS = 32_768
-"""Number of rows that filters and outputs get at a time. With the 4,096 rows of one shard, the calls would take a sixth
-of the time."""
+"""Number of rows that filters and outputs get at a time. If they got one shard of 4,096 rows at a time, the overhead of
+the calls would take a sixth of the time."""
 
 
 def scan(
@@ -99,7 +99,7 @@ def _collect(
 def _batches(
     spans: Sequence[tuple[ShardFiles, slice]], drop_step: DropStep
 ) -> Iterator[list[tuple[ShardFiles, slice]]]:
-    """Groups of shards with about BATCH_ROWS rows. Leaves out the shards of which no row remains."""
+    """Groups of shards with about BATCH_ROWS rows. Leaves out shards without remaining rows."""
     batch: list[tuple[ShardFiles, slice]] = []
     num_rows = 0
     for shard, span in spans:

@@ -97,8 +97,8 @@ class Selector:
 
 
 def sorted_rows(array: Array) -> Array:
-    """A sorted copy of an array; structured ones by their fields, in order. NumPy's own sort of these is five times as
-    slow."""
+    """A sorted copy of an array. Structured arrays are sorted by their fields, in order; NumPy's own sort of them takes
+    five times as long."""
     if array.dtype.names is None:
         return np.sort(array)
     return array[np.lexsort([array[name] for name in reversed(array.dtype.names)])]

@@ -84,12 +84,12 @@ class Comparison:
 def compare(store: Store, one_name: str, other_name: str) -> Comparison:
     """Compare two subsets by name. Raises SubsetError if one is missing or both are the same.
 
-    Memory use is limited to a chunk of shards and the uids of the shards that were rebuilt in between.
+    Memory use is limited to a chunk of shards and the uids of the shards that were rebuilt between the two selections.
     """
     store.check_access()
     one, other = read_subset(store, one_name), read_subset(store, other_name)
     if one_name == other_name:
-        raise SubsetError(f"{one_name!r} is the same subset: name two different subsets")
+        raise SubsetError(f"cannot compare {one_name!r} with itself: name two different subsets")
     tally, rebuilt = _Tally(), list[int]()
     for mine, theirs in _aligned(read_shards(store, one), read_shards(store, other)):
         if theirs is None:

@@ -22,7 +22,7 @@ class Tasks(Protocol):
     memory_bytes: int
     """Maximum total memory for the results of one round of calls."""
     on_part: "OnPart"
-    """Reports progress, also of long work that runs outside calls."""
+    """Reports progress, including that of long work outside calls."""
 
     def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
         """Start one call per item; returns a handle per call, in order."""

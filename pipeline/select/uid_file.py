@@ -140,13 +140,13 @@ def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
 
 
 def uid_digits(uri: str, uids: pa.Array) -> pa.Array:
-    """The uids in lower case and without hyphens, as datasets store them. Raises StepError that names `uri`."""
+    """The uids in lower case and without hyphens, as datasets store them. Raises StepError, which names `uri`."""
     is_uid = pc.match_substring_regex(uids, _UID).fill_null(False)
     if wrong := len(uids) - is_uid.true_count:
         first = uids.filter(pc.invert(is_uid))[0].as_py()
         example = "null" if first is None else repr(clean_text(first, 40) or "")
         values = counted(wrong, "value")
-        raise StepError(f"{uri} has {values} that cannot be uids, such as {example}")
+        raise StepError(f"{uri} has {values} that cannot be read as a uid, such as {example}")
     return pc.utf8_lower(pc.replace_substring(uids, "-", ""))
 
 

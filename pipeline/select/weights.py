@@ -99,7 +99,7 @@ class HasWeight:
 
 @dataclass(frozen=True)
 class WeightSums:
-    """Collects (sum of the weights in ticks, rows below 1, highest weight) of each shard."""
+    """Collects (sum of the weights in ticks, number of weights below 1, highest weight) for each shard."""
 
     weighting: Weighting
     dtypes: Sequence[np.dtype[Any]] = (np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.float64))

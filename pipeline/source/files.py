@@ -147,8 +147,8 @@ class Inputs:
 
 
 def _is_object(uri: str, reason: PassedOver) -> bool:
-    """Whether a skipped URI that ends in a slash is an object on S3, which is no folder even if one has the same name:
-    `a//` is an object in `a/`, and the folder of `a//0.jpg`."""
+    """Whether a skipped URI that ends in a slash is an object on S3, even if a folder has the same name: `a//` can be
+    an object in `a/` and also the folder of `a//0.jpg`."""
     return uri.endswith("/") and reason is PassedOver.OTHER_KIND
 
 

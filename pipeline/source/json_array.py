@@ -15,7 +15,7 @@ _REST_OF_STRING = rb'(?:[^"\\]++|\\.)*+"'
 _STRING_END = re.compile(_REST_OF_STRING, re.DOTALL)
 _BETWEEN_ELEMENTS = re.compile(rb'"' + _REST_OF_STRING + rb'|["\[\]{},]', re.DOTALL)
 _WITHIN_ELEMENT = re.compile(rb'"' + _REST_OF_STRING + rb'|["\[\]{}]', re.DOTALL)
-"""The next relevant token: a whole string, else the opening quote of a truncated one; a bracket; a comma."""
+"""The next relevant token: a whole string, the opening quote of a truncated string, a bracket or a comma."""
 
 
 def split_json(uri: str, file: io.BufferedReader) -> Iterator[bytes]:

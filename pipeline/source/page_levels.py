@@ -72,7 +72,7 @@ def _row_starts(file: IO[bytes], page: Page, codec: str, width: int) -> Iterator
             is_start = ~np.any(bits.reshape(-1, width), axis=1)
             position, run = end, is_start[:left]
             if not len(run):
-                raise ValueError("levels that end early")
+                raise ValueError("the levels end before the values")
             left -= len(run)
             yield run
             continue

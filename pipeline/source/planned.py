@@ -47,7 +47,7 @@ class PlannedInput:
     fingerprint: str
     """Fingerprint of `source`."""
     num_rows: int
-    """All rows of the file, planned or not."""
+    """Number of rows in the file, planned or not."""
     encoding: str | None = None
     """Encoding of a text file, if not UTF-8."""
     delimiter: str | None = None
@@ -57,7 +57,7 @@ class PlannedInput:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of unused entries in a tar or folder."""
     uncaptioned: int = 0
-    """Rows of a tar or folder that have JSON but no caption."""
+    """Number of rows of a tar or folder that have JSON but no caption."""
     json_keys: Sequence[str] = ()
     """Some of the keys in the JSON of those rows."""
     left_out_fields: int = 0
@@ -190,7 +190,7 @@ def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
         return []
     keys = dict.fromkeys(key for file in inputs for key in file.json_keys)
     return [
-        f"{counted(rows, 'row')} with JSON, or a row in a metadata table, but no caption under the usual keys; to use "
+        f"{counted(rows, 'row')} with JSON or a metadata table entry, but no caption under the usual keys; to use "
         f"another key, set source.caption_column (keys found: {shown(list(keys))})"
     ]
 

@@ -18,7 +18,7 @@ _MAX_READINGS = 4
 quotes could make every record extend to the end of the file, and a megabyte would take an hour."""
 
 _with_literals = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode).decode
-"""Numbers are bytes, as they are written, because as Python's they would lose digits: 0.12345678901234567890, 1e400."""
+"""Numbers stay bytes, as written, because Python's floats would change them: 0.12345678901234567890, 1e400."""
 _scalar_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -142,8 +142,8 @@ class _PhysicalLines:
 def json_objects(
     lines: Iterator[bytes], decode: Callable[[str], Any] = _with_literals
 ) -> Iterator[tuple[dict[str, object] | None, bytes]]:
-    """(object, line) for each line that is not blank. The object is None if it is not a JSON object. Unless `decode`
-    says otherwise, numbers are bytes. If an object has a key twice, the last value counts."""
+    """(object, line) for each line that is not blank. The object is None if the line is not a JSON object. Unless
+    `decode` says otherwise, numbers are bytes. If an object has a key twice, the last value counts."""
     for line in lines:
         if line.isspace():
             continue

@@ -26,8 +26,8 @@ from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes
 from pairmill.pipeline.source.uid import is_blank, pair_uid
 
 _PREFIX_CHARS = 16
-"""Leading hex digits of a uid that are compared (64 bits). If two unique pairs agree in them, their uids include the
-picture too, which is harmless."""
+"""Number of leading hex digits of a uid that are compared (64 bits). If two unique pairs agree in them, their uids
+include the picture too, which is harmless."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pairmill.pipeline.source.files import decode_lossy
 
 MAX_DECIMAL_DIGITS = 38
-"""DuckDB, Spark and Polars cannot read columns with more digits."""
+"""DuckDB, Spark and Polars cannot read decimal columns with more digits."""
 
 
 def raw_bytes(column: pa.ChunkedArray) -> pa.Array:
@@ -41,7 +41,7 @@ def readable(column: pa.Array) -> pa.Array:
 
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:
-    """The type without what readers of the output cannot open, at any depth.
+    """The type with everything replaced that readers of the output cannot open, at any depth.
 
     Most Arrow kernels (`take`, `filter`) do not support views. `datasets` cannot express dictionaries (Parquet encodes
     repeated values as dictionaries anyway) and extension types, such as UUID and JSON, which become their storage type.

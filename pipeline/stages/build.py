@@ -146,8 +146,8 @@ class OpenLoad:
 def _with_pairs(spec: JobStage, batch: ShardBatch) -> ShardBatch:
     """Mark the rows that passed all rules so far as pairs.
 
-    Pairs with the same uid are refused by the commit, except one. They are refused now, and not encoded, if all of them
-    would get the same scores and the same verdicts.
+    The commit refuses all but one of the pairs with the same uid. They are refused here, before they are encoded, if
+    all of them would get the same scores and verdicts.
     """
     is_pair = pc.equal(batch.table["status"], KEPT_STATUS)
     index = batch.table.schema.get_field_index(IS_PAIR_COLUMN.name)

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """The URL of an empty bucket. Its server is a process of its own, because moto's memory would outlive a server in
+    """The URL of an empty bucket. Its server runs in its own process, because moto's memory would outlive a server in
     this one."""
     from s3fs import S3FileSystem
 

@@ -89,7 +89,7 @@ def test_a_build_from_urls_has_the_same_scores_as_its_stored_pictures(
     later = added(output, "later")
     names = [each.replace("later", "look") for each in later.column_names if each != "row_id"]
     built = table_of(output, [*names, "file_jpeg_quality", "original_format", "original_width", "width"])
-    assert built.num_rows == len(bodies)  # without the broken one, but with the late one
+    assert built.num_rows == len(bodies)  # without the broken picture, but with the late one
     assert built["file_jpeg_quality"].equals(built["look_jpeg_quality"])
     kept = pc.and_(pc.equal(built["original_format"], "JPEG"), pc.equal(built["original_width"], built["width"]))
     assert kept.to_pylist().count(True) >= 3
@@ -101,7 +101,7 @@ def test_a_build_from_urls_has_the_same_scores_as_its_stored_pictures(
             assert one == pytest.approx(other, abs=near)
     is_png = pc.equal(built["original_format"], "PNG")
     assert built.filter(is_png)["look_jpeg_quality"].to_pylist() == [None]
-    assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # of the stored JPEG
+    assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # the quality of the stored JPEG
 
 
 def assert_another_measure_is_found(folder: Path, output: Path, column: str) -> None:
@@ -130,7 +130,7 @@ def with_words(body: bytes) -> bytes:
 
 def assert_text_is_masked(output: Path, bodies: set[bytes]) -> None:
     """Check the similarity without text: for pictures with text, it is that of the picture with the text painted over,
-    and for others, it is the stored similarity."""
+    and for all others, it is the stored similarity."""
     job = {"dataset": str(output), "name": "words", "text": {"mask": {}}}
     assert score(ScoreJob.model_validate(job)).failures == {}
     assert verify(Store(str(output)), rescore=4).problems == []

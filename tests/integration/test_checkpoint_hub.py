@@ -1,5 +1,5 @@
-"""Tests that a checkpoint is downloaded from the hub, and only the files that are needed. The hub is a loopback server
-that responds like the real one."""
+"""Tests that only the needed files of a checkpoint are downloaded from the hub. The hub is a loopback server that
+responds like the real one."""
 
 import hashlib
 import json

@@ -50,7 +50,7 @@ def build_arguments(source: Path, output: Path, *more: str) -> list[str]:
 
 
 def row_ids_and_uids(output: Path) -> list[tuple[str, str]]:
-    """(row_id, uid) of every row, read by a plain glob, which must be exact after a finished run."""
+    """(row_id, uid) of every row in the files that a plain glob finds; after a finished run, all are current."""
     paths = [path for folder in ("pairs", "rejects") for path in (output / folder).iterdir()]
     tables = [pq.read_table(path, columns=["row_id", "uid"]) for path in paths]
     return sorted((row["row_id"], row["uid"]) for table in tables for row in table.to_pylist())
@@ -94,7 +94,7 @@ def manifests(output: Path) -> set[Path]:
 
 
 def without_attempts(names: set[str]) -> list[str]:
-    """The file names without attempt ids, which a shard's files have if its first worker died while committing it."""
+    """The file names without the attempt ids that a shard's files have if its first worker died while committing it."""
     return sorted(f"{name.split('.')[0]}.{name.split('.')[-1]}" for name in names)
 
 

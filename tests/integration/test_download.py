@@ -1,4 +1,4 @@
-"""Tests the download stage from rows to rows, against a real server on loopback."""
+"""Tests the whole download stage against a real server on loopback."""
 
 import asyncio
 import errno
@@ -47,7 +47,9 @@ def web() -> Iterator[HostileWeb]:
 Open = Callable[..., Downloader]
 
 
-def test_every_url_counts_as_one_item_with_its_bytes(web: HostileWeb, open_downloader: "Open") -> None:
+def test_each_distinct_url_counts_as_one_item_and_only_pictures_add_bytes(
+    web: HostileWeb, open_downloader: "Open"
+) -> None:
     good, body = web.serve("/a.jpg", jpeg(1)), jpeg(1)
     gone = web.send("/gone", response(b"", "404 Not Found"))
     progress = WorkProgress()
@@ -206,7 +208,7 @@ def test_an_unexpected_error_costs_only_its_row(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_running_out_of_open_files_fails_the_shard_and_blames_no_url(
+def test_running_out_of_file_descriptors_fails_the_shard_and_blames_no_url(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_socket, no_files_left = http_client.open_allowed_socket, True
@@ -238,7 +240,7 @@ def opencv_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize("fail_here", [out_of_memory, out_of_files, opencv_out_of_memory])
-def test_running_out_of_memory_or_files_while_decoding_loses_no_row(
+def test_running_out_of_memory_or_file_descriptors_while_decoding_loses_no_row(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch, fail_here: Callable[[], None]
 ) -> None:
     def fail(self: ImageProcessor, body: bytes) -> Any:
@@ -271,7 +273,7 @@ def test_a_worker_whose_decoder_hangs_exits_so_that_its_shard_is_retried(web: Ho
     assert done.stderr == ""
 
 
-def test_a_concurrency_above_the_limit_of_open_files_is_refused(
+def test_a_concurrency_above_the_limit_on_open_files_is_refused(
     open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, 4_096))

@@ -48,8 +48,8 @@ def photographs() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Architectures with seeded random weights, as folders. All but ViT-B-32 have fewer layers, which saves minutes.
-    SigLIP gets CLIP's tokenizer, because its own would have to be downloaded."""
+    """Architectures with seeded random weights, as folders. All but ViT-B-32 have fewer layers than usual, which
+    saves minutes. SigLIP gets CLIP's tokenizer, because its own would have to be downloaded."""
     made = {"tiny": TINY_FOLDER}
     for name in ARCHITECTURES:
         made[name] = tmp_path_factory.mktemp("model")
@@ -86,7 +86,7 @@ def table_of(bodies: list[bytes], captions: list[str | None]) -> pa.Table:
 
 
 def plain(folder: Path, bodies: list[bytes], captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The image and text embeddings, computed as a user of open_clip would."""
+    """The image and text embeddings, computed with open_clip alone."""
     located = f"local-dir:{folder}"
     model, preprocess = open_clip.create_model_from_pretrained(located)
     tokenize = open_clip.get_tokenizer(located)

@@ -217,7 +217,7 @@ def test_after_a_retry_every_reader_says_to_select_again_and_refresh_does_so(
     assert compare(store, "most", "fresh").outdated == ()
 
 
-def test_refresh_accepts_only_the_steps_of_the_subset_itself(corpus: Path, tmp_path: Path) -> None:
+def test_refresh_refuses_new_steps_and_conflicting_options(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus / "out", tmp_path / "out")
     with pytest.raises(SubsetError, match="has no subset 'nothing'"):
         refresh(subset_of(tmp_path / "out", "nothing"))

@@ -1,4 +1,4 @@
-"""Tests Fetcher against hostile servers: each misbehavior has its Status, and none takes long."""
+"""Tests Fetcher against hostile servers: each misbehavior has its Status, and none takes a long time."""
 
 import asyncio
 import datetime
@@ -308,7 +308,7 @@ def test_an_unknown_host_fails_quickly_with_one_lookup(monkeypatch: pytest.Monke
     assert {fetched.status for fetched in found} == {Status.DNS_ERROR}
     assert all(fetched.final_url is None and "no-such-host.invalid" in (fetched.detail or "") for fetched in found)
     assert asked == ["no-such-host.invalid"]
-    assert time.monotonic() - started < 15  # one after the other, they would take seconds each
+    assert time.monotonic() - started < 15  # one after the other, the lookups would take longer
 
 
 def test_silent_name_servers_cause_a_dns_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +390,7 @@ def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
         ({"address": "127.0.0.9"}, Status.TLS_ERROR, "mismatch"),
     ],
 )
-def test_a_trusted_certificate_must_be_valid_and_the_hosts_own(
+def test_a_trusted_certificate_must_be_valid_and_belong_to_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], status: Status, says: str
 ) -> None:
     context, trusted = server_context(tmp_path, **settings)

@@ -30,7 +30,7 @@ def test_a_name_whose_address_turns_private_between_lookups_is_refused(
     web: HostileWeb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DNS rebinding: the first answer is an allowed address, the second is not."""
-    monkeypatch.setattr(dns, "_TTL_S", 0.0)  # every request looks up again
+    monkeypatch.setattr(dns, "_TTL_S", 0.0)  # every request looks the name up again
     with HostileWeb("127.0.0.2") as private, NameServer({"turncoat.example": [["127.0.0.1"], ["127.0.0.2"]]}) as server:
         private.serve("/a.jpg", JPEG)
         settings = {"allow_networks": ["127.0.0.1/32"], "nameservers": [server.address], "per_host_concurrency": 1}

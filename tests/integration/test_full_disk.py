@@ -60,7 +60,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
 def test_law_signals_a_disk_without_inodes_is_reported_like_a_full_one_and_the_run_resumes(
     plain_loop: None, small_disk: Path, tmp_path: Path, left: int
 ) -> None:
-    """A new file fails on opening, and a new folder on creation, although neither needs any bytes."""
+    """Opening a new file fails, and so does creating a folder, although neither needs any bytes."""
     job = embed_job(small_disk / "out", write_tar(tmp_path / "a.tar", samples(6)))
     subprocess.run(["mount", "-o", "remount,size=50m,nr_inodes=100", str(small_disk)], check=True)
     free = os.statvfs(small_disk).f_ffree

@@ -1,4 +1,4 @@
-"""Tests pairmill as users install it: the contents of wheel and sdist, and use beside folders named like ours."""
+"""Tests pairmill as users install it: what the wheel and the sdist contain, and use beside folders named like ours."""
 
 import hashlib
 import json

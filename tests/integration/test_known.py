@@ -99,8 +99,8 @@ def test_every_run_uses_the_filters_of_the_first_run(web: PictureWeb, tmp_path: 
     moved.write_text(moved.read_text() + "9,http://a.example/\n")
     for wrong, problem in [
         ([str(old), str(moved)], "has changed since .* was begun"),
-        ([str(old)], "was begun with other known rows"),
-        ([{"path": str(old), "by": "url"}, str(moved)], "was begun with other known rows"),
+        ([str(old)], "was begun with different known rows"),
+        ([{"path": str(old), "by": "url"}, str(moved)], "was begun with different known rows"),
     ]:
         with pytest.raises(JobError, match=f"rules.known: .*{problem}"):
             build(job(source, new, rules={"known": wrong}))

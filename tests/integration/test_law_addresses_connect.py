@@ -22,4 +22,4 @@ def test_no_spelling_of_a_private_address_is_connected_to() -> None:
             assert outcome.status in REFUSALS, (url, outcome)
         assert private.connections == 0
         assert sum(each.status is Status.ADDRESS_REFUSED for each in found) > len(found) // 2
-        assert fetch_all([private.url("/a.jpg")])[0].status is Status.OK  # it does answer if its address is allowed
+        assert fetch_all([private.url("/a.jpg")])[0].status is Status.OK  # the server answers if its address is allowed

@@ -63,7 +63,7 @@ def test_rows_beside_hostile_ones_are_all_fetched_in_time(num_hosts: int) -> Non
     assert {together.outcomes[url].status for url in hostile} == {Status.TIMEOUT, Status.PROTOCOL_ERROR}
 
 
-def test_each_kind_ends_with_its_status_at_little_cost() -> None:
+def test_each_kind_of_hostile_response_ends_with_its_status_at_little_cost() -> None:
     with flooding(range(len(KINDS))) as bad:
         urls = {kind: bad.url(kind, row) for row, kind in enumerate(KINDS)}
         started = time.process_time()

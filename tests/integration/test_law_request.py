@@ -72,7 +72,7 @@ _REFERENCES = st.builds(
     st.sampled_from(["x", "./x", "x/../y", "x;v=1/../y", "%2e%2e/x", "x y", "x//y/./z"]),
     st.sampled_from(["", "?q=%7E", "?q=a b", "?q=../z"]),
 )
-_REFERENCES = _REFERENCES.filter(lambda reference: not reference.startswith("//"))  # it would name another host
+_REFERENCES = _REFERENCES.filter(lambda reference: not reference.startswith("//"))  # would name another host
 _MANY = settings(
     max_examples=max(settings.default.max_examples // 10, 1),  # each example is a batch of URLs
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

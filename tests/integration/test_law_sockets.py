@@ -40,7 +40,7 @@ def _open_files() -> int:
 
 
 def fetch(urls: list[str], addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[FetchOutcome], int]:
-    """Fetch while every name has these addresses. Returns (the outcomes, the maximum number of new open files)."""
+    """Fetch while every name has these addresses. Returns (the outcomes, the peak number of newly opened files)."""
 
     async def look_up(self: GuardedResolver, name: str) -> list[str]:
         return addresses

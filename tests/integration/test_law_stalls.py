@@ -48,7 +48,7 @@ def test_deadlines_do_not_pass_while_the_loop_stalls(web: HostileWeb) -> None:
     assert all((each.fetch_s or 0) < 1.5 for each in found)
 
 
-def test_requests_that_servers_gave_up_during_a_stall_are_repeated(web: HostileWeb) -> None:
+def test_requests_that_servers_gave_up_on_during_a_stall_are_repeated(web: HostileWeb) -> None:
     async def impatient(request: Request, writer: Any) -> None:
         writer.write(response(JPEG, length=len(JPEG) + 4)[: -len(JPEG) // 2])
         if web.hits[request.path] == 1:
@@ -91,7 +91,7 @@ def test_a_lookup_that_failed_during_a_stall_is_repeated() -> None:
             return attempts
 
         with pytest.raises(OSError, match="no answer"):
-            await stalls.repeat_if_stalled(look_up, OSError)  # only the failure in the stall is repeated
+            await stalls.repeat_if_stalled(look_up, OSError)  # only the lookup that failed during the stall is repeated
         stalls.close()
         return attempts
 

@@ -136,7 +136,7 @@ def test_a_retry_that_another_one_overtakes_ends_without_failures(
     monkeypatch: pytest.MonkeyPatch,
     stage: Any,
 ) -> None:
-    """The other retry drops the generation that this one is based on, before it is read for the first or last time."""
+    """The other retry drops a generation that this retry still has to read, for the first or for the last time."""
     sequentially(failing_rows[0])
     for n in range(1, 40, 5):
         web.pages[f"/{n}.jpg"] = (200, {}, picture(n))
@@ -162,14 +162,14 @@ def test_a_retry_may_change_only_run_settings(
     build_job, _ = failing_rows
     sequentially(build_job)
     output = str(tmp_path / "out")
-    with pytest.raises(JobError, match="a retry may change only how it is run"):
+    with pytest.raises(JobError, match="a retry may change only how the job runs"):
         retry(output, settings={"images": {"size": 64}})
     with pytest.raises(JobError, match="retry accepts only "):
         retry(output, ["low_similarity"])
     assert retry(output, ["http_4xx"], settings={"fetch": {"timeout_s": 3, "concurrency": 2}}).retried == 8
 
 
-@pytest.mark.parametrize("change", ["sorted otherwise", "another column", "gone"])
+@pytest.mark.parametrize("change", ["in reverse order", "another column", "gone"])
 def test_law_lists_a_retry_refuses_a_list_that_is_not_the_planned_one(
     plain_loop: None, failing_rows: tuple[BuildJob, NameServer], tmp_path: Path, change: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tests `run_shards` on Ray: shards overlap, runs survive dead workers, and only rows that always crash are lost."""
+"""Tests `run_shards` on Ray: shards overlap, runs survive crashes, and only rows that kill every worker are lost."""
 
 import json
 import threading
@@ -71,7 +71,7 @@ def test_a_download_actor_works_on_four_shards_at_once(ray_session: None, tmp_pa
     assert web.most == 4  # one row in each of four shards
 
 
-def test_progress_moves_inside_a_shard(ray_session: None, tmp_path: Path) -> None:
+def test_progress_advances_within_a_shard(ray_session: None, tmp_path: Path) -> None:
     class Told(ProgressListener):
         def __init__(self) -> None:
             self.work: list[WorkCounts] = []

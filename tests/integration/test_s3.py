@@ -44,7 +44,7 @@ from tests.integration.test_embed import samples
 from tests.tars import write_tar
 
 
-def test_create_only_refuses_the_second_writer(bucket: str) -> None:
+def test_create_refuses_the_second_writer(bucket: str) -> None:
     store = Store(f"{bucket}/create")
     assert store.create("manifests/1.json", b"first")
     assert not store.create("manifests/1.json", b"second")
@@ -52,7 +52,7 @@ def test_create_only_refuses_the_second_writer(bucket: str) -> None:
     assert store.list("manifests") == ["1.json"]
 
 
-def test_create_only_holds_for_files_uploaded_in_parts(bucket: str) -> None:
+def test_create_refuses_the_second_writer_of_a_file_uploaded_in_parts(bucket: str) -> None:
     store = Store(f"{bucket}/parts")
     assert store.create("big", bytes(60 << 20))
     assert not store.create("big", b"small")

@@ -77,7 +77,7 @@ def s3_job(source: str, output: str, s3: S3Config, kind: str = "urls") -> BuildJ
 
 
 def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
-    """Name -> an operation that begins by accessing a bucket, for all such operations."""
+    """Name -> operation, for all operations that begin by accessing a bucket."""
     (folder / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     here, there, settings = str(folder / "in.csv"), "s3://mill/out", {"s3": s3.model_dump()}
     job_file = "s3://mill/job.yaml"

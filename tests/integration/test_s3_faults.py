@@ -45,7 +45,7 @@ def test_reads_and_writes_survive_throttling_and_lost_connections(faulty: Faulty
 
 
 @pytest.mark.parametrize(("num_bytes", "request_lost"), [(10, "PUT /mill/lost/10"), (110_000_000, "uploadId")])
-def test_a_write_whose_reply_was_lost_exists_and_counts_as_taken(
+def test_a_file_exists_and_its_name_is_taken_although_the_reply_to_its_write_was_lost(
     faulty: FaultyS3, num_bytes: int, request_lost: str
 ) -> None:
     """Small data is one PUT. Large data is sent in parts: the reply to one part is lost, and then the reply to their
@@ -64,7 +64,7 @@ def test_a_write_whose_reply_was_lost_exists_and_counts_as_taken(
         assert store.num_bytes(f"{num_bytes}/b") == num_bytes
 
 
-def test_a_start_with_many_manifests_lists_them_without_reading_any(tmp_path: Path) -> None:
+def test_starting_with_many_manifests_lists_them_without_reading_any(tmp_path: Path) -> None:
     """A page of a listing has 1,000 names. The other requests are for the plan, its listing, the ledger of withdrawals
     and the input."""
     names = [f"out/manifests/{manifest_name(shard, 0)}" for shard in range(2_500)]
@@ -82,7 +82,7 @@ def test_a_start_with_many_manifests_lists_them_without_reading_any(tmp_path: Pa
         proxy.close()
     assert requests["LIST"] <= 3 + 13
     assert requests["GET"] <= 5
-    assert set(requests) <= {"LIST", "GET", "HEAD"}  # a resumed start writes nothing
+    assert set(requests) <= {"LIST", "GET", "HEAD"}  # starting a resumed run writes nothing
 
 
 @pytest.mark.timeout(300)

@@ -67,7 +67,8 @@ def metrics_ports() -> list[int]:
 
 @contextmanager
 def ray_head(ray: Sequence[str | Path], environment: Mapping[str, str], metrics_ports: Sequence[int]) -> Iterator[str]:
-    """`ray start --head`, and another node for each additional port. Returns the dashboard's address. Two CPUs each."""
+    """Run `ray start --head`, and start another node for each additional port. Each node has two CPUs. Yields the
+    dashboard's address."""
     port, dashboard = free_port(), free_port()
     folder = Path("/tmp") / f"pairmill-ray-{port}"  # Ray's socket paths must be short
     node = ["--num-cpus=2", "--object-store-memory=500000000", "--disable-usage-stats"]
@@ -250,7 +251,7 @@ def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_
 
 
 def _asked_in_one_process(address: str, job_id: str, home: Path) -> dict[str, str]:
-    """What each command of `pairmill jobs` prints about a job, in one process because loading Ray takes long."""
+    """What each command of `pairmill jobs` prints about a job, in one process because loading Ray takes seconds."""
     code = """
 import contextlib, io, json, sys
 from pairmill.jobs.cli.main import app

@@ -20,7 +20,7 @@ numpy and torch are loaded."""
 
 @pytest.fixture(scope="session", autouse=True)
 def _ray_does_not_start() -> Iterator[None]:
-    """Starting it takes seconds and leaves a token that other tests would see."""
+    """Make tests that start Ray fail: starting it takes seconds and leaves a token that other tests would see."""
 
     def start(*_: object) -> NoReturn:
         raise AssertionError("a unit test starts Ray: use the fixture no_ray, or make it an integration test")

@@ -20,7 +20,7 @@ JOB = {"type": "SUBMISSION", "submission_id": "raysubmit_1", "status": "RUNNING"
 @contextmanager
 def dashboard(wanted: str | None) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     """A cluster's dashboard with one job. Yields its address and a list to which each request adds (request, token). If
-    `wanted` is given, the dashboard refuses other tokens as Ray does."""
+    `wanted` is given, the dashboard refuses other tokens, as Ray does."""
     sent: list[tuple[str, str | None]] = []
 
     class Handler(BaseHTTPRequestHandler):

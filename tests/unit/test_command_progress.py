@@ -27,7 +27,7 @@ def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def three_rows_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the run on Ray by a function that reports three rows in progress and the failure of the first shard."""
+    """Replace the run on Ray with a function that reports three rows in progress and the failure of the first shard."""
 
     def run_shards(
         shards: pa.Table,

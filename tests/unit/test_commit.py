@@ -87,7 +87,7 @@ def test_every_row_is_written_exactly_once(
         max_size=9,
     )
 )
-def test_of_rows_with_the_same_uid_a_kept_one_stays_whichever_are_fetched_first(
+def test_among_rows_with_the_same_uid_a_kept_row_stays_whichever_are_fetched_first(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[tuple[str, bool], int, bool]]
 ) -> None:
     """The third value of a row is whether it only succeeds in a retry."""
@@ -208,7 +208,7 @@ def test_a_new_generation_changes_only_the_rows_that_were_fetched_again(
         with open(root / row["image_tar"], "rb") as tar:
             assert read_range(tar, row["image_offset"], row["image_length"]).decode() == f"picture {row['row_id'][2:]}"
     assert StrayFiles(store).remove(new) == []
-    stale = iter([{7: 0}])  # what another run has listed
+    stale = iter([{7: 0}])  # a listing made before the new generation was committed
     drop_superseded(store)
     with patch.object(manifests, "committed", lambda store: next(stale, None) or committed(store)):
         assert list(read_manifests(store)) == [new]

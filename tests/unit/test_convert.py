@@ -116,7 +116,7 @@ def test_json_numbers_stay_as_they_are_written(scratch: Path) -> None:
     assert column(table, "deep") == [f'{{"a": [true, {{"b": {number}}}]}}' for number in numbers]
 
 
-def test_of_a_key_that_a_json_object_has_twice_the_last_value_counts(scratch: Path) -> None:
+def test_if_a_json_object_has_a_key_twice_the_last_value_counts(scratch: Path) -> None:
     assert column(converted(scratch, "a.jsonl", b'{"url": "u", "x": 1.0, "x": 2.0}'), "x") == ["2.0"]
 
 

@@ -1,4 +1,5 @@
-"""Tests that a file that may not be read costs its row, and storage that denies everything fails the shard or job."""
+"""Tests that a file without read permission costs only its own row, and that storage that denies all reads fails the
+shard or job."""
 
 import errno
 import io
@@ -25,7 +26,7 @@ from pairmill.schemas.record import JobRecord
 
 @dataclass(frozen=True)
 class Denying(Files):
-    """Files of which some may not be read, as by a user without that right or on S3."""
+    """Files, some of which cannot be read, for example because the user lacks permission."""
 
     denied: tuple[str, ...] = ()
     code: int = errno.EACCES
@@ -66,7 +67,7 @@ def plant(folder: Path) -> list[tuple[str, int]]:
     ],
 )
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ENOENT])
-def test_a_text_that_cannot_be_read_costs_its_row_if_other_files_can_be_read(
+def test_a_text_file_that_cannot_be_read_costs_only_its_row_if_other_files_can_be_read(
     tmp_path: Path, denied: tuple[str, ...], problems: list[str | None] | None, code: int
 ) -> None:
     names = plant(tmp_path / "in")
@@ -88,7 +89,7 @@ def test_a_text_that_cannot_be_read_costs_its_row_if_other_files_can_be_read(
         ((".png", ".txt"), None),
     ],
 )
-def test_a_picture_that_may_not_be_read_costs_its_row_if_other_files_can_be_read(
+def test_a_picture_that_cannot_be_read_costs_only_its_row_if_other_files_can_be_read(
     tmp_path: Path, denied: tuple[str, ...], statuses: list[str] | None
 ) -> None:
     plant(tmp_path / "in")

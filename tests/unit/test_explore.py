@@ -109,7 +109,7 @@ def test_columns_are_read_once_and_a_changed_dataset_gets_a_new_cache(
     monkeypatch.setattr(Snapshot, "read", lambda *a: reads.append(a) or read(*a))  # type: ignore[func-returns-value]
     again, warm = opened(store)
     assert warm.view.count(Query.parse([("min:width", "500")])) == count
-    assert len(reads) == 1  # one read, of some values of each text column
+    assert len(reads) == 1  # a single read, which gets some values of each text column
     folder = warm.view.cache.folder
     write_dataset(Path(store.root), 700, shard_rows=100)
     assert cache_folder(Snapshot.of(store), folder.parent) != folder

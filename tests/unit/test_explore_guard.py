@@ -60,7 +60,7 @@ def test_every_response_has_the_security_headers(client: TestClient, page: str) 
 def test_a_request_for_another_host_name_is_refused(client: TestClient, page: str, host: str) -> None:
     answer = client.get(page, headers={"Host": host})
     assert answer.status_code == 421
-    assert answer.text == "This server does not have this name. On its own machine, open http://127.0.0.1:7800/\n"
+    assert answer.text == "This server does not answer to this name. On its machine, open http://127.0.0.1:7800/\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7800", "localhost:7800", "LOCALHOST:7800", "[::1]:7800"])

@@ -83,7 +83,7 @@ def test_without_a_model_or_rejects_the_pages_say_so_and_how_to_add_a_model(tmp_
     assert '<option value="">nothing</option>' in gallery
     assert "Every row was kept." in rejects
     assert f"pairmill embed {store.root} --add-model NAME" in search and 'id="q"' not in search
-    assert 'id="losses" hidden' in live and "Nothing was refused so far." in live and "since this page" in live
+    assert 'id="losses" hidden' in live and "Nothing has been refused so far." in live and "since this page" in live
 
 
 def test_before_the_first_shard_nothing_is_called_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests to which addresses we may connect and which strings are addresses at all."""
+"""Tests which addresses we may connect to and which strings are addresses at all."""
 
 import pytest
 

@@ -116,7 +116,7 @@ def test_above_twice_the_budget_bodies_grow_one_at_a_time_and_the_others_do_not_
                 group.create_task(body(name, 4))
         assert sorted(order) == list("abcd")
         assert budget._reserved == 0
-        assert max(most) <= 2 * 10 + 8 + 4 * 8  # twice the budget, a step that began below that, and a body
+        assert max(most) <= 2 * 10 + 8 + 4 * 8  # twice the budget, the step that crosses it, and one whole body
 
     asyncio.run(main())
 

@@ -86,7 +86,7 @@ HTML = b"<!DOCTYPE html><html><body>" + b"x" * 2000
         ),
     ],
 )
-def test_the_detail_says_what_a_body_is_instead_of_a_picture(chunk: bytes, status: Status, detail: str) -> None:
+def test_the_detail_says_what_an_unusable_body_looks_like(chunk: bytes, status: Status, detail: str) -> None:
     found, detail_found = failure(chunk, content_type="text/html")
     assert found is status
     assert detail_found is not None

@@ -14,7 +14,7 @@ Open = Callable[[], Awaitable[tuple[HttpConnection, socket.socket]]]
 
 
 def run(check: Callable[[Open], Awaitable[None]]) -> None:
-    """Run a check that opens pairs of a connection and the server's end of it. Closes all of them afterward."""
+    """Run a check, which can open connections and get the server's end of each. Closes all of them afterward."""
     pairs: list[tuple[HttpConnection, socket.socket]] = []
 
     async def opened() -> tuple[HttpConnection, socket.socket]:

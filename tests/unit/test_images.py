@@ -280,7 +280,7 @@ SCAN_OF_THREE = segment(0xDA, bytes((3, 1, 0, 2, 0, 3, 0, 0, 63, 0)))
 @pytest.mark.parametrize(
     ("frame", "scans"),
     [
-        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # the first scan lacks components, so others follow
+        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # the first scan lacks components, so more follow
         (0xC0, SCAN_OF_THREE),
         (0xC2, SCAN_OF_ONE + b"\0\xff\x02\xff\xff" + 100 * SCAN_OF_ONE),  # libjpeg skips only the two bytes ff 02
         (0xC2, SCAN_OF_ONE + 20_000 * b"\xff\x01"),

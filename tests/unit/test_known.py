@@ -331,6 +331,6 @@ def test_a_job_computes_the_columns_by_which_it_recognizes_known_rows() -> None:
     with pytest.raises(ValueError, match="by: pdq needs a score with the measure pdq"):
         BuildJob.model_validate({**urls, "rules": {"known": [{"path": "x", "by": "pdq"}]}})
     corpus = {**urls, "source": {"paths": ["a"], "kind": "corpus"}, "models": [{"name": "tiny"}]}
-    with pytest.raises(ValueError, match="compared by phash or pdq here; use the step known of pairmill select"):
+    with pytest.raises(ValueError, match="compared by phash or pdq here; use the step `known` of pairmill select"):
         BuildJob.model_validate({**corpus, "rules": {"known": [{"path": "x", "by": "phash"}]}})
     assert "known" not in BuildJob.model_validate(urls).model_dump()["rules"]  # earlier versions can read the record

@@ -1,4 +1,4 @@
-"""Tests the RayJob for Kubernetes: the command, its files, and the worker groups that the scheduler will find."""
+"""Tests the RayJob for Kubernetes: the command, its files, and the worker groups."""
 
 import os
 import shlex

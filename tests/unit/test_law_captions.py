@@ -60,7 +60,7 @@ json_values = st.recursive(
 
 
 def texts_of(value: Any) -> list[str]:
-    """All texts in a JSON value that can be captions."""
+    """All strings in a JSON value that can be captions."""
     if isinstance(value, str):
         return [value] if value.strip() else []
     parts = value if isinstance(value, list) else []
@@ -273,7 +273,7 @@ def test_json_without_a_usual_caption_key_is_reported_with_its_keys(tmp_path: Pa
     assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
     plan = load_plan(Store(str(tmp_path / "out")))
     told = (
-        "1 row with JSON, or a row in a metadata table, but no caption under the usual keys; to use another key, set "
+        "1 row with JSON or a metadata table entry, but no caption under the usual keys; to use another key, set "
         "source.caption_column (keys found: 'motto', 'w')"
     )
     assert told in describe_plan(plan, plan.job)

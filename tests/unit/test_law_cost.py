@@ -215,7 +215,7 @@ def test_a_memory_error_is_blamed_on_the_picture_if_enough_memory_is_free(monkey
         raise MemoryError
 
     body = saved(photo(), "PNG")
-    for owner, name in ((Image, "open"), (Image.Image, "crop")):  # while opening, while decoding
+    for owner, name in ((Image, "open"), (Image.Image, "crop")):  # fails while opening, then while decoding
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             assert ImageProcessor(ImagesConfig()).process(body).status is Status.IMAGE_BOMB

@@ -71,7 +71,7 @@ def _table(values: Callable[[], pa.Array], **options: Any) -> Bomb:
 
 
 def _repeated(text: Any, rows: int = ROWS) -> pa.Array:
-    """The same value in all rows, in a dictionary array, which takes little memory in this process too."""
+    """The same value in all rows, as a dictionary array, so that writing it takes little memory too."""
     return pa.DictionaryArray.from_arrays(pa.repeat(0, rows).cast(pa.int32()), pa.array([text]))
 
 

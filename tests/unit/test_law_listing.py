@@ -148,7 +148,7 @@ LINKED = {
     "its own folder": ("source", "source/sub", True),
     "outside the source": ("source/a", "other", False),
     "blobs of another repository": ("other/a", "blobs", False),
-    "blobs that are themselves a link": ("snapshots/rev", "blobs", False),
+    "a folder of blobs that is itself a link": ("snapshots/rev", "blobs", False),
 }
 
 
@@ -158,7 +158,7 @@ def test_a_caption_is_read_through_a_link_only_within_the_source_or_the_cache(tm
     key, can be read as a caption."""
     folder, target, is_read = LINKED[kind]
     (tmp_path / folder).mkdir(parents=True)
-    if "themselves a link" in kind:
+    if "itself a link" in kind:
         (tmp_path / "secret").mkdir()
         (tmp_path / target).symlink_to(tmp_path / "secret")
     else:
@@ -366,7 +366,7 @@ def test_each_member_that_tarfile_finds_is_a_row_or_part_of_a_row_or_passed_over
         for row in rows
         for image in ([row.image] if row.image else []) + list(row.alternates)
     )
-    assert not pictures - readable  # every byte range is also in tarfile's members of that name
+    assert not pictures - readable  # tarfile reads a picture with the same bytes for each of them
 
 
 @given(tar_members, st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
@@ -493,7 +493,7 @@ def test_a_tar_with_damage_everywhere_is_read_only_a_few_times() -> None:
 
 
 def test_links_to_a_name_that_many_members_share_are_resolved_quickly(tmp_path: Path) -> None:
-    """Each of 5,000 hard links has 5,000 members of its target's name after it. A linear search would visit
+    """Each of 5,000 hard links is followed by 5,000 members with its target's name. A linear search would visit
     members 25,000,000 times."""
     links = b"".join(_header(f"{number}.jpg", 0, tarfile.LNKTYPE, "z.jpg") for number in range(5_000))
     bodies = b"".join(_header("z.jpg", 3) + _padded(b"%3d" % number) for number in range(3))
@@ -589,4 +589,4 @@ def test_the_plan_counts_members_and_files_and_inputs_without_rows(tmp_path: Pat
     plan = planned(tmp_path / "out", tmp_path / "in")
     assert (plan.seen, plan.num_rows, plan.parts) == (7, 1, 1)
     assert plan.passed_over == {PassedOver.HIDDEN: 3, PassedOver.OTHER_KIND: 2}
-    assert planned(tmp_path / "out", tmp_path / "in").passed_over == plan.passed_over  # no new entries
+    assert planned(tmp_path / "out", tmp_path / "in").passed_over == plan.passed_over  # no entry is counted twice

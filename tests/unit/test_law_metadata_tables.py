@@ -92,7 +92,7 @@ def test_a_picture_gets_the_text_that_imagefolder_gives_it(
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "in"
         tables: dict[str, list[Row]] = {place: [] for place in with_table}
-        tree += [(place, "x.png", "a text, so that datasets finds the type") for place in with_table]
+        tree += [(place, "x.png", "some text, so that datasets infers the type") for place in with_table]
         for place, file, text in tree:
             picture(root / place / file)
             table = max((each for each in with_table if place.startswith(each)), key=len, default=None)
@@ -114,7 +114,7 @@ def test_a_picture_gets_the_text_that_imagefolder_gives_it(
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("config", [{}, {"caption_column": "alt", "url_column": "link"}])
-def test_a_row_counts_like_a_json_with_the_same_keys_beside_the_picture(
+def test_a_row_counts_like_a_json_file_with_the_same_keys_beside_the_picture(
     tmp_path: Path, ending: str, config: dict[str, object]
 ) -> None:
     rows: list[Row] = [

@@ -104,7 +104,7 @@ def test_a_table_after_the_only_scan_is_not_kept(number: int) -> None:
 
 
 def test_tables_that_are_replaced_between_scans_are_kept_only_if_used() -> None:
-    """Each scan has its own table, as encoders with optimized codes write it, and an unused table before it."""
+    """Each scan has its own table, as written by encoders that optimize codes, and an unused table before it."""
     plain = JPEGS["progressive"]
     pieces = plain.split(b"\xff\xc4")
     body = pieces[0] + b"".join(huffman(0x13) + quantization(3) + b"\xff\xc4" + piece for piece in pieces[1:])

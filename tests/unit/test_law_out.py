@@ -70,7 +70,7 @@ READERS = (pillow, hugging_face, opencv, torch_vision)
 
 
 def check_picture(body: bytes) -> bool:
-    """Check that every reader sees the scored pixels. Returns whether the exported bytes equal the original's."""
+    """Check that every reader sees the scored pixels. Returns whether the exported bytes are the original bytes."""
     scored = PROCESSOR.pixels(body)
     exported = plain_picture(body, PROCESSOR)
     for reader in READERS:
@@ -284,7 +284,7 @@ NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
 def from_json(value: Any, kind: pa.DataType) -> Any:  # one line per type
-    """The value that JSON means for a type, as `in_python` gives it."""
+    """Decode a JSON value of a type into the form that `in_python` returns."""
     if value is None:
         return None
     if pa.types.is_struct(kind):
@@ -307,7 +307,7 @@ def from_json(value: Any, kind: pa.DataType) -> Any:  # one line per type
 
 
 def in_python(value: pa.Scalar) -> Any:
-    """The value of a scalar in Python; times as text, durations in nanoseconds, NaN and infinity as null."""
+    """The Python value of a scalar, with times as text, durations in nanoseconds, and NaN and infinity as None."""
     kind = value.type
     if not value.is_valid:
         return None

@@ -266,8 +266,8 @@ def test_law_types_int96_arrives_in_microseconds_or_is_refused(
 
 
 def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[Any] | str:
-    """What is read from files that have these values in a column called `name`, and a struct `a` with a field `b`; or
-    the error message."""
+    """The values read back from files that each have one of the columns, called `name`, and a struct `a` with a field
+    `b`. If reading fails, the error message."""
     with folder() as where:
         for number, values in enumerate(columns):
             urls = [f"http://a.org/{number}/{row}" for row in range(len(values))]

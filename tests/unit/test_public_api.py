@@ -307,7 +307,7 @@ def test_progress_can_be_the_console_nothing_or_a_custom_listener() -> None:
         assert listener is own
 
 
-def test_rule_and_at_set_the_step_of_a_custom_rule() -> None:
+def test_the_decorators_rule_and_at_set_the_step_of_a_custom_rule() -> None:
     from pairmill.pipeline.rules.custom import load_custom_rule
 
     assert load_custom_rule(f"{__name__}:plain").step == "score"

@@ -272,7 +272,8 @@ def test_the_report_on_a_subset_shows_the_entries_that_balance_reduced_and_the_s
     subset(store, "even", {"balance": balance}, {"repeat": {"weight": "5 * similarity_tiny"}})
     html = page(store, "even")
     (table,) = re.findall(r'aria-label="Table of entries">.*?</table>', html, re.DOTALL)
-    assert "1 of 2 entries have more than t = 10 rows" in table and "1 row without an entry: kept" in table
+    assert "1 of 2 entries have more rows than the threshold t = 10." in table
+    assert "1 row without an entry: kept" in table
     cells = [re.findall(r">([^<>]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table)[1:]]
     found = read_subset(store, "even").reports[2].balance
     assert found is not None
@@ -394,7 +395,7 @@ def test_thresholds_are_the_minimums_that_all_rows_of_a_subset_reach(where: str,
     assert dict(minimums(where)) == expected
 
 
-def test_the_highest_limit_is_shown_and_only_for_models_of_the_build(tmp_path: Path) -> None:
+def test_the_highest_threshold_is_shown_and_only_for_models_of_the_build(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([0.9, 0.3])])
     subset(store, "clean", {"where": "similarity >= 0.4"}, {"where": "similarity_tiny >= 0.2"})
     assert "threshold 0.4<" in page(store, "clean")
@@ -513,7 +514,7 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
     Path(store.path("pairs/000000000.parquet")).write_bytes(b"damaged")
     path, problem = report_after_run(store)
     assert path is None and problem and problem.count("\n") == 0
-    assert problem.endswith(f"the dataset is fine: pairmill report {tmp_path}")
+    assert problem.endswith(f"the dataset is fine; to write the report, run: pairmill report {tmp_path}")
 
 
 def test_every_status_is_written_in_words_on_the_page(tmp_path: Path) -> None:

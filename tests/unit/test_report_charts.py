@@ -86,7 +86,7 @@ def test_values_beyond_the_axis_are_counted_and_mentioned() -> None:
 
 
 @given(FLOATS, FLOATS, st.sampled_from([0.0, 0.0005, 0.3]))
-@example([], [2.7e17, -1.0, -1.0], 0.0005)  # such wide bins round -1 to the edge at 0
+@example([], [2.7e17, -1.0, -1.0], 0.0005)  # bins this wide round -1 to the edge at 0
 def test_charts_that_share_bins_have_the_same_axis_and_lose_no_value(
     one: list[float], other: list[float], cut: float
 ) -> None:
@@ -101,7 +101,7 @@ def test_charts_that_share_bins_have_the_same_axis_and_lose_no_value(
     assert [bar.label for bar in charts[0].bars] == [bar.label for bar in charts[1].bars]
     assert [sum(bar.counts[0] for bar in chart.bars) for chart in charts] == finite
     for each, number in zip(arrays, finite, strict=True):
-        assert bins.beyond(each) <= 2 * math.ceil(cut * number)  # for each side, no matter how large the other array is
+        assert bins.beyond(each) <= 2 * math.ceil(cut * number)  # for each array, no matter how large the other is
 
 
 def test_values_far_beyond_the_axis_are_in_the_last_bar_and_infinities_in_no_bar() -> None:

@@ -1,4 +1,4 @@
-"""Tests the check of buckets when no server or no S3 server answers."""
+"""Tests the check of buckets: no server answers, the server is not an S3 server, or the profile does not exist."""
 
 import socket
 import threading

@@ -206,7 +206,7 @@ def test_payloads_in_flight_stay_within_the_byte_limit_unless_a_single_shard_exc
 
     cluster = Weighed(seed)
     scheduler = scheduler_of(cluster)
-    scheduler.admission = Admission(lambda _: 100, most, max(sizes))  # expects at least the real sizes
+    scheduler.admission = Admission(lambda _: 100, most, max(sizes))  # expects at least the real size of each shard
     assert len(list(scheduler.run(shards(len(sizes))))) == len(sizes)
     assert cluster.most_bytes <= max(most, *sizes)
 
@@ -239,7 +239,7 @@ def test_among_equally_busy_workers_the_one_on_the_node_with_the_data_gets_the_s
     assert len(beside) == len(cluster.calls) - sum(encoders[worker] != "1" for worker in cluster.calls[:3])
 
 
-def test_a_run_in_which_nothing_finishes_anymore_stops_with_an_error() -> None:
+def test_a_run_that_stops_making_progress_ends_with_an_error() -> None:
     class Stuck(Cluster):
         def wait(self, timeout_s: float) -> list[int]:
             return []

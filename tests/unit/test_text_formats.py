@@ -169,7 +169,7 @@ LATIN = "url,caption\n" + "".join(f"http://e.org/{n},un café crème\n" for n in
         ("a.csv", LATIN.replace("café", "“café”").encode("cp1252")),
         ("a.csv", "url,caption\nu,café\n".encode("latin-1")),
         ("a.csv", ("url,caption\n" + "u,plain\n" * 5_000 + "u,café\n" * 50).encode("latin-1")),
-        ("a.csv.gz", gzip.compress(LATIN.encode("latin-1"), mtime=0)),  # the name of a test contains no time
+        ("a.csv.gz", gzip.compress(LATIN.encode("latin-1"), mtime=0)),  # mtime=0 keeps the time out of the test's name
         ("a.jsonl", ('{"url": "u", "caption": "café"}\n' * 9).encode("latin-1")),
         ("a.json", ("[" + ", ".join(['{"url": "u", "caption": "café"}'] * 9) + "]").encode("latin-1")),
         ("a.txt", "http://e.org/é\nhttp://e.org/è\n".encode("latin-1")),
@@ -233,7 +233,7 @@ def test_a_large_file_in_another_encoding_is_refused_before_its_end(tmp_path: Pa
 
 @given(st.lists(st.sampled_from(["plain", "café", "broken"]), min_size=4, max_size=40))
 def test_a_few_broken_rows_in_a_utf_8_list_affect_no_other_rows(scratch: Path, captions: list[str]) -> None:
-    """This holds if there is only one broken row, or if no more rows are broken than are valid and not ASCII."""
+    """This holds if only one row is broken, or if broken rows do not outnumber valid rows that are not ASCII."""
     broken = captions.count("broken")
     raw = {"plain": b"plain", "café": "café".encode(), "broken": b"caf\xe9"}
     data = b"url,caption\n" + b"".join(b"u%d,%s\n" % (n, raw[caption]) for n, caption in enumerate(captions))

@@ -97,7 +97,9 @@ def test_silence_is_reported_after_ten_intervals_without_a_commit_and_whenever_t
         if text := commits.silence:
             said.append((second, text))
     assert [second for second, _ in said] == [89, 178, 356]
-    assert said[0][1].startswith("no shard for 89 s, although one came every 9 s: the job has ended or hangs;")
+    assert said[0][1].startswith(
+        "no shard has been committed for 89 s, although one came every 9 s: the job has ended or hangs;"
+    )
     commits.tick(1)
     assert commits.silence is None
 
@@ -131,8 +133,10 @@ def test_watching_reports_that_no_more_shards_arrive(tmp_path: Path, monkeypatch
     monkeypatch.setattr(watch_module, "time", clock)
     watch(Store(str(growing)), told := Told(), 10.0)
     usual = "one came every 20 s: the job has ended or hangs; run its command again to resume"
-    silences = [text for text in told.said if text.startswith("no shard for ")]
-    assert silences == [f"no shard for {silent}, although {usual}" for silent in ("3 min", "7 min", "13 min")]
+    silences = [text for text in told.said if text.startswith("no shard has been committed for ")]
+    assert silences == [
+        f"no shard has been committed for {silent}, although {usual}" for silent in ("3 min", "7 min", "13 min")
+    ]
 
 
 def test_before_the_first_commit_silence_is_judged_by_the_time_per_shard(time_of_day: Clock, tmp_path: Path) -> None:
@@ -140,9 +144,9 @@ def test_before_the_first_commit_silence_is_judged_by_the_time_per_shard(time_of
     unknown = CommitClock.of([])
     time_of_day.now += 10 * FIRST_SHARD_S
     assert slow.silence is None
-    assert "no shard for 10 min, although one takes 60 s" in (unknown.silence or "")
+    assert "no shard has been committed for 10 min, although one takes 60 s" in (unknown.silence or "")
     time_of_day.now += 10 * 60
-    assert "no shard for 20 min, although one takes 2 min" in (slow.silence or "")
+    assert "no shard has been committed for 20 min, although one takes 2 min" in (slow.silence or "")
 
 
 def test_a_fast_job_may_pause_for_half_a_minute_without_a_report(time_of_day: Clock) -> None:

@@ -65,7 +65,7 @@ def test_text_without_aliases_is_never_refused_for_its_size(value: list[object],
 
 
 @pytest.mark.parametrize("text", [f"{'[0,' * 2}{'],' * 2}"[:-1], "{a,b,c}", "-\n-\n-", "[a,b,c]", "{a: {b,c}}"])
-def test_the_shortest_texts_are_counted_as_at_most_twice_their_length(text: str) -> None:
+def test_the_shortest_documents_are_counted_as_at_most_twice_their_length(text: str) -> None:
     assert _size(load_yaml(text)) <= 2 * len(text)
 
 

@@ -28,7 +28,7 @@ from pairmill.pipeline.encode.tiny.draw import (
 )
 
 CALIBRATION = "calibration.json"
-CALIBRATION_SEED, TEST_SEED = 2, 3  # 0 is the seed of training
+CALIBRATION_SEED, TEST_SEED = 2, 3  # 0 is the seed used in training
 KINDS = ("true", "wrong_caption", "wrong_color", "wrong_shape", "swapped_order")
 _BATCH = 128
 
@@ -104,7 +104,8 @@ def recall_at_1(scores: Tensor) -> float:
 
 
 def precision_recall(found: Similarities, threshold: float) -> tuple[float, float]:
-    """Precision and recall at `threshold`, on equal numbers of true captions, wrong captions, colors and shapes."""
+    """Precision and recall at `threshold`, on equal numbers of true captions, wrong captions, wrong colors and wrong
+    shapes."""
     kept = {kind: float((found.by_kind[kind] >= threshold).float().mean()) for kind in KINDS[:4]}
     return kept["true"] / max(sum(kept.values()), 1e-9), kept["true"]
 

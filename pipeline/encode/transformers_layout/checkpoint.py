@@ -23,7 +23,7 @@ from pairmill.pipeline.encode.transformers_layout.preprocessing import (
 CONFIG = "config.json"
 _SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 TOKENIZER_FILES = (("spiece.model",), ("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""The files of a tokenizer, in order of preference. spiece.model is only for SigLIP, and the last only for CLIP."""
+"""The files of a tokenizer, in order of preference. The first is only for SigLIP, and the last only for CLIP."""
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", PREPROCESSOR, PROCESSOR)
 _MAX_SHARDS = 1_000
 

@@ -153,7 +153,8 @@ def read_config(path: Path) -> Config:
         )
     for side in ("text_config", "vision_config"):
         parts = [part for name in (side, f"{side}_dict") if isinstance(part := values.get(name), dict)]
-        values[side] = {key: value for part in parts for key, value in part.items()}  # the older name wins, as there
+        # As in transformers, the older name wins.
+        values[side] = {key: value for part in parts for key, value in part.items()}
     try:
         return kind.model_validate(values)
     except ValidationError as error:

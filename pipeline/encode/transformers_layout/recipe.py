@@ -13,7 +13,7 @@ _MODES = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
 
 
 class FloorCrop(transforms.CenterCrop):  # type: ignore[misc]
-    """A center crop that rounds the offset down, as in transformers. torchvision rounds to even."""
+    """A center crop that rounds the offset down, as in transformers. torchvision rounds halves to even."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[..., height, width] -> [..., crop height, crop width]. The input must not be smaller than the crop."""

@@ -60,7 +60,7 @@
     at("losses").tBodies[0].replaceChildren(...state.losses.map(lossRow));
     at("losses").hidden = state.losses.length === 0;
     at("no-losses").hidden = state.losses.length > 0;
-    at("no-losses").textContent = isFinished ? "Nothing was refused." : "Nothing was refused so far.";
+    at("no-losses").textContent = isFinished ? "Nothing was refused." : "Nothing has been refused so far.";
     at("no-newest").hidden = state.newest.length > 0;
     at("no-newest").textContent = isFinished ? "No row became a pair." : "No picture has arrived yet.";
     const shown = [...at("newest").querySelectorAll("img")].map((image) => image.getAttribute("src"));

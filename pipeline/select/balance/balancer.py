@@ -37,8 +37,8 @@ from pairmill.schemas.share import Share
 PARTITION_ROWS = 4_000_000
 """Rows per partition of the counts. If every row has its own entry, one task merges this many counts."""
 SAMPLED_ROWS = 200_000
-"""Rows in the sample from which t is computed if the curve is a share. The share of rows that stay differs from the
-requested share by about the standard error of such a sample."""
+"""Rows in the sample from which the threshold t is computed if the curve is a share. The share of rows that stay
+differs from the requested share by about the standard error of such a sample."""
 SHOWN_ENTRIES = 20
 KEPT_BYTES = 128
 """Estimated size of the kept entries of a row, at 12 bytes per entry."""
@@ -62,8 +62,8 @@ class Counted:
 
 
 def balance_rows(selector: Selector, number: int, balance: Balance, entries: Entries) -> BalanceReport:
-    """Balance the remaining rows: the next scan drops those that were not drawn. Raises StepError if no row has a
-    value."""
+    """Balance the remaining rows: the next scan drops those that were not drawn. Raises StepError if the column to
+    balance by is null in all rows."""
     found = _count(selector, balance, entries)
     if found.rows == found.unmatched > 0 and balance.by != CONCEPT:
         raise StepError(f"{balance.by!r} is null in all rows; use another column")
@@ -122,7 +122,7 @@ def _thresholds(tasks: Tasks, balance: Balance, found: Counted) -> Thresholds:
 
 
 def _solved(tasks: Tasks, share: Share, keeps_unmatched: bool, found: Counted) -> float:
-    """The t that keeps about this share of the rows."""
+    """The threshold t that keeps about this share of the rows."""
     sampled = np.sort(found.sampled, order=["row", "key"])  # the same order, however the rows are divided into chunks
     keys, inverse = np.unique(sampled["key"], return_inverse=True)
     counted = tasks.get(tasks.map(counts_of, [(keys, each) for each in found.partitions]))
@@ -151,12 +151,12 @@ def _draw(
 
 
 def _size(counts: Counts) -> tuple[int, int, Counts]:
-    """(entries, their rows, the entries with the most rows)."""
+    """(number of entries, number of their rows, the entries with the most rows)."""
     most = np.lexsort((counts["key"], -counts["rows"].astype(np.int64)))[:SHOWN_ENTRIES]
     return len(counts), int(counts["rows"].sum()), counts[most]
 
 
 def _head_size(heads: npt.NDArray[Any]) -> tuple[int, int]:
-    """(heads, their rows)."""
+    """(number of heads, number of their rows)."""
     assert heads.dtype == HEAD
     return len(heads), int(heads["rows"].sum())

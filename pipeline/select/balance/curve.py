@@ -86,10 +86,10 @@ def language_thresholds(curve: float, reference: int, *partitions: Counts) -> di
     """The t of each language, chosen so that about the same share of its matches is in the tail as in the reference
     language.
 
-    In the reference language, entries with fewer than `curve` rows are the tail. In another language, t is the number
-    of rows of one of its entries, such that entries with at most t rows have the closest share of its matches (MetaCLIP
-    2, https://arxiv.org/abs/2507.22062, section 3.2). Languages are hashes, as in `language_of`. Raises StepError if
-    the reference has no matches.
+    In the reference language, entries with fewer than `curve` rows are the tail. In any other language, the tail is the
+    entries with at most t rows, where t is the row count of the entry that brings the tail's share of the matches
+    closest to that of the reference (MetaCLIP 2, https://arxiv.org/abs/2507.22062, section 3.2). Languages are hashes,
+    as in `language_of`. Raises StepError if the reference has no matches.
     """
     counts = merge(*partitions)
     languages = language_of(counts["key"])

@@ -13,7 +13,8 @@ from pairmill.pipeline.known.embeddings import Floats, Halves
 from pairmill.pipeline.select.semantic.vectors import GRID
 
 MIN_CLUSTER_ROWS = 2_000
-"""Mean rows per cluster, except in huge datasets. Larger clusters separate fewer pairs but need more comparisons."""
+"""Mean number of rows per cluster, except in huge datasets. Larger clusters separate fewer pairs but need more
+comparisons."""
 SAMPLES_PER_CLUSTER = 32
 _ITERATIONS = 8
 _MAX_SHARE = 4

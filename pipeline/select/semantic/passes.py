@@ -31,8 +31,8 @@ EDGE = np.dtype([("row_index", "<i8"), ("parent", "<i8"), *RANK.descr])
 """A row that is dropped if another row, its parent, stays. The rank is that of the parent."""
 
 _SAMPLE_OF_ROWS = 22
-"""A purpose of uid hashes (see `keys`). It is separate because an earlier step may have dropped all rows with low
-hashes for another purpose."""
+"""A purpose of uid hashes (see `keys`). It is separate because an earlier step may have dropped all rows whose
+hashes for another purpose are low."""
 _BLOCK_ROWS = 512
 """Rows to compare with all centers at a time."""
 
@@ -160,7 +160,7 @@ def _with_memberships(
 
 
 def _memberships(points: Floats, centers: Floats, margin: float, row_indices: RowIndices) -> Array:
-    """The MEMBERSHIPs of each row: at home with the nearest center, and as a guest with centers within the margin."""
+    """The MEMBERSHIPs of each row: in the nearest cluster, and as a guest in clusters within the margin."""
     similar = points @ centers.T  # [rows, clusters], without rounding
     home = similar.argmax(axis=1)
     lowest = similar[np.arange(len(points)), home] - np.float32(margin)

@@ -1,9 +1,10 @@
 """Decides which rows to drop, once each cluster has found the parents of its rows: better rows that they resemble.
 
-A row without a parent in any cluster stays, and a row with a parent that stays is dropped. All parents of the other
-rows may be dropped themselves. These rows are compared again with each other and with the rows that stay, round by
-round, until all are decided; each round decides at least the first of them in every cluster. In the end, every dropped
-row resembles a row that stays, and no two rows that stay resemble each other if they share a cluster.
+A row without a parent in any cluster stays, and a row with a parent that stays is dropped. The other rows are
+undecided, because all their parents may be dropped themselves. They are compared again with each other and with the
+rows that stay, round by round, until all are decided; each round decides at least the first of them in every cluster.
+In the end, every dropped row resembles a row that stays, and no two rows that stay resemble each other if they share a
+cluster.
 """
 
 from collections.abc import Sequence

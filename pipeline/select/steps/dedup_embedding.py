@@ -37,8 +37,8 @@ PARTITION_BYTES = 1 << 26
 """Maximum size of the members that one call compares, unless they are a single cluster."""
 _BUCKETS = 16
 MAX_ROUNDS = 32
-"""Maximum number of rounds. Each decides most of the open rows, so a handful are enough. Rows that are still open after
-the last round stay."""
+"""Maximum number of rounds. Each round decides most of the open rows, so a handful is enough. Rows that are still open
+after the last round stay."""
 
 Handles = list[Handle[Any]]
 """Handles of results, one per chunk."""
@@ -197,7 +197,7 @@ def _groups(cluster_bytes: npt.NDArray[np.int64], memory_bytes: int) -> Iterator
 
 
 def _cuts(sizes: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
-    """Where to cut a list so that each part has a total size of at most `limit`, or a single item. Includes 0 and the
+    """Where to cut a list so that each part has a total size of at most `limit` or is a single item. Includes 0 and the
     end of the list."""
     cuts, total = [0], 0
     for position, size in enumerate(sizes.tolist()):

@@ -102,8 +102,8 @@ class KnownStep:
         require_columns(schema, self.columns)
 
     def run(self, selector: Selector, number: int) -> None:
-        """Write the known values to files, and drop the rows that have one of them. Scans at once, while the files
-        exist."""
+        """Write the known values to files, and drop the rows that have one of them. Scans immediately, while the
+        files still exist."""
         store: Store = selector.chunks[0].store
         with ExitStack() as files:
             values, unused, digests = dict[str, int](), dict[str, int](), list[str]()

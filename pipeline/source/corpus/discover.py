@@ -3,7 +3,7 @@
 input                                     planned files            rows
 ----------------------------------------  -----------------------  ---------------------------------------
 tars (WebDataset, img2dataset)            each tar                 its samples, indexed in `input/`
-a folder of picture files                 each folder with some    its pictures, indexed in `input/`
+a folder of picture files                 each folder of pictures  its pictures, indexed in `input/`
 Parquet with a column of pictures         each Parquet file        its rows, as they are
 the output of a pairmill job              each `pairs/` file       its pairs, as they are
 Parquet, CSV, JSON lines with captions    each file                its rows; there are no pictures
@@ -202,7 +202,7 @@ class Corpus:
         column = self._columns.get(files[0].uri)
         for file in files:
             if self._columns.get(file.uri) != column:
-                raise SourceError(f"{file.uri}: no pictures in a column {column!r}, unlike {files[0].uri}")
+                raise SourceError(f"{file.uri}: no pictures in column {column!r}, unlike {files[0].uri}")
         if column is None:
             refuse_url_list(source, files[0])
             refuse_other_pictures(source, files[0], IMAGE_NAMES)

@@ -59,7 +59,7 @@ class _Row:
     stored: _Ref | None = None
     """The chosen picture, if several pictures have the row's key."""
     denied: str | None = None
-    """The picture's file, if we may not read it."""
+    """The picture's file, if access to it is denied."""
 
     def refuse(self, status: Status, detail: str | None) -> None:
         self.status, self.detail, self.image = status.value, detail, None

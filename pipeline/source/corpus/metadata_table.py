@@ -41,7 +41,7 @@ class MetadataTable:
     """The rows of a table, by picture."""
 
     rows: dict[str, list[bytes]] = field(default_factory=dict)
-    """Path of a picture, as `plain_path` gives it -> its rows, each as a JSON object."""
+    """Path of a picture, as `plain_path` returns it -> its rows, each as a JSON object."""
     problems: list[str] = field(default_factory=list)
     """Why a row cannot be read, for each such row."""
 
@@ -59,7 +59,7 @@ def parse_row(row: bytes) -> Object:
 
 
 def names_pictures(uri: str, files: Files, source: SourceConfig) -> bool:
-    """Whether a table has a column `file_name`, and rows. Reads only its beginning.
+    """Whether a table has a column `file_name` and at least one row. Reads only its beginning.
 
     Raises SourceError if it cannot be read, or has that column and is too large.
     """
@@ -92,7 +92,7 @@ def read_table(uri: str, files: Files, source: SourceConfig) -> MetadataTable:
 
 @contextmanager
 def _naming(uri: str) -> Iterator[None]:
-    """Raise SourceError, with the name of the table, for whatever reading it raises."""
+    """Convert exceptions raised while a table is read to SourceErrors that name the table."""
     try:
         yield
     except OSError as error:

@@ -92,8 +92,8 @@ class MetadataTables:
 
     @property
     def folders(self) -> set[str]:
-        """The folders of the tables, in which rows without a picture count. Without such rows they are listed too, so
-        that their plan does not seem to be for a folder that is missing once the pictures are there."""
+        """The folders of the tables. Rows without a picture count in their table's folder. Folders whose tables have no
+        such rows are included too, because an earlier plan, made when pictures were missing, may contain them."""
         return {_split(uri)[0] for uri in self._used}
 
     def fingerprint(self, folder: str) -> str:

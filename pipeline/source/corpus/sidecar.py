@@ -137,8 +137,8 @@ class Texts:
             self.add_problem(f"{name}: {error}")
 
     def add_rows(self, table: str, rows: Sequence[dict[str, object]]) -> None:
-        """Fill in whatever is missing from a picture's rows in `table`. Each counts like a JSON object; if there are
-        several, each has a caption."""
+        """Fill in missing texts with those in a picture's rows of `table`. Each row counts like a JSON object; if there
+        are several, each has a caption."""
         found = []
         for row in rows:
             texts = Texts(self.rules)

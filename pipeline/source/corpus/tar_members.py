@@ -163,7 +163,7 @@ def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
 
 
 def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile.TarInfo) -> int:
-    """Where the data of a member begins, because an old GNU sparse header may continue in more blocks."""
+    """Where the data of a member begins: after the header, which an old GNU sparse member continues in more blocks."""
     data = position + BLOCK
     if header.type != tarfile.GNUTYPE_SPARSE:
         return data

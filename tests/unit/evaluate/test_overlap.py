@@ -83,7 +83,7 @@ def test_files_that_are_not_overlaps_are_refused(tmp_path: Path) -> None:
         Overlap.read(store, str(tmp_path / "uids.parquet"))
     with pytest.raises(EvaluateError, match="not a readable Parquet file"):
         Overlap.read(store, str(tmp_path / "text.parquet"))
-    with pytest.raises(ValueError, match="cannot be uids"):
+    with pytest.raises(ValueError, match="cannot be read as a uid"):
         Overlap.read(store, str(tmp_path / "names.parquet"))
     with pytest.raises(JobError, match="with --classes"):
         pairmill.evaluate(store.root, overlap="x.parquet")

@@ -148,7 +148,7 @@ def test_a_head_scores_as_scikit_learn_predicts_and_refuses_other_embeddings(
     assert "<script" not in text and "accuracy" in text and 'class="diagonal"' in text
     with safe_open(head, "numpy") as file:  # type: ignore[no-untyped-call]
         assert file.get_slice("layers.0.weight").get_shape() == [1, DIM]
-    with pytest.raises(ScoreError, match="trained on embeddings of kind 'image'; set of to image"):
+    with pytest.raises(ScoreError, match="trained on embeddings of kind 'image'; set `of` to image"):
         pairmill.score(dataset, "other", {"head": {"weights": head, "of": "text"}})
     other = write_embedded(tmp_path / "other", vectors)
     files = sorted(Path(other.root, "pairs").glob("*.parquet"))
@@ -231,7 +231,7 @@ def test_labels_can_come_from_columns_of_any_kind_and_one_value_can_be_the_posit
             {"labels": "LABELS", "given": {1_000: True, 1_001: False}},
             "no labeled row .* has an embedding\n2 labeled uids",
         ),
-        ({"labels": "LABELS", "given": [("xyz", True)]}, "cannot be uids, such as 'xyz'"),
+        ({"labels": "LABELS", "given": [("xyz", True)]}, "cannot be read as a uid, such as 'xyz'"),
         ({"labels": "LABELS", "label_column": "grade", "given": {0: True}}, "needs the columns uid and grade; it has"),
         ({"labels": "LABELS", "given": {0: 0.5}}, "the column 'label' is double; labels must be"),
         ({"label_column": "label", "model": "other"}, "no model 'other'"),
@@ -253,7 +253,7 @@ def test_unusable_labels_are_refused_in_one_line(
 def test_a_head_is_a_safetensors_file_and_damaged_labels_are_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"must end in \.safetensors"):
         pairmill.probe(dataset, tmp_path / "p.pth", label_column="label")
-    with pytest.raises(JobError, match="choose a file in an existing folder"):  # before it reads the labels
+    with pytest.raises(JobError, match="choose a file in an existing folder"):  # before the labels are read
         pairmill.probe(dataset, tmp_path / "nowhere/p.safetensors", labels="nothing.parquet")
     bad = tmp_path / "labels.parquet"
     bad.write_bytes(b"PAR1 and nothing")

@@ -97,7 +97,7 @@ def test_all_unknown_labels_are_counted_though_only_some_are_kept() -> None:
     assert index.facts()[0].startswith("5,000 rows left out: label not among the classes (for example 'dog')")
 
 
-def test_a_printed_threshold_keeps_the_counted_rows(scored: tuple[Path, np.ndarray, np.ndarray]) -> None:
+def test_a_printed_threshold_keeps_as_many_rows_as_were_counted(scored: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, scores, is_good = scored
     found = pairmill.evaluate(folder, score="clip", labels="labels/mine.parquet", precision=0.8).threshold
     assert found is not None and found.found is not None
@@ -204,4 +204,4 @@ def test_classes_of_a_different_dimension_and_labels_that_are_not_classes_are_re
 
 
 def never() -> np.ndarray:
-    raise AssertionError("classes are embedded, which takes long, though no label is one of them")
+    raise AssertionError("classes are embedded, which takes a long time, though no label is one of them")

@@ -184,7 +184,9 @@ def test_bfloat16_gives_nearly_the_same_embeddings(name: str, made: dict[str, tu
     assert half.logit_scale == whole.logit_scale
 
 
-def test_older_names_in_config_files_mean_the_same(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+def test_older_names_in_config_files_mean_the_same_as_newer_ones(
+    made: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
     """Covers `text_config_dict` and sizes given as numbers. Without a preprocessing file, the model's size is used."""
     folder, _ = made["gelu, narrow"]
     expected = find_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""Provides one world for all tests in this folder, which is written once and restored before each test."""
+"""Provides a dataset and its exports for the tests in this folder: written once, and restored before each test."""
 
 import os
 import shutil

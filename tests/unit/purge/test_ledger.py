@@ -1,4 +1,4 @@
-"""Tests the lists that a purge accepts, what the ledger keeps of them, and that it then blocks withdrawn rows."""
+"""Tests the lists that a purge accepts, what the ledger records, and that it then blocks withdrawn rows."""
 
 import json
 import os
@@ -184,8 +184,8 @@ def test_lists_can_be_parquet_and_their_kinds_are_recognized(tmp_path: Path) -> 
 
 
 @given(st.lists(st.binary(min_size=32, max_size=32)), st.lists(st.binary(min_size=32, max_size=32)))
-def test_digest_sets_behave_like_sets(ours: list[bytes], others: list[bytes]) -> None:
-    ours += [bytes(32), bytes([1, *bytes(31)])]  # zeros at the end
+def test_digest_sets_behave_like_python_sets(ours: list[bytes], others: list[bytes]) -> None:
+    ours += [bytes(32), bytes([1, *bytes(31)])]  # digests with trailing zeros
     asked = [*ours, *others, None]
     assert DigestSet.of(ours).contains(asked).tolist() == [each in set(ours) for each in asked]
     assert len(DigestSet.of(ours)) == len(set(ours))
@@ -236,7 +236,7 @@ def test_the_ledger_keeps_only_hashes(world: World) -> None:
 
 def test_a_reason_is_required_and_must_not_name_withdrawn_values(world: World) -> None:
     uids = world.write("uids.txt", [world.source.uid(1)])
-    with pytest.raises(JobError, match="--reason: say why"):
+    with pytest.raises(JobError, match="--reason: say in a few words why"):
         pairmill.purge(world.out, uids=uids)
     url, uid = world.source.url(1), world.source.uid(1)
     lists = {"uids": uids, "urls": world.write("urls.txt", [url]), "hosts": world.write("hosts.txt", ["a.example"])}
@@ -285,7 +285,7 @@ def test_withdrawn_rows_are_never_read_fetched_or_stored_again(world: World) -> 
     read = reader.read(shard)  # the purge has blanked these rows in input/
     reader.close()
     assert [row for row, url in enumerate(read["url"].to_pylist()) if url is None] == [2, 4, 7]
-    restored = world.saved / "out/input"  # with all its rows, like a Parquet list, which is not copied to input/
+    restored = world.saved / "out/input"  # has all rows, like a Parquet list, which is not copied to input/
     for path in restored.iterdir():
         (world.out / "input" / path.name).unlink()
         (world.out / "input" / path.name).write_bytes(path.read_bytes())

@@ -147,7 +147,7 @@ def test_files_that_cannot_be_searched_are_named(world: World, monkeypatch: pyte
 
 
 @given(st.lists(st.text("ab ", max_size=4), max_size=30), st.integers(1, 9))
-def test_windows_contain_every_word_and_no_others(words: list[str], block: int) -> None:
+def test_windows_contain_exactly_the_words_of_the_text(words: list[str], block: int) -> None:
     text = "\n".join(words)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pairmill.pipeline.purge.windows.BLOCK_BYTES", block)

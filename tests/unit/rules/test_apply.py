@@ -161,7 +161,7 @@ class Speechless(Exception):
 
 
 class InItsProcess(IsolatedRule):
-    """A rule in a child process, which has raised SystemExit there."""
+    """A rule that has raised SystemExit in its child process."""
 
     def __init__(self) -> None: ...
 

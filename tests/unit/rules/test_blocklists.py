@@ -42,7 +42,7 @@ SPELLINGS = [
 def test_a_listed_url_is_found_in_every_spelling_that_leads_to_the_same_request(
     tmp_path: Path, in_flight: Any, listed: str
 ) -> None:
-    """Whether a row or a redirect has it: a redirect's target arrives here as it will be requested."""
+    """This holds for the URLs of rows and of redirects. A redirect's target is checked as it will be requested."""
     path = tmp_path / "urls.txt"
     path.write_text(f"\ufeff{listed}\r\n")
     rules = SourceRules(url_blocklist=str(path))
@@ -81,7 +81,7 @@ def test_a_missing_digest_is_never_listed_even_if_zeros_are(tmp_path: Path) -> N
     assert is_listed([None, bytes(16), b"\1" * 16], "md5", str(path), Files()).tolist() == [False, True, False]
 
 
-def test_an_empty_blocklist_lists_nothing(tmp_path: Path) -> None:
+def test_an_empty_blocklist_matches_nothing(tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.write_text("# nothing yet\n")
     assert is_listed([b"\xff" * 32, None], "sha256", str(path), Files()).tolist() == [False, False]

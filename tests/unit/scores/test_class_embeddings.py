@@ -1,4 +1,4 @@
-"""Tests that classes are embedded in groups of any size, report progress, and get the mean of their own prompts."""
+"""Tests that classes in groups of any size get the mean of their own prompts, and that progress is reported."""
 
 from collections.abc import Sequence
 from typing import cast

@@ -102,7 +102,7 @@ def test_a_score_is_not_continued_with_a_different_source_under_the_same_name(gr
     assert add(grown, "again", mix="neg + 1").shards_scored == 4
 
 
-def test_a_column_name_of_an_incomplete_score_is_taken(grown: Path, head: str) -> None:
+def test_the_column_names_of_an_incomplete_score_count_as_taken(grown: Path, head: str) -> None:
     add(grown, "dense", density={"sample": 30, "neighbors": 3, "clusters": 4}, partial=True)
     grow(grown)
     with pytest.raises(ScoreError, match="already has a column 'dense_cluster'"):

@@ -61,7 +61,7 @@ def dataset(columns: dict[str, pa.Array], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def rows(columns: dict[str, pa.Array]) -> list[Row]:
-    """The first row of each uid, with its draw."""
+    """The first row of each uid, with the number that decides whether it is drawn."""
     names = ["uid", "caption_clean", "url", "original_format", "content_type", "width"]
     table = pa.table({name: columns[name] for name in names})
     draws = (uid_hashes(table["uid"], BALANCE, 0) >> np.uint64(11)) * 2.0**-53

@@ -224,8 +224,8 @@ def test_time_grows_linearly_for_nearly_equal_rows(monkeypatch: pytest.MonkeyPat
     assert cells < 2 * 256 * 50_000
 
 
-def test_two_guests_are_not_compared_with_each_other() -> None:
-    """A guest is a row of another cluster that is near this cluster."""
+def test_two_rows_from_other_clusters_are_not_compared_with_each_other() -> None:
+    """Rows from other clusters that are near this cluster are compared only with rows of this cluster."""
     parents = near_rows(np.ones((1, 600, 8), np.float16), np.arange(600) > 0, 0.95)
     assert (parents == [STAYS, *[0] * 599]).all()
     assert (near_rows(np.ones((1, 600, 8), np.float16), np.arange(600) < 599, 0.95) == [*[STAYS] * 599, 0]).all()

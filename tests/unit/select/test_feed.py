@@ -227,7 +227,7 @@ def test_a_checkpoint_loaded_outside_the_workers_is_refused(small: Path) -> None
     resumed.load_state_dict(pairs.state_dict())
     with pytest.raises(FeedError, match="StatefulDataLoader") as refused:
         list(DataLoader(resumed, batch_size=None, num_workers=2))
-    traceback.clear_frames(refused.tb)  # they hold a torch loader, whose collection later would take ten seconds
+    traceback.clear_frames(refused.tb)  # its frames hold a loader that would take ten seconds to free
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None])

@@ -102,7 +102,7 @@ def oracle(folder: Path, by: list[str]) -> list[list[str]]:
         "qualify row_number() over (partition by {} order by source, row) = 1"
     )
     DUCKDB.execute("delete from every where status <> 'ok'")
-    DUCKDB.execute(one_per_uid.format("source, uid"))  # every selection begins with this
+    DUCKDB.execute(one_per_uid.format("source, uid"))  # every selection begins with one row per uid
     DUCKDB.execute("delete from every where name = 'b' and width <= 300")
     DUCKDB.execute(one_per_uid.format("uid"))
     for column in by:
@@ -170,7 +170,7 @@ def test_a_larger_mixture_contains_a_smaller_one_and_the_error_about_its_size_na
         mixed(folder, "mix", count=2)
 
 
-def test_too_few_rows_are_repeated_until_the_shares_are_right(folder: Path) -> None:
+def test_the_rows_of_a_dataset_that_is_too_small_are_repeated_until_the_shares_are_right(folder: Path) -> None:
     mixture = mixed(folder, "repeated", count=4_000, repeat=True)
     assert [source.samples for source in mixture.sources] == [2_000, 1_200, 800]
     feed = PairDataset(FeedConfig(folder / "repeated", columns=("dataset",), batch_size=500))
@@ -279,7 +279,7 @@ def test_missing_rows_are_an_error_rather_than_a_shorter_epoch() -> None:
         list(mixture_rows._Stream(iter([pa.table({"uid": ["a"]})])).take(3))
 
 
-def test_a_changed_dataset_is_refused_with_the_command_that_mixes_again(tmp_path: Path) -> None:
+def test_a_changed_dataset_is_refused_and_the_error_gives_the_command_to_mix_again(tmp_path: Path) -> None:
     folder = write(tmp_path, 300)
     mixed(folder, "mix")
     path = next((folder / "c/manifests").glob("*"))
@@ -361,7 +361,7 @@ def test_tars_have_all_recorded_rows_with_their_pictures_and_every_tar_has_the_r
     assert exported(pictures, "mix", "tars").written == 0  # the second run finds all files
 
 
-def test_an_unshuffled_parquet_export_has_the_same_rows_with_one_dataset_after_another(pictures: Path) -> None:
+def test_an_unshuffled_parquet_export_has_all_rows_of_one_dataset_before_those_of_the_next(pictures: Path) -> None:
     exported(pictures, "mix", "parquet", format="parquet", shuffle_seed=None)
     table = pq.read_table(pictures / "parquet")
     expected = uids(pictures, mixture_of(pictures, "mix"), "mix")

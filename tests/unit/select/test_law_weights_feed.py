@@ -118,7 +118,7 @@ def test_all_consumers_together_show_every_row_as_often_as_expected(
     assert left_out.total() <= (ranks - 1 if even else 0)
 
 
-def test_the_weights_sum_to_the_requested_samples(dataset: Path) -> None:
+def test_the_weights_sum_to_the_requested_number_of_samples(dataset: Path) -> None:
     totals = [expected(dataset, epoch).total() for epoch in range(200)]
     rows = sum(table.num_rows for table in read_rows(Store(str(dataset)), read_subset(Store(str(dataset)), "some")))
     assert abs(sum(totals) - 200 * 200) <= rows

@@ -1,4 +1,4 @@
-"""Tests the step `leak` on photographs. The oracles are brute force over all hashes and the hashes of real crops."""
+"""Tests the step `leak` on photographs. The oracles are a brute-force search and the hashes of real crops."""
 
 import hashlib
 import io
@@ -67,7 +67,7 @@ def changed(pixels: Pixels, how: int) -> Pixels:
 
 
 def write_training(folder: Path, evaluation: Path, order: list[int], shard_rows: int = 90) -> Path:
-    """Write a dataset with copies of the evaluation pictures among rows with random hashes. `order` sorts all rows."""
+    """Write a dataset with copies of the evaluation pictures among rows with random hashes. `order` permutes rows."""
     items, rng = items_of(evaluation), np.random.default_rng(3)
     columns = default_columns(0, 0, ROWS, 1)
     columns["uid"] = pa.array([f"{row:032x}" for row in range(ROWS)])
@@ -178,7 +178,7 @@ def test_mirrored_and_cropped_copies_stay_if_variants_are_off(evaluation: Path, 
     assert {each["variant"] for each in overlap_of(training, subset)} == {"same"}
 
 
-def test_the_nearest_pairs_are_named_and_a_refresh_reports_the_same(evaluation: Path, training: Path) -> None:
+def test_the_nearest_pairs_are_named_and_a_refresh_gives_the_same_report(evaluation: Path, training: Path) -> None:
     subset = make_subset(training, "again", {"leak": str(evaluation)})
     report = subset.reports[2].leak
     assert report is not None and report.earlier_blake2b is None
@@ -191,7 +191,7 @@ def test_the_nearest_pairs_are_named_and_a_refresh_reports_the_same(evaluation: 
     assert len(list((training / "subsets/again/overlaps").iterdir())) == 1
 
 
-def test_embeddings_are_compared_with_those_of_the_same_weights(tmp_path: Path, evaluation: Path) -> None:
+def test_embeddings_are_compared_with_those_from_the_same_weights(tmp_path: Path, evaluation: Path) -> None:
     other = tmp_path / "other"
     picture_dataset.write(other, 60, PAIRS, shard_rows=11)  # the first two shards equal the evaluation set's
     subset = make_subset(other, "some", {"leak": {"against": str(evaluation), "by": "embedding", "threshold": 0.5}})

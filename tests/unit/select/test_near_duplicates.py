@@ -180,7 +180,7 @@ def half_zero(rows: int) -> U64:
 
 
 @pytest.mark.parametrize("make", [chain, few_set_bits, ball, half_zero])
-def test_crowded_hashes_are_deduplicated_fast_and_as_by_brute_force(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dedup_of_crowded_hashes_is_fast_and_equals_brute_force(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_compare, "_LONG", 16)
     monkeypatch.setattr(near_join, "MAX_SMALL", 8)
     hashes = make(3_000)

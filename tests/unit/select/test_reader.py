@@ -167,7 +167,7 @@ def test_a_lookup_by_uid_returns_the_first_row(small: Path) -> None:
         dataset.picture(str(UUID(uids[5])).upper())
 
 
-def test_a_subset_of_an_outdated_state_is_refused_when_read(tmp_path: Path) -> None:
+def test_an_outdated_subset_is_refused_when_read(tmp_path: Path) -> None:
     write_dataset(tmp_path, 300, shard_rows=100)
     make_subset(tmp_path, "some", {"where": "width > 500"})
     path = tmp_path / "manifests/000000001.json"

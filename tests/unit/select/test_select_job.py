@@ -299,7 +299,7 @@ def test_a_malformed_step_on_the_command_line_is_refused(own: Path, step: str) -
         (["n", "--step", "known: {path: x.txt, by: md}"], "known.by.0: Input should be 'uid', 'url'"),
         (["n", "--job", "/dev/null"], "/dev/null: is empty"),
         (["--refresh"], "is not a mixture; name the subset to select again: mine"),
-        (["--compare", "mine", "mine"], "is the same subset: name two different"),
+        (["--compare", "mine", "mine"], "cannot compare 'mine' with itself: name two different"),
     ],
 )
 def test_the_command_names_what_is_wrong(own: Path, options: list[str], says: str) -> None:

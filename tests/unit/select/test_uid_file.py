@@ -100,8 +100,8 @@ def test_the_command_prints_the_number_of_unknown_uids_and_stores_the_absolute_p
     [
         ({"id": ["a"]}, "has no column named `uid`"),
         ({"uid": [1]}, "column `uid` is int64, not text"),
-        ({"uid": ["0" * 32, None]}, "has 1 value that cannot be uids, such as null"),
-        ({"uid": ["x\x1b[31m", "0" * 31, "0" * 32]}, r"2 values that cannot be uids, such as 'x \[31m'"),
+        ({"uid": ["0" * 32, None]}, "has 1 value that cannot be read as a uid, such as null"),
+        ({"uid": ["x\x1b[31m", "0" * 31, "0" * 32]}, r"2 values that cannot be read as a uid, such as 'x \[31m'"),
         (None, "is not a readable Parquet file"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_text_file_gives_the_same_list_as_parquet(tmp_path: Path) -> None:
         found = UidFile.of(Files(), str(tmp_path / name)).load()
         assert (found.high.tolist(), found.low.tolist()) == (parquet.high.tolist(), parquet.low.tolist())
     for content, problem in (
-        (b"kitten", "1 value that cannot be uids, such as 'kitten'"),
+        (b"kitten", "1 value that cannot be read as a uid, such as 'kitten'"),
         (b"\xff", "text file in UTF-8"),
     ):
         (tmp_path / "f.txt").write_bytes(content)
@@ -206,6 +206,6 @@ def test_law_uids_in_files_follow_the_same_rules_as_uids_in_the_input(text: str)
     assert found == [own_uid(text)]
 
 
-def test_records_of_other_steps_are_unchanged() -> None:
+def test_the_uids_step_adds_no_field_to_the_records_of_other_steps() -> None:
     assert set(SelectStep(where="a").model_dump()) == {"where", "top", "dedup", "sample"}
     assert "uids" not in StepReport(step="a", rows_in=1, rows_out=1).model_dump()
