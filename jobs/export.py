@@ -1,6 +1,7 @@
 """`pairmill export`: writes a subset as WebDataset tars, as Parquet, or in the layout of clip-retrieval or DataComp."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -50,6 +51,7 @@ from pairmill.schemas.subset import Subset
 
 ROWS_FOR_RAY = 20_000
 """With fewer rows to write, this process alone finishes before a local Ray instance would have started."""
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,11 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
 def write_parts(
     job: ExportJob, writer: PartWriter, record: ExportRecord, parts: Sequence[Sequence[GroupSlice]], on_step: OnStep
 ) -> int:
-    """Claim the output and write the missing parts. Returns how many were written. Raises JobError."""
+    """Claim the output and write the parts that are missing or damaged. Returns how many were written. Raises
+    JobError."""
     output, records = writer.output, writer.records
     with _claimed_output(writer, record) as claimed:
-        left = [number for number in range(len(parts)) if not is_written(output, records, number)]
+        left = _unwritten(output, records, len(parts), on_step)
         if left and claimed.layout != record.layout:
             raise JobError(
                 f"{output.root} contains an export in the layout of an earlier version; choose another folder"
@@ -134,6 +137,17 @@ def write_parts(
                 pass
     _claim_output(output, records, record)  # again: another run of this export may have failed and released the folder
     return len(left)
+
+
+def _unwritten(output: Store, records: str, num_parts: int, on_step: OnStep) -> list[int]:
+    """The parts that are missing or damaged. Hashing and requests release the GIL, so threads help."""
+    left = []
+    with ThreadPoolExecutor(_READERS) as pool:
+        numbers = range(num_parts)
+        for number, done in enumerate(pool.map(lambda number: is_written(output, records, number), numbers)):
+            on_step("checking files of earlier runs", number, num_parts)
+            left += [] if done else [number]
+    return left
 
 
 def _with_weights(dataset: SelectInput) -> SelectInput:

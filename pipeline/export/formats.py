@@ -100,7 +100,7 @@ class WebDataset:
         """The writer of the tar. A missing caption is an error, because trainers would learn from empty text."""
         if self.has_captions and (missing := part.rows["caption_clean"].null_count):
             rows = counted(missing, "selected row")
-            raise FormatError(f"{rows} without a caption: add `where: caption_clean is not None`")
+            raise FormatError(f"at least {rows} without a caption: add `where: caption_clean is not None`")
         return dict.fromkeys(self.names(part.stem), lambda file: self._write(part, file))
 
     def _write(self, part: Part, file: IO[bytes]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pairmill.pipeline.columns.caption_choice import CaptionChoice
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.integrity import is_unchanged
 from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
@@ -72,7 +73,7 @@ class PartWriter:
             write(file)
             digest, num_bytes = file_checksum(file)
             if not self.output.create_from(name, file) and self.output.checksum(name)[0] != digest:
-                self.output.delete(name)  # left behind by a run that died before it wrote the record
+                self.output.delete(name)  # has changed, or a run died before it wrote the record
                 self.output.create_from(name, file)
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
@@ -113,12 +114,12 @@ def manifest_name(records: str, number: int) -> str:
 
 
 def is_written(output: Store, records: str, number: int) -> bool:
-    """Whether a part has a record and all its files exist. A record whose files are missing is deleted."""
+    """Whether a part has a record and all its files are as recorded. The record of any other part is deleted."""
     name = manifest_name(records, number)
     if not output.exists(name):
         return False
     files = read_record(output, name, ExportedPart, OTHER_OUTPUT).files.values()
-    if all(output.exists(file.path) for file in files):
+    if all(is_unchanged(output, file) for file in files):
         return True
     output.delete(name)
     return False

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -194,12 +195,23 @@ def test_a_webdataset_export_refuses_rows_without_a_caption(tmp_path: Path) -> N
         export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
 
 
-def test_a_file_that_was_deleted_is_written_again(dataset: Path, tmp_path: Path) -> None:
-    export(job(dataset, tmp_path / "out", "webdataset"))
-    before = (tmp_path / "out/00001.tar").read_bytes()
-    (tmp_path / "out/00001.tar").unlink()
-    assert export(job(dataset, tmp_path / "out", "webdataset")).written == 1
-    assert (tmp_path / "out/00001.tar").read_bytes() == before
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "clip-retrieval", "datacomp"])
+def test_a_repeated_export_writes_each_missing_or_changed_file_again(dataset: Path, tmp_path: Path, form: str) -> None:
+    export(job(dataset, tmp_path, form))
+    before = contents(str(tmp_path))
+    files = [name for name in before if re.search(r"\d\.(tar|parquet|npy|npz)$", name)]
+    parts = len({re.sub(r"\D", "", name.rpartition("/")[2]) for name in files})
+    assert len(files) == parts * {"clip-retrieval": 3, "datacomp": 2}.get(form, 1)
+    flipped = {name: data[:60] + bytes([data[60] ^ 1]) + data[61:] for name, data in before.items()}
+    cut = {name: data[:-1] for name, data in before.items()}
+    for damaged in (flipped, cut):
+        for name in files:
+            (tmp_path / name).write_bytes(damaged[name])
+        assert export(job(dataset, tmp_path, form)).written == parts
+        assert contents(str(tmp_path)) == before
+    (tmp_path / files[0]).unlink()
+    assert export(job(dataset, tmp_path, form)).written == 1
+    assert contents(str(tmp_path)) == before
 
 
 def test_an_export_refuses_a_folder_that_is_not_empty(dataset: Path, tmp_path: Path) -> None:

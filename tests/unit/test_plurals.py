@@ -55,7 +55,7 @@ def one_field(_: Path, __: pytest.MonkeyPatch) -> str:
 
 
 MESSAGES = {
-    one_missing_caption: "1 selected row without a caption: add `where: caption_clean is not None`",
+    one_missing_caption: "at least 1 selected row without a caption: add `where: caption_clean is not None`",
     one_missing_embedding: "e is null in 1 selected row: add `where: s is not None`",
     one_known_member: "a link to gone.jpg, which is not among the first 1 member of the tar",
     one_byte: "a has changed since it was committed: 1 byte instead of 2",
