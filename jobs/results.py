@@ -8,7 +8,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.losses import StatusCounts
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
-from pairmill.pipeline.dataset.strays import SIZES_NAME, StrayFiles
+from pairmill.pipeline.dataset.strays import SIZES_NAME, StrayFiles, tar_sizes
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
@@ -65,9 +65,7 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
     for manifest in read_manifests(store):
         strays.remove(manifest)
         totals.add(manifest)
-        if "images" in manifest.files:
-            tar = manifest.files["images"].path.rpartition("/")[2]
-            sizes[tar] = manifest.kept if plan.job.images.store == "kept" else manifest.pairs
+        sizes |= tar_sizes(manifest, plan.job.images)
     if sizes:
         store.replace(SIZES_NAME, sizes_table(sizes))
     store.remove_temporary()

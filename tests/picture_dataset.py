@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.dataset.manifests import committed
@@ -145,6 +146,7 @@ def _plan(store: Store, shards: Sequence[Shard], num_rows: int) -> JobRecord:
         mapping = ColumnMapping("url", "caption", None, None, None, EXTRA, tuple(EXTRA.names))
         inputs = [] if plans else [PlannedInput("in.parquet", "in.parquet", "blake2b:0:0", num_rows)]
         store.create(f"plan/{plans}.parquet", to_bytes(table, mapping, inputs, record))
+        store.create("job.yaml", dump_yaml(record.to_json()).encode())
     return record
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.planned import PlannedInput, to_bytes
@@ -86,6 +87,7 @@ def write_plan(store: Store, shards: list[Shard], num_rows: int, pictures: str =
     values = {"source": {"paths": ["in.parquet"]}, "output": store.root, "images": {"store": pictures, "md5": True}}
     record = JobRecord(BuildJob.model_validate(values), "0" * 32)
     store.create(f"plan/{len(plans)}.parquet", to_bytes(table, mapping, inputs, record))
+    store.create("job.yaml", dump_yaml(record.to_json()).encode())
 
 
 def default_columns(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]:

@@ -90,8 +90,9 @@ def verify(
 ) -> None:
     """Check that a dataset is intact.
 
-    Checks the counts, checksums, and tar and Parquet keys of every shard and the files of search indexes, and
-    recomputes a sample of the scores. With --purged, checks that nothing is left of purged rows.
+    Checks the counts, checksums, and tar and Parquet keys of every shard and the files beside the shards, such as
+    subsets and search indexes, and recomputes a sample of the scores. With --purged, checks that nothing is left of
+    purged rows.
     """
     if purged is not None:
         _verify_purged(output, purged, settings, as_json)

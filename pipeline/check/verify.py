@@ -11,21 +11,26 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.check.known_filters import check_known
+from pairmill.pipeline.check.other_files import check_other_files, check_sizes
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.search_indexes import check_indexes
-from pairmill.pipeline.columns.added_columns import ColumnSet, column_sets
+from pairmill.pipeline.check.subset_files import check_mixture, check_subsets
+from pairmill.pipeline.columns.added_columns import MODEL_CARD, ColumnSet, column_sets
+from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.columns.column_files import check_columns
-from pairmill.pipeline.columns.score_card import read_score_card, read_state
+from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card, read_state
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, ManifestError, committed, read_manifest
+from pairmill.pipeline.dataset.mixture import is_mixture
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
-from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
+from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME, tar_sizes
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.dataset.withdrawn import unfinished_purges
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
 from pairmill.schemas.pairs import KEPT_STATUS
 from pairmill.schemas.status import Status
@@ -37,16 +42,18 @@ _UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 
 def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> VerifyReport:
-    """Check every committed shard and every search index, then recompute the scores of `rescore` pairs, spread evenly
-    over the shards."""
+    """Check every committed shard and all files beside the shards, then recompute the scores of `rescore` pairs, spread
+    evenly over the shards. Of a mixture, check its own files."""
     store.check_access()
+    if is_mixture(store):
+        return _verify_mixture(store, on_step)
     report = VerifyReport()
     plan = load_plan(store)
     scored: list[int] = []
     added = _added(store, report)
     is_corpus = plan.job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
-    named, all_read = set[str](), True
+    named, sizes, all_read = set[str](), dict[str, int](), True
     present = sorted(committed(store).items())
     for number, (shard, generation) in enumerate(present):
         on_step("reading shards", number, len(present))
@@ -55,6 +62,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             all_read = False
             continue
         named.update(file.path for file in manifest.files.values())
+        sizes |= tar_sizes(manifest, plan.job.images)
         if shard >= plan.num_shards:
             continue
         (planned,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
@@ -70,22 +78,39 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
     if all_read and not report.shards_missing and not report.damaged:  # otherwise, files may belong to such shards
-        report.problems.extend(foreign_files(store, named))
-    report.problems.extend([*check_known(store), *check_indexes(store, on_step), *_unfinished_purge(store)])
+        report.problems.extend([*foreign_files(store, named), *check_sizes(store, sizes)])
+    beside = [*check_known(store), *check_subsets(store, on_step), *check_indexes(store, on_step)]
+    report.problems.extend([*beside, *check_other_files(store, plan), *_unfinished_purge(store)])
     if scored and rescore:
-        from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
-
-        for manifest, problem in rescore_sample(store, plan, scored, rescore, report, on_step):
-            report.problems.append(f"shard {manifest.shard:09d}: {problem}")
-            if not is_corpus:  # rebuilding a shard does not repair a corpus that has changed
-                report.damaged.extend(_to_delete(store, manifest))
+        _rescore_pairs(store, plan, scored, rescore, report, on_step)
     if rescore and not report.problems and present:
-        from pairmill.pipeline.check.rescore_built import rescore_built
-        from pairmill.pipeline.check.rescore_columns import rescore_columns  # loads torch
-
-        report.problems.extend(rescore_built(Snapshot.of(store), rescore, report, on_step))
-        report.problems.extend(rescore_columns(Snapshot.of(store), rescore, report, on_step))
+        _recompute_scores(store, rescore, report, on_step)
     return report
+
+
+def _rescore_pairs(
+    store: Store, plan: Plan, scored: Sequence[int], num_pairs: int, report: VerifyReport, on_step: OnStep
+) -> None:
+    from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
+
+    for manifest, problem in rescore_sample(store, plan, scored, num_pairs, report, on_step):
+        report.problems.append(f"shard {manifest.shard:09d}: {problem}")
+        if not plan.job.source.is_corpus:  # rebuilding a shard does not repair a corpus that has changed
+            report.damaged.extend(_to_delete(store, manifest))
+
+
+def _recompute_scores(store: Store, num_rows: int, report: VerifyReport, on_step: OnStep) -> None:
+    from pairmill.pipeline.check.rescore_built import rescore_built
+    from pairmill.pipeline.check.rescore_columns import rescore_columns  # loads torch
+
+    report.problems.extend(rescore_built(Snapshot.of(store), num_rows, report, on_step))
+    report.problems.extend(rescore_columns(Snapshot.of(store), num_rows, report, on_step))
+
+
+def _verify_mixture(store: Store, on_step: OnStep) -> VerifyReport:
+    mixture, problems = check_mixture(store, on_step)
+    shards, rows = (sum(each.rows.shards for each in mixture.sources), mixture.num_rows) if mixture else (0, 0)
+    return VerifyReport(shards=shards, rows=rows, pairs=rows, problems=list(problems))
 
 
 def _unfinished_purge(store: Store) -> Iterator[str]:
@@ -94,18 +119,25 @@ def _unfinished_purge(store: Store) -> Iterator[str]:
 
 
 def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
-    """The models and scores that were added to the dataset. Reports damaged card and state files as problems."""
+    """The models and scores that were added to the dataset. Reports missing or damaged card and state files as
+    problems."""
     try:
         added = list(column_sets(store))
     except ManifestError as error:
         report.problems.append(str(error))
         return []
+    for name in sorted({*store.folders("columns")} - {each.name for each in added}):
+        if store.list(f"columns/{name}/manifests"):  # the card was written before them
+            where = f"{store.path(f'columns/{name}')} has neither {MODEL_CARD} nor {SCORE_CARD}"
+            report.problems.append(f"{where}; run embed --add-model or score again, which writes it")
     for each in added:
-        if each.kind == "score":
-            try:
+        try:
+            if each.kind == "score":
                 read_state(store, read_score_card(store, each.name))
-            except ManifestError as error:
-                report.problems.append(str(error))
+            else:
+                read_card(store, each.name)
+        except ManifestError as error:
+            report.problems.append(str(error))
     return added
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import describe
-from pairmill.pipeline.dataset.integrity import DamagedFileError
+from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
 from pairmill.schemas.pairs import is_embedding
 
 ROW_GROUP_ROWS = 1_024
@@ -38,7 +38,7 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
     """Read a Parquet file of the store, with the metadata of its schema. `columns`: read only these; names that the
     file does not have are ignored.
 
-    Raises FileNotFoundError, or DamagedFileError if it is not a Parquet file or a page does not match its checksum.
+    Raises MissingFileError, or DamagedFileError if it is not a Parquet file or a page does not match its checksum.
     """
     with _name_damaged_file(store, name), _open(store, name) as parquet:
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
@@ -61,6 +61,13 @@ def null_counts(store: Store, name: str) -> dict[str, int]:
         return dict(counts)
 
 
+def count_rows(store: Store, name: str) -> int:
+    """Number of rows of a file, all of whose pages are read and match their checksums. Raises the same errors as
+    `read_table`."""
+    with _name_damaged_file(store, name), _open(store, name) as parquet:
+        return sum(batch.num_rows for batch in parquet.iter_batches(use_threads=not store.remote))
+
+
 def read_schema(store: Store, name: str) -> pa.Schema:
     """The schema of a Parquet file of the store, with its metadata. Raises the same errors as `read_table`."""
     with _name_damaged_file(store, name), _open(store, name) as parquet:
@@ -78,10 +85,12 @@ def _open(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _name_damaged_file(store: Store, name: str) -> Iterator[None]:
-    """Turn Arrow's errors about a damaged file into a DamagedFileError with its name. For damage, Arrow may also raise
-    an OSError, but without the errno of errors from the operating system."""
+    """Turn Arrow's errors about a missing or damaged file into a MissingFileError or DamagedFileError with its name.
+    For damage, Arrow may also raise an OSError, but without the errno of errors from the operating system."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise MissingFileError.of(store, name) from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
         if isinstance(error, DamagedFileError) or (isinstance(error, OSError) and error.errno is not None):
             raise

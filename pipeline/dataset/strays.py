@@ -3,12 +3,21 @@
 import re
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.manifest import ShardManifest
 
 DATA_FOLDERS = ("pairs", "rejects", "images")
 SIZES_NAME = "images/sizes.json"
 """The number of pictures in each tar of a finished build (`sizes_table`)."""
 DATA_NAME = re.compile(r"(?P<shard>\d{9,})(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
+
+
+def tar_sizes(manifest: ShardManifest, images: ImagesConfig) -> dict[str, int]:
+    """The tar of a shard -> number of its pictures. Empty if the shard has no tar."""
+    if "images" not in manifest.files:
+        return {}
+    tar = manifest.files["images"].path.rpartition("/")[2]
+    return {tar: manifest.kept if images.store == "kept" else manifest.pairs}
 
 
 class StrayFiles:

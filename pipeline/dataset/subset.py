@@ -11,6 +11,7 @@ If a step assigned weights, the files in rows/ have a column `weight`, and those
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
-from pairmill.pipeline.dataset.integrity import check_file
+from pairmill.pipeline.dataset.integrity import DamagedFileError, check_file
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.dataset.parquet import read_table
@@ -197,17 +198,39 @@ def subset_names(store: Store) -> list[str]:
 
 
 def read_rows(store: Store, subset: Subset) -> Iterator[pa.Table]:
-    """The selected rows in dataset order, one table per chunk: ROWS_SCHEMA, plus `weight` if rows have weights."""
+    """The selected rows in dataset order, one table per chunk: ROWS_SCHEMA, plus `weight` if rows have weights. Raises
+    SubsetError if a file is missing or damaged."""
     for files in subset.files:
-        check_file(store, files.rows.path, files.rows.blake2b)
-        yield read_table(store, files.rows.path)
+        with _intact(store, files.rows):
+            table = read_table(store, files.rows.path)
+        yield table
 
 
 def read_shards(store: Store, subset: Subset) -> Iterator[ShardSelection]:
-    """One record per shard, in order. At most one chunk's records are in memory at a time."""
+    """One record per shard, in order. At most one chunk's records are in memory at a time. Raises SubsetError if a file
+    is missing or damaged."""
     for files in subset.files:
-        check_file(store, files.shards.path, files.shards.blake2b)
-        yield from _read_shards(store, files.shards.path)
+        with _intact(store, files.shards):
+            table = read_table(store, files.shards.path)
+        yield from _records(table, files.shards.path)
+
+
+@contextmanager
+def _intact(store: Store, file: DataFile) -> Iterator[None]:
+    """Check a file of a subset before the block reads it. Raises SubsetError with the remedy."""
+    try:
+        check_file(store, file.path, file.blake2b)
+        yield
+    except (FileNotFoundError, DamagedFileError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+        again = select_again(store, file.path)
+        raise SubsetError(f"{store.path(file.path)} {what}; select again: {again}") from error
+
+
+def select_again(store: Store, path: str) -> str:
+    """The command that selects the subset or mixture again to which a file belongs."""
+    name = f" {path.split('/')[1]}" if path.startswith("subsets/") else ""
+    return f"pairmill select {store.root} --refresh{name}"
 
 
 def shard_numbers(store: Store, subset: Subset) -> set[int]:
@@ -218,11 +241,10 @@ def shard_numbers(store: Store, subset: Subset) -> set[int]:
 
 def read_shard(store: Store, path: str, shard: int) -> ShardSelection:
     """The record of one shard, from the given file in `shards/`."""
-    return next(record for record in _read_shards(store, path) if record.shard == shard)
+    return next(record for record in _records(read_table(store, path), path) if record.shard == shard)
 
 
-def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
-    table = read_table(store, path)
+def _records(table: pa.Table, path: str) -> Iterator[ShardSelection]:
     weights = table[WEIGHTS_FIELD.name] if WEIGHTS_FIELD.name in table.column_names else [None] * table.num_rows
     narrow = [name for name in SHARDS_SCHEMA.names if name != "fates"]
     for shard, drop_step, each in zip(table.select(narrow).to_pylist(), table["fates"], weights, strict=True):

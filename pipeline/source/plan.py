@@ -53,7 +53,8 @@ def load_plan(store: Store) -> Plan:
     if plan is None:
         if store.exists(MIXTURE_RECORD):
             raise PlanError(
-                f"{store.root} is a mixture, which only `export` and PairDataset read; choose one of its datasets"
+                f"{store.root} is a mixture, which only `export`, `verify` and PairDataset read; choose one of its "
+                "datasets"
             )
         if why := why_not_there(store):
             raise PlanError(why)

@@ -3,6 +3,7 @@ work."""
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +15,29 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pairmill.jobs.cli.main import app
+from pairmill.jobs.mix import mix
+from pairmill.jobs.select import select
+from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import describe
+from pairmill.pipeline.dataset.exports import note_export
 from pairmill.pipeline.dataset.manifests import DamagedManifestError
+from pairmill.pipeline.dataset.mixture import read_mixture
+from pairmill.pipeline.dataset.strays import SIZES_NAME
+from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_shards, read_subset
+from pairmill.pipeline.dataset.webdataset_tar import sizes_table
+from pairmill.pipeline.explore.labels import Labels
+from pairmill.pipeline.purge.ledger import finish as finish_request
+from pairmill.pipeline.purge.ledger import merge_parts, write_request
+from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.index import IndexPart
 from pairmill.schemas.manifest import DataFile, Shard
+from pairmill.schemas.mixture import MixJob, MixSource
+from pairmill.schemas.purge import ExportNote
+from pairmill.schemas.subset import SelectJob
 from tests.synthetic_dataset import write_plan
 from tests.unit.select.added import add_columns
 from tests.unit.test_commit import in_flight, writer
@@ -112,7 +128,7 @@ def test_verify_does_not_advise_rebuilding_an_output_of_a_newer_pairmill(dataset
 
 
 def cut(path: Path) -> None:
-    os.truncate(path, 40)
+    os.truncate(path, min(40, path.stat().st_size // 2))
 
 
 @pytest.mark.parametrize(
@@ -165,3 +181,83 @@ def test_a_damaged_search_index_is_a_problem_but_no_shard_is_rebuilt(dataset: Pa
         f"`pairmill index {dataset} --model other` again"
     ]
     assert report.damaged == []
+
+
+@pytest.fixture(scope="module")
+def furnished(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset with every kind of file that can stand beside the shards."""
+    folder = shutil.copytree(whole, tmp_path_factory.mktemp("furnished") / "out")
+    store = Store(str(folder))
+    select(SelectJob(dataset=str(folder), name="all"))
+    Labels(store, "mine").put("0" * 32, True)
+    note_export(store, ExportNote(output="/elsewhere", subset="all", format="parquet"))
+    number = write_request(store, {"host": {"gone.example"}}, "asked for")
+    finish_request(store, number, merge_parts(store, number))
+    store.replace(SIZES_NAME, sizes_table({f"{shard:09d}.tar": 1 for shard in range(NUM_SHARDS)}))
+    assert verify(store, rescore=0).problems == []
+    return folder
+
+
+MARKS = (  # a folder without this file looks as if the command had not been run, or not to the end
+    r"manifests/.*|columns/other/manifests/.*|subsets/all/selection\.json|images/sizes\.json|labels/.*|exports/.*"
+)
+
+
+@pytest.mark.parametrize(("damage", "unnoticed"), [(cut, ""), (Path.unlink, MARKS)])
+def test_verify_notices_each_damaged_or_missing_file(
+    furnished: Path, damage: Callable[[Path], object], unnoticed: str
+) -> None:
+    store, missed = Store(str(furnished)), []
+    for path in sorted(path for path in furnished.rglob("*") if path.is_file()):
+        content, name = path.read_bytes(), str(path.relative_to(furnished))
+        damage(path)
+        try:
+            report = verify(store, rescore=0)
+        except PlanError as error:
+            assert name.startswith("plan/"), error
+            report = VerifyReport(problems=[str(error)])
+        if report.holds:
+            missed.append(name)
+        elif not unnoticed:
+            assert any(path.name in problem for problem in report.problems), (name, report.problems)
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+    assert [name for name in missed if not re.fullmatch(unnoticed, name)] == []
+    assert verify(store, rescore=0).holds
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+@pytest.mark.parametrize("kind", ["rows", "shards"])
+def test_a_lost_file_of_a_subset_or_mixture_is_named_with_a_remedy_that_works(
+    furnished: Path, tmp_path: Path, kind: str, damage: Callable[[Path], object]
+) -> None:
+    subset = shutil.copytree(furnished, tmp_path / "out")
+    mixture = tmp_path / "mix"
+    mix(MixJob(output=str(mixture), sources=[MixSource(dataset=str(furnished), share=1)]))
+    for folder, name, files in ((subset, " all", "subsets/all"), (mixture, "", "sources/000")):
+        store, again = Store(str(folder)), f"select again: pairmill select {folder} --refresh{name}"
+        assert verify(store, rescore=0).holds
+        (path,) = (folder / files / kind).glob("*.parquet")
+        damage(path)
+        (problem,) = verify(store, rescore=0).problems
+        assert f"{files}/{kind}/{path.name} " in problem
+        assert problem.endswith(again)
+        record = read_subset(store, "all") if name else read_mixture(store).sources[0].rows
+        with pytest.raises(SubsetError, match=f"{re.escape(str(path))} is .*; {re.escape(again)}$"):
+            list(read_rows(store, record) if kind == "rows" else read_shards(store, record))
+        assert CliRunner().invoke(app, again.partition("pairmill ")[2].split()).exit_code == 0
+        assert verify(store, rescore=0).holds
+
+
+def test_a_lost_file_of_a_shard_is_named_with_a_remedy_by_every_reader(dataset: Path) -> None:
+    select(SelectJob(dataset=str(dataset), name="all"))
+    (dataset / "pairs/000000000.parquet").unlink()
+    for command in (
+        ["select", "--overwrite", f"{dataset}", "all"],
+        ["export", f"{dataset}", "all", f"{dataset}/../new"],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 1
+        message = done.stderr.splitlines()[-1]
+        assert f"pairmill: {dataset}/pairs/000000000.parquet is missing; " in message
+        assert f"run `pairmill verify {dataset}` to see" in message

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.encode.embedding_columns import float16_column
@@ -58,6 +59,7 @@ def write_embedded(
     mapping = ColumnMapping("url", "caption", None, None, None, extra, tuple(extra.names))
     plan = pa.concat_tables([shard.to_table() for shard in shards])
     store.create("plan/0.parquet", to_bytes(plan, mapping, [PlannedInput("in", "in", "f", len(images))], record))
+    store.create("job.yaml", dump_yaml(record.to_json()).encode())
     writer = ShardWriter(store, extra, [ALIAS], record.job.images, "0" * 32, {"pairmill": "1.2.3"})
     schema = pa.schema([*in_flight_schema(extra), *score_columns(ALIAS, dim)])
     for shard in shards:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import pairmill
+from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
@@ -176,6 +177,7 @@ def _plan(store: Store, csv: Path, rows: int) -> list[Shard]:
     table = pa.concat_tables([shard.to_table() for shard in shards])
     record = JobRecord(_job(store, csv), "0" * 32)
     store.create("plan/0.parquet", to_bytes(table, mapping, [PlannedInput(str(csv), name, fingerprint, rows)], record))
+    store.create("job.yaml", dump_yaml(record.to_json()).encode())
     return shards
 
 

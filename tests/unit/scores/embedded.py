@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.jobs.score import ScoreResult, score
+from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.encode.embedding_columns import float16_column
@@ -71,6 +72,7 @@ def write_embedded(
     mapping = ColumnMapping("url", "caption", None, None, None, pa.schema([]), ())
     plan = pa.concat_tables([shard.to_table() for shard in shards])
     store.create("plan/0.parquet", to_bytes(plan, mapping, [PlannedInput("in", "in", "f", total)], record))
+    store.create("job.yaml", dump_yaml(record.to_json()).encode())
     writer = ShardWriter(store, pa.schema([]), [alias], ImagesConfig(store="none"), "0" * 32, {})
     done = len(store.list("manifests"))
     for shard in shards[done:]:

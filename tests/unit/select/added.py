@@ -14,7 +14,7 @@ from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
 def add_columns(dataset: Path, alias: str, shards: Iterable[int]) -> None:
     """Write `similarity_ALIAS` for the given shards."""
     (dataset / f"columns/{alias}/manifests").mkdir(parents=True, exist_ok=True)
-    (dataset / f"columns/{alias}/model.json").write_text("{}")
+    (dataset / f"columns/{alias}/model.json").write_text('{"name": "ViT-B-16", "fingerprint": "f"}')
     for shard in shards:
         manifest = ShardManifest.model_validate_json((dataset / f"manifests/{shard:09d}.json").read_bytes())
         row_ids = pq.ParquetFile(dataset / manifest.files["pairs"].path).read(columns=["row_id"])["row_id"]

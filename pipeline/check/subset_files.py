@@ -1,0 +1,42 @@
+"""Checks the files of subsets and mixtures. If one is damaged, no data is lost: the rows can be selected again."""
+
+from collections.abc import Iterator, Sequence
+
+from pairmill.pipeline.check.files import check_file
+from pairmill.pipeline.common.progress import OnStep
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.mixture import read_mixture
+from pairmill.pipeline.dataset.subset import SubsetError, read_subset, select_again, subset_names
+from pairmill.schemas.mixture import Mixture
+from pairmill.schemas.subset import Subset
+
+
+def check_subsets(store: Store, on_step: OnStep) -> Iterator[str]:
+    """One problem per missing or damaged file of a subset, with its remedy."""
+    names = subset_names(store)
+    for number, name in enumerate(names):
+        on_step("reading subsets", number, len(names))
+        try:
+            yield from _check_files(store, read_subset(store, name))
+        except SubsetError as error:
+            yield str(error)
+
+
+def check_mixture(store: Store, on_step: OnStep) -> tuple[Mixture | None, Sequence[str]]:
+    """A mixture and the problems with its files. Its datasets are not read."""
+    try:
+        mixture = read_mixture(store)
+    except SubsetError as error:
+        return None, [str(error)]
+    problems: list[str] = []
+    for number, source in enumerate(mixture.sources):
+        on_step("reading the mixture", number, len(mixture.sources))
+        problems += _check_files(store, source.rows)
+    return mixture, problems
+
+
+def _check_files(store: Store, subset: Subset) -> Iterator[str]:
+    files = [file for each in subset.files for file in (each.rows, each.shards)]
+    for file in (*files, *subset.overlaps):
+        if problem := check_file(store, file):
+            yield f"{problem}; select again: {select_again(store, file.path)}"
