@@ -131,18 +131,20 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
 
 def refuse_other_pictures(config: SourceConfig, file: InputFile, usual_names: Sequence[str]) -> None:
     """Raise SourceError for a file with pictures in an unsupported form, unless the job names its caption column,
-    because otherwise only captions would be embedded. Such pictures are lists of Hugging Face's Image, or are in a
-    column that is not in `usual_names`."""
+    because otherwise only captions would be embedded. Such pictures are lists of Hugging Face's Image, base64 or paths,
+    or are in a column that is not in `usual_names`."""
     if config.caption_column is not None:
         return
     caption = _first(None, CAPTION_NAMES, file.own_names)
     for column in file.schema:
-        is_named = column.name in usual_names and not is_text(column.type)
+        is_named = column.name.lower() in usual_names or "base64" in column.name.lower()
+        is_named = is_named and not pa.types.is_null(column.type)
         if column.name != caption and (is_named or _has_images(column.type)):
+            decoded = "; decode base64 to bytes first" if is_text(column.type) else ""
             raise SourceError(
                 f"{file.uri}: column {column.name!r} ({str(column.type)[:200]}) seems to contain pictures. They "
                 "are read only from a column with one picture per row, as bytes or as Hugging Face's Image "
-                "(source.image_column); to embed only the captions, set source.caption_column"
+                f"(source.image_column){decoded}. To embed only the captions, set source.caption_column"
             )
 
 

@@ -337,6 +337,10 @@ BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         ("sample", pa.struct([("image", BYTES)])),
         ("image", pa.list_(pa.uint8())),
         ("image", pa.binary(9)),
+        ("image", pa.string()),
+        ("jpg", pa.dictionary(pa.int32(), pa.large_string())),
+        ("Image_base64", pa.string()),
+        ("Image", pa.binary()),
     ],
 )
 def test_unsupported_columns_of_pictures_are_refused_unless_the_job_names_the_caption_column(
@@ -354,7 +358,7 @@ def test_unsupported_columns_of_pictures_are_refused_unless_the_job_names_the_ca
 
 @pytest.mark.parametrize("caption", [pa.binary(), pa.list_(pa.binary()), pa.list_(pa.string())])
 def test_captions_and_other_columns_are_not_mistaken_for_pictures(tmp_path: Path, caption: pa.DataType) -> None:
-    others = {"id": pa.binary(), "boxes": pa.list_(pa.list_(pa.float32())), "img": pa.string()}
+    others = {"id": pa.binary(), "boxes": pa.list_(pa.list_(pa.float32())), "img": pa.null()}
     table = pa.table({name: pa.nulls(1, kind) for name, kind in {"caption": caption, **others}.items()})
     pq.write_table(table, tmp_path / "in.parquet")
     found = corpus(tmp_path / "in.parquet")
