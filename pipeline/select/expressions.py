@@ -191,7 +191,8 @@ class Expression:
         values = self._value(left, table), self._value(right, table)
         kinds = kind_of(values[0]), kind_of(values[1])
         if kinds == ("a time", "text"):
-            return values[0], _as_time(values[1], values[0].type)
+            moment = _as_time(values[1], values[0].type)
+            return _comparable_times(values[0], moment), moment
         if kinds[0] != kinds[1]:
             raise mismatch(self._stripped, right, (self._source(left), self._source(right)), kinds)
         return values
@@ -233,6 +234,18 @@ def _as_time(text: Value, kind: pa.DataType) -> Value:
     moment = text.cast(pa.timestamp("us"))
     zone = getattr(kind, "tz", None)
     return pc.assume_timezone(moment, "UTC").cast(pa.timestamp("us", zone)) if zone else moment
+
+
+def _comparable_times(times: Value, moment: Value) -> Value:
+    """The times, in microseconds if the moment is outside the years 1677 to 2262, which are all that nanoseconds can
+    hold: it is far from all of the times, so no comparison changes."""
+    if not (pa.types.is_timestamp(times.type) and times.type.unit == "ns" and isinstance(moment, pa.Scalar)):
+        return times
+    try:
+        moment.cast(times.type)
+    except pa.ArrowInvalid:
+        return times.cast(moment.type, safe=False)
+    return times
 
 
 def _contains(text: Value, part: str) -> Value:

@@ -165,3 +165,12 @@ def test_clip_limits_values_to_bounds_and_keeps_missing_values_missing() -> None
     table = pa.table({"x": pa.array([-5.0, 0.25, 9.0, None, float("nan")]), "top": pa.array([1, 1, 2, 1, 1])})
     found = Expression("clip(x, 0, top)").evaluate(table).to_pylist()
     assert found[:4] == [0.0, 0.25, 2.0, None] and found[4] != found[4]  # NaN
+
+
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_nanoseconds_are_compared_with_dates_that_they_cannot_hold(zone: str | None) -> None:
+    extremes = pa.array([-(1 << 63) + 1, 0, (1 << 63) - 1, None], pa.timestamp("ns", zone))
+    table = pa.table({"time": extremes})
+    for date, is_later in (("1677-09-21", False), ("2262-04-12", True), ("0001-01-01", False), ("9999-12-31", True)):
+        for sign, expected in (("<", is_later), (">=", not is_later), ("==", False), ("!=", True)):
+            assert Expression(f"time {sign} '{date}'").evaluate(table).to_pylist() == [expected] * 3 + [None]
