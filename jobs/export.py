@@ -40,10 +40,11 @@ from pairmill.pipeline.export.write import (
     release_output,
     write_part,
 )
+from pairmill.pipeline.reader.weights import with_weight
 from pairmill.pipeline.source.mapping import IndexedPictures, NoPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.export import LAYOUT, ExportedPart, ExportJob, ExportRecord
+from pairmill.schemas.export import LAYOUT, ExportedPart, ExportFormat, ExportJob, ExportRecord
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.purge import ExportNote
@@ -94,7 +95,8 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.added)
     aliases = [*(model.alias for model in plan.job.models), *dataset.added.models]
     choice = caption_choice(dataset.store, dataset.added, job.caption, aliases)
-    dataset = _with_weights(dataset) if repetition.has_column else dataset
+    if repetition.has_column:
+        dataset = replace(dataset, schema=_with_weights(dataset.schema, job.format))
     output_format = _format(job, source, dataset, repetition)
     seed = job.shuffle_seed if output_format.needs_pictures else None
     parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
@@ -150,13 +152,12 @@ def _unwritten(output: Store, records: str, num_parts: int, on_step: OnStep) -> 
     return left
 
 
-def _with_weights(dataset: SelectInput) -> SelectInput:
-    """The dataset with the weights of a subset among its columns. Raises JobError if it has such a column already."""
-    if WEIGHT in dataset.schema.names:
-        raise JobError(
-            f"the dataset and the subset both have a column {WEIGHT!r}; remove the dataset's, or set repeat=copies"
-        )
-    return replace(dataset, schema=dataset.schema.append(pa.field(WEIGHT, pa.float32())))
+def _with_weights(schema: pa.Schema, form: ExportFormat) -> pa.Schema:
+    """The dataset's columns and the weights of a subset. Raises JobError if the format writes all columns, and the
+    dataset has a column of that name itself."""
+    if WEIGHT in schema.names and form in ("parquet", "clip-retrieval"):
+        raise JobError(f"the dataset has a column {WEIGHT!r}, and so does the subset; export with --set repeat=copies")
+    return with_weight(schema)
 
 
 def _format(job: ExportJob, source: ExportSource, dataset: SelectInput, repetition: Repetition) -> Format:
@@ -189,6 +190,8 @@ def _webdataset(job: ExportJob, source: ExportSource, models: Sequence[str], rep
     except ValueError as error:
         raise JobError(str(error).replace("images.carry", "carry")) from None
     weight = [WEIGHT] if repetition.has_column else []
+    if both := [name for name in weight if name in carried]:
+        raise JobError(f"carry: the dataset has a column {both[0]!r}, and so does the subset; leave it out of carry")
     return WebDataset(models, source.mapping.has_captions, [*carried, *weight])
 
 

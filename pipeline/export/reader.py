@@ -211,12 +211,14 @@ class SubsetReader:
         chunk = self._chunk(shard)
         chunk.check(chunk.shards[0])
         selection = read_shard(self._source.subsets or self._source.store, shard.path, shard.shard)
-        stored = columns if selection.weights is None else columns - {WEIGHT} | {"uid"}
+        is_added = selection.weights is not None and not self._copies  # copies can have the dataset's own column
+        stored = (columns - {WEIGHT} if is_added else columns) | {"uid"}
         table = take_rows(chunk.read(chunk.shards[0], stored).select(sorted(stored)), selection.rows)
         copies = np.ones(len(selection.rows), np.int64)
-        if selection.weights is not None:
+        if is_added:
             table = table.append_column(WEIGHT, pa.array(selection.weights))
-            copies = times(selection.weights, draws_of(table["uid"]), 0) if self._copies else copies
+        elif selection.weights is not None:
+            copies = times(selection.weights, draws_of(table["uid"]), 0)
         index = np.repeat(np.arange(len(copies)), copies)
         values = {
             "shard": np.full(len(index), shard.shard),

@@ -8,8 +8,7 @@ from pairmill.pipeline.dataset.subset import WEIGHT, Weights
 
 
 def with_weight(schema: pa.Schema) -> pa.Schema:
-    """The schema of a subset with weights. It hides a column of the dataset with the same name, which was added
-    later."""
+    """The schema of a subset with weights. It hides a column of the dataset with the same name."""
     return pa.schema([*(field for field in schema if field.name != WEIGHT), pa.field(WEIGHT, pa.float32())])
 
 

@@ -481,3 +481,27 @@ def test_a_weighted_subset_is_written_as_its_first_epoch_or_with_a_weight_column
     assert Counter(rows["uid"].to_pylist()) == shown and "weight" not in rows.column_names
     with pytest.raises(JobError, match="contains another export"):
         export(job(dataset, tmp_path / "copies", "parquet", subset="heavy"))
+
+
+def test_weights_of_a_subset_and_a_column_of_that_name_are_never_mixed_up(tmp_path: Path) -> None:
+    fields = [(f"{n}.json", json.dumps({"weight": n + 0.5, "caption": f"number {n}"}).encode()) for n in range(3)]
+    write_tar(tmp_path / "0.tar", sorted([*fields, *((f"{n}.jpg", picture(n)) for n in range(3))]))
+    sequentially(embed_job(tmp_path / "out", tmp_path))
+    make_subset(tmp_path / "out", "most", {"repeat": {"weight": "2 * weight"}})
+
+    def exported(form: str, files: str, **more: Any) -> list[Row]:
+        folder = tmp_path / f"{form}-{len(more)}"
+        export(job(tmp_path / "out", folder, form, **more))
+        return [row for path in sorted(folder.glob(files)) for row in pq.read_table(path).to_pylist()]
+
+    assert exported("webdataset", "none", carry=["weight"]) == []
+    samples = webdataset.WebDataset([str(tmp_path / "webdataset-1/00000.tar")], shardshuffle=False)
+    own = [(each["txt"].decode()[-1], json.loads(each["json"])["weight"]) for each in samples]
+    assert sorted(own) == [("0", 0.5), *[("1", 1.5)] * 3, *[("2", 2.5)] * 5]
+    rows = exported("parquet", "*.parquet", repeat="copies")
+    assert sorted((row["caption"][-1], row["weight"]) for row in rows) == sorted(own)
+    pool = exported("datacomp", "metadata/*.parquet")
+    assert sorted((row["text"][-1], row["weight"]) for row in pool) == [("0", 1), ("1", 3), ("2", 5)]
+    for form, more in (("parquet", {}), ("clip-retrieval", {}), ("webdataset", {"carry": "all", "repeat": "weight"})):
+        with pytest.raises(JobError, match="the dataset has a column 'weight', and so does the subset"):
+            exported(form, "none", **more)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pairmill.pipeline.dataset.subset import NOT_DROPPED, WEIGHT
+from pairmill.pipeline.dataset.subset import NOT_DROPPED
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.soft_cap import NumberBuckets, merge_buckets, solve_shift
@@ -35,10 +35,7 @@ class RepeatStep:
         return self.expression.columns
 
     def check(self, schema: pa.Schema) -> None:
-        """Check that the expression is a number. Raises ExpressionError, or StepError if the dataset already has a
-        column `weight`."""
-        if WEIGHT in schema.names:
-            raise StepError(f"the dataset already has a column {WEIGHT!r}, so repeat cannot add one")
+        """Check that the expression is a number. Raises ExpressionError."""
         self.expression.check(schema, "number")
 
     def run(self, selector: Selector, number: int) -> None:
