@@ -28,6 +28,7 @@ class PassedOver(StrEnum):
     TABLE = "table beside pictures, not read for captions"
     OTHER_KIND = "not of the kind that is read here"
     NO_PICTURE = "text without a picture"
+    EXTRA_TEXT = "further text of a picture"
     UNKNOWN_MEMBER = "tar member of another type"
 
 

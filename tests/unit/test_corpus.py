@@ -385,3 +385,33 @@ def test_an_empty_tar_and_a_compressed_tar_are_not_ignored_silently(tmp_path: Pa
 def test_the_output_of_a_job_is_recognized_in_a_folder_of_any_name(tmp_path: Path) -> None:
     name = str(tmp_path / "new\nline" / "pairs" / "000000000.parquet")
     assert corpus(tmp_path).kind(name) == "pairs"
+
+
+def test_a_folder_has_captions_named_after_the_whole_picture_or_in_another_normal_form(tmp_path: Path) -> None:
+    nfd, nfc = "cafe\u0301", "caf\u00e9"
+    texts = {
+        "a.jpg": b"", "a.jpg.txt": b"with ending",
+        "b.jpg": b"", "b.txt": b"own", "b.jpg.txt": b"not used", "b.jpg.json": b'{"license": "cc0"}',
+        "c.jpg": b"", "c.png": b"", "c.jpg.txt": b"of the jpg", "c.png.txt": b"of the png",
+        "d.HEIC": b"", "d.jpg": b"", "d.HEIC.txt": b"of both",
+        f"{nfd}.jpg": b"", f"{nfc}.txt": b"composed",
+        "e.jpg.jpg": b"", "e.jpg.txt": b"own stem",
+        "f.tif.txt": b"alone",
+    }  # fmt: skip
+    for name, data in texts.items():
+        (tmp_path / name).write_bytes(data)
+    tally = Tally()
+    names = [(name, len(data)) for name, data in texts.items()]
+    rows = list(folder_rows(str(tmp_path), names, False, Files(), tally))
+    assert [(Path(row.image.uri).name, row.caption, len(row.alternates)) for row in rows if row.image] == [
+        ("a.jpg", b"with ending", 0),
+        ("b.jpg", b"own", 0),
+        ("c.jpg", b"of the jpg", 0),
+        ("c.png", b"of the png", 0),
+        (f"{nfd}.jpg", b"composed", 0),
+        ("d.HEIC", b"of both", 1),
+        ("e.jpg.jpg", b"own stem", 0),
+    ]
+    assert rows[1].fields == {"license": "cc0"}
+    assert tally.passed_over == {PassedOver.EXTRA_TEXT: 1, PassedOver.NO_PICTURE: 1}
+    assert tally.holds() and tally.seen == len(texts)

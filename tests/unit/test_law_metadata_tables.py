@@ -228,3 +228,12 @@ def test_two_tables_in_one_folder_are_refused_and_a_remote_table_is_read(monkeyp
     fs.pipe("/tables/in/metadata.csv", b"file_name,text\na/0.png,far\n")
     with pytest.raises(SourceError, match=r"in: contains metadata.jsonl and metadata.csv; keep one of them"):
         Corpus(SourceConfig(paths=["memory://tables/in"], kind="corpus"), Files()).inputs("/nowhere")
+
+
+@pytest.mark.parametrize(("name", "file_name"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301")])
+def test_the_unicode_normal_form_of_a_name_does_not_matter(tmp_path: Path, name: str, file_name: str) -> None:
+    picture(tmp_path / name / f"{name}.png")
+    write(tmp_path / "metadata.csv", [{"file_name": f"{file_name}/{file_name}.png", "text": "a cup"}])
+    tally = Tally()
+    (row,) = (row for rows in indexed(tmp_path, tally).values() for row in rows)
+    assert (row.caption, tally.passed_over) == (b"a cup", {})

@@ -1,10 +1,13 @@
 """Indexes folders of picture files. The caption is in a .txt or .json file with the same name, or in a metadata table.
 If there is none, the file name can be the caption, if the job says so."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
 from pairmill.pipeline.common.listing import Entry
@@ -56,13 +59,16 @@ def folder_rows(
     tally.add_parts(described.num_tables)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     spread = ordered[:: len(ordered) // 8 + 1]
-    for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
+    loose = _loose_texts(ordered)
+    for stem, group in groupby(ordered, key=lambda file: _stem(file[0])):
         members = list(group)
-        if not any(_ending(name) in PICTURE_ENDINGS for name, _ in members):
-            for _ in members:
-                tally.pass_over(PassedOver.NO_PICTURE)
+        if not any(_is_picture(name) for name, _ in members):
+            for name, _ in members:
+                if name not in loose.used:
+                    tally.pass_over(PassedOver.EXTRA_TEXT if name in loose.extra else PassedOver.NO_PICTURE)
             continue
-        for parts in _apart(members, described.pictures):
+        for own in _apart(members, {*described.pictures, *loose.of_picture}):
+            parts = [*own, *(text for name, _ in own for text in loose.of_picture.get(name, ()))]
             sample = Sample(stem, rules)
             for name, size in parts:
                 # As S3 keys, `a//b` and `a/b` are different.
@@ -76,6 +82,42 @@ def folder_rows(
             tally.add_row(len(parts))
             yield row
     yield from _rows_without_picture(described, rules, tally)
+
+
+@dataclass(frozen=True)
+class _LooseTexts:
+    """The text files whose stem no picture has, but which other tools put beside a picture: `a.jpg.txt`, and names that
+    differ only in their Unicode normal form, as after a copy from macOS."""
+
+    of_picture: Mapping[str, Sequence[tuple[str, int]]]
+    """Name of a picture -> its text files."""
+    extra: Set[str]
+    """Text files of pictures that also have one with their own stem, which counts instead."""
+
+    @cached_property
+    def used(self) -> Set[str]:
+        """All text files that belong to a picture."""
+        return {name for texts in self.of_picture.values() for name, _ in texts}
+
+
+def _loose_texts(names: Sequence[tuple[str, int]]) -> _LooseTexts:
+    pictures = [name for name, _ in names if _is_picture(name)]
+    stems = {_stem(name) for name in pictures}
+    texts = [file for file in names if not _is_picture(file[0])]
+    loose = [file for file in texts if _stem(file[0]) not in stems]
+    by_name: dict[str, str] = {}  # normalized stem or name of a picture -> its name
+    for each in (_stem, str) if loose else ():
+        for name in pictures:
+            by_name.setdefault(normalize("NFC", each(name)), name)
+    has_text = {(_stem(name), _ending(name) == "json") for name, _ in texts}
+    found, extra = defaultdict(list), set()
+    for file in loose:
+        picture = by_name.get(normalize("NFC", _stem(file[0])))
+        if picture is not None and (_stem(picture), _ending(file[0]) == "json") in has_text:
+            extra.add(file[0])
+        elif picture is not None:
+            found[picture].append(file)
+    return _LooseTexts(found, extra)
 
 
 def _rows_without_picture(described: Described, rules: TextRules, tally: Tally) -> Iterator[IndexRow]:
@@ -107,6 +149,14 @@ def _apart(members: Sequence[tuple[str, int]], described: Container[str]) -> Ite
 def _add_rows(sample: Sample, rows: Rows | None) -> None:
     if rows is not None:
         sample.texts.add_rows(rows[0], [parse_row(row) for row in rows[1]])
+
+
+def _is_picture(name: str) -> bool:
+    return _ending(name) in PICTURE_ENDINGS
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _ending(name: str) -> str:

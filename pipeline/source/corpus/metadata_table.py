@@ -7,6 +7,7 @@ relative to the table's folder. The other columns are what a `.json` beside the 
 import csv
 import json
 import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,9 +48,9 @@ class MetadataTable:
 
 
 def plain_path(name: str) -> str:
-    """A path or URL with `/` between its parts, and without `.`, so that equal paths compare equal."""
+    """A path or URL with `/` between its parts, without `.`, and in NFC, so that equal paths compare equal."""
     scheme, mark, path = name.rpartition("://")
-    return scheme + mark + posixpath.normpath(path.replace("\\", "/"))
+    return scheme + mark + unicodedata.normalize("NFC", posixpath.normpath(path.replace("\\", "/")))
 
 
 def parse_row(row: bytes) -> Object:
