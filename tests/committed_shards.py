@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.encode.tiny.draw import random_scene, render
@@ -63,6 +64,7 @@ def write_dataset(
     mapping = ColumnMapping("url", "caption", None, None, None, extra, tuple(extra.names))
     table = pa.concat_tables([shard.to_table() for shard in plan])
     store.create("plan/0.parquet", to_bytes(table, mapping, [PlannedInput("in", "in", "f", sum(sizes))], record))
+    store.create("job.yaml", dump_yaml(record.to_json()).encode())
     names = {each["status_detail"].partition(": ")[0] for rows in shards for each in rows if _is_custom(each)}
     aliases = ["tiny"] if has_scores else []
     writer = ShardWriter(

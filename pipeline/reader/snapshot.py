@@ -15,7 +15,7 @@ from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
-from pairmill.pipeline.dataset.integrity import DamagedFileError
+from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.source.plan import load_plan
@@ -131,7 +131,7 @@ class Snapshot:
         """Turn errors about missing or damaged files into a DatasetError."""
         try:
             yield
-        except DamagedFileError as error:
+        except (DamagedFileError, MissingFileError) as error:
             raise DatasetError(str(error)) from error
         except PairmillError:
             raise

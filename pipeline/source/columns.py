@@ -140,11 +140,11 @@ def refuse_other_pictures(config: SourceConfig, file: InputFile, usual_names: Se
         is_named = column.name.lower() in usual_names or "base64" in column.name.lower()
         is_named = is_named and not pa.types.is_null(column.type)
         if column.name != caption and (is_named or _has_images(column.type)):
-            decoded = "; decode base64 to bytes first" if is_text(column.type) else ""
+            remedy = "; decode base64 to bytes, and download URLs with pairmill build" if is_text(column.type) else ""
             raise SourceError(
                 f"{file.uri}: column {column.name!r} ({str(column.type)[:200]}) seems to contain pictures. They "
                 "are read only from a column with one picture per row, as bytes or as Hugging Face's Image "
-                f"(source.image_column){decoded}. To embed only the captions, set source.caption_column"
+                f"(source.image_column){remedy}. To embed only the captions, set source.caption_column"
             )
 
 
