@@ -202,7 +202,9 @@ class Corpus:
         column = self._columns.get(files[0].uri)
         for file in files:
             if self._columns.get(file.uri) != column:
-                raise SourceError(f"{file.uri}: no pictures in column {column!r}, unlike {files[0].uri}")
+                with_them, without = (files[0].uri, file.uri) if column else (file.uri, files[0].uri)
+                shown = column or self._columns.get(file.uri)
+                raise SourceError(f"{without}: no pictures in column {shown!r}, unlike {with_them}")
         if column is None:
             refuse_url_list(source, files[0])
             refuse_other_pictures(source, files[0], IMAGE_NAMES)
