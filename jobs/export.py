@@ -147,8 +147,9 @@ def _unwritten(output: Store, records: str, num_parts: int, on_step: OnStep) -> 
     with ThreadPoolExecutor(_READERS) as pool:
         numbers = range(num_parts)
         for number, done in enumerate(pool.map(lambda number: is_written(output, records, number), numbers)):
-            on_step("checking files of earlier runs", number, num_parts)
             left += [] if done else [number]
+            if len(left) <= number:  # there was an earlier run
+                on_step("checking files of earlier runs", number, num_parts)
     return left
 
 

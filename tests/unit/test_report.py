@@ -395,7 +395,7 @@ def test_thresholds_are_the_minimums_that_all_rows_of_a_subset_reach(where: str,
     assert dict(minimums(where)) == expected
 
 
-def test_the_highest_threshold_is_shown_and_only_for_models_of_the_build(tmp_path: Path) -> None:
+def test_the_page_shows_the_highest_threshold_and_only_for_models_of_the_build(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([0.9, 0.3])])
     subset(store, "clean", {"where": "similarity >= 0.4"}, {"where": "similarity_tiny >= 0.2"})
     assert "threshold 0.4<" in page(store, "clean")
