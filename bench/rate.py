@@ -1,6 +1,6 @@
 """Computes the steady rate of a run with parallel shards.
 
-It has no dependencies, because scripts that run in the environments of the other tools import it too.
+It has no dependencies, because scripts in the environments of the tools that pairmill is compared with import it too.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,9 @@ from itertools import accumulate
 def steady_rate(ends: Iterable[tuple[float, int]]) -> float:
     """Rows per second: the slope of rows over time, by least squares, given (time, rows) for every finished shard.
 
-    Dividing the rows of all shards but the first by the time between the first and the last end would overestimate the
-    rate (by half, if four shards end two at a time), because shards that are in flight at the first end count in full.
+    Dividing the rows of all shards but the first by the time from the first shard's end to the last one's would
+    overestimate the rate, because shards that are in flight when the first one ends are counted in full. If four shards
+    end two at a time, it would be half too high.
     Returns 0.0 if there are fewer than two distinct times.
     """
     points = sorted(ends)

@@ -43,7 +43,7 @@ class S3Access(BaseModel):
         return endpoint
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> Self:
+    def _are_exclusive(self) -> Self:
         if self.anonymous and self.profile:
             raise ValueError("anonymous and profile are mutually exclusive")
         return self
@@ -56,7 +56,7 @@ class S3Config(S3Access):
     """Overrides for individual buckets, by name. Fields that are not set here use the settings for all buckets."""
 
     def options(self, url: str) -> dict[str, object]:
-        """Options for s3fs to open `s3://bucket/...`. Listings are not cached, because other workers also write."""
+        """Options for s3fs to open `s3://bucket/...`. Listings are not cached, because other workers write too."""
         own = self.buckets.get(url.partition("://")[2].partition("/")[0])
         access = {**_given(self), **(_given(own) if own else {})}
         if own and own.profile:
@@ -98,7 +98,7 @@ def secret_in(url: str) -> str | None:
         return "this URL contains a user name or password; use environment variables for credentials"
     query = rest.partition("?")[2].lower()
     if separator and any(part.startswith(_SIGNATURE_PARAMETERS) for part in query.split("&")):
-        return "this URL is signed, which makes it a secret; give the object as s3://..."
+        return "this URL is signed, which makes it a secret; use the object's s3:// URL"
     return None
 
 

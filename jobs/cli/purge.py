@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _SHOWN = 20
 _EXPORT_REMEDIES = {
     "not found": "; if it was moved, purge it there with --export. If it was deleted or purged, delete {note}",
-    "unfinished": "; its finished files were kept. Delete the export and make it again",
-    "damaged": "; delete it and make it again in another folder",
+    "unfinished": "; its finished files were kept. Delete it and export again",
+    "damaged": "; delete it and export again to another folder",
 }
 
 

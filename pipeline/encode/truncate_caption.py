@@ -52,7 +52,7 @@ class CaptionTokenizer:
     def lengths(self, captions: Sequence[str]) -> tuple[Counts, npt.NDArray[np.bool_]]:
         """(number of tokens in the context without padding, whether they fill the context), both [n]."""
         tokens = self(captions).numpy()
-        is_token = np.cumsum((tokens != self._padding)[:, ::-1], axis=1)[:, ::-1] > 0  # a token, or padding before one
+        is_token = np.cumsum((tokens != self._padding)[:, ::-1], axis=1)[:, ::-1] > 0  # True up to the last token
         counts = is_token.sum(axis=1).astype(np.int32)
         if self._last == -2:
             counts = np.minimum(counts + 1, self.context_length).astype(np.int32)  # the last token looks like padding
@@ -60,7 +60,7 @@ class CaptionTokenizer:
 
 
 def beginning(text: str, num_bytes: int) -> str:
-    """At most the first `num_bytes` of a text in UTF-8, cut at the last whitespace in their second half, if any."""
+    """The text, or its first `num_bytes` bytes in UTF-8, cut at the last whitespace in their second half, if any."""
     raw = text.encode()
     if len(raw) <= num_bytes:
         return text
@@ -70,8 +70,8 @@ def beginning(text: str, num_bytes: int) -> str:
 
 
 def _merge_long_words_fast(tokenize: Any) -> None:
-    """Replace the byte-pair merging of open_clip's own tokenizer for long words. It would take quadratic time, and its
-    results would stay in the cache forever."""
+    """For long words, replace the byte-pair merging of open_clip's own tokenizer, which takes quadratic time and keeps
+    its results in the cache forever."""
     short = tokenize.bpe
 
     def bpe(word: str) -> str:

@@ -19,7 +19,8 @@ U64 = npt.NDArray[np.uint64]
 Halves = npt.NDArray[np.float16]
 
 MAX_BYTES = 4 << 30
-"""Maximum total size of the embeddings that a score draws. Each worker keeps them as float32, in twice the memory."""
+"""Maximum total size of the embeddings that a score draws. Each worker keeps them as
+float32, which takes twice as much memory."""
 _REFERENCE = 4
 """Purpose of the uid hashes by which rows are drawn (see `uid_hashes`)."""
 _ALL = (1 << 64) - 1
@@ -30,7 +31,7 @@ large dataset to be drawn."""
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn rows, sorted by hash. Each uid occurs once or, if `distinct`, each picture or caption."""
+    """Drawn rows, sorted by hash. Each uid (or, with `Draw.distinct`, each picture or caption) occurs once."""
 
     hashes: U64
     uids: U64
@@ -49,7 +50,7 @@ class Draw:
     seeds: Sequence[int] = (0,)
     """A sample is drawn for each seed."""
     distinct: bool = False
-    """Draw distinct pictures or captions, by `content_hashes` instead of uids: one row for each."""
+    """Draw one row for each distinct picture or caption, by `content_hashes` instead of hashes of the uids."""
 
     @property
     def needed(self) -> frozenset[str]:
@@ -57,7 +58,7 @@ class Draw:
         return frozenset({"uid", *self.columns, *(("sha256",) if self.distinct else ())})
 
     def hashes(self, rows: pa.Table, vectors: Halves, seed: int) -> U64:
-        """The hashes by which rows are drawn [rows]. `vectors`: the embeddings in the first column."""
+        """The hashes by which rows are drawn; [rows]. `vectors`: the embeddings in the first column."""
         if self.distinct:
             return mix(content_hashes(rows, self.columns[0], vectors) ^ mix(np.array([seed], np.uint64)))
         return uid_hashes(rows["uid"], _REFERENCE, seed)
@@ -72,7 +73,7 @@ class Draw:
             fewest = min(len(each.hashes) for each in drawn)
             if fewest >= self.count or limit == _ALL:
                 return drawn
-            # Too few rows are left, because some have no embeddings or share a uid
+            # The limit let through too few rows, because some have no embeddings or share a uid
             limit = min(_ALL, int(limit * min(_MOST_GROWTH, 1.1 * _with_margin(self.count) / max(fewest, 1))))
 
     def _merged(self, parts: Sequence[Drawn]) -> Drawn:
@@ -89,8 +90,8 @@ class Draw:
 def content_hashes(rows: pa.Table, column: str, vectors: Halves) -> U64:
     """64-bit hashes [rows] that are equal for rows with the same picture or caption.
 
-    They hash the picture's SHA-256 or, for caption embeddings and rows without a SHA-256, the embedding in `column`.
-    `vectors`: these embeddings, float16 [rows, dim].
+    They are computed from the picture's SHA-256 or, for caption embeddings and rows without a SHA-256, the embedding in
+    `column`. `vectors`: these embeddings, float16 [rows, dim].
     """
     sha256 = rows["sha256"].to_pylist() if is_of_pictures(column) else [None] * len(vectors)
     keys = (text.encode() if text else row.tobytes() for text, row in zip(sha256, vectors, strict=True))
@@ -106,17 +107,17 @@ def _first_of_each(vectors: Halves) -> npt.NDArray[np.int64]:
 
 
 def check_size(num_vectors: int, dim: int) -> None:
-    """Raise ScoreError if this many embeddings are too large for the memory of workers."""
+    """Raise ScoreError if this many embeddings would take more memory than a worker may use."""
     num_bytes = num_vectors * dim * np.dtype(np.float16).itemsize
     if num_bytes > MAX_BYTES:
         raise ScoreError(
             f"comparing with {num_vectors:,} embeddings of {dim:,} dimensions takes {num_bytes / 1e9:,.1f} GB in every "
-            f"worker, more than the allowed {MAX_BYTES / 1e9:,.1f} GB; use fewer"
+            f"worker, more than the allowed {MAX_BYTES / 1e9:,.1f} GB; use fewer embeddings"
         )
 
 
 def _with_margin(count: int) -> float:
-    """The number of rows to aim for so that fewer than `count` are very unlikely: six standard deviations more."""
+    """The number of rows to aim for, six standard deviations above `count`, so that getting fewer is very unlikely."""
     return count + 6 * float(np.sqrt(count)) + 10
 
 

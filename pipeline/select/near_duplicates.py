@@ -1,11 +1,11 @@
-"""Drops near duplicates by a perceptual hash: the exact result of comparing all pairs, without comparing all pairs.
+"""Drops near duplicates by a perceptual hash. The result is exactly that of comparing all pairs, without doing so.
 
     find the best row of each hash      near_hashes.py   in partitions of the hash
     sort these rows, best first         near_hashes.py   into arrays that all tasks share
     find pairs within the distance      near_join.py     in tasks of a few keys each (hash_keys.py)
     decide which rows stay              near_greedy.py   with further rounds for undecided rows
 
-This process receives only counts and the sample from which the keys are chosen.
+The process that runs this module receives only counts and the sample from which the keys are chosen.
 """
 
 import math
@@ -38,21 +38,22 @@ PARTITION_ROWS = 1_000_000
 TASK_ROWS = 20_000_000
 """Approximate number of rows that a task compares at a time, at 50 bytes each."""
 KEY_TASKS = 16
-"""Approximate number of tasks to which the keys of a round are dealt."""
+"""Approximate number of tasks among which the keys of a round are divided."""
 FIRST_MOST = 4
 """Number of better rows to find for each row in the first round."""
 FIRST_ROWS = 2_048
-"""The second round decides about twice this many of the best undecided rows, the third about four times, and so on."""
+"""The second round settles about twice this many of the best undecided rows, the third about four times as many, and so
+on."""
 MAX_ALL_PAIRS = 8_192
-"""A round that decides at most about this many rows compares all pairs."""
+"""A round that settles no more rows than about this compares all pairs."""
 MAX_PAIRS = 1 << 22
-"""Approximate maximum number of pairs to find in a round that decides more rows."""
+"""Approximate maximum number of pairs to find in a round that settles more than MAX_ALL_PAIRS rows."""
 
 Handles = Sequence[Handle[Array]]
 
 
 def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
-    """Find near duplicates and let the next scan drop them. Returns the largest DUPLICATE_GROUPs."""
+    """Find near duplicates and let the next scan drop them. Return the largest groups (DUPLICATE_GROUP)."""
     tasks, starts = selector.tasks, selector.chunk_starts
     best, groups, dropped = _equal_hashes(selector, step)
     [(sample, count, row_index, states, words)] = tasks.map_split(in_order, [best], outputs=5)
@@ -86,7 +87,7 @@ def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
 
 @dataclass(frozen=True)
 class _Join:
-    """Answers questions in tasks, each for some of the keys and some of the rows."""
+    """Answers a `Question` in tasks, each of which covers some of the keys and some of the rows."""
 
     tasks: Tasks
     num_rows: int

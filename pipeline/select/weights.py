@@ -31,8 +31,8 @@ def draws_of(uids: pa.ChunkedArray) -> Draws:
 def times(weights: Weights, draws: Draws, epoch: int) -> npt.NDArray[np.int64]:
     """How often each row is shown in an epoch: its weight, rounded up or down; shape (rows,).
 
-    With u, a number in [0, 1) from the draw, this is floor((epoch + 1) w + u) - floor(epoch w + u). After any number of
-    epochs, the total of a row differs from the sum of its weights by less than one. On average over u, a row is shown
+    This is floor((epoch + 1) w + u) - floor(epoch w + u), where u is the row's draw, scaled to [0, 1). After n epochs,
+    the number of times that a row has been shown differs from n w by less than one. On average over u, a row is shown
     exactly w times in each epoch.
     """
     weight, start = weights.astype(np.float64), draws * 2.0**-32
@@ -65,9 +65,11 @@ class Weighting:
 
 
 def soft_cap(numbers: npt.NDArray[np.float64], alpha: float, shift: float) -> npt.NDArray[np.float64]:
-    """ln(1 + e^(number + shift)) / alpha: the expected draws of soft cap sampling in the limit of small draws.
+    """ln(1 + e^(number + shift)) / alpha: how often soft cap sampling draws a row on average, if it draws many small
+    batches.
 
-    From dn/dS = e^(number - alpha n), where S grows with the samples: e^(alpha n) = 1 + alpha S e^number.
+    Solving dn/dS = e^(number - alpha n), where n is how often the row has been drawn and S is proportional to the
+    number of samples, gives e^(alpha n) = 1 + alpha S e^number.
     """
     with np.errstate(invalid="ignore"):  # NaN stays NaN
         return np.asarray(np.logaddexp(0.0, numbers + shift) / alpha)
@@ -89,7 +91,7 @@ class HasWeight:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Columns of the weight."""
+        """Columns that the weight is computed from."""
         return self.weighting.columns
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
@@ -106,7 +108,7 @@ class WeightSums:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Columns of the weight."""
+        """Columns that the weight is computed from."""
         return self.weighting.columns
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:

@@ -10,11 +10,11 @@ NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "first-look.ipynb"
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """The kinds of output of each code cell, without what libraries print on stderr."""
+    """The kinds of output of each code cell, without what libraries print on stderr. Printed text can arrive in several
+    parts and counts once."""
     return [
-        sorted(
-            kind for output in cell.outputs if output.get("name") != "stderr" for kind in output.get("data", {"": ""})
-        )
+        sorted(kind for output in cell.outputs for kind in output.get("data", ()))
+        + sorted({"stdout" for output in cell.outputs if output.get("name") == "stdout"})
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]

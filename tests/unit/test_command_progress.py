@@ -26,7 +26,7 @@ def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def three_rows_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def three_rows_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the run on Ray with a function that reports three rows in progress and the failure of the first shard."""
 
     def run_shards(
@@ -74,7 +74,7 @@ def test_export_and_verify_show_their_steps(tmp_path: Path) -> None:
     assert steps(exported) == {"writing webdataset": ["1/1"]}
 
 
-@pytest.mark.usefixtures("three_rows_at_work")
+@pytest.mark.usefixtures("three_rows_in_progress")
 def test_embed_shows_its_plan_progress_and_failures(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(8):
@@ -86,17 +86,17 @@ def test_embed_shows_its_plan_progress_and_failures(tmp_path: Path) -> None:
     assert re.search(r"^shard 000000000 failed$", done.stderr, re.MULTILINE)
 
 
-@pytest.mark.usefixtures("three_rows_at_work")
+@pytest.mark.usefixtures("three_rows_in_progress")
 def test_adding_a_model_shows_its_plan_progress_and_failures(tmp_path: Path) -> None:
     write_with_pictures(tmp_path / "out")
     done = run("embed", tmp_path / "out", "--add-model", "tiny")
     assert done.exit_code == 1
-    assert re.search(rf"^columns of tiny for {NUM_SHARDS} shards of {NUM_SHARDS}$", done.stderr, re.MULTILINE)
+    assert re.search(rf"^adding tiny to {NUM_SHARDS} of {NUM_SHARDS} shards$", done.stderr, re.MULTILINE)
     assert re.search(r"^3/4 rows .*pictures 100%$", done.stderr, re.MULTILINE)
     assert re.search(r"^shard 000000000 failed$", done.stderr, re.MULTILINE)
 
 
-@pytest.mark.usefixtures("three_rows_at_work")
+@pytest.mark.usefixtures("three_rows_in_progress")
 def test_build_prints_the_delimiter_that_it_detected(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("url;caption\n" + "".join(f"http://e.org/{n};a cat\n" for n in range(9)))
     done = run("build", tmp_path / "in.csv", tmp_path / "out")
