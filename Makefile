@@ -10,6 +10,9 @@ READY := $(VENV)/.ready
 .PHONY: setup demo test test-unit test-unit-all test-integration check types lint docs format wheel bench \
 	bench-table bench-peers lock upgrade clean
 
+# Where this is set, every test process would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -21,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	# Ray takes three times as long to start workers from uncompiled sources. Some files are for other Python versions and
 	# fail to compile, which is harmless.
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib pairmill > /dev/null 2>&1 || true
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib pairmill/* > /dev/null 2>&1 || true
 	touch $(READY)
 
 demo: $(READY)

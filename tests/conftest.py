@@ -1,5 +1,6 @@
 """Configures all tests."""
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 """Otherwise, torch's threads spin while they wait for each other. If several processes share the cores, that triples
 the CPU time and slows down the other tests. Must be set before torch is loaded."""
 
-settings.register_profile("pairmill", deadline=None, max_examples=50)  # a slow machine must not fail a test
+settings.register_profile("pairmill", deadline=None, max_examples=30)  # a slow machine must not fail a test
 settings.register_profile(  # for bench.doors, which runs every property with far more examples
     "doors",
     deadline=None,
@@ -23,6 +24,7 @@ settings.register_profile("few", deadline=None, max_examples=20)  # for the othe
 settings.load_profile("pairmill")
 
 gc.disable()
+atexit.register(gc.unfreeze)  # otherwise, nanobind would report all of its objects as leaks
 
 
 def pytest_collection_finish() -> None:
@@ -30,11 +32,6 @@ def pytest_collection_finish() -> None:
     Otherwise, these collections would take a tenth of the tests' time."""
     gc.freeze()
     gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    """Undo the exemption. Otherwise, nanobind would report all of its objects as leaks."""
-    gc.unfreeze()
 
 
 MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS

@@ -41,8 +41,10 @@ def _no_fsync() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _commands_are_built_once() -> Iterator[None]:
     """Typer would build all commands again for each command line that a test tries."""
+    cached = cache(get_command)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", cache(get_command))
+        patch.setattr("typer.main.get_command", cached)
+        patch.setattr("typer.testing._get_command", cached)
         yield
 
 
