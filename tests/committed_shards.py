@@ -1,6 +1,7 @@
 """Commits small shards by hand: pictures, scores and rejects, without a server or a model."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -95,13 +96,14 @@ def _row(shard: int, number: int, values: Mapping[str, Any]) -> dict[str, object
         "url": f"http://host{number % 3}/{number}.jpg",
         "caption_clean": values["caption"],
         "caption_index": 0,
-        "image": _picture(number, size) if values["is_pair"] else None,
+        "image": _picture(number, size) if values["is_pair"] and "image" not in values else None,
         "width": size[0],
         "height": size[1],
         **values,
     }
 
 
+@cache
 def _picture(number: int, size: tuple[int, int]) -> bytes:
     picture, rng = BytesIO(), Random(number)
     render(random_scene(rng), rng, *size).save(picture, "JPEG")

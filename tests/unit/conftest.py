@@ -1,8 +1,10 @@
 """Keeps Ray, threads and waiting for the disk out of the unit tests."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """The tables and matrices of these tests are so small that more threads only cost CPU time. Must be set before pyarrow,
 numpy and torch are loaded."""
+
+
+def _is_roomy(folder: Path) -> bool:
+    """Whether a folder in memory has room for all temporary files, some of which are executed."""
+    found = os.statvfs(folder) if folder.is_dir() else None
+    return found is not None and found.f_bavail * found.f_frsize > 4 << 30 and not found.f_flag & os.ST_NOEXEC
+
+
+if _is_roomy(MEMORY := Path("/dev/shm")):
+    os.environ.setdefault("TMPDIR", str(MEMORY))  # on a disk, creating and deleting files takes ten times as much CPU
+    tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session", autouse=True)

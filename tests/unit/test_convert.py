@@ -38,7 +38,7 @@ def converted(folder: Path, name: str, data: bytes, shard_rows: int = 2, **setti
     store = Store(str(folder / "out"))
     target = converted_name(source, str(hash(data)), facts, shard_rows)
     convert(source, target, facts, shard_rows, store)
-    return pq.read_table(io.BytesIO(store.read(target)))
+    return pq.ParquetFile(io.BytesIO(store.read(target))).read()
 
 
 def column(table: pa.Table, name: str) -> list[Any]:
@@ -225,7 +225,7 @@ def test_a_record_above_the_limit_is_malformed_and_reading_continues(
 
 
 def test_a_field_of_several_megabytes_is_read(scratch: Path) -> None:
-    table = converted(scratch, "a.csv", b'url,caption\nu,"' + b"x\n" * 1_000_000 + b'"\n')
+    table = converted(scratch, "a.csv", b'url,caption\nu,"' + (b"x" * 1_999 + b"\n") * 1_000 + b'"\n')
     assert len(column(table, "caption")[0]) == 2_000_000
 
 

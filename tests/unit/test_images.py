@@ -8,6 +8,7 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import product
 from typing import Any
 
 import cv2
@@ -72,8 +73,9 @@ def test_every_format_is_decoded(kind: str) -> None:
     assert psnr(pixels_of(picture), PHOTO) > (25 if kind == "GIF" else 35)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    ("kind", "orientation"), [*product(["JPEG"], range(1, 9)), *product(["PNG", "WEBP", "TIFF"], [2, 6, 8])]
+)
 def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -127,7 +129,7 @@ def jpeg_and_bmp(width: int, height: int) -> tuple[bytes, bytes]:
     return body, save(Image.open(io.BytesIO(body)).convert("RGB"), "BMP")
 
 
-@pytest.mark.parametrize("size", [(2600, 1800), (2100, 1400), (2500, 700), (1100, 1400), (1024, 768)])
+@pytest.mark.parametrize("size", [(2600, 1800), (2500, 700), (1100, 1400), (1024, 768)])
 @pytest.mark.parametrize("mode", ["keep_ratio_largest", "keep_ratio", "center_crop", "border"])
 def test_scaled_decoding_looks_like_full_decoding(size: tuple[int, int], mode: str) -> None:
     body, exact = jpeg_and_bmp(*size)

@@ -92,7 +92,7 @@ def test_stored_photographs_look_like_the_originals() -> None:
 def test_scaled_decoding_of_real_photographs_looks_like_full_decoding() -> None:
     processor = ImageProcessor(ImagesConfig(size=100, format="png"))
     seen: list[float] = []
-    for path in sorted(PHOTOGRAPHS.rglob("*.jpg"))[::5]:
+    for path in sorted(PHOTOGRAPHS.rglob("*.jpg"))[::10]:
         body = path.read_bytes()
         image = Image.open(io.BytesIO(body))
         if image.mode != "RGB" or max(image.size) < 600:  # smaller pictures are decoded at full size
@@ -101,6 +101,6 @@ def test_scaled_decoding_of_real_photographs_looks_like_full_decoding() -> None:
         image.save(exact, "PNG", compress_level=1)  # with its color profile
         fast, reference = (processor.process(data).image or b"" for data in (body, exact.getvalue()))
         seen.append(cv2.PSNR(*(np.asarray(Image.open(io.BytesIO(png))) for png in (fast, reference))))
-    assert len(seen) > 20
+    assert len(seen) > 10
     assert sorted(seen)[len(seen) // 20] >= 35  # for all but the worst twentieth
     assert min(seen) >= 30

@@ -9,7 +9,7 @@ from tests.unit.test_images_awkward import FOLDER
 SLOW_S = 20.0
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_five_hundred_mutated_pictures_each_get_a_status(seed: int) -> None:
     found, slowest = decode_mutations(seeds_from(FOLDER if FOLDER.is_dir() else None), seed, 500)
     assert found.total() == 500

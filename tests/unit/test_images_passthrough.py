@@ -27,7 +27,7 @@ METADATA = (b"Exif\0", b"ICC_PROFILE", b"ns.adobe.com", b"Photoshop", b"Ducky", 
 
 
 def jpegs() -> Iterator[tuple[Path, bytes]]:
-    for path in [*sorted(SHARED.glob("pairs/**/*.jpg"))[::2], *SHARED.glob("awkward/**/*")]:
+    for path in [*sorted(SHARED.glob("pairs/**/*.jpg"))[::5], *SHARED.glob("awkward/**/*")]:
         if path.is_file() and (body := path.read_bytes())[:3] == b"\xff\xd8\xff":
             yield path, body
 
@@ -75,8 +75,8 @@ def test_real_pictures_that_pass_through_keep_their_exact_pixels_and_no_metadata
         assert not {"exif", "icc_profile", "xmp", "comment", "mp"} & set(opened.info), path
         assert not opened.getexif(), path
         assert cv2.imdecode(np.frombuffer(found.image, np.uint8), cv2.IMREAD_COLOR) is not None, path
-    assert count > 300
-    assert smaller > 60
+    assert count > 120
+    assert smaller > 24
 
 
 @needs_pictures
@@ -90,7 +90,7 @@ def test_passing_through_changes_no_verdict_on_color_and_few_bits_of_the_hash() 
         if kept.phash and whole.phash:
             far += kept.phash != whole.phash
             assert distance(kept.phash, whole.phash) <= 2, path
-    assert far < 15
+    assert far < 9
 
 
 def drawn(side: int = 320) -> Image.Image:
@@ -224,14 +224,14 @@ class WithPillow(ImageProcessor):
 def test_a_plain_picture_gets_the_same_result_without_pillow_as_with_it() -> None:
     rng, plain = random.Random(13), 0
     seeds = [jpeg(drawn(72)), jpeg(drawn(40), progressive=True), jpeg(drawn(72), restart_marker_blocks=2)]
-    bodies = list(islice(mutations(seeds, rng), 3_000))
+    bodies = list(islice(mutations(seeds, rng), 1_500))
     if SHARED.is_dir():
-        bodies += [body for _, body in islice(jpegs(), 0, None, 12)]
+        bodies += [body for _, body in islice(jpegs(), 0, None, 6)]
     quick, careful = ImageProcessor(ImagesConfig()), WithPillow(ImagesConfig())
     for body in bodies:
         assert quick.process(body) == careful.process(body)
         plain += quick._pass_plain(body) is not None
-    assert plain > 200
+    assert plain > 100
 
 
 def test_the_result_for_a_picture_that_passes_through_is_as_complete_as_for_an_encoded_one() -> None:

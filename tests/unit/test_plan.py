@@ -70,7 +70,7 @@ LIMITS = st.none() | st.integers(1, 60)
 FILES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2, deadline=None)
 @given(st.sampled_from([write_parquet, write_text]), FILES, FILES, st.integers(1, 40), st.lists(LIMITS, max_size=3))
 def test_every_row_is_in_exactly_one_shard_for_any_row_groups_limits_and_additions(
     write: Write, files: list[tuple[int, int]], more: list[tuple[int, int]], shard_rows: int, limits: list[int | None]

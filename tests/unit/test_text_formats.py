@@ -146,8 +146,10 @@ def test_a_declared_encoding_yields_the_same_rows_as_utf_8_and_pandas(
 @pytest.mark.parametrize(
     "encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]
 )
-@pytest.mark.parametrize("declared", [None, "latin-1"])
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
+@pytest.mark.parametrize(
+    ("name", "declared"),
+    [("a.csv", None), ("a.csv", "latin-1"), ("a.jsonl", "latin-1"), ("a.json", None), ("a.txt", "latin-1")],
+)
 def test_a_byte_order_mark_overrides_the_declared_encoding(
     tmp_path: Path, encoding: str, declared: str | None, name: str
 ) -> None:
@@ -179,9 +181,8 @@ LATIN = "url,caption\n" + "".join(f"http://e.org/{n},un café crème\n" for n in
 def test_a_file_in_another_encoding_is_refused_with_the_setting_to_use(tmp_path: Path, name: str, data: bytes) -> None:
     with pytest.raises(SourceError, match=rf"{name}: is not UTF-8 .*Set source\.encoding to .*latin-1"):
         converted(tmp_path, name, data)
-    assert converted(tmp_path, name, data, encoding="latin-1").num_rows > 0
-    kept = converted(tmp_path, name, data, encoding="utf-8")
-    assert kept.num_rows == converted(tmp_path, name, data, encoding="latin-1").num_rows
+    as_latin = converted(tmp_path, name, data, encoding="latin-1")
+    assert converted(tmp_path, name, data, encoding="utf-8").num_rows == as_latin.num_rows > 0
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
@@ -384,13 +385,13 @@ def test_json_that_is_neither_lines_nor_an_array_is_an_error(tmp_path: Path, dat
 
 
 def test_a_huge_array_is_read_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array of 4 MB, read in pieces of 16 kB: small elements, one of 1 MB, and a string that never ends."""
+    """An array of 2.6 MB, read in pieces of 16 kB: small elements, one of 640 kB, and a string that never ends."""
     monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 1 << 16)
 
     class Generated(io.RawIOBase):
         def __init__(self) -> None:
             small = b'{"url": "http://e.org/picture.jpg", "caption": "a red circle"},' * 1_000
-            self.parts = iter([b"[", *[small] * 10, b"[", *[small] * 16, b"1],", b'"', *[b"x" * 65_536] * 40])
+            self.parts = iter([b"[", *[small] * 10, b"[", *[small] * 10, b"1],", b'"', *[b"x" * 65_536] * 20])
             self.ready = b""
 
         def readable(self) -> bool:

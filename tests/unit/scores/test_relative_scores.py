@@ -21,13 +21,13 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
 from tests.unit.scores.embedded import add, column, stored, unit_vectors, write_embedded
 
-ROWS = 2_000
+ROWS = 800
 IMAGES, TEXTS = unit_vectors(1, ROWS), unit_vectors(2, ROWS)
 ALIKE = ((TEXTS + 1.5 * IMAGES) / np.linalg.norm(TEXTS + 1.5 * IMAGES, axis=1, keepdims=True)).astype(np.float32)
 MISSING = (3, 700)
 
 
-@pytest.fixture(params=[90, 2_000])
+@pytest.fixture(params=[90, 800])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     write_embedded(tmp_path, IMAGES, ALIKE, request.param, missing=MISSING)
     return tmp_path

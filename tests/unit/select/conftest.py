@@ -25,9 +25,9 @@ Step: TypeAlias = dict[str, object]
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12,000 rows in 30 shards; one row in ten repeats a uid."""
+    """12,000 rows in 12 shards; one row in ten repeats a uid."""
     folder = tmp_path_factory.mktemp("dataset")
-    write_dataset(folder, ROWS, shard_rows=400)
+    write_dataset(folder, ROWS, shard_rows=1_000)
     return folder
 
 

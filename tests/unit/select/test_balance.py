@@ -55,8 +55,8 @@ def columns() -> dict[str, pa.Array]:
 
 @pytest.fixture(scope="module")
 def dataset(columns: dict[str, pa.Array], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20,000 rows in 8 shards."""
-    return whole_set.write(tmp_path_factory.mktemp("balance"), columns, 2_500)
+    """8,000 rows in 8 shards."""
+    return whole_set.write(tmp_path_factory.mktemp("balance"), columns, 1_000)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_the_curve_matches_the_paper() -> None:
 
 @pytest.mark.parametrize(
     ("by", "shard_rows", "chunk_rows"),
-    [("concept", 2_500, 10_000), ("concept", 2_500, 2_500), ("host", 2_500, 2_500), ("concept", 900, 4_000)],
+    [("concept", 1_000, 4_000), ("concept", 1_000, 1_000), ("host", 1_000, 1_000), ("concept", 360, 1_600)],
 )
 def test_the_selected_rows_do_not_depend_on_shards_or_chunks(
     columns: dict[str, pa.Array],
@@ -185,9 +185,9 @@ def test_the_selected_rows_do_not_depend_on_shards_or_chunks(
     """Two or eight workers, or different shards, give the same rows as one worker."""
     steps = [step(by, words, {"fraction": 0.3}), step("original_format", words, 50.5)]
     one = make_subset(dataset, "one", *steps)
-    other = dataset if shard_rows == 2_500 else whole_set.write(tmp_path, columns, shard_rows)
+    other = dataset if shard_rows == 1_000 else whole_set.write(tmp_path, columns, shard_rows)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", chunk_rows)
-    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.PARTITION_ROWS", 3_000)
+    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.PARTITION_ROWS", 1_200)
     monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.KEPT_BYTES", 1 << 40)  # no entries are kept
     found = make_subset(other, "other", *steps)
     assert [each.balance for each in found.reports] == [each.balance for each in one.reports]
@@ -199,18 +199,18 @@ def test_the_selected_rows_do_not_depend_on_shards_or_chunks(
     [
         ("concept", False, {"fraction": 0.25}),
         ("concept", True, {"fraction": 0.6}),  # more than the share of rows without an entry
-        ("width", False, {"count": 3_000}),
+        ("width", False, {"count": 1_200}),
     ],
 )
 def test_a_share_keeps_about_that_share_of_the_rows(
     dataset: Path, words: str, monkeypatch: pytest.MonkeyPatch, by: str, keeps: bool, share: Row
 ) -> None:
-    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.SAMPLED_ROWS", 5_000)
+    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.SAMPLED_ROWS", 2_000)
     more = {"unmatched": "keep"} if keeps else {}
     subset = make_subset(dataset, "share", step(by, words, share, **more))
     rows_in = subset.reports[-1].rows_in
     wanted = share.get("count") or share["fraction"] * rows_in
-    assert subset.rows_out == pytest.approx(wanted, abs=6 * sqrt(wanted) * sqrt(1 + rows_in / 5_000) / 2)
+    assert subset.rows_out == pytest.approx(wanted, abs=6 * sqrt(wanted) * sqrt(1 + rows_in / 2_000) / 2)
 
 
 def test_solve_agrees_with_a_direct_sum() -> None:

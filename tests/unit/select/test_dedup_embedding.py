@@ -131,7 +131,7 @@ def test_dedup_of_8_000_rows_drops_the_same_rows_as_brute_force(
 def test_each_dropped_row_in_a_chain_of_photographs_resembles_a_kept_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float
 ) -> None:
-    vectors = with_copies(photographs(3_000), threshold)
+    vectors = with_copies(photographs(2_000), threshold)
     dataset = write_embedded(tmp_path / "d", vectors)
     small_clusters(monkeypatch, 300)
     found, _ = goes(dataset, threshold=threshold)

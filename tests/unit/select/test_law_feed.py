@@ -120,11 +120,10 @@ def test_the_length_of_a_loader_is_its_number_of_batches_and_at_most_one_is_shor
 
 
 def test_without_batches_len_is_the_number_of_rows_of_a_rank(dataset: Path) -> None:
-    for even in (False, True):
-        for rank in range(2):
-            pairs = feed(dataset, batch_size=None, rank=rank, world_size=2, even=even)
-            loader = DataLoader(pairs, batch_size=None, num_workers=2)
-            assert len(list(loader)) == len(loader) == len(pairs) == (ROWS // 2 if even else (56, 57)[rank])
+    for even, rank, workers, rows in ((False, 0, 2, 56), (False, 1, 0, 57), (True, 0, 0, 56), (True, 1, 2, 56)):
+        pairs = feed(dataset, batch_size=None, rank=rank, world_size=2, even=even)
+        loader = DataLoader(pairs, batch_size=None, num_workers=workers)
+        assert len(list(loader)) == len(loader) == len(pairs) == rows
 
 
 def test_set_epoch_on_a_pickled_copy_reaches_the_workers_of_the_copy(dataset: Path) -> None:
@@ -163,8 +162,7 @@ def test_a_checkpoint_survives_set_epoch_for_its_own_epoch_with_a_stateful_loade
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-@pytest.mark.parametrize("batch_size", [8, None])
-@pytest.mark.parametrize("stop", [15, 16])
+@pytest.mark.parametrize(("stop", "batch_size"), [(15, 8), (16, None)])
 def test_a_checkpoint_repeats_no_rows_of_workers_that_had_finished(
     dataset: Path, stop: int, batch_size: int | None
 ) -> None:

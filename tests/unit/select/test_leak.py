@@ -104,6 +104,11 @@ def expected_overlap(evaluation: Path, training: Path, limits: dict[LeakKind, in
     """The overlap by brute force: every row against every hash of every picture."""
     table = pa.concat_tables([pq.ParquetFile(each).read() for each in sorted(training.glob("pairs/*.parquet"))])
     rows = table.select(["uid", "sha256", *limits]).to_pylist()
+    hashed = {kind: [row for row in rows if row[kind] is not None] for kind in limits}
+    hashes = {
+        kind: np.array([np.frombuffer(bytes.fromhex(row[kind]), ">u8") for row in hashed[kind]], np.uint64)
+        for kind in limits
+    }
     found = []
     for item in items_of(evaluation):
         named = {"item_uid": item["uid"], "item_row_id": item["row_id"]}
@@ -116,12 +121,8 @@ def expected_overlap(evaluation: Path, training: Path, limits: dict[LeakKind, in
         for variant in VARIANTS:
             for kind, limit in limits.items():
                 words, _ = variant_hashes(gray(item["pixels"]), kind, [variant])
-                near = []
-                for row in rows:
-                    if row[kind] is not None:
-                        own = np.frombuffer(bytes.fromhex(row[kind]), ">u8").astype(np.uint64)
-                        bits = int(np.bitwise_count(words ^ own).sum(axis=1).min())
-                        near += [(bits, row["uid"])] if bits <= limit else []
+                bits = np.bitwise_count(hashes[kind][:, None] ^ words).sum(axis=2).min(axis=1)
+                near = [(int(bits[at]), hashed[kind][at]["uid"]) for at in np.flatnonzero(bits <= limit)]
                 if near:
                     way = {"by": kind, "variant": variant, "distance": min(near)[0], "cosine": None}
                     found.append(named | way | {"rows": len(near), "uid": min(near)[1]})

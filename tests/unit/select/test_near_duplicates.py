@@ -90,8 +90,17 @@ def rows_of(folder: Path) -> dict[str, object]:
     return {name: table[name].to_pylist() for name in ("row_id", "phash", "pdq", "pdq_quality", "similarity")}
 
 
-@pytest.mark.parametrize(("by", "distance"), [("phash", 1), ("phash", 4), ("phash", 8), ("pdq", 10), ("pdq", 31)])
-@pytest.mark.parametrize("best", ["similarity", None])
+@pytest.mark.parametrize(
+    ("by", "distance", "best"),
+    [
+        ("phash", 1, None),
+        ("phash", 4, "similarity"),
+        ("phash", 8, None),
+        ("phash", 8, "similarity"),
+        ("pdq", 10, None),
+        ("pdq", 31, "similarity"),
+    ],
+)
 def test_a_dedup_with_a_distance_equals_brute_force(hashed: Path, by: str, distance: int, best: str | None) -> None:
     step = {"dedup": {"by": by, "distance": distance} | ({"best": best} if best else {})}
     subset = make_subset(hashed, "near", step, rows="pairs")

@@ -1,4 +1,4 @@
-"""Provides 20,000 rows with real captions of very different frequencies, in shards of any size."""
+"""Provides 8,000 rows with real captions of very different frequencies, in shards of any size."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.synthetic_dataset import default_columns, write_dataset
 
 SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
-ROWS = 20_000
+ROWS = 8_000
 ODD_CAPTIONS = [None, "", "Dogs.\tand\ndogs", "in St. Louis, of course", "一只猫在睡觉", "cat,dog", "CAT dog `cat`"]
 HOSTS = ["photos.example", "Photos.Example:8080", "user@other.example", "[2001:db8::1]:80"]
 
