@@ -75,6 +75,12 @@ def _repeated(text: Any, rows: int = ROWS) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.repeat(0, rows).cast(pa.int32()), pa.array([text]))
 
 
+def _runs(rows: int) -> pa.Array:
+    """Lists of one repeated number."""
+    each = HUGE // 8 // rows
+    return pa.ListArray.from_arrays(pa.array(range(0, each * rows + 1, each), pa.int32()), pa.repeat(7, each * rows))
+
+
 def _shared_prefixes(path: Path) -> None:
     half = ["a" * (HUGE // 1_000)] * 1_000
     table = pa.table({"url": [f"http://a/{row}" for row in range(1_000)], "caption": ["a"] * 1_000, "big": half})
@@ -109,8 +115,8 @@ BOMBS: dict[str, tuple[str, Bomb]] = {
         ),
     ),
     "shared prefixes": ("a.parquet", _shared_prefixes),
-    "a run in one list": ("a.parquet", _table(lambda: pa.array([[7] * (HUGE // 8)]))),
-    "runs in lists": ("a.parquet", _table(lambda: pa.array([[7] * (HUGE // 8 // 64)] * 64))),
+    "a run in one list": ("a.parquet", _table(lambda: _runs(1))),
+    "runs in lists": ("a.parquet", _table(lambda: _runs(64))),
     "a list of long strings": ("a.parquet", _table(lambda: pa.array([["a" * (HUGE // 512)] * 512]))),
     "a page": ("a.parquet", _table(lambda: pa.array(["a" * (HUGE // 4)] * 4), use_dictionary=False)),
     "a dictionary page": ("a.parquet", _table(lambda: pa.array(["a" * HUGE]), dictionary_pagesize_limit=1 << 30)),

@@ -14,7 +14,7 @@ _VOLATILE = ("image_tar", "image_offset")
 
 def rows_of(path: Path) -> list[dict[str, object]]:
     """All rows of a Parquet file, without the positions of pictures in tars."""
-    table = pq.read_table(io.BytesIO(path.read_bytes()))
+    table = pq.ParquetFile(io.BytesIO(path.read_bytes())).read()
     return table.drop_columns([name for name in _VOLATILE if name in table.column_names]).to_pylist()
 
 

@@ -136,7 +136,7 @@ def test_a_row_belongs_to_the_host_of_its_url_even_if_the_url_cannot_be_fetched(
     assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == [True, True, True, False]
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.text(max_size=20), st.from_regex(r"(?![\w.-]).{0,20}", fullmatch=True))
 def test_a_search_finds_any_host_after_two_slashes(before: str, after: str) -> None:
     text = f"{before}//evil.example{after}"

@@ -227,7 +227,7 @@ def _contents(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     yield data
     if data[:4] == b"PAR1":
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.ParquetFile(io.BytesIO(data)).read()
         yield json.dumps({str(key): str(value) for key, value in (table.schema.metadata or {}).items()}).encode()
         for column in table.columns:
             yield from _values(column.to_pylist())
