@@ -61,7 +61,11 @@ def writer(root: Path, images_store: str = "pairs") -> ShardWriter:
     return ShardWriter(Store(str(root)), EXTRA, [], images, "0" * 32, {"pairmill": "0"})
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(rows=st.lists(st.sampled_from([("ok", True), ("low_similarity", True), ("timeout", False)]), max_size=9))
 def test_every_row_is_written_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]]
@@ -75,7 +79,11 @@ def test_every_row_is_written_exactly_once(
     assert sum(manifest.statuses.values()) == len(rows)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     rows=st.lists(
         st.tuples(
@@ -183,7 +191,11 @@ def test_a_commit_whose_response_was_lost_is_recognized_as_our_own(tmp_path: Pat
     assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     rows=st.lists(st.sampled_from([("ok", True), ("timeout", False), ("http_4xx", False)]), min_size=1, max_size=9),
     healed=st.lists(st.booleans(), min_size=9, max_size=9),

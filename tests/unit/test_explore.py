@@ -1,6 +1,7 @@
 """Tests the parts of the explorer: labels, the column cache, samples, filters and reloads."""
 
 import shlex
+import shutil
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,10 +38,17 @@ UIDS = [f"{n:032x}" for n in range(30)]
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_dataset(folder, 600, shard_rows=100)
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    write_dataset(tmp_path / "out", 600, shard_rows=100)
-    return Store(str(tmp_path / "out"))
+def store(original: Path, tmp_path: Path) -> Store:
+    """A copy that a test can change."""
+    return Store(str(shutil.copytree(original, tmp_path / "out")))
 
 
 def opened(store: Store, max_rows: int = 10_000) -> tuple[Explorer, Shown]:

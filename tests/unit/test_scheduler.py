@@ -106,7 +106,7 @@ rates = st.sampled_from([0.0, 0.05, 0.4])
     limit=st.integers(1, 8),
     rates=st.tuples(rates, rates, rates),
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=4 * settings.default.max_examples)
 def test_every_shard_ends_exactly_once_whichever_workers_die(
     seed: int, count: int, limit: int, rates: tuple[float, float, float]
 ) -> None:

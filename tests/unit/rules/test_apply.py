@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.text import trace_of
@@ -56,7 +56,6 @@ ROWS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(ROWS)
 def test_rows_and_verdicts_are_never_lost_or_changed(in_flight: Any, rows: list[dict[str, object]]) -> None:
     before = in_flight([{"status_detail": None if row["status"] == "ok" else "why"} | row for row in rows])

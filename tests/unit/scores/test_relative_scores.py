@@ -1,5 +1,6 @@
 """Tests that relative scores equal direct transcriptions of their formulas in NumPy, whatever the shard size."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,17 @@ ALIKE = ((TEXTS + 1.5 * IMAGES) / np.linalg.norm(TEXTS + 1.5 * IMAGES, axis=1, k
 MISSING = (3, 700)
 
 
-@pytest.fixture(params=[90, 800])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    write_embedded(tmp_path, IMAGES, ALIKE, request.param, missing=MISSING)
-    return tmp_path
+@pytest.fixture(scope="module", params=[90, 800])
+def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_embedded(folder, IMAGES, ALIKE, request.param, missing=MISSING)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that a test can change."""
+    return Path(shutil.copytree(original, tmp_path, dirs_exist_ok=True))
 
 
 def direct_neg_clip(batches: list[list[int]], temperature: float) -> np.ndarray:

@@ -38,10 +38,17 @@ def head(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_embedded(folder, IMAGES, TEXTS)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_embedded(tmp_path / "out", IMAGES, TEXTS)
-    return tmp_path / "out"
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that a test can change."""
+    return Path(shutil.copytree(original, tmp_path / "out"))
 
 
 def test_after_growth_only_new_shards_are_scored_and_the_result_equals_a_score_made_in_one_run(

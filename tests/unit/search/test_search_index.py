@@ -42,9 +42,15 @@ from tests.unit.select.conftest import make_subset
 SHARDS = 12
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("original") / "out", SHARDS)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_dataset(tmp_path / "out", SHARDS)
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that a test can change."""
+    return Path(shutil.copytree(original, tmp_path / "out"))
 
 
 @pytest.fixture

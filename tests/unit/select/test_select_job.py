@@ -27,11 +27,17 @@ from tests.unit.select.conftest import Step, make_subset, row_ids
 TOP = {"top": {"by": "similarity", "fraction": 0.3}}
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_dataset(folder, 2_000, shard_rows=200)
+    return folder
+
+
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(original: Path, tmp_path: Path) -> Path:
     """A dataset of 2,000 rows in 10 shards that a test can change."""
-    write_dataset(tmp_path / "own", 2_000, shard_rows=200)
-    return tmp_path / "own"
+    return Path(shutil.copytree(original, tmp_path / "own"))
 
 
 def refused(dataset: Path, *steps: Step, **more: Any) -> str:
