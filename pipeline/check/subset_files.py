@@ -6,7 +6,14 @@ from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.common.progress import OnStep
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.mixture import read_mixture
-from pairmill.pipeline.dataset.subset import SubsetError, read_subset, select_again, subset_names
+from pairmill.pipeline.dataset.subset import (
+    SubsetError,
+    paths_of,
+    read_subset,
+    select_again,
+    stray_files,
+    subset_names,
+)
 from pairmill.schemas.mixture import Mixture
 from pairmill.schemas.subset import Subset
 
@@ -17,9 +24,14 @@ def check_subsets(store: Store, on_step: OnStep) -> Iterator[str]:
     for number, name in enumerate(names):
         on_step("reading subsets", number, len(names))
         try:
-            yield from _check_files(store, read_subset(store, name))
+            subset = read_subset(store, name)
         except SubsetError as error:
             yield str(error)
+            continue
+        yield from _check_files(store, subset)
+        for path in stray_files(store, name, paths_of(subset)):
+            again = select_again(store, path)
+            yield f"{store.path(path)} is not part of the subset; if no `select` is running, select again: {again}"
 
 
 def check_mixture(store: Store, on_step: OnStep) -> tuple[Mixture | None, Sequence[str]]:

@@ -10,7 +10,7 @@ If a step assigned weights, the files in rows/ have a column `weight`, and those
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -151,27 +151,43 @@ def write_overlap(store: Store, overlap: pa.Table, name: str, stem: str) -> Data
 
 
 def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
-    """Write the record, which makes the subset exist, and delete the files of the subset that it replaces, if any.
+    """Write the record, which makes the subset exist, and delete all other files in its folders: of the subset that it
+    replaces, and of interrupted runs. Otherwise, tools that read `rows/*.parquet` would get rows twice.
 
     If another run finished a subset of this name first, deletes the files of `subset` and returns False.
     """
     name, data = f"subsets/{subset.name}/selection.json", subset.model_dump_json(indent=1).encode()
-    if replaced is not None:
+    if replaced is None:
+        is_first = store.create(name, data) or read_subset(store, subset.name).attempt == subset.attempt
+    elif is_first := read_subset(store, subset.name).attempt == replaced.attempt:
         store.replace(name, data)
-        delete_files(store, replaced)
-    elif not store.create(name, data) and read_subset(store, subset.name).attempt != subset.attempt:
+    if is_first:
+        for path in stray_files(store, subset.name, paths_of(subset)):
+            store.delete(path)
+    else:
         delete_files(store, subset)
-        return False
-    return True
+    return is_first
+
+
+def paths_of(subset: Subset) -> frozenset[str]:
+    """The paths of all files of a subset except its record."""
+    files = [file for each in subset.files for file in (each.rows, each.shards)]
+    return frozenset(file.path for file in (*files, *subset.overlaps))
+
+
+def stray_files(store: Store, name: str, paths: Set[str]) -> Iterator[str]:
+    """The files in a subset's folders that are not in `paths`. They are from an interrupted run, or from one in
+    progress."""
+    for folder in (f"subsets/{name}/{kind}" for kind in ("rows", "shards", "overlaps")):
+        for file in store.list(folder):
+            if file.endswith(".parquet") and f"{folder}/{file}" not in paths:
+                yield f"{folder}/{file}"
 
 
 def delete_files(store: Store, subset: Subset) -> None:
-    """Delete the files in `rows/` and `shards/` of a subset that is not the current one."""
-    for files in subset.files:
-        store.delete(files.rows.path)
-        store.delete(files.shards.path)
-    for file in subset.overlaps:
-        store.delete(file.path)
+    """Delete all files, except the record, of a subset that is not the current one."""
+    for path in sorted(paths_of(subset)):
+        store.delete(path)
 
 
 def read_subset(store: Store, name: str) -> Subset:

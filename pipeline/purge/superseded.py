@@ -13,7 +13,7 @@ from pairmill.pipeline.dataset.manifests import (
     read_manifests,
 )
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
-from pairmill.pipeline.dataset.subset import read_subset, subset_names
+from pairmill.pipeline.dataset.subset import paths_of, read_subset, stray_files, subset_names
 from pairmill.pipeline.search.part_files import read_parts
 from pairmill.schemas.manifest import manifest_name
 
@@ -111,16 +111,10 @@ def _of_columns(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]
 
 
 def _of_subset(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
-    named = set[str]()
-    if name in subset_names(store):
-        subset = read_subset(store, name)
-        named = {file.path for files in subset.files for file in (files.rows, files.shards)}
-        named |= {file.path for file in subset.overlaps}
-    for folder in (f"subsets/{name}/rows", f"subsets/{name}/shards", f"subsets/{name}/overlaps"):
-        for file in store.list(folder):
-            path = f"{folder}/{file}"
-            if path not in named and file.endswith(".parquet") and _is_old(store, path, min_age_s):
-                yield Unneeded(path, "in no subset")
+    named = paths_of(read_subset(store, name)) if name in subset_names(store) else frozenset[str]()
+    for path in stray_files(store, name, named):
+        if _is_old(store, path, min_age_s):
+            yield Unneeded(path, "in no subset")
 
 
 def _of_index(store: Store, folder: str, min_age_s: float) -> Iterator[Unneeded]:

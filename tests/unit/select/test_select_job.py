@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_file import load_select_job
 from pairmill.jobs.select import refresh, select
+from pairmill.pipeline.check.subset_files import check_subsets
+from pairmill.pipeline.common.progress import ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ColumnsError
-from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_subset
+from pairmill.pipeline.dataset.subset import SubsetError, paths_of, publish, read_rows, read_subset
 from pairmill.pipeline.select.subset_diff import NOT_SEEN, REBUILT, compare
 from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.errors import JobError
@@ -341,3 +343,40 @@ def test_a_missing_file_of_the_dataset_is_named(own: Path) -> None:
     assert done.exit_code == 1
     assert "000000004.parquet" in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("killed_at", ["first select", "refresh", "after the record of a refresh"])
+def test_after_an_interrupted_run_the_rows_files_are_only_those_of_the_subset(
+    own: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    """As the README says, other tools read `rows/*.parquet`."""
+    again = select if killed_at == "first select" else refresh
+    job = SelectJob.model_validate({"dataset": str(own), "name": "some", "steps": [TOP]})
+    if again is refresh:
+        select(job)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    method = {"first select": "create", "refresh": "replace"}.get(killed_at, "delete")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, method, die)
+        again(job)
+    files = sorted(own.glob("subsets/some/*/*.parquet"))
+    if again is refresh:
+        [*problems] = check_subsets(Store(str(own)), ignore_step)
+        assert len(problems) == len(files) // 2 and all("is not part of the subset" in each for each in problems)
+    subset = again(job)
+    assert {str(path.relative_to(own)) for path in own.glob("subsets/some/*/*.parquet")} == paths_of(subset)
+    assert pq.read_table(own / "subsets/some/rows").num_rows == subset.rows_out
+    assert list(check_subsets(Store(str(own)), ignore_step)) == []
+
+
+def test_of_two_refreshes_at_once_the_one_that_ends_first_counts(own: Path) -> None:
+    job = SelectJob.model_validate({"dataset": str(own), "name": "some", "steps": [TOP]})
+    before, store = select(job), Store(str(own))
+    first = refresh(job)
+    late = before.model_copy(update={"attempt": "late"})
+    assert not publish(store, late, before)
+    assert read_subset(store, "some") == first
+    assert pq.read_table(own / "subsets/some/rows").num_rows == first.rows_out
