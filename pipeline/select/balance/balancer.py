@@ -122,13 +122,21 @@ def _thresholds(tasks: Tasks, balance: Balance, found: Counted) -> Thresholds:
 
 
 def _solved(tasks: Tasks, share: Share, keeps_unmatched: bool, found: Counted) -> float:
-    """The threshold t that keeps about this share of the rows."""
+    """The threshold t that keeps about this share of the rows. Raises StepError if the rows without an entry, which
+    stay, leave no room for any other row."""
+    unmatched = found.unmatched if keeps_unmatched else 0
+    to_keep = share.rows_to_keep(found.rows) - unmatched
+    if to_keep <= 0 < unmatched < found.rows:
+        asked = f"count: {share.count}" if share.fraction is None else f"fraction: {share.fraction}"
+        raise StepError(
+            f"curve: {{{asked}}} leaves room for no other row than the {unmatched:,} without an entry, which stay; "
+            "keep more rows, or add `unmatched: drop`"
+        )
     sampled = np.sort(found.sampled, order=["row", "key"])  # the same order, however the rows are divided into chunks
     keys, inverse = np.unique(sampled["key"], return_inverse=True)
     counted = tasks.get(tasks.map(counts_of, [(keys, each) for each in found.partitions]))
     rows_of_keys = sum(counted, np.zeros(len(keys)))
     _, starts = np.unique(sampled["row"], return_index=True)
-    to_keep = share.rows_to_keep(found.rows) - (found.unmatched if keeps_unmatched else 0)
     return solve(starts, rows_of_keys[inverse], to_keep * found.sampled_rows / max(1, found.rows))
 
 

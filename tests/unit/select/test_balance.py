@@ -254,6 +254,15 @@ def test_rows_without_an_entry_are_kept_or_dropped_as_configured(dataset: Path, 
         assert (len(kept) == len(rows)) == (unmatched == "keep")
 
 
+def test_a_share_that_leaves_room_for_no_row_with_an_entry_is_refused(dataset: Path, words: str) -> None:
+    without = found_by(make_subset(dataset, "nulls", step("original_format", words, 30))).unmatched_rows
+    for by, curve in [("original_format", {"count": without}), ("host", {"count": 1}), ("host", {"fraction": 1e-4})]:
+        with pytest.raises(JobError, match=r"no other row than the \d+ without an entry.*add `unmatched: drop`"):
+            make_subset(dataset, "refused", step(by, words, curve))
+    for curve, more in [({"count": without + 50}, {}), ({"count": without}, {"unmatched": "drop"})]:
+        assert found_by(make_subset(dataset, "room", step("original_format", words, curve, **more))).head[0].kept > 0
+
+
 def test_a_second_step_draws_independently(dataset: Path, words: str) -> None:
     """With the same draw, rows drawn by the first step would be likelier to be drawn by the second."""
     steps = [step("concept", words, {"fraction": 0.2}), step("content_type", words, {"fraction": 0.5})]
