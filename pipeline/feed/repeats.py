@@ -37,8 +37,11 @@ class Repeats:
 
     def times(self, index: int, epoch: int) -> npt.NDArray[np.int64]:
         """How often each selected row of a shard is shown; shape (rows,)."""
-        rows = slice(self.starts[index], self.starts[index + 1])
-        return times(self.weights[rows], self.draws[rows], epoch)
+        return times(self.weights_in(index), self.draws[self._rows(index)], epoch)
+
+    def weights_in(self, index: int) -> Weights:
+        """The weight of each selected row of a shard; shape (rows,)."""
+        return self.weights[self._rows(index)]
 
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
         """Number of rows shown from each shard in an epoch, including repetitions; shape (shards,)."""
@@ -50,3 +53,6 @@ class Repeats:
             found[first:end] = np.diff(sums[self.starts[first : end + 1] - self.starts[first]])
             first = end
         return found
+
+    def _rows(self, index: int) -> slice:
+        return slice(self.starts[index], self.starts[index + 1])

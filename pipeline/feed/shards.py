@@ -1,6 +1,6 @@
 """Reads the shards of a PairDataset: their selected rows, columns and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +28,7 @@ from pairmill.pipeline.dataset.subset import (
 from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.feed.config import FeedError
 from pairmill.pipeline.feed.repeats import Repeats
+from pairmill.pipeline.reader.weights import read_weighted, with_weight
 from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
@@ -35,6 +36,7 @@ from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.mixture import Mixture
 from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS
 from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.subset import Subset
 
 _READERS = 16
 
@@ -52,7 +54,7 @@ class FeedShards:
     counts: npt.NDArray[np.int64]
     """(shards,): number of selected rows."""
     schema: pa.Schema
-    """All columns, including those of added models."""
+    """All columns, including those of added models, and the weight if there are `repeats`."""
     added: AddedColumns
     has_pictures: bool
     """Whether each picture can be read with a single range read, from the tar and offset in its row."""
@@ -81,9 +83,7 @@ class FeedShards:
         selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
         shards = cls._of(chunk, selected, plan, added, fingerprint)
-        if subset is None:
-            return shards
-        return replace(shards, repeats=Repeats.of(store, read_subset(store, subset), shards.counts))
+        return shards if subset is None else shards._with_repeats(store, read_subset(store, subset))
 
     @classmethod
     def of_mixture(cls, mixture: Store, record: Mixture, number: int, s3: S3Config) -> "FeedShards":
@@ -98,8 +98,7 @@ class FeedShards:
         chunk = describe(store, sorted(done.items()), added.names)
         outdated = partial(outdated_error, mixture, record, number)
         selected = selected_bits(chunk, read_shards(mixture, source.rows), outdated)
-        shards = cls._of(chunk, selected, plan, added, source.rows.attempt)
-        return replace(shards, repeats=Repeats.of(mixture, source.rows, shards.counts))
+        return cls._of(chunk, selected, plan, added, source.rows.attempt)._with_repeats(mixture, source.rows)
 
     @classmethod
     def _of(
@@ -109,6 +108,11 @@ class FeedShards:
         pictures = _has_pictures(plan), _check_column(plan), plan.job.images.max_pixels
         aliases = (*(model.alias for model in plan.job.models), *added.models)
         return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, aliases, fingerprint)
+
+    def _with_repeats(self, store: Store, record: Subset) -> "FeedShards":
+        """The same shards, with the weights of the selected rows if they have any."""
+        repeats = Repeats.of(store, record, self.counts)
+        return self if repeats is None else replace(self, repeats=repeats, schema=with_weight(self.schema))
 
     def counts_in(self, epoch: int) -> npt.NDArray[np.int64]:
         """(shards,): number of rows shown in an epoch, including repetitions."""
@@ -123,13 +127,19 @@ class FeedShards:
         DamagedFileError, and FeedError if the shard has been rebuilt in the meantime."""
         shard = self.chunk.shards[index]
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
-        if self.repeats is not None:
-            selected = np.repeat(selected, self.repeats.times(index, epoch))
         try:
             self.chunk.check(shard)
-            return self.chunk.read(shard, columns).replace_schema_metadata(None), selected
+            if self.repeats is None:
+                return self._read(shard, columns), selected
+            weights = np.zeros(shard.num_rows, np.float32)
+            weights[selected] = self.repeats.weights_in(index)
+            table = read_weighted(partial(self._read, shard), sorted(columns), weights)
+            return table, np.repeat(selected, self.repeats.times(index, epoch))
         except FileNotFoundError as error:
             raise _gone(error, self.chunk.store.path(shard.pairs)) from error
+
+    def _read(self, shard: ShardFiles, columns: Iterable[str]) -> pa.Table:
+        return self.chunk.read(shard, frozenset(columns)).replace_schema_metadata(None)
 
     def picture(self, tar: str, offset: int, length: int, check: int | str | None = None) -> bytes:
         """The stored picture of a row. `tar`, `offset` and `length`: its location; `check`: the checksum in the row's

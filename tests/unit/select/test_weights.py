@@ -14,11 +14,13 @@ from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_file import load_select_job
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_rows, read_shards, read_subset
+from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.soft_cap import NumberBuckets, merge_buckets, solve_shift
 from pairmill.pipeline.select.subset_diff import compare
 from pairmill.pipeline.select.weights import soft_cap
 from pairmill.schemas.errors import JobError
+from tests.synthetic_dataset import default_columns, write_dataset
 from tests.unit.select.conftest import DUCKDB, make_subset
 
 Step = dict[str, object]
@@ -145,6 +147,29 @@ def test_readers_return_the_weight_and_other_commands_ignore_it(dataset: Path) -
     subset = read_subset(Store(str(dataset)), "plain")
     assert "weight_sum" not in subset.model_dump() and subset.weight_sum is None
     assert pq.read_schema(dataset / subset.files[0].rows.path).names == ["shard", "row", "uid"]
+
+
+def test_every_reader_shows_the_weights_of_the_subset_instead_of_the_datasets_own_column(tmp_path: Path) -> None:
+    def columns(*part: int) -> dict[str, pa.Array]:
+        return default_columns(*part) | {"weight": pa.array(np.full(part[2], 7.0))}
+
+    write_dataset(tmp_path / "out", 120, shard_rows=50, columns=columns)
+    make_subset(tmp_path / "out", "w", {"repeat": {"weight": "10 * similarity"}})
+    make_subset(tmp_path / "out", "plain", {"where": "similarity > 0.25"})
+    assert len(weights := weights_of(tmp_path / "out", "w")) > 90
+
+    def fed(folder: str, subset: str | None = None) -> dict[str, float]:
+        feed = PairDataset(FeedConfig(tmp_path / folder, subset, columns=("similarity", "weight"), batch_size=16))
+        return {uid: weight for each in feed for uid, weight in zip(each["uid"], each["weight"].tolist(), strict=True)}
+
+    table = pairmill.open(tmp_path / "out").table(["uid", "weight"], subset="w")
+    assert dict(zip(table["uid"].to_pylist(), table["weight"].to_pylist(), strict=True)) == weights
+    shown = fed("out", "w")
+    assert shown == {uid: weights[uid] for uid in shown} and len(shown) > 90
+    assert set(fed("out", "plain").values()) == {7.0}
+    pairmill.mix(tmp_path / "mix", {f"{tmp_path}/out:plain": 1.0}, count=180, repeat=True)
+    (weight,) = set(fed("mix").values())
+    assert weight == pytest.approx(180 / len(fed("mix"))) and weight != 7.0
 
 
 @pytest.mark.parametrize(
