@@ -9,7 +9,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
-from pairmill.pipeline.rules.url_parser import encoded_ipv4
+from pairmill.pipeline.common.url_parser import encoded_ipv4
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

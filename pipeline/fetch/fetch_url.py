@@ -34,6 +34,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.common.url_parser import HttpUrl, ParsedUrl, parse_url
 from pairmill.pipeline.fetch import optout
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
@@ -51,7 +52,6 @@ from pairmill.pipeline.fetch.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 from pairmill.pipeline.fetch.robots import RobotsTxtCache
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
-from pairmill.pipeline.rules.url_parser import HttpUrl, ParsedUrl, parse_url
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
@@ -200,7 +200,7 @@ class Fetcher:
             if self._config.respect_robots_txt:
                 await self._robots.require_allowed(url)
             deadline = download.deadline
-            async with self._request_slot(url.host, deadline), self._breaker.track(url.authority, deadline):
+            async with self._request_slot(url.name, deadline), self._breaker.track(url.authority, deadline):
                 result = await self._request(url, download)
             if isinstance(result, bytes):
                 return result
@@ -270,7 +270,7 @@ class Fetcher:
         try:
             async with Deadline(self._config.timeout_s, self._stalls):
                 for _ in range(_ROBOTS_REDIRECTS + 1):
-                    async with self._limiter.acquire(url.host), self._client.get(url) as response:
+                    async with self._limiter.acquire(url.name), self._client.get(url) as response:
                         head = response.head
                         if 200 <= head.status < 300:
                             body = await response.read_prefix(MAX_ROBOTS_BYTES)

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from pairmill.pipeline.common.faults import LocalFault, local_fault
 from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.common.url_parser import parse_url
 from pairmill.pipeline.fetch import optout
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import AddressRefused, NoSuchHost
@@ -28,7 +29,6 @@ from pairmill.pipeline.fetch.retry_policy import require_success
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
-from pairmill.pipeline.rules.url_parser import parse_url
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 

@@ -19,6 +19,7 @@ from functools import cache, partial
 import aiohappyeyeballs
 
 from pairmill.pipeline.common.faults import LocalFault, local_fault
+from pairmill.pipeline.common.url_parser import HttpUrl
 from pairmill.pipeline.fetch.addresses import AddressGuard, is_ipv4
 from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.dns import AddressRefused
@@ -27,7 +28,6 @@ from pairmill.pipeline.fetch.http_response import ResponseHead, ResponseParser
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.resolver import GuardedResolver
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
-from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
@@ -117,7 +117,7 @@ class HttpClient:
         return connection, await _exchange(connection, request)
 
     async def _connect(self, url: HttpUrl) -> HttpConnection:
-        name = url.host.removesuffix(".")
+        name = url.name
         addresses = [name] if is_ipv4(name) or ":" in name else _to_try(await self._resolve(name))
         infos = [
             (

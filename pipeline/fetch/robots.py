@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from protego import Protego
 
+from pairmill.pipeline.common.url_parser import HttpUrl
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.ttl_cache import TtlCache
 from pairmill.pipeline.fetch.urls import request_url
-from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.status import Status
 
 MAX_BYTES = 500 * 1024

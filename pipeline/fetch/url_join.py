@@ -6,7 +6,7 @@ from itertools import chain, zip_longest
 
 import pyarrow as pa
 
-from pairmill.pipeline.rules.url_parser import parse_url
+from pairmill.pipeline.common.url_parser import parse_url
 from pairmill.pipeline.source.files import decode_lossy
 from pairmill.schemas.pairs import KEPT_STATUS
 

@@ -1,8 +1,8 @@
 """Decides whether a row's URL, or the target of a redirect, may be requested."""
 
+from pairmill.pipeline.common.url_parser import HttpUrl, ParsedUrl, parse_url, resolve_url
 from pairmill.pipeline.fetch.addresses import is_ipv4, is_legacy_ipv4
 from pairmill.pipeline.fetch.outcome import FetchError
-from pairmill.pipeline.rules.url_parser import HttpUrl, ParsedUrl, parse_url, resolve_url
 from pairmill.schemas.status import Status
 
 

@@ -15,7 +15,8 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from pairmill.pipeline.rules.url_parser import parse_host, parse_url
+from pairmill.pipeline.common.hosts import canonical_host
+from pairmill.pipeline.common.url_parser import parse_host, parse_url
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.purge import ListKind
 
@@ -74,7 +75,7 @@ def url_host(url: str) -> str:
     if parsed.parsed is not None:
         return parsed.host
     match = _HOST_OF_ANY.match(url)
-    return _canonical_host(match[1]) if match else parsed.host
+    return canonical_host(match[1]) if match else parsed.host
 
 
 def domains(host: str) -> Iterator[str]:
@@ -108,7 +109,7 @@ def hosts_in(text: str) -> set[str]:
     found |= set(_IPV6_WORD.findall(text))
     found = {word.lower() for word in found}
     if not text.isascii():
-        found |= {_canonical_host(word) for word in set(_WIDE_HOST_WORD.findall(text)) if not word.isascii()}
+        found |= {canonical_host(word) for word in set(_WIDE_HOST_WORD.findall(text)) if not word.isascii()}
     return {name for word in found for name in domains(word) if "." in name or ":" in name}
 
 
@@ -122,13 +123,6 @@ def _after_escape(word: str) -> Iterator[str]:
         yield word[2:]
     elif word[1] == "u":
         yield word[6:]
-
-
-def _canonical_host(text: str) -> str:
-    try:
-        return parse_host(text)
-    except ValueError:
-        return text.strip("[]").rstrip(".").lower()
 
 
 def _ends_in_number(host: str) -> bool:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.hosts import hosts_of
 from pairmill.schemas.status import Status
 
 ROWS_PER_GROUP = 24
@@ -22,8 +23,6 @@ MAX_HOSTS = 200_000
 """Maximum number of hosts; beyond it, the rarest are forgotten. The same applies to languages."""
 _MAX_NAME_CHARS = 255
 """Maximum length of a host or language. No DNS name is longer (RFC 1035)."""
-_MAX_HOST_END = 320
-"""Number of characters at the start of a URL that are searched for its host, so that long URLs cost no time."""
 
 REJECT_COLUMNS = ("uid", "url", "caption_clean", "status", "status_detail", "fetched_at")
 PAIR_COLUMNS = (
@@ -44,7 +43,6 @@ Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int32]
 
 _STATUSES = pa.array([status.value for status in Status])
-_HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]+)"
 
 
 class Ref(NamedTuple):
@@ -257,9 +255,7 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _add_hosts(found: Summary, table: pa.Table, chosen: Bools) -> None:
-    urls = pc.utf8_slice_codeunits(table["url"].combine_chunks(), 0, _MAX_HOST_END)
-    hosts = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
-    hosts = pc.utf8_lower(pc.utf8_slice_codeunits(hosts, 0, _MAX_NAME_CHARS))
+    hosts = pc.utf8_slice_codeunits(hosts_of(table["url"]), 0, _MAX_NAME_CHARS)
     grouped = pa.table({"host": hosts, "status": table["status"], "chosen": pa.array(chosen)})
     grouped = grouped.filter(grouped["host"].is_valid())
     counts = grouped.group_by(["host", "status"]).aggregate([("chosen", "count"), ("chosen", "sum")])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pairmill.pipeline.common.files import Files
-from pairmill.pipeline.rules.url_parser import ParsedUrl, parse_url
+from pairmill.pipeline.common.url_parser import ParsedUrl, parse_url
 
 DigestKind = Literal["md5", "sha256", "url"]
 """The content of each line in a file: an MD5 in hex, a SHA-256 in hex, or a URL or its SHA-256 in hex."""

@@ -5,9 +5,9 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.url_parser import ParsedUrl, parse_host, parse_url
 from pairmill.pipeline.rules.base import SourceRules, Verdict, rule
 from pairmill.pipeline.rules.blocklists import are_urls_listed
-from pairmill.pipeline.rules.url_parser import ParsedUrl, parse_host, parse_url
 from pairmill.schemas.status import Status
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.url_parser import parse_url
 from pairmill.pipeline.fetch.addresses import AddressGuard, is_ipv4
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
-from pairmill.pipeline.rules.url_parser import parse_url
 from tests.addresses_spelled import spellings
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.url_parser import HttpUrl
 from pairmill.pipeline.fetch.byte_budget import ByteBudget
 from pairmill.pipeline.fetch.fetch_url import Fetcher
 from pairmill.pipeline.fetch.http_connection import HttpConnection
 from pairmill.pipeline.fetch.outcome import FetchOutcome
-from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.job.fetch import FetchConfig
 from tests.http_answers import ANSWERS, PICTURE
 

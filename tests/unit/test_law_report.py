@@ -52,7 +52,7 @@ def random_dataset(root: Path, rng: Random) -> Store:
 
 def random_row(rng: Random) -> dict[str, object]:
     caption = " ".join(rng.choice(["a", "käse", "日本", "dog"]) for _ in range(rng.randrange(1, 9)))
-    host = rng.choice(["A.example", "u:p@b.example:80", "[::1]:8", "c.example"])
+    host = rng.choice(["A.example", "a.example.", "u:p@b.example:80", "[::1]:8", "c.example"])
     columns = {
         "url": rng.choice([f"http://{host}/{rng.random()}", f"HTTPS://{host}?x", "nonsense", None]),
         "language": rng.choice(["de", "en", None]),
@@ -107,7 +107,7 @@ def check(store: Store, source: Source, summary: Summary, chosen: str) -> None:
 
 
 def check_hosts(query: Callable[[str], list[Any]], summary: Summary, chosen: str) -> None:
-    host = r"lower(regexp_extract(url, '^[A-Za-z]+://([^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)', 2))"
+    host = r"trim(lower(regexp_extract(url, '^[A-Za-z]+://([^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)', 2)), '[].')"
     counts = f"count(*), count(*) filter (where is_pair and {chosen})"
     expected = query(f"select {host}, {counts} from rows where {host} <> '' group by 1")
     found = {row.name: row for row in sections.hosts(summary)}

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from pairmill.pipeline.common.url_parser import HttpUrl, parse_url
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.robots import MAX_BYTES, RobotsTxtCache
-from pairmill.pipeline.rules.url_parser import HttpUrl, parse_url
 
 
 def is_allowed(text: str) -> bool:

@@ -9,13 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.hosts import hosts_of
 from pairmill.pipeline.select.balance.word_list import Integers, WordFile
 from pairmill.pipeline.select.expression_errors import ExpressionError, no_column, require_columns
 from pairmill.pipeline.select.keys import U64, can_be_key, is_comparable
 
-_HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]+)"
-_MAX_HOST_END = 320
-"""Only this many characters of a URL are searched for its host, so that long URLs cost no extra time."""
 _ENTRY_BITS = 24
 """Low bits of a concept's key, which store its number in the list. The bits above store a hash of the language."""
 _NAME_CHARS = 200
@@ -99,13 +97,12 @@ class ColumnEntries:
 
 @dataclass(frozen=True)
 class HostEntries(ColumnEntries):
-    """Uses the host of `url`, in lower case, as the entry. A URL without a host has no entry."""
+    """Uses the host of `url` as the entry, however it is spelled. A URL without a host has no entry."""
 
     column: str = "url"
 
     def _values(self, table: pa.Table) -> pa.ChunkedArray:
-        urls = pc.utf8_slice_codeunits(table[self.column], 0, _MAX_HOST_END)
-        return pc.utf8_lower(pc.struct_field(pc.extract_regex(urls, _HOST), "host"))
+        return pa.chunked_array([hosts_of(table[self.column])])
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.url_parser import parse_url, resolve_url
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.pipeline.known.text_list import read_text_list
 from pairmill.pipeline.purge.lists import read_list
 from pairmill.pipeline.rules import SourceRules, apply_rules, check_rules
 from pairmill.pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
 from pairmill.pipeline.rules.url import refused_redirect
-from pairmill.pipeline.rules.url_parser import parse_url, resolve_url
 from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.status import Status, Step
 

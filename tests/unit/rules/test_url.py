@@ -4,14 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from pairmill.pipeline.common.hosts import host_of, hosts_of
+from pairmill.pipeline.common.url_parser import parse_url, resolve_url
 from pairmill.pipeline.rules import SourceRules, apply_rules
 from pairmill.pipeline.rules.url import host_set, refused_redirect
-from pairmill.pipeline.rules.url_parser import parse_url, resolve_url
 from pairmill.schemas.limits import MAX_URL_BYTES
 from pairmill.schemas.status import Status, Step
 
@@ -42,11 +44,16 @@ HOSTS = [
     ("http://good.com/Foto%20ü.jpg?ä=1", "good.com"),
 ]
 
+URL_TEXT = st.text(max_size=60) | st.text(alphabet="ht tp:/@.\\#?%[]ab1é。\t", max_size=30).map(
+    lambda rest: "http://" + rest
+)
+
 
 @pytest.mark.parametrize(("url", "host"), HOSTS)
 def test_the_host_is_the_one_that_the_client_connects_to(url: str, host: str) -> None:
     parsed = parse_url(url)
     assert (parsed.scheme, parsed.host, parsed.problem) == (url.partition(":")[0].lower(), host, None)
+    assert hosts_of(pa.chunked_array([[url]])).to_pylist() == [host]
 
 
 REST = st.from_regex(
@@ -193,15 +200,19 @@ def test_the_same_rules_apply_to_redirects(tmp_path: Path) -> None:
     assert refused_redirect(parse_url("http://evil.com/b.jpg"), rules) is None
 
 
-@given(
-    st.text(max_size=60) | st.text(alphabet="ht tp:/@.\\#?%[]ab1é。\t", max_size=30).map(lambda rest: "http://" + rest)
-)
+@given(URL_TEXT)
 def test_the_client_parses_a_valid_url_the_same_way(url: str) -> None:
     parsed = parse_url(url)
     if parsed.problem is None and parsed.scheme in ("http", "https"):
         target = URL(re.sub(r"^(\w+:)/*", r"\1//", url.strip()))  # yarl finds the host only after exactly two slashes
         assert target.scheme == parsed.scheme
         assert (target.raw_host or "").rstrip(".") == parsed.host
+
+
+@given(st.lists(URL_TEXT | st.sampled_from([url for url, _ in HOSTS]), max_size=5))
+def test_the_host_of_a_url_is_the_same_one_at_a_time_and_in_a_column(urls: list[str]) -> None:
+    """A column has a fast path for plain URLs."""
+    assert hosts_of(pa.chunked_array([urls, [None]], pa.string())).to_pylist() == [*map(host_of, urls), None]
 
 
 def test_white_space_around_a_url_is_ignored(in_flight: Any) -> None:

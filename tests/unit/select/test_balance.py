@@ -90,8 +90,8 @@ def concepts(caption: str | None) -> set[str]:
 def host(url: str | None) -> str | None:
     parts = urlsplit(url or "")
     found = parts.netloc.rpartition("@")[2]
-    found = found[: found.index("]") + 1] if found.startswith("[") else found.partition(":")[0]
-    return found.lower() if parts.scheme and found else None
+    found = found[1 : found.index("]")] if found.startswith("[") else found.partition(":")[0].rstrip(".")
+    return found.lower().encode("idna").decode() if parts.scheme and found else None
 
 
 def column(name: str) -> Callable[[Row], set[str]]:

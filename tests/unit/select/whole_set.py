@@ -12,7 +12,15 @@ SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
 ROWS = 8_000
 ODD_CAPTIONS = [None, "", "Dogs.\tand\ndogs", "in St. Louis, of course", "一只猫在睡觉", "cat,dog", "CAT dog `cat`"]
-HOSTS = ["photos.example", "Photos.Example:8080", "user@other.example", "[2001:db8::1]:80"]
+HOSTS = [
+    "photos.example",
+    "Photos.Example:8080",
+    "user@other.example",
+    "[2001:db8::1]:80",
+    "bücher.example",
+    "xn--bcher-kva.example",
+    "other.example.",
+]
 
 
 def captions() -> list[str | None]:

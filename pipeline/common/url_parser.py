@@ -55,6 +55,11 @@ class HttpUrl:
     """Path and query, as sent in the request line (RFC 9112, section 3.2.1). ASCII."""
 
     @property
+    def name(self) -> str:
+        """The host without a trailing dot, which makes a name absolute: `a.example.` and `a.example` are one host."""
+        return self.host.removesuffix(".")
+
+    @property
     def authority(self) -> str:
         """`host`, or `host:port` if the port is not the scheme's own: the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
