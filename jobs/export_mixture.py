@@ -165,7 +165,7 @@ def _format(job: ExportJob, sources: Sequence[_Source], common: CommonColumns, r
     models = list(dict.fromkeys(alias for source in sources for alias in source.aliases))
     if job.format == "parquet":
         return ParquetFiles(models)
-    carried = [name for name in _carried(job, sources) if name in common.schema.names]
+    carried = [name for name in _carried(job, sources) if name not in common.left_out]
     weight = [WEIGHT] if repetition.has_column else []
     has_captions = all(source.source.mapping.has_captions for source in sources)
     return WebDataset(models, has_captions, [*carried, DATASET, *weight])

@@ -35,7 +35,8 @@ class CommonColumns:
     schema: pa.Schema
     """The columns that all datasets have, in the order of the first dataset, then DATASET."""
     left_out: Mapping[str, str]
-    """Column of some datasets -> why the mixture does not have it."""
+    """Column of some datasets -> why the mixture does not have it. A column DATASET of the datasets is always here,
+    although the mixture has its own."""
 
 
 def common_columns(sources: Sequence[NamedColumns]) -> CommonColumns:

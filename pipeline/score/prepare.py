@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
 from pairmill.pipeline.columns.added_model import read_card
+from pairmill.pipeline.columns.common_columns import DATASET
 from pairmill.pipeline.columns.score_card import (
     NOTES,
     SCORE_CARD,
@@ -17,6 +18,7 @@ from pairmill.pipeline.columns.score_card import (
 )
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.subset import WEIGHT
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kind import Needs, ScoreError, ScoreKind
@@ -168,7 +170,7 @@ def _check_free(snapshot: Snapshot, name: str, kind: ScoreKind) -> None:
             raise ScoreError(
                 f"{snapshot.store.root} already has a column {column!r}; choose another name for the score"
             )
-        if is_own_column(column):
+        if is_own_column(column) or column in (DATASET, WEIGHT):  # of a mixture, or a subset with weights
             raise ScoreError(f"pairmill has its own column {column!r}; choose another name for the score")
 
 

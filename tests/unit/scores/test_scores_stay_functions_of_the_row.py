@@ -109,7 +109,7 @@ def test_the_column_names_of_an_incomplete_score_count_as_taken(grown: Path, hea
         add(grown, "dense_cluster", head=head)
 
 
-@pytest.mark.parametrize("name", ["image", "is_pair", "similarity_l14", "text_embedding_l14", "image_embedding_x"])
+@pytest.mark.parametrize("name", ["image", "is_pair", "similarity_l14", "image_embedding_x", "dataset", "weight"])
 def test_names_of_pairmills_own_columns_are_refused(grown: Path, head: str, name: str) -> None:
     with pytest.raises(ScoreError, match="pairmill has its own column"):
         add(grown, name, head=head)

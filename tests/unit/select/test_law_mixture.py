@@ -300,11 +300,13 @@ def test_a_changed_dataset_is_refused_and_the_error_gives_the_command_to_mix_aga
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Datasets a and b with pictures and embeddings, `other` with embeddings from other weights, and their mixtures."""
+    """Datasets a and b with pictures and embeddings, `other` with embeddings from other weights, and their mixtures.
+    All datasets have their own column `dataset`."""
     folder = tmp_path_factory.mktemp("pictures")
-    picture_dataset.write(folder / "a", 160, None, seed=1, shard_rows=40)
-    picture_dataset.write(folder / "b", 120, None, seed=2, shard_rows=50)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture_dataset, "EXTRA", picture_dataset.EXTRA.append(pa.field("dataset", pa.string())))
+        picture_dataset.write(folder / "a", 160, None, seed=1, shard_rows=40)
+        picture_dataset.write(folder / "b", 120, None, seed=2, shard_rows=50)
         contract = picture_dataset.CONTRACT
         patch.setattr(picture_dataset, "CONTRACT", type(contract)(**{**vars_of(contract), "weights_sha256": "f" * 64}))
         picture_dataset.write(folder / "other", 60, None, seed=3, shard_rows=60)
@@ -340,7 +342,8 @@ def samples(folder: Path) -> list[dict[str, dict[str, bytes]]]:
 
 def test_tars_have_all_recorded_rows_with_their_pictures_and_every_tar_has_the_right_shares(pictures: Path) -> None:
     mixture = mixture_of(pictures, "mix")
-    result = exported(pictures, "mix", "tars")
+    result = exported(pictures, "mix", "tars", carry="all")
+    assert result.columns_left_out == {"dataset": "a mixture has its own column with this name"}
     tars = samples(pictures / "tars")
     every = {key: sample for tar in tars for key, sample in tar.items()}
     expected = uids(pictures, mixture, "mix")
@@ -355,10 +358,11 @@ def test_tars_have_all_recorded_rows_with_their_pictures_and_every_tar_has_the_r
     for uid, sample in every.items():
         assert sample["jpg"] == fed[uid]["image"]
         assert json.loads(sample["json"])["sha256"] == fed[uid]["sha256"]
+        assert "language" in json.loads(sample["json"])
         assert json.loads(sample["json"])["dataset"] == fed[uid]["dataset"]
     in_order = [json.loads(sample["json"])["dataset"] for sample in tars[0].values()]
     assert sum(one != other for one, other in pairwise(in_order)) > 5
-    assert exported(pictures, "mix", "tars").written == 0  # the second run finds all files
+    assert exported(pictures, "mix", "tars", carry="all").written == 0  # the second run finds all files
 
 
 def test_an_unshuffled_parquet_export_has_all_rows_of_one_dataset_before_those_of_the_next(pictures: Path) -> None:
