@@ -81,14 +81,14 @@ class Embeddings:
     def read(self, shard: ShardFiles) -> tuple[Halves, npt.NDArray[np.int64]]:
         """(the embeddings, float16 [embeddings, dim]; the row of each in the shard's pairs file, int64 [embeddings]).
 
-        Leaves out embeddings that are null or contain NaN or infinity. Raises DatasetError.
+        Leaves out embeddings that are null or zero, or contain NaN or infinity. Raises DatasetError.
         """
         column = self.snapshot.read(shard, [self.column])[self.column]
         array: pa.FixedSizeListArray = column.combine_chunks()
         rows = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
         vectors: Halves = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)  # without nulls
-        is_finite = np.isfinite(vectors).all(axis=1)
-        return (vectors, rows) if is_finite.all() else (vectors[is_finite], rows[is_finite])
+        is_valid = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+        return (vectors, rows) if is_valid.all() else (vectors[is_valid], rows[is_valid])
 
     def vector(self, position: int, row: int) -> Floats | None:
         """The embedding of one row of the shard at this position, float32 [dim]; None if the row has none."""

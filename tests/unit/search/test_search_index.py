@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+import pairmill
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.check.search_indexes import check_indexes
 from pairmill.pipeline.common.progress import ignore_step
@@ -23,6 +25,7 @@ from pairmill.pipeline.search.build_index import IndexReport, build_index
 from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.matches import subset_mask
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.index import IndexPart
 from tests.unit.search.vectors import (
     ALIAS,
@@ -103,6 +106,8 @@ def test_a_flat_index_equals_brute_force_and_its_scores_are_cosines(folder: Path
     assert rows.tolist() == brute_force(folder, queries(), 10)
     stored = np.concatenate([vectors_of(shard) for shard in range(SHARDS)]).astype(np.float16).astype(np.float32)
     assert np.allclose(scores, np.einsum("nd,nkd->nk", queries(), stored[rows]), atol=1e-5)
+    norms = np.linalg.norm(stored[rows].astype(np.float64), axis=2)
+    assert (np.abs(scores - np.einsum("nd,nkd->nk", queries(), stored[rows]) / norms) < 0.0005).all()  # as documented
 
 
 def test_rows_without_an_embedding_are_counted_and_never_found(folder: Path, small_parts: None) -> None:
@@ -117,15 +122,19 @@ def test_rows_without_an_embedding_are_counted_and_never_found(folder: Path, sma
     assert np.isneginf(scores[0][-missing.sum() :]).all()
 
 
-def test_an_embedding_with_nan_counts_as_missing(folder: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_an_embedding_with_nan_or_of_zeros_counts_as_missing(folder: Path, value: float) -> None:
     vectors = vectors_of(0)
     missing = is_missing(0)
     bad = int(np.flatnonzero(~missing)[0])
-    vectors[bad, 3] = np.nan
+    vectors[bad, 3 if value else slice(None)] = value
     add_embeddings(folder, 0, 0, vectors)
     index = opened(folder)
     assert index.num_rows - index.num_embeddings == sum(int(is_missing(each).sum()) for each in range(SHARDS)) + 1
     assert bad not in index.search(vectors_of(0)[bad][None], 100)[0]
+    uid = pq.read_table(folder / "pairs/000000000.parquet", columns=["uid"])["uid"][bad].as_py()
+    with pytest.raises(JobError, match="has no embedding of its picture"):
+        pairmill.search(folder, uid=uid)
 
 
 def test_an_incremental_index_equals_a_rebuilt_one(
