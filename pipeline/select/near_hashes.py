@@ -74,7 +74,8 @@ def merge_equal(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]
     """Returns (the best row of each hash, the DUPLICATE_GROUPs of two or more equal hashes, and for each chunk the rows
     to drop, sorted).
 
-    The best row has the highest rank or, if ranks are equal, the lowest row index.
+    The best row has the highest rank or, if ranks are equal, the lowest row index. It is ALONE if one of its equals is:
+    if it could be dropped, no row equal to that one might stay.
     """
     rows = np.concatenate(parts)
     repeated = _is_repeated(rows["words"][:, 0])
@@ -86,6 +87,8 @@ def merge_equal(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]
     sizes = np.diff(np.append(firsts, len(some)))
     groups = np.zeros(int((sizes > 1).sum()), DUPLICATE_GROUP)
     groups["row_index"], groups["rows"] = some["row_index"][firsts[sizes > 1]], sizes[sizes > 1]
+    if len(firsts):
+        some["state"][firsts] = np.where(np.logical_or.reduceat(some["state"] == ALONE, firsts), ALONE, UNDECIDED)
     best = np.concatenate([rows[~repeated], some[firsts]])
     return best, groups, *split_by_chunk(np.sort(some["row_index"][same]), chunk_starts)
 

@@ -49,10 +49,11 @@ def brute_force(hashes: U64, alone: npt.NDArray[np.bool_], scores: Any, distance
     """(rows that stay; sizes of the groups that have two or more rows, largest first)."""
     best_first = np.lexsort((np.arange(len(hashes)), -np.nan_to_num(scores, nan=-np.inf)))
     first_of = dict[bytes, int]()  # first, the best of the rows with equal hashes represents them all
-    copies = dict[int, int]()
+    copies, alone = dict[int, int](), alone.copy()
     for row in best_first.tolist():
         first = first_of.setdefault(hashes[row].tobytes(), row)
         copies[first] = copies.get(first, 0) + 1
+        alone[first] |= alone[row]
     kept, sizes = list[int](), dict[int, int]()
     for row in copies:
         near = np.flatnonzero(distances(hashes[row], hashes[kept]) <= distance).tolist() if kept else []
@@ -115,6 +116,8 @@ def test_a_dedup_with_a_distance_equals_brute_force(hashed: Path, by: str, dista
     assert row_ids(hashed, "near") == [values["row_id"][row] for row in stay]
     assert [cluster.rows for cluster in subset.reports[-1].largest_clusters] == sizes[:5]
     assert len(stay) < 1_867
+    for row in {*range(len(at))} - {*kept}:  # every dropped row resembles a row that stays
+        assert distances(hashes[row], hashes[kept]).min() <= (0 if alone[row] else distance)
 
 
 def test_chunks_partitions_parts_and_tasks_do_not_change_the_result(
