@@ -66,7 +66,7 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
         strays.remove(manifest)
         totals.add(manifest)
         sizes |= tar_sizes(manifest, plan.job.images)
-    if sizes:
+    if sizes or store.exists(SIZES_NAME):  # without pictures after a purge
         store.replace(SIZES_NAME, sizes_table(sizes))
     store.remove_temporary()
     return totals.result(store, plan, failures, time.perf_counter() - started)

@@ -132,7 +132,9 @@ def _publish(store: Store, subset: Subset, replaced: Subset | None, watch: Purge
     try:
         watch.check()
         if not publish(store, subset, replaced):
-            raise JobError(f"another run has just finished a subset {subset.name!r}; choose another name")
+            watch.check()  # a purge deletes files that are in no subset yet
+            advice = "choose another name" if replaced is None else "run the same command again"
+            raise JobError(f"another run has just finished a subset {subset.name!r}; {advice}")
         try:
             watch.check()
         except JobError:

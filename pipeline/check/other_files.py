@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.exports import noted_exports
+from pairmill.pipeline.dataset.exports import note_files, read_note
 from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.pipeline.dataset.parquet import count_rows
@@ -25,10 +25,11 @@ def check_other_files(store: Store, plan: Plan) -> Iterator[str]:
     yield from _check_job(store, plan)
     yield from _check_inputs(store, plan)
     yield from _check_ledger(store)
-    try:
-        list(noted_exports(store))
-    except DamagedManifestError as error:
-        yield str(error)
+    for name in note_files(store):
+        try:
+            read_note(store, name)
+        except DamagedManifestError as error:
+            yield str(error)
     for name in store.list("labels"):
         if name.endswith(".parquet"):
             yield from _check_table(store, f"labels/{name}", _RESTORE)
@@ -40,7 +41,7 @@ def _check_job(store: Store, plan: Plan) -> Iterator[str]:
     except FileNotFoundError:
         yield f"{store.path(JOB_FILE)} is missing; {_AGAIN}"
         return
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError, IsADirectoryError):
         job = None
     if not isinstance(job, dict) or job.get("fingerprint") != plan.record.fingerprint:
         yield f"{store.path(JOB_FILE)} is damaged or of another job; move it elsewhere and {_AGAIN}"
@@ -53,7 +54,7 @@ def check_sizes(store: Store, sizes: Mapping[str, int]) -> Iterator[str]:
         found = json.loads(store.read(SIZES_NAME))
     except FileNotFoundError:  # the last run was interrupted, or the dataset has no tars
         return
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if found != sizes:
         yield f"{store.path(SIZES_NAME)} does not list the tars as they are; {_AGAIN}"

@@ -95,7 +95,7 @@ class State:
         try:
             tensors = dict(load(data))
             values = json.loads(tensors.pop(_JSON).tobytes())
-        except (SafetensorError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"not a state: {error}") from None
         return cls(tensors, values)
 

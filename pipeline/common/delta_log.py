@@ -87,7 +87,7 @@ def _current_files(root: str, files: Files) -> set[str]:
             for action in actions:  # one version may remove a file and add it again with a list of its deleted rows
                 is_whole.pop(action.get("remove", {}).get("path"), None)
             is_whole |= dict(_entry(action["add"]) for action in actions if "add" in action)
-    except (ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise TableError(f"{log}: the log of this Delta table cannot be read: {error}") from error
     return {unquote(path) for path, whole in is_whole.items() if whole}
 

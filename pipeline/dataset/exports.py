@@ -28,8 +28,14 @@ def note_name(output: str) -> str:
 
 def noted_exports(store: Store) -> Iterator[ExportNote]:
     """The exports that the dataset has recorded. Raises DamagedManifestError."""
-    for name in store.list(_FOLDER):
-        if name.endswith(".json"):
-            yield read_record(
-                store, f"{_FOLDER}/{name}", ExportNote, "move it elsewhere, and pass the export's path to the purge"
-            )
+    return (read_note(store, name) for name in note_files(store))
+
+
+def note_files(store: Store) -> list[str]:
+    """The files that record exports."""
+    return [f"{_FOLDER}/{name}" for name in store.list(_FOLDER) if name.endswith(".json")]
+
+
+def read_note(store: Store, name: str) -> ExportNote:
+    """The content of a file in `note_files`. Raises DamagedManifestError."""
+    return read_record(store, name, ExportNote, "move it elsewhere, and pass the export's path to the purge")

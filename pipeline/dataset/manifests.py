@@ -57,7 +57,7 @@ def read_manifest(store: Store, name: str) -> ShardManifest:
     try:
         data = json.loads(store.read(f"manifests/{name}"))
         return _checked_manifest(store, name, data)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         where = store.path(f"manifests/{name}")
         remedy = "move it elsewhere, and the next build rebuilds its shard"
         raise DamagedManifestError(f"{where} is damaged or not pairmill's; {remedy}") from None

@@ -35,7 +35,8 @@ def refuse_duplicates_in_generation(
     if pc.any(is_duplicate).as_py():
         names = previous.rejects.column_names
         moved = _with_status(previous.pairs.filter(is_duplicate).select(names), duplicates)
-        rejects = pa.concat_tables([previous.rejects, moved.cast(previous.rejects.schema)])
+        earlier = _with_details(previous.rejects, duplicates)
+        rejects = pa.concat_tables([earlier, moved.cast(earlier.schema)])
         previous = replace(previous, pairs=previous.pairs.filter(pc.invert(is_duplicate)), rejects=rejects)
     return _refuse(table, duplicates), previous
 
@@ -64,6 +65,18 @@ def _refuse(table: pa.Table, duplicates: dict[str, str]) -> pa.Table:
     index = table.schema.get_field_index(IS_PAIR_COLUMN.name)
     is_duplicate = pc.is_in(table["row_id"], value_set=pa.array(duplicates, pa.string()))
     return table.set_column(index, IS_PAIR_COLUMN, pc.and_not(table[IS_PAIR_COLUMN.name], is_duplicate))
+
+
+def _with_details(rejects: pa.Table, duplicates: dict[str, str]) -> pa.Table:
+    """The same rejects, but earlier duplicates of pairs that are refused now name the pair that stays."""
+    details = rejects["status_detail"].to_pylist()
+    for row, status in enumerate(rejects["status"].to_pylist()):
+        if status == Status.DUPLICATE_IN_SHARD:
+            name = details[row].removeprefix("row ")
+            details[row] = f"row {duplicates.get(name, name)}"
+    index = rejects.schema.get_field_index("status_detail")
+    field = rejects.schema.field(index)
+    return rejects.set_column(index, field, pa.array(details, field.type))
 
 
 def _with_status(table: pa.Table, duplicates: dict[str, str]) -> pa.Table:

@@ -154,19 +154,22 @@ def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
     """Write the record, which makes the subset exist, and delete all other files in its folders: of the subset that it
     replaces, and of interrupted runs. Otherwise, tools that read `rows/*.parquet` would get rows twice.
 
-    If another run finished a subset of this name first, deletes the files of `subset` and returns False.
+    Returns False if another run finished a subset of this name first, or at the same time and deleted these files.
     """
     name, data = f"subsets/{subset.name}/selection.json", subset.model_dump_json(indent=1).encode()
     if replaced is None:
         is_first = store.create(name, data) or read_subset(store, subset.name).attempt == subset.attempt
     elif is_first := read_subset(store, subset.name).attempt == replaced.attempt:
         store.replace(name, data)
-    if is_first:
-        for path in stray_files(store, subset.name, paths_of(subset)):
-            store.delete(path)
-    else:
+    if not is_first:
         delete_files(store, subset)
-    return is_first
+        return False
+    found, own = set(_files_in(store, subset.name)), paths_of(subset)
+    for path in found - own if own <= found else ():
+        store.delete(path)
+    if not own <= found and replaced is None:
+        store.delete(name)
+    return own <= found
 
 
 def paths_of(subset: Subset) -> frozenset[str]:
@@ -178,10 +181,12 @@ def paths_of(subset: Subset) -> frozenset[str]:
 def stray_files(store: Store, name: str, paths: Set[str]) -> Iterator[str]:
     """The files in a subset's folders that are not in `paths`. They are from an interrupted run, or from one in
     progress."""
+    return (path for path in _files_in(store, name) if path not in paths)
+
+
+def _files_in(store: Store, name: str) -> Iterator[str]:
     for folder in (f"subsets/{name}/{kind}" for kind in ("rows", "shards", "overlaps")):
-        for file in store.list(folder):
-            if file.endswith(".parquet") and f"{folder}/{file}" not in paths:
-                yield f"{folder}/{file}"
+        yield from (f"{folder}/{file}" for file in store.list(folder) if file.endswith(".parquet"))
 
 
 def delete_files(store: Store, subset: Subset) -> None:

@@ -25,7 +25,7 @@ def read_tensors(file: IO[bytes]) -> Iterator[tuple[str, npt.NDArray[np.generic]
             for name, about in header.items()
             if about.get("dtype") in _DTYPES and len(about["shape"]) == 2
         ]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return
     for name, dtype, rows, columns, offset in found:
         width = columns * dtype.itemsize

@@ -148,7 +148,7 @@ def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         table = read_table(store, name)
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
         raise PlanError(f"{store.path(name)}: is not a plan file, or is damaged: {error}") from error
     if metadata["schema_version"] > SCHEMA_VERSION:
         raise PlanError(f"{store.path(name)}: written by a newer pairmill (version {metadata['schema_version']})")

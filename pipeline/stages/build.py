@@ -16,7 +16,7 @@ from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.stages.stage import JobStage, Stage, StageName
 from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.manifest import ShardManifest
-from pairmill.schemas.pairs import IS_PAIR_COLUMN, KEPT_STATUS, PICTURE, VERDICT, score_column_names
+from pairmill.schemas.pairs import IMAGE_COLUMN, IS_PAIR_COLUMN, KEPT_STATUS, PICTURE, VERDICT, score_column_names
 from pairmill.schemas.status import Step
 
 if TYPE_CHECKING:
@@ -152,8 +152,13 @@ def _with_pairs(spec: JobStage, batch: ShardBatch) -> ShardBatch:
     is_pair = pc.equal(batch.table["status"], KEPT_STATUS)
     index = batch.table.schema.get_field_index(IS_PAIR_COLUMN.name)
     table = batch.table.set_column(index, IS_PAIR_COLUMN, is_pair)
-    tells_apart = spec.mapping.uid_column or any(rule.step is Step.SCORE for rule in spec.custom_rules())
-    return batch.with_table(table if tells_apart else refuse_duplicates(table))
+    if spec.mapping.uid_column or any(rule.step is Step.SCORE for rule in spec.custom_rules()):
+        return batch.with_table(table)  # rows with the same uid can get different scores or verdicts
+    distinct = refuse_duplicates(table)
+    if distinct is not table:  # a shard could consist of copies of one large picture
+        pictures = pc.if_else(distinct[IS_PAIR_COLUMN.name], distinct[IMAGE_COLUMN.name], None)
+        distinct = distinct.set_column(distinct.schema.get_field_index(IMAGE_COLUMN.name), IMAGE_COLUMN, pictures)
+    return batch.with_table(distinct)
 
 
 @dataclass(frozen=True)

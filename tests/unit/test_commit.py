@@ -123,6 +123,7 @@ def test_among_rows_with_the_same_uid_a_kept_row_stays_whichever_are_fetched_fir
         if row["status"] == "duplicate_in_shard":
             other = int(row["status_detail"].removeprefix("row 7:"))
             assert (other != int(row["row_id"][2:]), f"{rows[other][1]:032x}") == (True, row["uid"])
+            assert f"7:{other}" in pairs["row_id"].to_pylist()
 
 
 def test_custom_rules_are_counted_by_name_and_recorded_only_if_there_are_any(tmp_path: Path) -> None:

@@ -203,7 +203,11 @@ MARKS = (  # a folder without this file looks as if the command had not been run
 )
 
 
-@pytest.mark.parametrize(("damage", "unnoticed"), [(cut, ""), (Path.unlink, MARKS)])
+def nest(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(("damage", "unnoticed"), [(cut, ""), (nest, ""), (Path.unlink, MARKS)])
 def test_verify_notices_each_damaged_or_missing_file(
     furnished: Path, damage: Callable[[Path], object], unnoticed: str
 ) -> None:
