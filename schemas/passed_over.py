@@ -85,7 +85,7 @@ def describe_passed_over(seen: int, rows: int, parts: int, passed_over: Mapping[
     if not parts and not passed_over:
         return None
     line = f"{seen:,} entries in the input: {rows:,} {'row' if rows == 1 else 'rows'}"
-    line += f", {parts:,} parts of rows (such as captions)" if parts else ""
+    line += f", {parts:,} parts of rows (captions, further pictures of a name)" if parts else ""
     if not passed_over:
         return line
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(passed_over.items()))

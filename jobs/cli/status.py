@@ -150,8 +150,8 @@ def _print_report(report: "VerifyReport", output: str) -> None:
         names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
         manifests = sum(name.startswith("manifests/") for name in report.damaged)
         typer.echo(
-            f"To rebuild {counted(manifests, 'damaged shard')}, move these files out of {output}, then rerun the "
-            f"build: {names}",
+            f"To rebuild {counted(manifests, 'damaged shard')}, move these files out of {output}, then run the same "
+            f"build or embed again, and score or --add-model for files in columns/: {names}",
             err=True,
         )
     typer.echo("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

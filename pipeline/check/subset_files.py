@@ -21,6 +21,10 @@ from pairmill.schemas.subset import Subset
 def check_subsets(store: Store, on_step: OnStep) -> Iterator[str]:
     """One problem per missing or damaged file of a subset, with its remedy."""
     names = subset_names(store)
+    for name in sorted({*store.folders("subsets")} - {*names}):
+        if any(stray_files(store, name, frozenset())):
+            folder = store.path(f"subsets/{name}")
+            yield f"{folder} has no selection.json; if no `select` is running, select again, or delete the folder"
     for number, name in enumerate(names):
         on_step("reading subsets", number, len(names))
         try:

@@ -186,7 +186,7 @@ def _read_manifest(store: Store, name: str, is_planned: bool, report: VerifyRepo
         else:
             report.problems.append(f"manifests/{name} is not pairmill's: {_NOT_PLANNED}; move it elsewhere")
         if is_planned and is_damaged:
-            report.damaged.append(f"manifests/{name}")
+            report.damaged.extend(_manifests(store, name))
         return None
     if not is_planned:
         problem = f"manifests/{name} belongs to another dataset: {_NOT_PLANNED}; move it and its files elsewhere"
@@ -203,7 +203,13 @@ def _to_delete(store: Store, manifest: ShardManifest) -> list[str]:
     """The files to delete before the shard is rebuilt. A rebuild writes generation 0, so files of a later generation
     would remain next to it, and readers of the whole folder would read each row twice."""
     files = [file.path for file in manifest.files.values()] if manifest.generation else []
-    return [f"manifests/{manifest.name}", *filter(store.exists, files)]
+    return [*_manifests(store, manifest.name), *filter(store.exists, files)]
+
+
+def _manifests(store: Store, name: str) -> list[str]:
+    """A shard's manifest, and those of its added columns, which do not belong to the pairs of a rebuilt shard."""
+    added = (f"columns/{each}/manifests/{name}" for each in store.folders("columns"))
+    return [f"manifests/{name}", *filter(store.exists, added)]
 
 
 def _check_manifest(manifest: ShardManifest, planned: Shard, job_fingerprint: str) -> Iterator[str]:

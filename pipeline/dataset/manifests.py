@@ -49,7 +49,7 @@ def read_record(store: Store, name: str, model: type[_Record], remedy: str) -> _
 def read_columns_manifest(store: Store, alias: str, name: str) -> ColumnsManifest:
     """Read the record of an added model's columns for one shard. Raises ManifestError or FileNotFoundError."""
     path = f"columns/{alias}/manifests/{name}"
-    return read_record(store, path, ColumnsManifest, "move it elsewhere and run embed --add-model again")
+    return read_record(store, path, ColumnsManifest, "move it elsewhere and run embed --add-model or score again")
 
 
 def read_manifest(store: Store, name: str) -> ShardManifest:

@@ -98,7 +98,8 @@ def test_the_tars_of_the_cases_are_embedded_and_status_accounts_for_each_member(
             members += len(tar.getmembers())
     assert result["seen"] == members == result["input_rows"] + result["parts"] + 2
     assert result["passed_over"] == {"name begins with a dot": 2}
-    line = f"{members} entries in the input: 14 rows, 14 parts of rows (such as captions), 2 passed over ("
+    parts = "14 parts of rows (captions, further pictures of a name)"
+    line = f"{members} entries in the input: 14 rows, {parts}, 2 passed over ("
     assert line in printed
     assert line in command("status", output)
     found = by_key(output)
