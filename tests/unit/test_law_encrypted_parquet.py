@@ -1,9 +1,11 @@
 """Invariant: wherever a user's Parquet file is opened, encryption is an error that names the file.
 
-Arrow aborts the process if it looks at an encrypted column, even at the footer's entry of it.
+Arrow aborts the process if it looks at an encrypted column, even at the footer's entry of it, or at an entry for which
+the schema has no column.
 """
 
 import base64
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import pytest
 from pairmill.jobs.build import prepare
 from pairmill.pipeline.common.delta_log import check_tables
 from pairmill.pipeline.common.files import Files
-from pairmill.pipeline.common.foreign_parquet import open_parquet
+from pairmill.pipeline.common.foreign_parquet import EncryptedParquetError, open_parquet
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.evaluate.labels import _read_file as read_labels
 from pairmill.pipeline.evaluate.overlap import Overlap
@@ -96,6 +98,42 @@ def test_a_purge_reports_an_encrypted_file_as_unreadable(tmp_path: Path, hides_f
     write(tmp_path / "secret.parquet", hides_footer)
     report = search_file(Store(str(tmp_path)), Needles({}), "secret.parquet")
     assert "encrypted" in str(report)
+
+
+def with_footer(file: bytes, change: Callable[[bytes], bytes]) -> io.BytesIO:
+    end = len(file) - 8 - int.from_bytes(file[-8:-4], "little")
+    footer = change(file[end:-8])
+    return io.BytesIO(file[:end] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
+@pytest.mark.parametrize("tail_bytes", [0, 27, 29])
+def test_an_encrypted_column_is_found_whatever_follows_the_metadata(tmp_path: Path, tail_bytes: int) -> None:
+    signed = write(tmp_path / "signed.parquet", hides_footer=False).read_bytes()
+    with pytest.raises(EncryptedParquetError):
+        open_parquet(with_footer(signed, lambda footer: footer[:-28] + bytes(tail_bytes)))
+
+
+def test_an_encrypted_column_is_found_in_any_row_group(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "plain.parquet")
+    metadata = pq.read_metadata(tmp_path / "plain.parquet")
+    metadata.append_row_groups(pq.read_metadata(write(tmp_path / "signed.parquet", hides_footer=False)))
+    metadata.write_metadata_file(tmp_path / "joined.parquet")
+    with open(tmp_path / "joined.parquet", "rb") as file, pytest.raises(EncryptedParquetError):
+        open_parquet(file)
+
+
+def test_a_column_that_the_schema_lacks_is_refused() -> None:
+    pq.write_table(pa.table({"a": [1], "b": [2]}), file := io.BytesIO(), store_schema=False)
+
+    def without_b(footer: bytes) -> bytes:
+        footer = footer.replace(b"\x19\x3c\x35\0\x18\x06schema\x15\x04", b"\x19\x2c\x35\0\x18\x06schema\x15\x02")
+        footer = footer.replace(b"\x15\x04\x25\x02\x18\x01b\0", b"", 1)  # its type
+        return footer.replace(b"\x19\x2c\x1c\0\0\x1c\0\0", b"\x19\x1c\x1c\0\0")  # its order
+
+    crafted = with_footer(file.getvalue(), without_b)
+    assert pq.read_schema(crafted).names == ["a"]
+    with pytest.raises(pa.ArrowInvalid, match="columns of the schema"):
+        open_parquet(crafted)
 
 
 def test_plain_files_of_other_writers_are_opened(tmp_path: Path) -> None:
