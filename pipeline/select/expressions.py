@@ -1,7 +1,8 @@
 """Evaluates expressions that users write over columns, such as `similarity >= 0.28 and width / height < 3`.
 
 The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
-null, and a row stays only if the whole expression is true. `comparisons.py` does the arithmetic and compares numbers.
+null, and a row stays only if the whole expression is true. `comparisons.py` does the arithmetic and compares numbers,
+`times.py` compares times.
 """
 
 import ast
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.select import comparisons
+from pairmill.pipeline.select import comparisons, times
 from pairmill.pipeline.select.comparisons import Value
 from pairmill.pipeline.select.expression_errors import (
     ExpressionError,
@@ -191,8 +192,7 @@ class Expression:
         values = self._value(left, table), self._value(right, table)
         kinds = kind_of(values[0]), kind_of(values[1])
         if kinds == ("a time", "text"):
-            moment = _as_time(values[1], values[0].type)
-            return _comparable_times(values[0], moment), moment
+            return values[0], times.parse(values[1], values[0].type)
         if kinds[0] != kinds[1]:
             raise mismatch(self._stripped, right, (self._source(left), self._source(right)), kinds)
         return values
@@ -229,25 +229,6 @@ def column_name(node: ast.AST) -> str | None:
     return None
 
 
-def _as_time(text: Value, kind: pa.DataType) -> Value:
-    """Parse a time with all its digits, whatever the column's unit. As in SQL, a date means midnight at its start."""
-    moment = text.cast(pa.timestamp("us"))
-    zone = getattr(kind, "tz", None)
-    return pc.assume_timezone(moment, "UTC").cast(pa.timestamp("us", zone)) if zone else moment
-
-
-def _comparable_times(times: Value, moment: Value) -> Value:
-    """The times, in microseconds if the moment is outside the years 1677 to 2262, which are all that nanoseconds can
-    hold: it is far from all of the times, so no comparison changes."""
-    if not (pa.types.is_timestamp(times.type) and times.type.unit == "ns" and isinstance(moment, pa.Scalar)):
-        return times
-    try:
-        moment.cast(times.type)
-    except pa.ArrowInvalid:
-        return times.cast(moment.type, safe=False)
-    return times
-
-
 def _contains(text: Value, part: str) -> Value:
     """Whether each text contains `part`.
 
@@ -273,6 +254,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _compare(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
     if comparisons.is_number(left.type):
         return comparisons.compare(function, left, right)
+    if pa.types.is_temporal(left.type):
+        return times.compare(function, left, right)
     return function(left, right)
 
 

@@ -1,6 +1,7 @@
 """Tests what `where` can express, how it treats nulls, and that it never executes code."""
 
 import datetime
+import operator as op
 import time
 from collections.abc import Callable
 
@@ -174,3 +175,38 @@ def test_nanoseconds_are_compared_with_dates_that_they_cannot_hold(zone: str | N
     for date, is_later in (("1677-09-21", False), ("2262-04-12", True), ("0001-01-01", False), ("9999-12-31", True)):
         for sign, expected in (("<", is_later), (">=", not is_later), ("==", False), ("!=", True)):
             assert Expression(f"time {sign} '{date}'").evaluate(table).to_pylist() == [expected] * 3 + [None]
+
+
+OPERATORS = {"<": op.lt, "<=": op.le, ">": op.gt, ">=": op.ge, "==": op.eq, "!=": op.ne}
+NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+DAY = 86_400 * 10**9
+TIMES: dict[str, dict[pa.DataType, int]] = {
+    "times": {pa.date32(): DAY, pa.date64(): 10**6} | {pa.timestamp(unit): ns for unit, ns in NANOSECONDS.items()},
+    "times there": {pa.date32(): DAY} | {pa.timestamp(unit, "Asia/Tokyo"): ns for unit, ns in NANOSECONDS.items()},
+    "durations": {pa.duration(unit): ns for unit, ns in NANOSECONDS.items()},
+}
+"""The types that can be compared with each other, and the nanoseconds that a 1 in each means."""
+
+
+def _numbers(kind: pa.DataType, ns: int) -> st.SearchStrategy[list[int | None]]:
+    """A strategy for three times as integers, often at the ends of what nanoseconds or the type itself can hold."""
+    bits = 32 if kind == pa.date32() else 64
+    low, high = -(1 << bits - 1), (1 << bits - 1) - 1
+    ends = st.sampled_from([0, -(1 << 63), (1 << 63) - 1, 5 * 10**19, low * ns, high * ns])
+    near = st.builds(lambda end, more: min(max((end + more) // ns, low), high), ends, st.integers(-3000, 3000))
+    whole = near.map(lambda number: int(number / 86_400_000) * 86_400_000) if kind == pa.date64() else near
+    return st.lists(st.none() | whole, min_size=3, max_size=3)
+
+
+@given(st.sampled_from(list(TIMES.values())), st.data())
+def test_times_in_any_units_are_compared_exactly(kinds: dict[pa.DataType, int], data: st.DataObject) -> None:
+    """DuckDB refuses to compare nanoseconds with the year 3000, so Python's integers are the oracle."""
+    columns, moments = {}, []
+    for name in ("left", "right"):
+        kind, ns = data.draw(st.sampled_from(list(kinds.items())))
+        numbers = data.draw(_numbers(kind, ns))
+        columns[name] = pa.array(numbers, pa.int32() if kind == pa.date32() else pa.int64()).view(kind)
+        moments.append([None if number is None else number * ns for number in numbers])
+    for sign, compare in OPERATORS.items():
+        expected = [None if None in pair else compare(*pair) for pair in zip(*moments, strict=True)]
+        assert Expression(f"left {sign} right").evaluate(pa.table(columns)).to_pylist() == expected
