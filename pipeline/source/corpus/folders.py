@@ -60,6 +60,7 @@ def folder_rows(
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     spread = ordered[:: len(ordered) // 8 + 1]
     loose = _loose_texts(ordered)
+    with_own_text = described.pictures.keys() | loose.of_picture.keys()
     for stem, group in groupby(ordered, key=lambda file: _stem(file[0])):
         members = list(group)
         if not any(_is_picture(name) for name, _ in members):
@@ -67,7 +68,7 @@ def folder_rows(
                 if name not in loose.used:
                     tally.pass_over(PassedOver.EXTRA_TEXT if name in loose.extra else PassedOver.NO_PICTURE)
             continue
-        for own in _apart(members, {*described.pictures, *loose.of_picture}):
+        for own in _apart(members, with_own_text):
             parts = [*own, *(text for name, _ in own for text in loose.of_picture.get(name, ()))]
             sample = Sample(stem, rules)
             for name, size in parts:
@@ -138,10 +139,10 @@ def words_of(stem: str) -> str:
     return " ".join(PurePosixPath(stem).name.replace("_", " ").replace("-", " ").split())
 
 
-def _apart(members: Sequence[tuple[str, int]], described: Container[str]) -> Iterator[Sequence[tuple[str, int]]]:
+def _apart(members: Sequence[tuple[str, int]], with_own_text: Container[str]) -> Iterator[Sequence[tuple[str, int]]]:
     """The files of each sample among those with the same stem. Pictures are usually alternates of each other, but those
-    with their own rows in a table are different pictures."""
-    others = [member for member in members if member[0] in described][1:]
+    with their own rows in a table or with their own loose texts are different pictures."""
+    others = [member for member in members if member[0] in with_own_text][1:]
     yield [member for member in members if member not in others]
     yield from ([member] for member in others)
 
