@@ -1,8 +1,8 @@
 """Indexes folders of picture files. The caption is in a .txt or .json file with the same name, or in a metadata table.
 If there is none, the file name can be the caption, if the job says so."""
 
-from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby
@@ -20,6 +20,8 @@ from pairmill.pipeline.source.files import PICTURE_ENDINGS, SourceError, reason_
 from pairmill.schemas.passed_over import PassedOver, Tally
 
 NOT_DESCRIBED = Described()
+
+_Change = Callable[[str], str]
 
 
 def used_entries(
@@ -93,7 +95,7 @@ class _LooseTexts:
     of_picture: Mapping[str, Sequence[tuple[str, int]]]
     """Name of a picture -> its text files."""
     extra: Set[str]
-    """Text files of pictures that also have one with their own stem, which counts instead."""
+    """Text files of pictures that also have one whose name fits better, which counts instead."""
 
     @cached_property
     def used(self) -> Set[str]:
@@ -105,20 +107,32 @@ def _loose_texts(names: Sequence[tuple[str, int]]) -> _LooseTexts:
     pictures = [name for name, _ in names if _is_picture(name)]
     stems = {_stem(name) for name in pictures}
     texts = [file for file in names if not _is_picture(file[0])]
-    loose = [file for file in texts if _stem(file[0]) not in stems]
-    by_name: dict[str, str] = {}  # normalized stem or name of a picture -> its name
-    for each in (_stem, str) if loose else ():
-        for name in pictures:
-            by_name.setdefault(normalize("NFC", each(name)), name)
     has_text = {(_stem(name), _ending(name) == "json") for name, _ in texts}
-    found, extra = defaultdict(list), set()
-    for file in loose:
-        picture = by_name.get(normalize("NFC", _stem(file[0])))
-        if picture is not None and (_stem(picture), _ending(file[0]) == "json") in has_text:
-            extra.add(file[0])
-        elif picture is not None:
-            found[picture].append(file)
+    loose = [file for file in texts if _stem(file[0]) not in stems]
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    fits: dict[tuple[str, bool], int] = {}  # (picture, whether JSON) -> how well its loose texts fit
+    extra: set[str] = set()
+    ways: list[tuple[_Change, _Change]] = [(str, str), (_stem, _nfc), (str, _nfc)]  # the best first
+    for fit, (part, form) in enumerate(ways):
+        by_form = _unambiguous(pictures, part, form) if loose else {}
+        left = []
+        for file in loose:
+            picture, is_json = by_form.get(form(_stem(file[0]))), _ending(file[0]) == "json"
+            if picture is None:
+                left.append(file)
+            elif (_stem(picture), is_json) in has_text or fits.setdefault((picture, is_json), fit) != fit:
+                extra.add(file[0])
+            else:
+                found[picture].append(file)
+        loose = left
     return _LooseTexts(found, extra)
+
+
+def _unambiguous(pictures: Sequence[str], part: _Change, form: _Change) -> dict[str, str]:
+    """Form of a part of a name -> the first picture whose name has it, unless several such parts have that form."""
+    parts = {part(name): name for name in reversed(pictures)}
+    counts = Counter(map(form, parts))
+    return {plain: name for each, name in parts.items() if counts[plain := form(each)] == 1}
 
 
 def _rows_without_picture(described: Described, rules: TextRules, tally: Tally) -> Iterator[IndexRow]:
@@ -158,6 +172,10 @@ def _is_picture(name: str) -> bool:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _nfc(name: str) -> str:
+    return normalize("NFC", name)
 
 
 def _ending(name: str) -> str:

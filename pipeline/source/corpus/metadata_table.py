@@ -48,9 +48,14 @@ class MetadataTable:
 
 
 def plain_path(name: str) -> str:
-    """A path or URL with `/` between its parts, without `.`, and in NFC, so that equal paths compare equal."""
+    """A path or URL with `/` between its parts and without `.`."""
     scheme, mark, path = name.rpartition("://")
-    return scheme + mark + unicodedata.normalize("NFC", posixpath.normpath(path.replace("\\", "/")))
+    return scheme + mark + posixpath.normpath(path.replace("\\", "/"))
+
+
+def common_form(name: str) -> str:
+    """The form that all spellings of a path or URL have in common, in whatever Unicode normal form they are."""
+    return unicodedata.normalize("NFC", plain_path(name))
 
 
 def parse_row(row: bytes) -> Object:

@@ -1,11 +1,12 @@
 """Knows which metadata tables of a corpus describe which folders of pictures.
 
 A table describes pictures in its own folder and below it. If several tables have a row for a picture, the nearest one
-counts. At most one parsed table is in memory at a time.
+counts. Only if no picture has exactly the name in a row, the row can be about a picture whose name has another Unicode
+normal form. At most one parsed table is in memory at a time.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from threading import Lock
 from types import MappingProxyType
 from typing import NamedTuple
@@ -14,8 +15,8 @@ from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
 from pairmill.pipeline.source.corpus.metadata_table import (
     TABLE_NAMES,
     MetadataTable,
+    common_form,
     names_pictures,
-    plain_path,
     read_table,
 )
 from pairmill.pipeline.source.files import SourceError
@@ -48,6 +49,8 @@ class MetadataTables:
         """Folder -> tables that have rows for its pictures, the nearest first."""
         self._missing: dict[str, tuple[str, list[str]]] = {}
         """Folder -> (its table, paths of missing pictures) for tables with such rows or with unreadable ones."""
+        self._respelled: dict[str, dict[str, str]] = {}
+        """Table -> picture -> path in the table, for the pictures that it spells otherwise."""
         self._used: set[str] = set()
         """Tables that are read for some folder."""
         self._first_uses: Counter[str] = Counter()
@@ -60,7 +63,10 @@ class MetadataTables:
         SourceError."""
         tables = [uri for uri in uris if _split(uri)[1] in TABLE_NAMES and uri not in self._fingerprints]
         known = set(pictures if tables else ())
-        odd = {plain: uri for uri in known if (plain := plain_path(uri)) != uri}
+        respelled = defaultdict(list)
+        for picture in known:
+            if (form := common_form(picture)) != picture:
+                respelled[form].append(picture)
         own: dict[str, str] = {}
         for uri in sorted(tables, key=lambda uri: -uri.count("/")):
             folder, name = _split(uri)
@@ -69,14 +75,10 @@ class MetadataTables:
             if folder in own:
                 raise SourceError(f"{folder}: contains {name} and {own[folder]}; keep one of them")
             own[folder] = name
-            described, missing = set(), []
-            for path in table.rows:
-                whole = plain_path(f"{folder}/{path}")
-                picture = odd.get(whole, whole)
-                if picture in known and _is_below(path):
-                    described.add(_split(picture)[0])
-                else:
-                    missing.append(path)
+            found = _pictures_of(table.rows, folder, known, respelled)
+            self._respelled[uri] = {each: path for path, each in found.items() if each != f"{folder}/{path}"}
+            described = {_split(each)[0] for each in found.values()}
+            missing = [path for path in table.rows if path not in found]
             for each in described:
                 self._describing.setdefault(each, []).append(uri)
             if missing or table.problems:
@@ -111,11 +113,11 @@ class MetadataTables:
         with self._lock:
             for uri in self._describing.get(folder, ()):
                 above, table_name = _split(uri)
-                below = folder.removeprefix(above).lstrip("/")
-                table = self._read(uri)
+                table, respelled = self._read(uri), self._respelled[uri]
                 for name in names:
-                    path = plain_path(f"{below}/{name}".lstrip("/"))
-                    if name not in pictures and path in table.rows:
+                    picture = f"{folder}/{name}"
+                    path = respelled.get(picture) or picture.removeprefix(f"{above}/")
+                    if name not in pictures and path in table.rows and _is_below(path):
                         pictures[name] = table_name, table.rows[path]
             if own:
                 table = self._read(own)
@@ -152,6 +154,27 @@ def _split(uri: str) -> tuple[str, str]:
     """(folder, name)."""
     folder, _, name = uri.rpartition("/")
     return folder, name
+
+
+def _pictures_of(
+    paths: Iterable[str], folder: str, pictures: Set[str], respelled: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Path in a table of `folder` -> its picture, for the paths that have one. The picture with exactly this name
+    counts. If there is none, it is the only remaining one whose name has the same common form; no other path may claim
+    it. `respelled`: common form -> pictures whose names have another form."""
+    below = [path for path in paths if _is_below(path)]
+    found = {path: picture for path in below if (picture := f"{folder}/{path}") in pictures}
+    taken = set(found.values())
+    claims = defaultdict(list)
+    for path in below:
+        if path not in found:
+            claims[common_form(f"{folder}/{path}")].append(path)
+    for form, claimants in claims.items():
+        known = [form] * (form in pictures) + [*respelled.get(form, ())]
+        left = [each for each in known if each.startswith(f"{folder}/") and each not in taken]
+        if len(left) == len(claimants) == 1:
+            found[claimants[0]] = left[0]
+    return found
 
 
 def _is_below(path: str) -> bool:
