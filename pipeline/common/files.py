@@ -100,9 +100,12 @@ class Files:
         """The files and folders that match a glob, as paths in its file system.
 
         On S3, a folder can have an empty name, and `**` matches it like any other folder, so that `a/**/*.parquet`
-        selects all Parquet files below `a`. To fsspec, `a//b.parquet` would not match.
+        selects all Parquet files below `a`. To fsspec, `a//b.parquet` would not match. Raises FileNotFoundError for a
+        glob that can match nothing: with `**` in only part of a name, which fsspec refuses.
         """
         fs, pattern = self.file_system(uri)
+        if any("**" in part for part in pattern.split("/") if part != "**"):
+            raise FileNotFoundError(f"no input found at {uri}: `**` must be a whole name, as in `a/**/*.parquet`")
         first = min(map(pattern.index, GLOB_CHARACTERS & set(pattern)))
         root, _, prefix = pattern[:first].rpartition("/")
         if not (uri.startswith(S3_SCHEMES) and root and ("**/" in pattern or "//" in pattern)):

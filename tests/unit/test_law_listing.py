@@ -8,6 +8,7 @@ import glob
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -31,7 +32,7 @@ from pairmill.pipeline.source.corpus.folders import folder_rows
 from pairmill.pipeline.source.corpus.index import MAX_PICTURES
 from pairmill.pipeline.source.corpus.tar_members import members
 from pairmill.pipeline.source.corpus.tars import tar_rows
-from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.files import SourceError, list_inputs
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.jobs import BuildJob
@@ -268,6 +269,17 @@ def test_a_glob_that_matches_a_folder_lists_it(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert len(list_path(f"{tmp_path}/*", Files()).files) == 2
+
+
+@pytest.mark.parametrize("pattern", ["a**/x.csv", "**.csv", "***"])
+@pytest.mark.parametrize("root", ["{tmp_path}", "memory://globs"])
+def test_a_glob_with_two_stars_in_part_of_a_name_is_refused_with_its_path(
+    tmp_path: Path, root: str, pattern: str
+) -> None:
+    """fsspec raises ValueError."""
+    path = f"{root.format(tmp_path=tmp_path)}/{pattern}"
+    with pytest.raises(SourceError, match=rf"^source.paths: no input found at {re.escape(path)}: `\*\*` must be"):
+        list_inputs([path], "/nowhere", Files())
 
 
 GLOB_PARTS = st.sampled_from(["a", "b", ".a", ".b", "_temporary"])
