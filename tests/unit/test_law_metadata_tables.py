@@ -237,3 +237,14 @@ def test_the_unicode_normal_form_of_a_name_does_not_matter(tmp_path: Path, name:
     tally = Tally()
     (row,) = (row for rows in indexed(tmp_path, tally).values() for row in rows)
     assert (row.caption, tally.passed_over) == (b"a cup", {})
+
+
+def test_a_row_that_names_the_text_beside_a_picture_does_not_describe_the_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").touch()
+    write(tmp_path / "metadata.csv", [{"file_name": "a.txt", "text": "a cup"}])
+    (rows,) = indexed(tmp_path).values()
+    assert [(row.caption, row.problem) for row in rows] == [
+        (b"", None),
+        (b"a cup", "metadata.csv: there is no picture a.txt"),
+    ]

@@ -276,7 +276,8 @@ class Corpus:
         if self.kind(uri) == "tars":
             return tar_rows(uri, self._files, tally, rules)
         names, folder, source = self._files_of(uri, tally), uri.removesuffix("/"), self._source
-        described = self._tables.describe(folder, [name for name, _ in names])
+        pictures = [name for name, _ in names if name.lower().endswith(_PICTURE_SUFFIXES)]
+        described = self._tables.describe(folder, pictures)
         return folders.folder_rows(
             folder, names, source.caption_from_name, self._files, tally, rules, source.paths, described
         )
