@@ -167,7 +167,9 @@ def test_every_reader_of_added_columns_names_the_damaged_record(dataset: Path, c
     (dataset / "columns/other/manifests/000000001.json").write_bytes(content)
     (dataset / "columns/other/model.json").write_bytes(content)
     store = Store(str(dataset))
-    with pytest.raises(DamagedManifestError, match=r"manifests/000000001.json is damaged .* embed --add-model or score again$"):
+    with pytest.raises(
+        DamagedManifestError, match=r"manifests/000000001.json is damaged .* embed --add-model or score again$"
+    ):
         describe(store, [(1, 0)], ["other"])
     with pytest.raises(PairmillError, match=r"other/model.json is damaged .* embed --add-model again$"):
         read_card(store, "other")
