@@ -276,14 +276,24 @@ def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRe
     of_version = {"layout", "columns"} if existing.layout < record.layout else set()
     for name, value in record:
         if name not in of_version and getattr(existing, name) != value:
-            difference = f"{name} {getattr(existing, name)!r}, not {value!r}"
-            if name == "subset_attempt":
-                what = f"the subset {record.subset!r}" if record.subset else "the mixture"
-                difference = f"of {what} before it was selected again, or changed by a purge"
             raise JobError(
-                f"{output.root} contains another export ({difference}); choose another folder, or delete that export"
+                f"{output.root} contains another export ({_difference(existing, record, name)}); choose another "
+                "folder, or delete that export"
             )
     return existing
+
+
+def _difference(existing: ExportRecord, record: ExportRecord, name: str) -> str:
+    """How the existing export differs from this one in a field."""
+    if name == "subset_attempt":
+        what = f"the subset {record.subset!r}" if record.subset else "the mixture"
+        return f"of {what} before it was selected again, or changed by a purge"
+    if name == "columns":
+        lacks, more = ({*a} - {*b} for a, b in ((record.columns, existing.columns), (existing.columns, record.columns)))
+        parts = ((word, sorted(names)) for word, names in (("without", lacks), ("also with", more)))
+        shown = [f"{word} {', '.join(names[:5])}{', ...' * (len(names) > 5)}" for word, names in parts if names]
+        return "; ".join(shown) or "with its columns in another order"
+    return f"{name} {getattr(existing, name)!r}, not {getattr(record, name)!r}"
 
 
 def _shards(store: Store, subset: Subset, repetition: Repetition) -> Iterator[SubsetShard]:

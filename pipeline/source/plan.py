@@ -58,6 +58,8 @@ def load_plan(store: Store) -> Plan:
             )
         if why := why_not_there(store):
             raise PlanError(why)
+        if store.list("manifests"):
+            raise PlanError(f"{store.path('plan')} is missing, but the dataset has shards; restore it from a copy")
         raise PlanError(f"{store.root} has no plan: it is not the output folder of a build or embed")
     return plan
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.source.files import shown
 from pairmill.pipeline.source.mapping import ColumnMapping
@@ -148,6 +149,8 @@ def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         table = read_table(store, name)
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+    except DamagedFileError as error:
+        raise PlanError(f"{error}; restore it from a copy") from error
     except (pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
         raise PlanError(f"{store.path(name)}: is not a plan file, or is damaged: {error}") from error
     if metadata["schema_version"] > SCHEMA_VERSION:

@@ -264,6 +264,8 @@ def test_an_export_continues_where_it_stopped_and_refuses_the_folder_of_another_
         assert tar.read_bytes() == (tmp_path / "out" / tar.name).read_bytes()
     with pytest.raises(JobError, match=r"contains another export \(samples_per_file 10, not 20\)"):
         export(job(dataset, tmp_path / "out", "webdataset", samples_per_file=20))
+    with pytest.raises(JobError, match=r"contains another export \(without key\);"):
+        export(job(dataset, tmp_path / "out", "webdataset", carry="all"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

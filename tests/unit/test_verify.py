@@ -227,7 +227,7 @@ def test_verify_notices_each_damaged_or_missing_file(
         try:
             report = verify(store, rescore=0)
         except PlanError as error:
-            assert name.startswith("plan/"), error
+            assert name.startswith("plan/") and "restore it from a copy" in str(error), error
             report = VerifyReport(problems=[str(error)])
         if report.holds:
             missed.append(name)
