@@ -8,6 +8,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.mixture import read_mixture
 from pairmill.pipeline.dataset.subset import (
     SubsetError,
+    files_of,
     paths_of,
     read_subset,
     select_again,
@@ -52,7 +53,6 @@ def check_mixture(store: Store, on_step: OnStep) -> tuple[Mixture | None, Sequen
 
 
 def _check_files(store: Store, subset: Subset) -> Iterator[str]:
-    files = [file for each in subset.files for file in (each.rows, each.shards)]
-    for file in (*files, *subset.overlaps):
+    for file in files_of(subset):
         if problem := check_file(store, file):
             yield f"{problem}; select again: {select_again(store, file.path)}"

@@ -13,14 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pairmill.pipeline.common.files import (
-    GLOB_CHARACTERS,
-    Files,
-    absolute,
-    is_inside,
-    is_remote,
-    why_no_file,
-)
+from pairmill.pipeline.common.files import GLOB_CHARACTERS, Files, absolute, is_inside, is_remote, why_no_file
 from pairmill.schemas.passed_over import PassedOver
 
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})

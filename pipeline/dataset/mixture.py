@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import why_not_there
-from pairmill.pipeline.dataset.subset import SubsetError, delete_files
+from pairmill.pipeline.dataset.subset import SubsetError, delete_files, files_in, paths_of
 from pairmill.schemas.manifest import SCHEMA_VERSION
 from pairmill.schemas.mixture import MIXTURE_RECORD, Mixture
 
@@ -57,13 +57,11 @@ def publish_mixture(store: Store, mixture: Mixture, replaced: Mixture | None) ->
 
 def _delete_others(store: Store, mixture: Mixture) -> None:
     """Delete the files that do not belong to this mixture."""
-    every = [each for source in mixture.sources for each in source.rows.files]
-    named = {file.path for each in every for file in (each.rows, each.shards)}
+    own = {path for source in mixture.sources for path in paths_of(source.rows)}
     for source in store.folders(SOURCES):
-        for folder in (f"{SOURCES}/{source}/rows", f"{SOURCES}/{source}/shards"):
-            for name in store.list(folder):
-                if name.endswith(".parquet") and f"{folder}/{name}" not in named:
-                    store.delete(f"{folder}/{name}")
+        for path in files_in(store, f"{SOURCES}/{source}"):
+            if path not in own:
+                store.delete(path)
 
 
 def outdated_error(store: Store, mixture: Mixture, number: int, shard: int) -> SubsetError:

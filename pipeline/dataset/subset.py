@@ -164,7 +164,7 @@ def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
     if not is_first:
         delete_files(store, subset)
         return False
-    found, own = set(_files_in(store, subset.name)), paths_of(subset)
+    found, own = set(files_in(store, f"subsets/{subset.name}")), paths_of(subset)
     for path in found - own if own <= found else ():
         store.delete(path)
     if not own <= found and replaced is None:
@@ -172,27 +172,32 @@ def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
     return own <= found
 
 
+def files_of(subset: Subset) -> list[DataFile]:
+    """All files of a subset except its record."""
+    return [*(file for each in subset.files for file in (each.rows, each.shards)), *subset.overlaps]
+
+
 def paths_of(subset: Subset) -> frozenset[str]:
-    """The paths of all files of a subset except its record."""
-    files = [file for each in subset.files for file in (each.rows, each.shards)]
-    return frozenset(file.path for file in (*files, *subset.overlaps))
+    """The paths of `files_of`."""
+    return frozenset(file.path for file in files_of(subset))
 
 
 def stray_files(store: Store, name: str, paths: Set[str]) -> Iterator[str]:
     """The files in a subset's folders that are not in `paths`. They are from an interrupted run, or from one in
     progress."""
-    return (path for path in _files_in(store, name) if path not in paths)
+    return (path for path in files_in(store, f"subsets/{name}") if path not in paths)
 
 
-def _files_in(store: Store, name: str) -> Iterator[str]:
-    for folder in (f"subsets/{name}/{kind}" for kind in ("rows", "shards", "overlaps")):
-        yield from (f"{folder}/{file}" for file in store.list(folder) if file.endswith(".parquet"))
+def files_in(store: Store, folder: str) -> Iterator[str]:
+    """All files in the folder of a subset, or of a source of a mixture, except the record."""
+    for each in (f"{folder}/{kind}" for kind in ("rows", "shards", "overlaps")):
+        yield from (f"{each}/{file}" for file in store.list(each) if file.endswith(".parquet"))
 
 
 def delete_files(store: Store, subset: Subset) -> None:
     """Delete all files, except the record, of a subset that is not the current one."""
-    for path in sorted(paths_of(subset)):
-        store.delete(path)
+    for file in files_of(subset):
+        store.delete(file.path)
 
 
 def read_subset(store: Store, name: str) -> Subset:
