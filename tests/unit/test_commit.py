@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -26,6 +28,7 @@ from pairmill.pipeline.dataset.manifests import (
 from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
 from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.pipeline.dataset.webdataset_tar import read_range, read_tar
+from pairmill.pipeline.stages.build import _with_pairs
 from pairmill.schemas.batch import BatchInfo, ShardBatch
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.manifest import Shard, ShardManifest
@@ -77,6 +80,19 @@ def test_every_row_is_written_exactly_once(
     assert manifest.rows_in == len(rows) == manifest.pairs + manifest.rejects
     assert manifest.kept == sum(row == ("ok", True) for row in rows) == sum(pairs["kept"].to_pylist())
     assert sum(manifest.statuses.values()) == len(rows)
+
+
+@pytest.mark.parametrize("own_uids", [None, "id"])
+def test_duplicates_are_refused_before_the_encoder_and_lose_their_pictures_only_if_nothing_tells_them_apart(
+    own_uids: str | None,
+) -> None:
+    batch = in_flight(["ok", "ok", "ok"], [True, True, True])
+    uids = pa.array([f"{uid:032x}" for uid in (0, 0, 1)])
+    stage: Any = SimpleNamespace(mapping=SimpleNamespace(uid_column=own_uids), custom_rules=list)
+    table = _with_pairs(stage, batch.with_table(batch.table.set_column(1, "uid", uids))).table
+    remains = [True, own_uids is not None, True]
+    assert table["is_pair"].to_pylist() == remains
+    assert [picture is not None for picture in table["image"].to_pylist()] == remains
 
 
 @settings(

@@ -198,6 +198,15 @@ def _numbers(kind: pa.DataType, ns: int) -> st.SearchStrategy[list[int | None]]:
     return st.lists(st.none() | whole, min_size=3, max_size=3)
 
 
+def test_times_of_one_day_differ_even_if_another_row_has_a_date_that_nanoseconds_cannot_hold() -> None:
+    far = 32_503_680_000_000_000  # the year 3000
+    left, right = pa.array([1, 1_000, 0], pa.timestamp("ns")), pa.array([0, 1, far], pa.timestamp("us"))
+    for sign, expected in (("<", [False, False, True]), ("==", [False, True, False]), (">", [True, False, False])):
+        assert (
+            Expression(f"left {sign} right").evaluate(pa.table({"left": left, "right": right})).to_pylist() == expected
+        )
+
+
 @given(st.sampled_from(list(TIMES.values())), st.data())
 def test_times_in_any_units_are_compared_exactly(kinds: dict[pa.DataType, int], data: st.DataObject) -> None:
     """DuckDB refuses to compare nanoseconds with the year 3000, so Python's integers are the oracle."""
