@@ -4,7 +4,6 @@ Existing files do not change. Run the same command again after an interruption, 
 shards; it processes only what is new.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +16,12 @@ from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.jobs.progress import ColumnsProgress, ProgressListener
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, columns_done
-from pairmill.pipeline.columns.added_model import pictures_left_out, read_card
+from pairmill.pipeline.columns.added_model import AddedModel, pictures_left_out, read_card
+from pairmill.pipeline.columns.column_files import has_other_columns
 from pairmill.pipeline.columns.score_card import SCORE_CARD
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.manifests import committed, record_bytes
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
@@ -99,8 +99,13 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
     if added.alias in taken:
         raise JobError(f"{store.root} already has a model with the alias {added.alias!r}; choose another with --alias")
     _check_no_score(store, added.alias)
-    card = json.dumps({**added.model_dump(), "fingerprint": fingerprint}, indent=1).encode()
+    card = record_bytes(AddedModel(**added.model_dump(), fingerprint=fingerprint))
     name = f"columns/{added.alias}/{MODEL_CARD}"
+    if not store.exists(name) and has_other_columns(store, added.alias, fingerprint):
+        raise JobError(
+            f"{store.path(f'columns/{added.alias}')} has columns of another model or other weights; its card is lost; "
+            "choose another alias, or move this folder elsewhere first"
+        )
     if not store.create(name, card) and read_card(store, added.alias).fingerprint != fingerprint:
         raise JobError(
             f"{store.path(name)}: this alias belongs to another model or other weights; choose another alias"

@@ -15,7 +15,7 @@ from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.exports import note_export
-from pairmill.pipeline.dataset.manifests import read_record
+from pairmill.pipeline.dataset.manifests import read_record, record_bytes
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORDS, check_export_folder, records_folder
 from pairmill.pipeline.dataset.subset import (
     WEIGHT,
@@ -270,7 +270,7 @@ def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[Export
 def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRecord:
     """Mark the folder as this export's. Returns the mark, which an earlier version may have written. Raises JobError if
     it is another export's."""
-    if output.create(f"{records}/export.json", record.model_dump_json(indent=1).encode()):
+    if output.create(f"{records}/export.json", record_bytes(record)):
         return record
     existing = read_record(output, f"{records}/export.json", ExportRecord, OTHER_OUTPUT)
     of_version = {"layout", "columns"} if existing.layout < record.layout else set()

@@ -4,6 +4,7 @@ A request is recorded before anything changes, so an interrupted purge can be fi
 without the lists.
 """
 
+import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from pairmill.jobs.results import finish as count_and_clean
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
+from pairmill.pipeline.columns.commands import score_command
 from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import StorageError, Store
@@ -152,10 +154,7 @@ def _finish(store: Store, plan: Plan, number: int | None, tasks: Tasks, steps: S
         for name in done.reports
         if name != "report.html"
     ]
-    remedies += [
-        f"pairmill score {shlex.quote(store.root)} {name} --score {shlex.quote(settings)}"
-        for name, settings in done.scores.items()
-    ]
+    remedies += [score_command(store.root, name, json.loads(settings)) for name, settings in done.scores.items()]
     remedies += [problem for folder in done.indexes if (problem := _index_again(store, folder, steps.on_step))]
     if number is not None:
         finish(store, number, done.rows)

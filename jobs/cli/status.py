@@ -51,13 +51,14 @@ def status(
 def _print_added(store: "Store") -> None:
     """Print the models and scores that were added, and which of them some shards lack."""
     from pairmill.pipeline.columns.added_columns import added_columns
+    from pairmill.pipeline.columns.commands import command_of
     from pairmill.pipeline.dataset.manifests import committed
 
     added = added_columns(store, committed(store))
     if added.names:
         typer.echo(f"added: {', '.join(added.names)}")
     for each in added.incomplete:
-        typer.echo(f"added: {each.name}, which some shards lack: {each.remedy}")
+        typer.echo(f"added: {each.name}, which some shards lack; run: {command_of(store, each.name, has_card=True)}")
 
 
 def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 import yaml
+from pydantic import BaseModel
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.exports import note_files, read_note
@@ -11,9 +12,17 @@ from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileErr
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.pipeline.dataset.parquet import count_rows
 from pairmill.pipeline.dataset.strays import SIZES_NAME
-from pairmill.pipeline.dataset.withdrawn import PARTS, done_name, ledger_files, request_name, rows_name
+from pairmill.pipeline.dataset.withdrawn import (
+    PARTS,
+    PURGED_REMEDY,
+    done_name,
+    ledger_files,
+    purged_name,
+    request_name,
+    rows_name,
+)
 from pairmill.pipeline.source.planned import Plan
-from pairmill.schemas.purge import PurgeDone
+from pairmill.schemas.purge import Purged, PurgeDone
 
 JOB_FILE = "job.yaml"
 _AGAIN = "run the same build or embed again, which writes it"
@@ -32,7 +41,8 @@ def check_other_files(store: Store, plan: Plan) -> Iterator[str]:
             yield str(error)
     for name in store.list("labels"):
         if name.endswith(".parquet"):
-            yield from _check_table(store, f"labels/{name}", _RESTORE)
+            remedy = f"{_RESTORE}, or move it elsewhere and label again"
+            yield from _check_table(store, f"labels/{name}", remedy)
 
 
 def _check_job(store: Store, plan: Plan) -> Iterator[str]:
@@ -52,7 +62,9 @@ def check_sizes(store: Store, sizes: Mapping[str, int]) -> Iterator[str]:
     pictures."""
     try:
         found = json.loads(store.read(SIZES_NAME))
-    except FileNotFoundError:  # the last run was interrupted, or the dataset has no tars
+    except FileNotFoundError:
+        if sizes:
+            yield f"{store.path(SIZES_NAME)} is missing; {_AGAIN}"
         return
     except (ValueError, RecursionError):
         found = None
@@ -77,10 +89,18 @@ def _check_ledger(store: Store) -> Iterator[str]:
     for name in store.list(PARTS):
         yield from _check_table(store, f"{PARTS}/{name}", _RESTORE)
     for number in done:
-        try:
-            read_record(store, done_name(number), PurgeDone, _RESTORE)
-        except DamagedManifestError as error:
-            yield str(error)
+        remedy = f"{_RESTORE}, or move it elsewhere and finish the purge again: pairmill purge {store.root}"
+        yield from _check_record(store, done_name(number), PurgeDone, remedy)
+    for number in files["purged"]:
+        remedy = PURGED_REMEDY if number not in done else f"{_RESTORE}, or move it elsewhere: its purge is finished"
+        yield from _check_record(store, purged_name(number), Purged, remedy)
+
+
+def _check_record(store: Store, name: str, model: type[BaseModel], remedy: str) -> Iterator[str]:
+    try:
+        read_record(store, name, model, remedy)
+    except DamagedManifestError as error:
+        yield str(error)
 
 
 def _check_table(store: Store, name: str, remedy: str, num_rows: int | None = None) -> Iterator[str]:

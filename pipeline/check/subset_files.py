@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.common.progress import OnStep
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.mixture import read_mixture
+from pairmill.pipeline.dataset.mixture import read_mixture, strays_of
 from pairmill.pipeline.dataset.subset import (
     SubsetError,
     files_of,
@@ -35,8 +35,7 @@ def check_subsets(store: Store, on_step: OnStep) -> Iterator[str]:
             continue
         yield from _check_files(store, subset)
         for path in stray_files(store, name, paths_of(subset)):
-            again = select_again(store, path)
-            yield f"{store.path(path)} is not part of the subset; if no `select` is running, select again: {again}"
+            yield _stray(store, path, "subset")
 
 
 def check_mixture(store: Store, on_step: OnStep) -> tuple[Mixture | None, Sequence[str]]:
@@ -49,7 +48,12 @@ def check_mixture(store: Store, on_step: OnStep) -> tuple[Mixture | None, Sequen
     for number, source in enumerate(mixture.sources):
         on_step("reading the mixture", number, len(mixture.sources))
         problems += _check_files(store, source.rows)
-    return mixture, problems
+    return mixture, [*problems, *(_stray(store, path, "mixture") for path in strays_of(store, mixture))]
+
+
+def _stray(store: Store, path: str, whole: str) -> str:
+    again = select_again(store, path)
+    return f"{store.path(path)} is not part of the {whole}; if no `select` is running, select again: {again}"
 
 
 def _check_files(store: Store, subset: Subset) -> Iterator[str]:

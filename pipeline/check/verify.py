@@ -18,12 +18,13 @@ from pairmill.pipeline.check.subset_files import check_mixture, check_subsets
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, ColumnSet, column_sets
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.columns.column_files import check_columns
+from pairmill.pipeline.columns.commands import command_of
 from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card, read_state
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, ManifestError, committed, read_manifest
-from pairmill.pipeline.dataset.mixture import is_mixture
+from pairmill.pipeline.dataset.mixture import is_mixture, lost_record
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME, tar_sizes
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
@@ -45,7 +46,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
     """Check every committed shard and all files beside the shards, then recompute the scores of `rescore` pairs, spread
     evenly over the shards. Of a mixture, check its own files."""
     store.check_access()
-    if is_mixture(store):
+    if is_mixture(store) or lost_record(store):
         return _verify_mixture(store, on_step)
     report = VerifyReport()
     plan = load_plan(store)
@@ -129,7 +130,7 @@ def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
     for name in sorted({*store.folders("columns")} - {each.name for each in added}):
         if store.list(f"columns/{name}/manifests"):  # the card was written before them
             where = f"{store.path(f'columns/{name}')} has neither {MODEL_CARD} nor {SCORE_CARD}"
-            report.problems.append(f"{where}; run embed --add-model or score again, which writes it")
+            report.problems.append(f"{where}; run: {command_of(store, name)}")
     for each in added:
         try:
             if each.kind == "score":

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, columns_done
+from pairmill.pipeline.columns.commands import card_again
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_record
 from pairmill.schemas.job.models import ModelConfig
@@ -20,8 +21,7 @@ class AddedModel(ModelConfig):
 
 def read_card(store: Store, alias: str) -> AddedModel:
     """The added model with this alias. Raises ManifestError or FileNotFoundError."""
-    remedy = "move its folder elsewhere and run embed --add-model again"
-    return read_record(store, f"columns/{alias}/{MODEL_CARD}", AddedModel, remedy)
+    return read_record(store, f"columns/{alias}/{MODEL_CARD}", AddedModel, partial(card_again, store, alias))
 
 
 def pictures_left_out(store: Store, name: str) -> dict[str, int]:

@@ -7,10 +7,11 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from pairmill.pipeline.columns.added_columns import ColumnSet
+from pairmill.pipeline.columns.added_columns import ColumnSet, columns_done
+from pairmill.pipeline.columns.commands import command_of
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import ManifestError, read_columns_manifest
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_columns_manifest, record_bytes
 from pairmill.pipeline.dataset.parquet import null_counts, read_table, write_table
 from pairmill.schemas.manifest import SCHEMA_VERSION, ColumnsManifest, DataFile, ShardManifest, manifest_name
 
@@ -49,7 +50,7 @@ def write_columns(
         job_fingerprint=job_fingerprint,
         pictures_left_out=pictures_left_out,
     )
-    store.create(f"columns/{name}/manifests/{record.name}", record.model_dump_json(indent=1).encode())
+    store.create(f"columns/{name}/manifests/{record.name}", record_bytes(record))
 
 
 def count_nulls(store: Store, name: str, shards: Sequence[tuple[int, int]]) -> dict[str, int]:
@@ -63,18 +64,29 @@ def count_nulls(store: Store, name: str, shards: Sequence[tuple[int, int]]) -> d
 
 
 def check_columns(store: Store, added: Sequence[ColumnSet], manifest: ShardManifest) -> Iterator[str]:
-    """Problems with the columns that were added to a shard, with the remedies. Missing columns are not a problem."""
+    """Problems with the columns that were added to a shard, with the remedies. Missing columns are not a problem,
+    unless their file is there."""
     for each in added:
+        where = f"columns/{each.name}/manifests/{manifest.name}"
         try:
             record = read_columns_manifest(store, each.name, manifest.name)
         except FileNotFoundError:
+            if store.exists(path := f"columns/{each.name}/{manifest.name.removesuffix('json')}parquet"):
+                yield f"{path} has no manifest; run: {command_of(store, each.name, has_card=True)}"
             continue
-        except ManifestError as error:
-            yield str(error)
-            continue
-        if problem := _problem_with(store, record, manifest):
-            where = f"columns/{each.name}/manifests/{manifest.name}"
-            yield f"{problem}; move {where} elsewhere and {each.remedy}"
+        except DamagedManifestError:
+            problem: str | None = f"{where} is damaged or not pairmill's"
+        else:
+            problem = _problem_with(store, record, manifest)
+        if problem:
+            yield f"{problem}; move {where} elsewhere and run: {command_of(store, each.name, has_card=True)}"
+
+
+def has_other_columns(store: Store, name: str, fingerprint: str) -> bool:
+    """Whether a folder whose card is lost has columns of another model or score. Raises ManifestError."""
+    for shard in columns_done(store, name).items():
+        return read_columns_manifest(store, name, manifest_name(*shard)).job_fingerprint != fingerprint
+    return False
 
 
 def _problem_with(store: Store, record: ColumnsManifest, manifest: ShardManifest) -> str | None:

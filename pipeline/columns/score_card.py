@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pairmill.pipeline.columns.commands import card_again, command_of
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.schemas.job.scores import ScoreConfig
@@ -103,7 +105,7 @@ class State:
 def read_score_card(store: Store, name: str) -> ScoreCard:
     """The card of a score. Raises ManifestError or FileNotFoundError."""
     path = f"columns/{name}/{SCORE_CARD}"
-    card = read_record(store, path, ScoreCard, _remedy(name))
+    card = read_record(store, path, ScoreCard, partial(card_again, store, name))
     if card.name != name:
         raise DamagedManifestError(
             f"{store.path(path)} is the card of the score {card.name[:100]!r}: its folder was copied or renamed; "
@@ -126,15 +128,15 @@ def read_state(store: Store, card: ScoreCard) -> State:
     """The state of a score. Raises DamagedManifestError if the state is missing or has changed."""
     where = store.path(card.state.path)
     if not re.fullmatch(rf"columns/{card.name}/state\.[0-9a-f]{{32}}\.safetensors", card.state.path):
-        raise DamagedManifestError(f"{where} is not a valid name for a state file; {_remedy(card.name)}")
+        raise DamagedManifestError(f"{where} is not a valid name for a state file; {_remedy(store, card.name)}")
     try:
         data = store.read(card.state.path)
     except FileNotFoundError:
-        raise DamagedManifestError(f"{where} is missing; {_remedy(card.name)}") from None
+        raise DamagedManifestError(f"{where} is missing; {_remedy(store, card.name)}") from None
     if hashlib.blake2b(data, digest_size=16).hexdigest() != card.state.blake2b:
-        raise DamagedManifestError(f"{where} has changed since it was written; {_remedy(card.name)}")
+        raise DamagedManifestError(f"{where} has changed since it was written; {_remedy(store, card.name)}")
     return State.from_bytes(data)
 
 
-def _remedy(name: str) -> str:
-    return f"move columns/{name} elsewhere and run `pairmill score` again"
+def _remedy(store: Store, name: str) -> str:
+    return f"restore it from a copy, or move columns/{name} elsewhere and run: {command_of(store, name)}"

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import read_record
+from pairmill.pipeline.dataset.manifests import read_record, record_bytes
 from pairmill.schemas.purge import ExportNote
 
 _FOLDER = "exports"
@@ -14,7 +14,7 @@ def note_export(store: Store, note: ExportNote) -> bool:
     """Record an export in the dataset. Returns False if the dataset is not writable; users must then pass the export
     to the purge themselves."""
     try:
-        store.create(note_name(note.output), note.model_dump_json(indent=1).encode())
+        store.create(note_name(note.output), record_bytes(note))
     except OSError:  # the dataset is read-only for this user, as in a public bucket
         return False
     return True

@@ -1,13 +1,20 @@
-"""Reads, lists and deletes manifests. `commit.py` writes them."""
+"""Reads, lists and deletes manifests, which `commit.py` writes. THE place where all other records are written and read.
 
+A record is a small JSON file that describes other files or the work that is left. Every record except a shard's
+manifest contains a checksum of its own content: otherwise, a changed byte that leaves valid JSON would go unnoticed. A
+shard's manifest has none, because `verify` counts and hashes the shard's files anyway, and because its remedy would
+fetch the shard from the web again, even for a digit that nobody reads. Records from before 0.2 have no checksum.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -16,6 +23,9 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, ColumnsManifest, ShardMani
 _Record = TypeVar("_Record", bound=BaseModel)
 
 _READERS, _READ_AHEAD = 32, 256
+
+_CHECKSUM = "record_blake2b"
+"""The key of a record's checksum: BLAKE2b-128 of its other values, as JSON with sorted keys."""
 
 
 class ManifestError(PairmillError, RuntimeError):
@@ -37,13 +47,34 @@ class SupersededError(PairmillError, RuntimeError):
     kind = FailureKind.INPUT
 
 
-def read_record(store: Store, name: str, model: type[_Record], remedy: str) -> _Record:
+def record_bytes(record: BaseModel, exclude_none: bool = False) -> bytes:
+    """The content of a file with a record, including its checksum."""
+    values = json.loads(record.model_dump_json(exclude_none=exclude_none))
+    return json.dumps({**values, _CHECKSUM: _digest(values)}, indent=1, ensure_ascii=False).encode()
+
+
+def read_record(store: Store, name: str, model: type[_Record], remedy: str | Callable[[], str]) -> _Record:
     """Read a file that contains a record. Raises FileNotFoundError, or DamagedManifestError with a message that ends in
-    `remedy`."""
+    `remedy`, or in the result of calling it."""
+    data = store.read(name)
     try:
-        return model.model_validate_json(store.read(name))
-    except ValidationError:
-        raise DamagedManifestError(f"{store.path(name)} is damaged or not pairmill's; {remedy}") from None
+        values = json.loads(data)
+        digest = values.pop(_CHECKSUM, None)
+        if digest not in (None, _digest(values)):
+            raise ValueError("its checksum differs")
+        return model.model_validate_json(_canonical(values))
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        advice = remedy if isinstance(remedy, str) else remedy()
+        raise DamagedManifestError(f"{store.path(name)} is damaged or not pairmill's; {advice}") from None
+
+
+def _canonical(values: Mapping[str, object]) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def _digest(values: Mapping[str, object]) -> str:
+    """BLAKE2b-128 of the values of a record."""
+    return hashlib.blake2b(_canonical(values), digest_size=16).hexdigest()
 
 
 def read_columns_manifest(store: Store, alias: str, name: str) -> ColumnsManifest:

@@ -5,9 +5,10 @@ sources/000/rows/00000.parquet   for each dataset, the same files as for a subse
 sources/000/shards/..
 """
 
-from pydantic import ValidationError
+from collections.abc import Iterator
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record, record_bytes
 from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.dataset.subset import SubsetError, delete_files, files_in, paths_of
 from pairmill.schemas.manifest import SCHEMA_VERSION
@@ -16,21 +17,29 @@ from pairmill.schemas.mixture import MIXTURE_RECORD, Mixture
 SOURCES = "sources"
 """Folder of the files of all sources."""
 
+_REMEDY = "restore it from a copy, or move it elsewhere and mix again"
+
 
 def is_mixture(store: Store) -> bool:
     """Whether the folder is a mixture."""
     return store.exists(MIXTURE_RECORD)
 
 
+def lost_record(store: Store) -> str | None:
+    """The problem with a folder that contains files of a mixture but no record. None for any other folder."""
+    if is_mixture(store) or not store.folders(SOURCES):
+        return None
+    return f"{store.path(MIXTURE_RECORD)} is missing; if no `select` is running, mix again, or delete {store.root}"
+
+
 def read_mixture(store: Store) -> Mixture:
     """The record of a mixture. Raises SubsetError."""
     try:
-        mixture = Mixture.model_validate_json(store.read(MIXTURE_RECORD))
+        mixture = read_record(store, MIXTURE_RECORD, Mixture, _REMEDY)
     except FileNotFoundError:
-        raise SubsetError(why_not_there(store) or f"{store.root} is not a mixture") from None
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise SubsetError(f"{store.path(MIXTURE_RECORD)} is damaged ({problem}); mix again in another folder") from None
+        raise SubsetError(why_not_there(store) or lost_record(store) or f"{store.root} is not a mixture") from None
+    except DamagedManifestError as error:
+        raise SubsetError(str(error)) from None
     if mixture.schema_version > SCHEMA_VERSION:
         raise SubsetError(f"{store.root} was written by a newer pairmill; update to read it")
     return mixture
@@ -42,7 +51,7 @@ def publish_mixture(store: Store, mixture: Mixture, replaced: Mixture | None) ->
 
     If another run finished a mixture in this folder first, deletes the files of `mixture` and returns False.
     """
-    data = mixture.model_dump_json(indent=1).encode()
+    data = record_bytes(mixture)
     if replaced is None:
         is_first = store.create(MIXTURE_RECORD, data) or read_mixture(store).attempt == mixture.attempt
     elif is_first := read_mixture(store).attempt == replaced.attempt:
@@ -56,12 +65,16 @@ def publish_mixture(store: Store, mixture: Mixture, replaced: Mixture | None) ->
 
 
 def _delete_others(store: Store, mixture: Mixture) -> None:
-    """Delete the files that do not belong to this mixture."""
+    for path in strays_of(store, mixture):
+        store.delete(path)
+
+
+def strays_of(store: Store, mixture: Mixture) -> Iterator[str]:
+    """The files in the folders of a mixture that do not belong to it. They are from an interrupted run, or from one in
+    progress."""
     own = {path for source in mixture.sources for path in paths_of(source.rows)}
     for source in store.folders(SOURCES):
-        for path in files_in(store, f"{SOURCES}/{source}"):
-            if path not in own:
-                store.delete(path)
+        yield from (path for path in files_in(store, f"{SOURCES}/{source}") if path not in own)
 
 
 def outdated_error(store: Store, mixture: Mixture, number: int, shard: int) -> SubsetError:

@@ -20,13 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.integrity import DamagedFileError, check_file
-from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.dataset.manifests import (
+    DamagedManifestError,
+    committed,
+    read_manifest,
+    read_record,
+    record_bytes,
+)
 from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.schemas.errors import PairmillError
@@ -156,7 +161,7 @@ def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
 
     Returns False if another run finished a subset of this name first, or at the same time and deleted these files.
     """
-    name, data = f"subsets/{subset.name}/selection.json", subset.model_dump_json(indent=1).encode()
+    name, data = f"subsets/{subset.name}/selection.json", record_bytes(subset)
     if replaced is None:
         is_first = store.create(name, data) or read_subset(store, subset.name).attempt == subset.attempt
     elif is_first := read_subset(store, subset.name).attempt == replaced.attempt:
@@ -202,17 +207,17 @@ def delete_files(store: Store, subset: Subset) -> None:
 
 def read_subset(store: Store, name: str) -> Subset:
     """The record of a subset. Raises SubsetError."""
+    folder = f"subsets/{name}"
+    remedy = f"restore it from a copy, or move {folder} elsewhere and select again"
     try:
-        subset = Subset.model_validate_json(store.read(f"subsets/{name}/selection.json"))
+        subset = read_record(store, f"{folder}/selection.json", Subset, remedy)
     except FileNotFoundError:
         if why := why_not_there(store):
             raise SubsetError(why) from None
         names = ", ".join(subset_names(store)) or "none"
         raise SubsetError(f"{store.root} has no subset {name!r}; it has: {names}") from None
-    except ValidationError as error:
-        raise SubsetError(
-            f"{store.path(f'subsets/{name}')}/selection.json is damaged ({error.errors()[0]['msg']}); move it elsewhere"
-        ) from None
+    except DamagedManifestError as error:
+        raise SubsetError(str(error)) from None
     if subset.schema_version > SCHEMA_VERSION:
         raise SubsetError(f"subset {name!r} was written by a newer pairmill; update to read it")
     return subset

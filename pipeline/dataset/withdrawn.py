@@ -15,7 +15,10 @@ PARTS = f"{LEDGER}/parts"
 RUNNING = "running"
 """Prefix of the files in LEDGER that record which processes are withdrawing rows."""
 
-_NAME = re.compile(r"(\d{6,})\.(request\.parquet|done\.json|rows\.parquet)")
+PURGED_REMEDY = "move it elsewhere and finish the purge, which will not report what was done before"
+"""The remedy for a damaged `purged_name` of an unfinished purge."""
+
+_NAME = re.compile(r"(\d{6,})\.(request\.parquet|done\.json|rows\.parquet|purged\.json)")
 
 
 class UnfinishedPurgeError(JobError):
@@ -43,8 +46,8 @@ def done_name(number: int) -> str:
 
 
 def ledger_files(store: Store) -> dict[str, list[int]]:
-    """Kind of file (`request`, `rows` or `done`) -> numbers of the files, ascending. Uses one listing."""
-    found: dict[str, list[int]] = {"request": [], "rows": [], "done": []}
+    """Kind of file (`request`, `rows`, `purged` or `done`) -> numbers of the files, ascending. Uses one listing."""
+    found: dict[str, list[int]] = {"request": [], "rows": [], "purged": [], "done": []}
     for number, kind in _files(store):
         found[kind].append(number)
     return {kind: sorted(numbers) for kind, numbers in found.items()}

@@ -9,7 +9,7 @@ from pairmill.pipeline.columns.caption_choice import CaptionChoice
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import is_unchanged
-from pairmill.pipeline.dataset.manifests import read_record
+from pairmill.pipeline.dataset.manifests import read_record, record_bytes
 from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
@@ -54,7 +54,7 @@ class PartWriter:
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}
             endings = sorted({image_ending(picture) for picture in part.heads()})
         record = ExportedPart(number=number, rows=rows.num_rows, files=files, image_endings=endings)
-        self.output.create(manifest_name(self.records, number), record.model_dump_json(indent=1).encode())
+        self.output.create(manifest_name(self.records, number), record_bytes(record))
         return record
 
     def names(self, number: int) -> list[str]:

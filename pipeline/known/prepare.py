@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.manifests import read_record
+from pairmill.pipeline.dataset.manifests import read_record, record_bytes
 from pairmill.pipeline.known.filters import collected, values_file
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.lookup import FilterId
@@ -87,7 +87,7 @@ def _made(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
                 store.create_from(name, file)  # the name contains the attempt, so an existing file is ours
             filters.append(_filter(which, num_values, DataFile(path=name, num_bytes=num_bytes, blake2b=digest)))
         record = KnownRecord(attempt=attempt, sources=list(found.sources), filters=filters)
-    if store.create(RECORD, record.model_dump_json(indent=1).encode()):
+    if store.create(RECORD, record_bytes(record)):
         _remove_strays(store, record)
         return record
     other = read_known(store)  # another run was faster, or our record was written but the reply was lost

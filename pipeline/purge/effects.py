@@ -2,11 +2,9 @@
 killed."""
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import read_record
-from pairmill.pipeline.dataset.withdrawn import purged_name
+from pairmill.pipeline.dataset.manifests import read_record, record_bytes
+from pairmill.pipeline.dataset.withdrawn import PURGED_REMEDY, purged_name
 from pairmill.schemas.purge import ExportPurge, Purged
-
-_REMEDY = "move it elsewhere and finish the purge, which will not report what was done before"
 
 
 class Effects:
@@ -17,13 +15,13 @@ class Effects:
         self._store, self._number = store, number
         self.purged = Purged()
         if number is not None and store.exists(purged_name(number)):
-            self.purged = read_record(store, purged_name(number), Purged, _REMEDY)
+            self.purged = read_record(store, purged_name(number), Purged, PURGED_REMEDY)
 
     def note(self, **changes: object) -> None:
         """Set fields of the record, and write it if it changed."""
         new = self.purged.model_copy(update=changes)
         if new != self.purged and self._number is not None:
-            self._store.replace(purged_name(self._number), new.model_dump_json(indent=1).encode())
+            self._store.replace(purged_name(self._number), record_bytes(new))
         self.purged = new
 
     def add(self, field: str, *found: object) -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import StorageError, Store
-from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record, record_bytes
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import digest
@@ -82,7 +82,7 @@ class PartFiles:
         self._check_sizes(part)
         if gone := self._withdrawn(part, uids):
             removal = PartRemoval(rows=part.rows, gone=gone)
-            self.output.replace(self._removal, removal.model_dump_json().encode())
+            self.output.replace(self._removal, record_bytes(removal))
             part = self._remove(part, removal)
             self.output.delete(self._removal)
         return before.rows, part
@@ -118,7 +118,7 @@ class PartFiles:
         keep[removal.gone] = False
         files = {name: self._without(name, keep) for name in part.files}
         new = part.model_copy(update={"rows": int(np.count_nonzero(keep)), "files": files})
-        self.output.replace(self._manifest, new.model_dump_json(indent=1).encode())
+        self.output.replace(self._manifest, record_bytes(new))
         return new
 
     def _without(self, name: str, keep: Mask) -> DataFile:

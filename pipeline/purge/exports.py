@@ -10,7 +10,7 @@ import numpy as np
 from pairmill.pipeline.common.storage import Store, is_in_use
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.exports import noted_exports
-from pairmill.pipeline.dataset.manifests import read_record
+from pairmill.pipeline.dataset.manifests import read_record, record_bytes
 from pairmill.pipeline.dataset.output_folder import is_export, records_folder
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.purge.digests import DigestSet
@@ -126,7 +126,7 @@ class _ExportFiles:
         if output.exists("README.md"):
             pairs = counted(record.rows, "pair").encode()
             output.replace("README.md", _NUM_PAIRS.sub(pairs, output.read("README.md"), count=1))
-        output.replace(f"{self._records}/export.json", record.model_dump_json(indent=1).encode())
+        output.replace(f"{self._records}/export.json", record_bytes(record))
 
 
 def _purge_parts(files: Sequence[PartFiles], uids: DigestSet) -> tuple[int, list[ExportedPart]]:

@@ -1,6 +1,5 @@
 """Reads and writes the ledger: the requests, and the hashes of the rows that they withdrew."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import DamagedManifestError
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, record_bytes
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.withdrawn import PARTS, done_name, ledger_files, request_name, rows_name
 from pairmill.pipeline.purge.digests import DigestSet
@@ -116,7 +115,7 @@ def merge_parts(store: Store, number: int) -> int:
 def finish(store: Store, number: int, rows: int) -> None:
     """Mark a request with merged parts as done. `rows`: the number of rows that it withdrew."""
     done = PurgeDone(number=number, finished_at=now(), rows=rows)
-    store.create(done_name(number), done.model_dump_json(indent=1).encode())
+    store.create(done_name(number), record_bytes(done))
 
 
 def with_values(ledger: Ledger, keys: Mapping[ListKind, Iterable[bytes]]) -> Ledger:
@@ -135,12 +134,6 @@ def withdrawn_rows(store: Store) -> pa.Table:
     names = [rows_name(number) for number in ledger_files(store)["rows"]]
     names += _part_names(store)
     return pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *_tables(store, names)])
-
-
-def num_withdrawn(store: Store) -> int:
-    """The number of rows that finished purges withdrew."""
-    numbers = ledger_files(store)["done"]
-    return sum(int(json.loads(store.read(done_name(number)))["rows"]) for number in numbers)
 
 
 def to_parquet(table: pa.Table) -> bytes:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 from pairmill.pipeline.common.storage import StorageError, Store
-from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record, record_bytes
 from pairmill.pipeline.dataset.withdrawn import LEDGER, RUNNING
 from pairmill.pipeline.purge.ledger import now
 from pairmill.schemas.errors import JobError
@@ -35,7 +35,7 @@ def only_purge(store: Store) -> Iterator[None]:
         _check_deletes(store)
         mine = RunningPurge(host=socket.gethostname(), pid=os.getpid(), started_at=now())
         name = f"{RUNNING}-{uuid4().hex}.json"
-        store.create(f"{LEDGER}/{name}", mine.model_dump_json(indent=1).encode())
+        store.create(f"{LEDGER}/{name}", record_bytes(mine))
         try:
             for other in store.list(LEDGER):
                 if other.startswith(RUNNING) and other != name:

@@ -13,7 +13,7 @@ from pairmill.pipeline.columns.added_columns import column_sets
 from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.columns.score_card import State, read_score_card, read_state
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import read_columns_manifest
+from pairmill.pipeline.dataset.manifests import read_columns_manifest, record_bytes
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import digest
@@ -62,7 +62,7 @@ class SideColumns:
             self.store.delete(path)  # from an interrupted call, whose pairs file had another checksum
             if not gone.any():
                 kept = record.model_copy(update={"generation": new.generation})
-                self.store.create(path, kept.model_dump_json(indent=1).encode())
+                self.store.create(path, record_bytes(kept))
                 continue
             table = read_table(self.store, record.file.path)
             footer = json.loads((table.schema.metadata or {}).get(b"pairmill", b"{}"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
 from pairmill.pipeline.columns.added_model import read_card
+from pairmill.pipeline.columns.column_files import has_other_columns
 from pairmill.pipeline.columns.common_columns import DATASET
 from pairmill.pipeline.columns.score_card import (
     NOTES,
@@ -18,6 +19,7 @@ from pairmill.pipeline.columns.score_card import (
 )
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.manifests import record_bytes
 from pairmill.pipeline.dataset.subset import WEIGHT
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -106,8 +108,10 @@ def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, state: State) -
         versions=versions(),
     )
     path = f"columns/{name}/{SCORE_CARD}"
+    if not store.exists(path) and has_other_columns(store, name, card.fingerprint):
+        raise ScoreError(f"columns/{name} has values of a different score, whose card is lost; move it elsewhere first")
     _check_still_free(snapshot, kind, card, [] if store.exists(path) else [card.state.path])
-    if not store.create(path, card.model_dump_json(indent=1, exclude_none=True).encode()):
+    if not store.create(path, record_bytes(card, exclude_none=True)):
         other = read_score_card(store, name)  # another run was faster
         if other.state.path != card.state.path:
             store.delete(card.state.path)

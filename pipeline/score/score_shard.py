@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.columns.commands import score_footer
 from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card, read_state
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import describe
@@ -85,4 +86,4 @@ def _score_shard(task: ScoreTask, shard: int, generation: int) -> None:
     rows = chunk.read(files, kind_of(card.name, card.score).needs.columns | {"row_id"})
     made = score_rows(card, opened(task.store, card, task.run), rows)
     columns = made.add_column(0, "row_id", rows["row_id"])
-    write_columns(task.store, card.name, columns, manifest, {"score": card.name}, card.fingerprint)
+    write_columns(task.store, card.name, columns, manifest, score_footer(card.name, card.score), card.fingerprint)

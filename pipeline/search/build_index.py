@@ -11,6 +11,7 @@ from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ShardFiles
+from pairmill.pipeline.dataset.manifests import record_bytes
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.part_files import index_folder, read_parts, shards_of_parts, stem_of
@@ -113,7 +114,7 @@ def _build_part(
         seconds=time.perf_counter() - started,
         versions={"pairmill": VERSION, "faiss": FAISS_VERSION},
     )
-    if not store.create(f"{folder}/manifests/{stem}.json", part.model_dump_json(indent=1).encode()):
+    if not store.create(f"{folder}/manifests/{stem}.json", record_bytes(part)):
         winner = read_parts(store, folder).get(stem, part)
         if winner.file.path != name:  # another run was faster
             store.delete(name)

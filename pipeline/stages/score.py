@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.columns.commands import score_footer
 from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.dataset.chunks import describe
@@ -100,7 +101,7 @@ class OpenWriteScore:
         columns = batch.table.select(["row_id", *kind_of(self.card.name, self.card.score).schema.names])
         missing = pc.and_(batch.table["image_tar"].is_valid(), batch.table[PICTURE].is_null())
         left_out = pc.sum(pc.or_(missing, batch.table[LEFT_OUT])).as_py() or 0
-        footer = {"score": self.card.name}
+        footer = score_footer(self.card.name, self.card.score)
         write_columns(self.spec.store, self.card.name, columns, manifest, footer, self.card.fingerprint, left_out)
         return manifest
 

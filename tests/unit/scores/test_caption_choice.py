@@ -25,6 +25,7 @@ from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.manifest import manifest_name
 from pairmill.schemas.subset import SelectJob
 from tests.committed_shards import pair, reject, write_dataset
+from tests.records import values_of
 
 ROWS: list[tuple[str, float, str | None, float | None, str, float | None]] = [
     # original caption, its similarity, generated caption, its similarity, better caption, its similarity
@@ -125,7 +126,7 @@ def test_the_feed_returns_the_chosen_captions(dataset: Path, caption: str) -> No
 
 def test_an_export_cannot_be_continued_with_other_captions(dataset: Path, tmp_path: Path) -> None:
     _export(dataset, tmp_path / "out", "parquet", "original")
-    record = json.loads((tmp_path / "out/.pairmill/export.json").read_text())
+    record = values_of(tmp_path / "out/.pairmill/export.json")
     record.pop("caption")  # a record from a version in which captions could not be chosen
     (tmp_path / "out/.pairmill/export.json").write_text(json.dumps(record))
     _export(dataset, tmp_path / "out", "parquet", "original")

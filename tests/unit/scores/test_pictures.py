@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pairmill.jobs.results import finish
 from pairmill.jobs.score import ScoreResult, score
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.columns.score_card import read_score_card
@@ -26,6 +27,7 @@ from pairmill.pipeline.score import isolated, picture_rows, pictures
 from pairmill.pipeline.score.isolated import IsolatedScore
 from pairmill.pipeline.score.kind import LEFT_OUT, PICTURE, ScoreError
 from pairmill.pipeline.score.score_shard import opened
+from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages.pipelines import process_batch, score_pipeline
 from pairmill.schemas.batch import planned_batches
 from pairmill.schemas.errors import JobError
@@ -77,8 +79,8 @@ def test_each_row_has_the_measures_of_its_picture_and_unscored_rows_are_null_and
     assert (result.shards_scored, result.rows_scored, result.failures) == (2, 6, {})
     assert result.pictures_left_out == {"000000001.json": 1}
     assert rows_of(tmp_path / "out", list(result.columns)) == [expected(body) for body in IN_ORDER]
-    report = verify(store, rescore=0)
-    assert report.problems == []
+    finish(store, load_plan(store), {}, 0)  # writes images/sizes.json
+    assert verify(store, rescore=0).problems == []
 
 
 def test_pdq_columns_have_their_own_names_and_each_picture_has_its_hash(tmp_path: Path) -> None:

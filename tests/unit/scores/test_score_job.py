@@ -26,6 +26,7 @@ from pairmill.pipeline.dataset.manifests import DamagedManifestError
 from pairmill.pipeline.score import prepare, score_shard
 from pairmill.pipeline.score.head import Head
 from pairmill.pipeline.score.kind import ScoreError
+from tests.records import change
 from tests.unit.scores.embedded import add, column, supersede, unit_vectors, write_embedded
 
 IMAGES, TEXTS = unit_vectors(1, 200), unit_vectors(2, 200)
@@ -152,7 +153,7 @@ def test_until_new_shards_are_scored_the_column_is_missing_and_the_error_says_wh
     assert "added: aesthetic\n" in CliRunner().invoke(app, ["status", str(tmp_path)]).output
     write_embedded(tmp_path, IMAGES, TEXTS)
     shown = CliRunner().invoke(app, ["status", str(tmp_path)]).output
-    assert "added: aesthetic, which some shards lack: run `pairmill score OUT aesthetic` again" in shown
+    assert f"added: aesthetic, which some shards lack; run: pairmill score {tmp_path} aesthetic\n" in shown
     with pytest.raises(pairmill.JobError, match="some shards lack the score 'aesthetic': run `pairmill score"):
         pairmill.select(tmp_path, "best", steps="where: aesthetic > 0")
 
@@ -358,9 +359,8 @@ def test_verify_finds_a_value_that_the_state_does_not_reproduce(folder: Path, he
     for name in ("000000001.parquet", "manifests/000000001.json"):  # columns of another dataset
         target = folder / "columns/aesthetic" / name
         target.write_bytes((folder.parent / "other/columns/aesthetic" / name).read_bytes())
-    record = json.loads(target.read_text())
-    record["pairs_blake2b"] = json.loads((folder / "manifests/000000001.json").read_text())["files"]["pairs"]["blake2b"]
-    target.write_text(json.dumps(record))
+    manifest = json.loads((folder / "manifests/000000001.json").read_text())
+    change(target, pairs_blake2b=manifest["files"]["pairs"]["blake2b"])
     (problem,) = verify(Store(str(folder)), rescore=16).problems
     differs = "aesthetic of 4 rows differs from the recomputed values of columns/aesthetic"
     assert problem.startswith(f"shard 000000001: {differs}")
@@ -371,7 +371,7 @@ def test_verify_finds_a_value_that_the_state_does_not_reproduce(folder: Path, he
 def test_the_error_about_a_damaged_card_names_it_and_the_remedy(folder: Path, head: str) -> None:
     add(folder, "aesthetic", head=head)
     (folder / "columns/aesthetic/score.json").write_text("{}")
-    remedy = r"score\.json is damaged or not pairmill's; move columns/aesthetic elsewhere and run `pairmill score`"
+    remedy = r"score\.json is damaged or not pairmill's; move it elsewhere and run: pairmill score"
     with pytest.raises(DamagedManifestError, match=remedy):
         add(folder, "aesthetic")
     assert any("score.json is damaged" in each for each in verify(Store(str(folder))).problems)

@@ -27,6 +27,7 @@ from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.matches import subset_mask
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.index import IndexPart
+from tests.records import values_of
 from tests.unit.search.vectors import (
     ALIAS,
     DIM,
@@ -307,7 +308,7 @@ def test_a_file_that_a_killed_run_left_is_deleted_after_an_hour_even_if_its_shar
 def test_a_record_that_names_a_file_elsewhere_deletes_nothing_there(folder: Path, small_parts: None) -> None:
     build(folder)
     record = next((folder / f"index/{ALIAS}-image/manifests").iterdir())
-    part = IndexPart.model_validate_json(record.read_bytes())
+    part = IndexPart.model_validate(values_of(record))
     pairs = part.file.model_copy(update={"path": "pairs/000000000.parquet"})
     pairs = pairs.model_copy(update={"num_bytes": (folder / pairs.path).stat().st_size})
     outdated = record.with_name(f"{record.name[:10]}{'0' * 16}.json")
@@ -356,7 +357,7 @@ def test_rows_outside_the_searched_lists_are_found_if_the_lists_have_too_few_row
 def test_the_record_of_a_part_lists_the_shards_it_covers(folder: Path, small_parts: None) -> None:
     build(folder)
     (name, *_) = sorted((folder / f"index/{ALIAS}-image/manifests").iterdir())
-    part = IndexPart.model_validate_json(name.read_bytes())
+    part = IndexPart.model_validate(values_of(name))
     assert [(shard.shard, shard.generation) for shard in part.shards] == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert (part.dim, part.lists, part.num_rows) == (DIM, 1, 4 * SHARD_ROWS)
 

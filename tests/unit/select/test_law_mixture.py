@@ -38,6 +38,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.mixture import MixJob, MixSource, Mixture, source_names
 from tests import picture_dataset
+from tests.records import change, values_of
 from tests.synthetic_dataset import default_columns, write_dataset
 from tests.unit.select.conftest import DUCKDB, make_subset
 from tests.unit.select.test_law_weights_feed import resumed
@@ -253,7 +254,7 @@ def test_all_consumers_together_show_every_row_wherever_each_was_stopped(
 
 
 def mixture_of(folder: Path, name: str) -> Mixture:
-    return Mixture.model_validate_json((folder / name / "mixture.json").read_text())
+    return Mixture.model_validate(values_of(folder / name / "mixture.json"))
 
 
 def test_an_epoch_has_every_row_once_and_every_block_has_the_right_shares(fed: Path) -> None:
@@ -427,7 +428,7 @@ def test_an_impossible_mixture_is_refused_before_anything_is_written(pictures: P
         mixed(folder, "a", {"b": 1.0})
     make_subset(folder / "a", "none", {"where": "width > 0"})
     for path in (folder / "a/subsets/none").rglob("*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"rows_out": 0}))
+        change(path, rows_out=0)
     with pytest.raises(JobError, match="the subset 'none' has no rows left"):
         exported(folder, "a", "refused", subset="none")
     with pytest.raises(JobError, match=r"share: Input should be greater than 0 \(got 'a=-1'\)"):
