@@ -1,5 +1,6 @@
 """Writes one part of an export: first the data files, then their record, which is create-only."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from pairmill.pipeline.columns.caption_choice import CaptionChoice
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import is_unchanged
-from pairmill.pipeline.dataset.manifests import read_record, record_bytes
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record, record_bytes
 from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import RowSource
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
+
+log = logging.getLogger(__name__)
 
 OTHER_OUTPUT = "export to another folder"
 """The remedy for a damaged record of an export."""
@@ -114,12 +117,16 @@ def manifest_name(records: str, number: int) -> str:
 
 
 def is_written(output: Store, records: str, number: int) -> bool:
-    """Whether a part has a record and all its files are as recorded. The record of any other part is deleted."""
+    """Whether a part has a record and all its files are as recorded. The record of any other part is deleted, even if
+    it is damaged, because the part can be written again."""
     name = manifest_name(records, number)
-    if not output.exists(name):
+    try:
+        files = read_record(output, name, ExportedPart, OTHER_OUTPUT).files.values()
+        if all(is_unchanged(output, file) for file in files):
+            return True
+    except FileNotFoundError:
         return False
-    files = read_record(output, name, ExportedPart, OTHER_OUTPUT).files.values()
-    if all(is_unchanged(output, file) for file in files):
-        return True
+    except DamagedManifestError:
+        log.warning("%s is damaged; writing its part again", output.path(name))
     output.delete(name)
     return False

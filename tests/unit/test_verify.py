@@ -360,6 +360,21 @@ def test_a_stray_file_or_a_lost_or_damaged_record_of_a_mixture_is_named_with_a_r
         assert verify(Store(str(folder))).holds
 
 
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+def test_a_repeated_export_writes_a_part_with_a_lost_or_damaged_record_again(
+    furnished: Path, tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(furnished, tmp_path / "out")
+    record = tmp_path / "to/.pairmill/manifests/00000.json"
+    assert pairmill.export(folder, "all", tmp_path / "to", format="parquet").written == 1
+    content = record.read_bytes()
+    damage(record)
+    assert pairmill.export(folder, "all", tmp_path / "to", format="parquet").written == 1
+    assert record.read_bytes() == content
+    said = [] if damage is Path.unlink else [f"{record} is damaged; writing its part again"]
+    assert [each.getMessage() for each in caplog.records] == said
+
+
 def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
     store, note = Store(str(tmp_path)), ExportNote(output="/\N{SNOWMAN}", subset="all", format="parquet")
     data = record_bytes(note)
