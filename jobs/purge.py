@@ -29,6 +29,7 @@ from pairmill.pipeline.purge.leftovers import reports_of
 from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
 from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.pdq import PDQ, is_text
+from pairmill.pipeline.purge.preview import preview
 from pairmill.pipeline.purge.purge import find, withdraw
 from pairmill.pipeline.purge.running import only_purge
 from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
@@ -92,6 +93,10 @@ class PurgeResult:
     purged: Purged
     remedies: list[str] = field(default_factory=list)
     """Commands that recreate what had to be deleted."""
+    subset_rows: Mapping[str, int] = field(default_factory=dict)
+    """With `dry_run`: subset that would be rewritten -> the number of its rows that would be withdrawn."""
+    score_shards: Mapping[str, int] = field(default_factory=dict)
+    """With `dry_run`: score that would be deleted -> the number of shards that have it."""
 
     def as_dict(self) -> dict[str, object]:
         """The result as plain JSON values."""
@@ -100,6 +105,7 @@ class PurgeResult:
             "dry_run": self.dry_run,
             **self.purged.model_dump(mode="json"),
             "remedies": self.remedies,
+            **({"subset_rows": self.subset_rows, "score_shards": self.score_shards} if self.dry_run else {}),
         }
 
 
@@ -117,7 +123,7 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
     steps = Steps(on_step, "reading manifests")
     if job.dry_run:
         with open_tasks(job.run, plan.num_rows < ROWS_FOR_RAY, steps) as tasks:
-            return PurgeResult(store.root, True, _planned(store, values, exports, tasks))
+            return _planned(store, values, exports, tasks)
     with only_purge(store):
         try:
             return _purge(store, plan, job, values, exports, steps)
@@ -192,16 +198,20 @@ def _refuse_without_pdq(snapshot: Snapshot) -> None:
         )
 
 
-def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks) -> Purged:
-    """What a purge would find in the shards, the reports that it would delete, and the exports that it would search."""
+def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks) -> PurgeResult:
+    """What a purge would find in the shards, the subsets, scores and reports that it would change or delete, and the
+    exports that it would search."""
     keys = {kind: [key(kind, value) for value in listed] for kind, listed in values.items()}
-    hits = find(store, with_values(Ledger.load(store), keys), tasks)
-    return Purged(
-        rows=sum(hit.pairs + hit.rejects for hit in hits),
-        shards=[hit.shard for hit in hits],
-        reports=reports_of(store) if hits else [],
+    found = preview(store, with_values(Ledger.load(store), keys), tasks)
+    purged = Purged(
+        rows=sum(hit.pairs + hit.rejects for hit in found.hits),
+        shards=[hit.shard for hit in found.hits],
+        subsets=list(found.subset_rows),
+        scores=dict(found.scores),
+        reports=reports_of(store) if found.hits else [],
         exports=[ExportPurge(output=output, outcome="known") for output in known_exports(store, exports)],
     )
+    return PurgeResult(store.root, True, purged, subset_rows=found.subset_rows, score_shards=found.score_shards)
 
 
 def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:

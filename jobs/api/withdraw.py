@@ -42,7 +42,7 @@ def purge(
         pdq: PDQ hashes. Pictures within 31 bits of any of them are withdrawn; requires a column `pdq` in the dataset.
         reason: Why the rows are withdrawn. It stays in the ledger, so it must not contain a withdrawn value.
         exports: Further exports to purge, which the dataset has no record of.
-        dry_run: Only find the rows; nothing is changed.
+        dry_run: Only find the rows, and what would change; nothing is changed.
         settings: Settings for this run: `{"run.address": "auto", "s3.endpoint": "http://minio:9000"}`.
 
     Returns:

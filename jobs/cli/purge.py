@@ -41,7 +41,8 @@ def purge(
         typer.Option(metavar="PATH", help="Another export to purge, which OUT has no record of; repeatable."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the shards with rows to withdraw, and the exports to search.")
+        bool,
+        typer.Option("--dry-run", help="Only list what would change: shards, subsets, scores, reports and exports."),
     ] = False,
     settings: Settings = None,
     as_json: Json = False,
@@ -89,6 +90,10 @@ def _print_purge(result: "PurgeResult") -> None:
     if result.dry_run:
         typer.echo(f"{result.output}: {rows} in {shards} would be withdrawn; nothing was changed")
         _print_names("shards", [f"{shard:,}" for shard in done.shards])
+        of_subsets = [f"{name} ({counted(rows, 'row')} withdrawn)" for name, rows in result.subset_rows.items()]
+        _print_names("subsets that would be rewritten", of_subsets)
+        of_scores = [f"{name} (of {counted(shards, 'shard')})" for name, shards in result.score_shards.items()]
+        _print_names("scores that would be deleted, because such rows are in them", of_scores)
         _print_names("reports that would be deleted", done.reports)
         for export in done.exports:
             typer.echo(f"export that would be searched for such rows: {export.output}")

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,9 @@ from pairmill.pipeline.dataset.subset import (
     WEIGHT,
     WEIGHTS_FIELD,
     publish,
+    read_rows,
     read_subset,
+    shard_numbers,
     subset_names,
     write_overlap,
     write_tables,
@@ -60,6 +62,14 @@ def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) 
         if (found := _Rewritten.of(store, subset, ledger, changes)).differs_from(subset):
             yield name
             _write(store, subset, found)
+
+
+def affected_subsets(store: Store, uids: DigestSet, changed: Set[int]) -> dict[str, int]:
+    """Name of each subset that a purge of these uids would rewrite -> the number of its rows that would be withdrawn.
+    `changed`: the shards with pairs that would be withdrawn."""
+    subsets = [read_subset(store, name) for name in subset_names(store)]
+    rows = {each.name: sum(int(_listed(table, uids).sum()) for table in read_rows(store, each)) for each in subsets}
+    return {each.name: rows[each.name] for each in subsets if rows[each.name] or changed & shard_numbers(store, each)}
 
 
 def naming_withdrawn(store: Store, matcher: Matcher) -> list[str]:

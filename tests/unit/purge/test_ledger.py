@@ -23,6 +23,7 @@ from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
+from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.purge import running
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.gate import Gate
@@ -250,6 +251,19 @@ def test_a_reason_is_required_and_must_not_name_withdrawn_values(world: World) -
     assert not (world.out / "withdrawn").exists()
 
 
+def test_a_dry_run_finds_the_same_rows_and_subsets_as_the_purge(world: World) -> None:
+    """Rows 30 and 31, in another shard, have the same picture as row 2."""
+    shas = world.write("sha256.txt", [world.source.sha256(2)])
+    store = Store(str(world.out))
+    before = {name: read_subset(store, name).rows_out for name in subset_names(store)}
+    planned = pairmill.purge(world.out, sha256=shas, dry_run=True)
+    done = pairmill.purge(world.out, sha256=shas, reason="asked for").purged
+    for name in ("rows", "shards", "subsets", "scores", "reports"):
+        assert getattr(planned.purged, name) == getattr(done, name), name
+    assert planned.subset_rows == {name: before[name] - read_subset(store, name).rows_out for name in before}
+    assert sum(planned.subset_rows.values()) > 0
+
+
 def test_a_dry_run_changes_nothing(world: World) -> None:
     def files() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in sorted(world.root.rglob("*")) if path.is_file()}
@@ -260,7 +274,8 @@ def test_a_dry_run_changes_nothing(world: World) -> None:
     assert (result.purged.rows, result.purged.shards, result.purged.reports) == (10, [0, 1, 2, 3], ["report.html"])
     assert sorted(Path(each.output).name for each in result.purged.exports) == sorted(EXPORTS)
     text = CliRunner().invoke(app, ["purge", str(world.out), "--hosts", str(hosts), "--dry-run"]).stdout
-    assert "10 rows in 4 shards would be withdrawn; nothing was changed\nshards: 0, 1, 2, 3\nreports that" in text
+    assert "10 rows in 4 shards would be withdrawn; nothing was changed\nshards: 0, 1, 2, 3\nsubsets that" in text
+    assert "subsets that would be rewritten: all (8 rows withdrawn), half (" in text
     assert f"export that would be searched for such rows: {world.root}/pool\n" in text
     assert files() == before
 

@@ -209,7 +209,11 @@ def test_a_score_that_compares_with_a_withdrawn_row_is_deleted_with_its_mixes_an
     pairmill.select(world.out, "calm", steps=["where: crowd <= 2"], settings={"partial": True})
     rejected = world.write("uids.txt", [world.source.uid(3)])  # the row has no embedding
     assert pairmill.purge(world.out, uids=rejected, reason="asked for").purged.scores == {}
-    result = pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    planned = pairmill.purge(world.out, uids=uids, dry_run=True)
+    assert planned.score_shards == dict.fromkeys(["crowd", "calm_share", "aaa"], 4)
+    result = pairmill.purge(world.out, uids=uids, reason="asked for")
+    assert planned.purged.scores == result.purged.scores
     assert list(result.purged.scores) == ["crowd", "calm_share", "aaa"]
     assert (world.out / "columns/words/score.json").exists()
     assert not [path for name in result.purged.scores for path in (world.out / "columns" / name).rglob("*.*")]
