@@ -37,7 +37,8 @@ class BuildResult:
     failures: dict[int, str] = field(default_factory=dict)
     """Shard -> last line of its traceback. The full traceback is in `failures/`."""
     custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
-    """Name of a custom rule -> the step where it ran, and the `custom_rule` rows that it dropped."""
+    """Name of a custom rule -> the step where it ran, and the `custom_rule` rows that it dropped. In the step `score`,
+    a duplicate in the same shard counts as `duplicate_in_shard` instead, so the count depends on `shard_rows`."""
     stopped: str | None = None
     """Why the run stopped before it had tried all shards. None if it tried them all."""
     seen: int = 0

@@ -107,7 +107,8 @@ class ShardManifest(BaseModel):
     bytes_fetched: int
     versions: dict[str, str]
     custom_rules: dict[str, CustomRuleCount] = {}
-    """Name of a custom rule -> the rows with the status `custom_rule` that it dropped. Not written if empty."""
+    """Name of a custom rule -> the rows with the status `custom_rule` that it dropped. Not written if empty. Duplicates
+    of a row that a rule on scores dropped count as `duplicate_in_shard`."""
 
     @model_serializer(mode="wrap")
     def _without_empty_rules(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
