@@ -62,7 +62,7 @@ def read_record(store: Store, name: str, model: type[_Record], remedy: str | Cal
         digest = values.pop(_CHECKSUM, None)
         if digest not in (None, _digest(values)):
             raise ValueError("its checksum differs")
-        return model.model_validate_json(_canonical(values))
+        return model.model_validate_json(json.dumps(values))  # keys in the order of the file
     except (ValueError, AttributeError, TypeError, RecursionError):
         advice = remedy if isinstance(remedy, str) else remedy()
         raise DamagedManifestError(f"{store.path(name)} is damaged or not pairmill's; {advice}") from None

@@ -32,6 +32,7 @@ from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
 from tests.integration.test_embed import embed_job, rows_in, samples
+from tests.records import values_of
 from tests.tars import write_tar
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -313,7 +314,7 @@ def test_an_export_of_an_earlier_version_is_left_as_it_is_and_opens_by_its_folde
     export_all(tmp_path / "out", tmp_path, "parquet")
     folder = tmp_path / "parquet"
     (folder / ".pairmill").rename(folder / "export")
-    record = json.loads((folder / "export/export.json").read_text())
+    record = values_of(folder / "export/export.json")
     del record["layout"]
     (folder / "export/export.json").write_text(json.dumps({**record, "columns": record["columns"][:-1]}))
     before = (folder / "00000.parquet").read_bytes()

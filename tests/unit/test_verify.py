@@ -44,7 +44,7 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.index import IndexPart
 from pairmill.schemas.manifest import DataFile, Shard
 from pairmill.schemas.mixture import MixJob, MixSource
-from pairmill.schemas.purge import ExportNote
+from pairmill.schemas.purge import ExportNote, Purged
 from pairmill.schemas.subset import SelectJob
 from tests.synthetic_dataset import write_plan
 from tests.unit.select.added import add_columns
@@ -373,6 +373,12 @@ def test_a_repeated_export_writes_a_part_with_a_lost_or_damaged_record_again(
     assert record.read_bytes() == content
     said = [] if damage is Path.unlink else [f"{record} is damaged; writing its part again"]
     assert [each.getMessage() for each in caplog.records] == said
+
+
+def test_a_record_keeps_the_order_of_its_entries(tmp_path: Path) -> None:
+    store, purged = Store(str(tmp_path)), Purged(scores={"b": "{}", "a": "{}"})  # `a` was made from `b`
+    store.create("a", record_bytes(purged))
+    assert list(read_record(store, "a", Purged, "").scores) == ["b", "a"]
 
 
 def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
