@@ -23,7 +23,7 @@ def score_footer(name: str, score: ScoreConfig) -> dict[str, object]:
 
 def score_command(root: str, name: str, settings: object) -> str:
     """The command that adds a score. `settings`: as in `score_footer`."""
-    return f"pairmill score {shlex.quote(root)} {name} --score {shlex.quote(json.dumps(settings))}"
+    return f"pairmill score {shlex.quote(root)} {shlex.quote(name)} --score {shlex.quote(json.dumps(settings))}"
 
 
 def command_of(store: Store, name: str, has_card: bool = False) -> str:
@@ -31,17 +31,20 @@ def command_of(store: Store, name: str, has_card: bool = False) -> str:
     the card is intact, so that a score needs no settings."""
     footer = _footer(store, name)
     if "score" in footer and has_card:
-        return f"pairmill score {shlex.quote(store.root)} {name}"
+        return f"pairmill score {shlex.quote(store.root)} {shlex.quote(name)}"
     if "settings" in footer:
         return score_command(store.root, name, footer["settings"])
     if "score" in footer:  # from before 0.2
-        return f"pairmill score {shlex.quote(store.root)} {name} --score SETTINGS"
+        return f"pairmill score {shlex.quote(store.root)} {shlex.quote(name)} --score SETTINGS"
     try:
         (model,) = footer["models"]
         added = f"{model['name']}:{model['pretrained']}" if model["pretrained"] else model["name"]
-        alias = f"--alias {name} --dtype {shlex.quote(model['dtype'])}"
-        return f"pairmill embed {shlex.quote(store.root)} --add-model {shlex.quote(added)} {alias}"
-    except (KeyError, TypeError, ValueError):  # not a footer of pairmill, or a damaged one
+        alias, dtype = shlex.quote(name), model["dtype"]
+        if has_card:  # on a cluster, it can be `auto`
+            dtype = json.loads(store.read(f"columns/{name}/model.json")).get("dtype", dtype)
+        precision = "" if dtype == "auto" else f" --dtype {shlex.quote(dtype)}"
+        return f"pairmill embed {shlex.quote(store.root)} --add-model {shlex.quote(added)} --alias {alias}{precision}"
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged, or not pairmill's
         return _UNKNOWN
 
 

@@ -159,6 +159,7 @@ def test_damaged_columns_are_one_problem_with_a_remedy_that_works(
     (problem,) = report.problems
     assert f"columns/other/{name}" in problem
     assert re.search("manifests/000000001.json.* elsewhere and run: ", problem)
+    assert problem.endswith(f"run: pairmill embed {dataset} --add-model ViT-B-16:openai --alias other")
     assert report.damaged == []  # rebuilding the shard would not help
     (dataset / "columns/other/manifests/000000001.json").unlink()
     add_columns(dataset, "other", [1])
@@ -181,7 +182,10 @@ def test_every_reader_of_added_columns_names_the_damaged_record(dataset: Path, c
         DamagedManifestError, match=r"manifests/000000001.json is damaged .* embed --add-model or score again$"
     ):
         describe(store, [(1, 0)], ["other"])
-    with pytest.raises(PairmillError, match=r"other/model.json is damaged .*; move it elsewhere and run: "):
+    with pytest.raises(
+        PairmillError,
+        match=r"other/model.json is damaged .*; move it elsewhere and run: pairmill embed .* --dtype float32$",
+    ):
         read_card(store, "other")
 
 
