@@ -72,7 +72,8 @@ def check_columns(store: Store, added: Sequence[ColumnSet], manifest: ShardManif
             record = read_columns_manifest(store, each.name, manifest.name)
         except FileNotFoundError:
             if store.exists(path := f"columns/{each.name}/{manifest.name.removesuffix('json')}parquet"):
-                yield f"{path} has no manifest; run: {command_of(store, each.name, has_card=True)}"
+                command = command_of(store, each.name, has_card=True)
+                yield f"{path} has no manifest; unless a command is adding it now, run: {command}"
             continue
         except DamagedManifestError:
             problem: str | None = f"{where} is damaged or not pairmill's"

@@ -38,6 +38,7 @@ from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.purge.effects import Effects
 from pairmill.pipeline.purge.ledger import finish as finish_request
 from pairmill.pipeline.purge.ledger import merge_parts, write_request
+from pairmill.pipeline.score.kind import ScoreError
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.errors import PairmillError
@@ -362,6 +363,14 @@ def test_a_stray_file_or_a_lost_or_damaged_record_of_a_mixture_is_named_with_a_r
         record.unlink(missing_ok=True)
         mix(job)
         assert verify(Store(str(folder))).holds
+
+
+def test_a_score_whose_card_is_lost_is_not_mixed_with_another_score(furnished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(furnished, tmp_path / "out")
+    (folder / "columns/words/score.json").unlink()
+    with pytest.raises(ScoreError, match="columns/words has values of a different score, whose card is lost; move it"):
+        pairmill.score(folder, "words", score="captions: [words, characters]")
+    assert not (folder / "columns/words/score.json").exists()
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
