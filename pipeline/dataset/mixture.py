@@ -27,9 +27,11 @@ def is_mixture(store: Store) -> bool:
 
 def lost_record(store: Store) -> str | None:
     """The problem with a folder that contains files of a mixture but no record. None for any other folder."""
-    if is_mixture(store) or not store.folders(SOURCES):
+    if is_mixture(store) or store.list("plan"):
         return None
-    return f"{store.path(MIXTURE_RECORD)} is missing; if no `select` is running, mix again, or delete {store.root}"
+    if not any(any(files_in(store, f"{SOURCES}/{source}")) for source in store.folders(SOURCES)):
+        return None
+    return f"{store.path(MIXTURE_RECORD)} is missing; if no `select` is running, restore it from a copy or mix again"
 
 
 def read_mixture(store: Store) -> Mixture:
