@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
@@ -72,12 +74,20 @@ class Chunk:
         ):
             check_file(self.store, name, digest)
 
-    def read_row(self, row_index: int, columns: frozenset[str]) -> pa.Table:
-        """The given columns of one row, as a table of one row. Raises IndexError."""
+    def read_rows(self, row_indices: npt.NDArray[np.int64], columns: frozenset[str]) -> pa.Table:
+        """The given columns of some rows, from the shards that contain them. `row_indices`: ascending; shape (rows,).
+
+        Raises IndexError if there are no such rows.
+        """
+        tables = []
         for shard, span in self.spans():
-            if row_index - self.first_row_index < span.stop:
-                return self.read(shard, columns).slice(row_index - self.first_row_index - span.start, 1)
-        raise IndexError(row_index)
+            start = self.first_row_index + span.start
+            first, end = np.searchsorted(row_indices, [start, start + shard.num_rows])
+            if first < end:
+                tables.append(self.read(shard, columns).take(pa.array(row_indices[first:end] - start)))
+        if not tables:
+            raise IndexError(row_indices)
+        return pa.concat_tables(tables)
 
     def schema(self) -> pa.Schema:
         """All columns of the first shard. The other shards have the same columns."""
