@@ -17,7 +17,7 @@ _SHOWN = 20
 _EXPORT_REMEDIES = {
     "not found": "; if it was moved, purge it there with --export. If it was deleted or purged, delete {note}",
     "unfinished": "; its finished files were kept. Delete it and export again",
-    "damaged": "; delete it and export again to another folder",
+    "damaged": "; delete it and export again",
 }
 
 
@@ -57,10 +57,10 @@ def purge(
     given: dict[ListKind, str] = {kind: path for kind, path in lists.items() if path is not None}
     with errors():
         from pairmill.jobs.purge import purge as run_purge
+        from pairmill.pipeline.common.text import pairmill_command
 
-        after_stop = (
-            "Nothing was changed." if dry_run else f"Nothing is lost; to finish the purge: pairmill purge {output}"
-        )
+        finish = pairmill_command("purge", output)
+        after_stop = "Nothing was changed." if dry_run else f"Nothing is lost; to finish the purge: {finish}"
         with progress(after_stop) as listener:
             job = _job(given, reason, export or [], dry_run, settings)
             result = run_purge(open_store(output, settings), job, listener.step)

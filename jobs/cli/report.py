@@ -46,11 +46,13 @@ def report(
 def write_report(store: "Store") -> str | None:
     """Write the report at the end of a run, and print its path or why it was not written. Returns its path."""
     from pairmill.jobs.report import report_after_run
+    from pairmill.pipeline.common.text import pairmill_command
 
     try:
         path, problem = report_after_run(store)
     except KeyboardInterrupt as stop:
-        say_stopped(f"Stopped. The dataset is complete; only the report is missing: pairmill report {store.root}")
+        again = pairmill_command("report", store.root)
+        say_stopped(f"Stopped. The dataset is complete; only the report is missing: {again}")
         raise typer.Exit(exit_status(stop)) from None
     if problem:
         typer.echo(f"pairmill: {problem}", err=True)

@@ -57,7 +57,7 @@ def score(
 
 
 def _print(result: "ScoreResult") -> None:
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, pairmill_command
 
     for shard in list(result.failures)[:_SHOWN_FAILURES]:
         typer.echo(f"shard {shard:09d}: {result.failures[shard]}", err=True)
@@ -85,7 +85,8 @@ def _print(result: "ScoreResult") -> None:
         )
     if result.unfinished_shards:
         planned = counted(result.unfinished_shards, "planned shard")
-        typer.echo(f"{planned} not finished yet; once finished, run `pairmill score OUT {result.name}` again", err=True)
+        again = pairmill_command("score", result.output, result.name)
+        typer.echo(f"{planned} not finished yet; once finished, run `{again}` again", err=True)
     if result.shards_missing:
         missing = counted(len(result.shards_missing), "shard")
         typer.echo(f"{missing} without the score: fix the cause, then run the same command again", err=True)

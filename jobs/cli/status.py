@@ -62,18 +62,18 @@ def _print_added(store: "Store") -> None:
 
 def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:
     """Print the number of shards per generation and of withdrawn rows, if there are any."""
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, pairmill_command
 
     if max(upkeep.generations, default=0):
         shards = ", ".join(f"{shards:,} at {number:,}" for number, shards in upkeep.generations.items())
         typer.echo(f"generations of the shards: {shards}")
     if upkeep.superseded and not upkeep.unfinished_purges:  # a purge deletes them itself
         older = counted(upkeep.superseded, "superseded generation")
-        typer.echo(f"{older}, which `pairmill gc {output}` deletes")
+        typer.echo(f"{older}, which `{pairmill_command('gc', output)}` deletes")
     if upkeep.requests:
         typer.echo(f"{counted(withdrawn, 'row')} withdrawn by {counted(upkeep.requests, 'request')}")
     if upkeep.unfinished_purges:
-        typer.echo(f"a purge is running or was interrupted; to finish it: pairmill purge {output}")
+        typer.echo(f"a purge is running or was interrupted; to finish it: {pairmill_command('purge', output)}")
 
 
 def verify(

@@ -38,7 +38,7 @@ from pairmill.jobs.report import report
 from pairmill.jobs.results import BuildResult
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.output_folder import names_in_output
 from pairmill.pipeline.dataset.parquet import read_table
@@ -205,8 +205,8 @@ def _text(result: BuildResult, comparison: Comparison, threshold: float, seconds
         f"Done in {seconds:.0f} s. See the report, with pictures:\n"
         f"  {dataset / REPORT}\n"
         "Then try:\n"
-        f"  pairmill status {dataset}\n"
-        f"  pairmill verify {dataset}\n"
+        f"  {pairmill_command('status', str(dataset))}\n"
+        f"  {pairmill_command('verify', str(dataset))}\n"
         f"  pairmill build --help"
     )
     return "\n\n".join(parts)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
@@ -103,7 +104,7 @@ class State:
 def read_score_card(store: Store, name: str) -> ScoreCard:
     """The card of a score. Raises ManifestError or FileNotFoundError."""
     path = f"columns/{name}/{SCORE_CARD}"
-    card = read_record(store, path, ScoreCard, _remedy(name))
+    card = read_record(store, path, ScoreCard, _remedy(store, name))
     if card.name != name:
         raise DamagedManifestError(
             f"{store.path(path)} is the card of the score {card.name[:100]!r}: its folder was copied or renamed; "
@@ -126,15 +127,16 @@ def read_state(store: Store, card: ScoreCard) -> State:
     """The state of a score. Raises DamagedManifestError if the state is missing or has changed."""
     where = store.path(card.state.path)
     if not re.fullmatch(rf"columns/{card.name}/state\.[0-9a-f]{{32}}\.safetensors", card.state.path):
-        raise DamagedManifestError(f"{where} is not a valid name for a state file; {_remedy(card.name)}")
+        raise DamagedManifestError(f"{where} is not a valid name for a state file; {_remedy(store, card.name)}")
     try:
         data = store.read(card.state.path)
     except FileNotFoundError:
-        raise DamagedManifestError(f"{where} is missing; {_remedy(card.name)}") from None
+        raise DamagedManifestError(f"{where} is missing; {_remedy(store, card.name)}") from None
     if hashlib.blake2b(data, digest_size=16).hexdigest() != card.state.blake2b:
-        raise DamagedManifestError(f"{where} has changed since it was written; {_remedy(card.name)}")
+        raise DamagedManifestError(f"{where} has changed since it was written; {_remedy(store, card.name)}")
     return State.from_bytes(data)
 
 
-def _remedy(name: str) -> str:
-    return f"move columns/{name} elsewhere and run `pairmill score` again"
+def _remedy(store: Store, name: str) -> str:
+    add = pairmill_command("score", store.root, name, "--score")
+    return f"move {store.path(f'columns/{name}')} elsewhere and add the score again: {add} ..."

@@ -1,6 +1,7 @@
 """Formats text for people: numbers with nouns, and untrusted text for columns such as `status_detail`."""
 
 import re
+import shlex
 import traceback
 
 DETAIL_CHARS = 200
@@ -12,6 +13,11 @@ _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 def counted(number: int, noun: str) -> str:
     """The number with its noun: `1 shard`, `2,048 shards`."""
     return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def pairmill_command(*words: str) -> str:
+    """A `pairmill` command for people to paste into a shell. Quotes paths with spaces, for example."""
+    return shlex.join(["pairmill", *words])
 
 
 def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:

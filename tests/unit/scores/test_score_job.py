@@ -152,7 +152,7 @@ def test_until_new_shards_are_scored_the_column_is_missing_and_the_error_says_wh
     assert "added: aesthetic\n" in CliRunner().invoke(app, ["status", str(tmp_path)]).output
     write_embedded(tmp_path, IMAGES, TEXTS)
     shown = CliRunner().invoke(app, ["status", str(tmp_path)]).output
-    assert "added: aesthetic, which some shards lack: run `pairmill score OUT aesthetic` again" in shown
+    assert f"added: aesthetic, which some shards lack: run `pairmill score {tmp_path} aesthetic` again" in shown
     with pytest.raises(pairmill.JobError, match="some shards lack the score 'aesthetic': run `pairmill score"):
         pairmill.select(tmp_path, "best", steps="where: aesthetic > 0")
 
@@ -371,7 +371,7 @@ def test_verify_finds_a_value_that_the_state_does_not_reproduce(folder: Path, he
 def test_the_error_about_a_damaged_card_names_it_and_the_remedy(folder: Path, head: str) -> None:
     add(folder, "aesthetic", head=head)
     (folder / "columns/aesthetic/score.json").write_text("{}")
-    remedy = r"score\.json is damaged or not pairmill's; move columns/aesthetic elsewhere and run `pairmill score`"
+    remedy = r"score\.json is damaged or not pairmill's; move .*columns/aesthetic elsewhere and add the score"
     with pytest.raises(DamagedManifestError, match=remedy):
         add(folder, "aesthetic")
     assert any("score.json is damaged" in each for each in verify(Store(str(folder))).problems)
