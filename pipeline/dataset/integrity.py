@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import Files, refusing_folders
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -71,4 +71,5 @@ def is_intact(picture: bytes | pa.Buffer, crc32: int | None) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def _digest(path: str, num_bytes: int, mtime_ns: int, inode: int) -> str:
-    return Files().checksum(path)[0]
+    with refusing_folders(path):
+        return Files().checksum(path)[0]
