@@ -1,5 +1,6 @@
 """`pairmill select` and `pairmill export`: select or mix rows, compare subsets and export them."""
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,10 @@ from pairmill.jobs.cli.options import Dataset, ExportOptions, JobFile, Json, Sel
 from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
+    from pairmill.jobs.export import ExportResult
     from pairmill.pipeline.common.storage import Store
+
+_SHOWN = 5
 
 
 def select(
@@ -125,11 +129,11 @@ def _refuse_contradictions(options: Mapping[str, object]) -> None:
 def export(
     dataset: Dataset,
     subset: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="[NAME]", help="A subset made by `pairmill select`; leave it out if DATASET is a mixture."
+            metavar="NAME", help="A subset made by `pairmill select`; leave it out if DATASET is a mixture."
         ),
-    ],
+    ] = None,
     output: Annotated[str | None, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")] = None,
     form: Annotated[
         str | None,
@@ -155,8 +159,8 @@ def export(
     """
     options = ExportOptions(
         dataset=dataset,
-        subset=None if output is None else subset,
-        output=subset if output is None else output,
+        subset=subset,
+        output=output,
         form=form,
         samples_per_file=samples_per_file,
         model=model,
@@ -169,30 +173,49 @@ def export(
         from pairmill.jobs.export_mixture import export_any as run_export
 
         job = export_job(options)
-        with progress(f"Finished files stay in {options.output}; run the same command again to resume.") as listener:
+        with progress(f"Finished files stay in {job.output}; run the same command again to resume.") as listener:
             result = run_export(job, listener.step)
-    from pairmill.pipeline.common.text import counted
+    _print_export(result)
+    if as_json:
+        left_out = list(result.models_left_out)
+        values = {
+            "output": result.output,
+            "written": result.written,
+            "repaired": list(result.repaired),
+            "models_left_out": left_out,
+            "newer_columns": list(result.newer_columns),
+        }
+        if result.columns_left_out:
+            values["columns_left_out"] = dict(result.columns_left_out)
+        print_json({**values, **result.record.model_dump(mode="json")})
+
+
+def _print_export(result: "ExportResult") -> None:
+    from pairmill.pipeline.common.text import counted, pairmill_command
 
     record = result.record
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
-    typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
+    repaired = "".join(f", {name} repaired" for name in result.repaired)
+    typer.echo(
+        f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run{repaired}"
+    )
     if result.num_uids is not None and result.num_uids != record.rows:
         typer.echo(
             f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch"
         )
     for alias in result.models_left_out:
-        typer.echo(f"left out the model {alias!r}, which some of these shards lack; add it with embed --add-model")
+        status = pairmill_command("status", record.dataset)
+        typer.echo(f"left out {alias!r}, which some of these shards lack; `{status}` says how to add it")
     for column, why in result.columns_left_out.items():
         typer.echo(f"left out the column {column!r}: {why}")
+    if newer := result.newer_columns:
+        names = ", ".join(newer[:_SHOWN]) + (f" and {len(newer) - _SHOWN:,} more" if len(newer) > _SHOWN else "")
+        typer.echo(
+            f"left out columns that were added after this export began: {names}; to get them, use another folder"
+        )
     if not result.is_noted:
-        known = f"purge this export with --export {result.output}"
+        known = f"purge this export with --export {shlex.quote(result.output)}"
         typer.echo(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
-    if as_json:
-        left_out = list(result.models_left_out)
-        values = {"output": result.output, "written": result.written, "models_left_out": left_out}
-        if result.columns_left_out:
-            values["columns_left_out"] = dict(result.columns_left_out)
-        print_json({**values, **record.model_dump(mode="json")})
 
 
 def _select(options: SelectOptions, as_json: bool) -> None:

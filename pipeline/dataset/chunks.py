@@ -59,12 +59,13 @@ class Chunk:
         """The given columns of a shard, from the files that contain them."""
         if not shard.columns:
             return read_table(self.store, shard.pairs, columns).replace_schema_metadata(None)
-        found: dict[str, pa.ChunkedArray] = {}
+        fields, found = list[pa.Field](), dict[str, pa.ChunkedArray]()
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():
                 table = read_table(self.store, name, missing)
+                fields += table.schema
                 found |= dict(zip(table.column_names, table.columns, strict=True))
-        return pa.table(found)
+        return pa.table(list(found.values()), schema=pa.schema(fields))
 
     def check(self, shard: ShardFiles) -> None:
         """Compare the files of a shard with their checksums. Raises DamagedFileError."""
