@@ -208,3 +208,9 @@ def test_a_submitted_job_must_be_able_to_reach_the_files_that_its_steps_read() -
     steps = ["balance: {by: concept, entries: words.txt, curve: 3}", "balance: {by: host, curve: 3}", "uids: f.parquet"]
     command = parse_command(GROUP, ["select", "out", "name", *(word for step in steps for word in ("--step", step))])
     assert command.uris == ["out", "words.txt", "f.parquet"]
+
+
+def test_the_only_path_after_the_dataset_is_the_output_of_an_export() -> None:
+    """A mixture has no subsets."""
+    assert parse_command(GROUP, ["export", "mix", "tars"]).uris == ["mix", "tars"]
+    assert parse_command(GROUP, ["export", "out", "clean", "tars"]).uris == ["out", "tars"]
