@@ -122,6 +122,8 @@ def kind_of(value: Any) -> str:
         return "a number"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
+    if pa.types.is_duration(kind) or pa.types.is_time(kind):
+        return "a duration" if pa.types.is_duration(kind) else "a time of day"
     return "a time" if pa.types.is_temporal(kind) else f"a {kind}"
 
 
