@@ -66,10 +66,11 @@ def _print(result: "ScoreResult") -> None:
     for note in result.notes:
         typer.echo(f"{result.name}: {note}", err=True)
     rows, shards = counted(result.rows_scored, "row"), counted(result.shards_scored, "shard")
+    all_shards = counted(result.shards, "shard")
     if result.shards_scored or result.shards_missing:
-        typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
+        typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; the dataset has {all_shards}")
     else:
-        typer.echo(f"{result.name}: nothing to do, because all {counted(result.shards, 'shard')} have this score")
+        typer.echo(f"{result.name}: nothing to do, because all {all_shards} have this score")
     for number in sorted(set(result.rows_without.values())):
         columns = [column for column, rows in result.rows_without.items() if rows == number]
         names = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")

@@ -73,7 +73,7 @@ def _print_balance(found: BalanceReport) -> None:
     """Print the number of entries, what happened to rows without any, and how many rows the frequent entries kept."""
     of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
     tail = found.tail_matches / max(1, found.matches)
-    typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than t = {found.curve:.6g}")
+    typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than {found.threshold_text}")
     if found.entries == found.matches > 1:
         typer.echo("    no entry is in two rows: balance by something more frequent, such as a class")
     typer.echo(f"    {tail:.1%} of {found.matches:,} matches belong to the other entries, which keep all rows")
