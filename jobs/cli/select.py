@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pairmill.jobs.cli.options import Dataset, ExportOptions, JobFile, Json, SelectOptions, Settings
-from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress, say
 
 if TYPE_CHECKING:
     from pairmill.jobs.export import ExportResult
@@ -196,26 +196,20 @@ def _print_export(result: "ExportResult") -> None:
     record = result.record
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
     repaired = "".join(f", {name} repaired" for name in result.repaired)
-    typer.echo(
-        f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run{repaired}"
-    )
+    say(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run{repaired}")
     if result.num_uids is not None and result.num_uids != record.rows:
-        typer.echo(
-            f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch"
-        )
+        say(f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch")
     for alias in result.models_left_out:
         status = pairmill_command("status", record.dataset)
-        typer.echo(f"left out {alias!r}, which some of these shards lack; `{status}` says how to add it")
+        say(f"left out {alias!r}, which some of these shards lack; `{status}` says how to add it")
     for column, why in result.columns_left_out.items():
-        typer.echo(f"left out the column {column!r}: {why}")
+        say(f"left out the column {column!r}: {why}")
     if newer := result.newer_columns:
         names = ", ".join(newer[:_SHOWN]) + (f" and {len(newer) - _SHOWN:,} more" if len(newer) > _SHOWN else "")
-        typer.echo(
-            f"left out columns that were added after this export began: {names}; to get them, use another folder"
-        )
+        say(f"left out columns that were added after this export began: {names}; to get them, use another folder")
     if not result.is_noted:
         known = f"purge this export with --export {shlex.quote(result.output)}"
-        typer.echo(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
+        say(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
 
 
 def _select(options: SelectOptions, as_json: bool) -> None:
@@ -233,15 +227,13 @@ def _select(options: SelectOptions, as_json: bool) -> None:
     print_reports(subset.reports, [None, None, *subset.steps])
     root = options.dataset.rstrip("/")
     for file in subset.overlaps:
-        typer.echo(f"evaluation pictures that were found: {root}/{file.path}")
+        say(f"evaluation pictures that were found: {root}/{file.path}")
     if not subset.steps:
-        typer.echo(
-            f"no steps were given: the subset has all {'kept rows' if subset.rows == 'kept' else 'pairs'}", err=True
-        )
+        say(f"no steps were given: the subset has all {'kept rows' if subset.rows == 'kept' else 'pairs'}", err=True)
     if options.dry_run:
-        typer.echo("dry run: nothing was written", err=True)
+        say("dry run: nothing was written", err=True)
     else:
-        typer.echo(f"{root}/subsets/{subset.name}")
+        say(f"{root}/subsets/{subset.name}")
     if as_json:
         print_json(subset.model_dump(mode="json", exclude={"files"}))
 
@@ -256,13 +248,13 @@ def _mix(options: SelectOptions, as_json: bool) -> None:
     with progress("Nothing was written; run the same command to start over.") as listener:
         mixture = run_mix(job, options.dry_run, options.overwrite or options.refresh, listener.step)
     for source in mixture.sources:
-        typer.echo(f"{source.name}: {source.samples / mixture.num_samples:.2%} of the samples, from {source.dataset}")
+        say(f"{source.name}: {source.samples / mixture.num_samples:.2%} of the samples, from {source.dataset}")
         print_reports(source.rows.reports)
         if source.samples != source.rows.rows_out:
             times = source.samples / source.rows.rows_out
-            typer.echo(f"    each row {times:.4g} times per epoch, {counted(source.samples, 'sample')}")
-    typer.echo(f"{counted(mixture.num_samples, 'sample')} per epoch, of {counted(mixture.num_rows, 'row')}")
-    typer.echo("dry run: nothing was written" if options.dry_run else options.dataset.rstrip("/"), err=options.dry_run)
+            say(f"    each row {times:.4g} times per epoch, {counted(source.samples, 'sample')}")
+    say(f"{counted(mixture.num_samples, 'sample')} per epoch, of {counted(mixture.num_rows, 'row')}")
+    say("dry run: nothing was written" if options.dry_run else options.dataset.rstrip("/"), err=options.dry_run)
     if as_json:
         print_json(mixture.model_dump(mode="json", exclude={"sources": {"__all__": {"rows": {"files"}}}}))
 
@@ -272,6 +264,6 @@ def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
 
     comparison = run_compare(store, one, other)
     for line in comparison.lines():
-        typer.echo(line)
+        say(line)
     if as_json:
         print_json(comparison.as_dict())

@@ -11,8 +11,8 @@ import pyarrow as pa
 from pairmill.pipeline.select.comparisons import is_number
 from pairmill.schemas.errors import PairmillError
 
-SHOWN_CHARS = 70
-"""Characters of an expression to quote around the faulty part."""
+SHOWN_CHARS = 48
+"""Characters of an expression to quote around the faulty part, so that carets stay below it in 60 columns."""
 
 _INDENT = "  "
 _MEANT = {
