@@ -5,7 +5,8 @@
 The width of a box is the fraction of samples that contain its function. Frames of C libraries are shown where their
 names are known. `resize` runs the photographs of 640 px through `ImageProcessor`, and `large` does so for synthetic
 pictures of 1,600 px or more. `download` runs the download stage on photographs from nginx, without Ray. `select` runs
-the steps of bench.select on a million rows, in one process.
+the steps of bench.select on a million rows, in one process. `model` is a whole build with `tiny`, with all its
+processes, as in bench.model_cost; only the time on a CPU counts.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.fetch import photos
+from bench.model_cost import build_seconds, write_urls
 from bench.nginx import nginx
 from bench.process import LARGE, MEDIUM, pictures, processor
 from bench.select import STEPS
@@ -68,11 +70,21 @@ def select(folder: Path) -> None:
         for_a_while(lambda: run(job, overwrite=True))
 
 
+def model(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        web = Path(name)
+        web.chmod(0o755)
+        files = photos(folder, web)
+        with nginx(web) as bases:
+            build_seconds(write_urls(web / "urls.parquet", bases, files), web / "out")
+
+
 WORKLOADS: dict[str, Callable[[Path], None]] = {
     "resize": lambda folder: process(folder, MEDIUM),
     "large": lambda folder: process(folder, LARGE),
     "download": download,
     "select": select,
+    "model": model,
 }
 
 
@@ -87,7 +99,11 @@ def main() -> None:
         WORKLOADS[options.name](options.photos)
         return
     work = [os.path.relpath(sys.executable), "-m", "bench.flame", options.name, str(options.photos), "--run"]
-    record = [str(PY_SPY), "record", "--native", "--rate", str(RATE), "--output", str(options.svg), "--", *work]
+    if options.name == "model":  # sampling many processes takes long
+        scope = ["--subprocesses", "--nonblocking", "--rate", str(RATE // 5)]
+    else:
+        scope = ["--native", "--rate", str(RATE)]
+    record = [str(PY_SPY), "record", *scope, "--output", str(options.svg), "--", *work]
     subprocess.run(record, check=True)
 
 

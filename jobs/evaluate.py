@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pairmill.pipeline.common.local_file import check_local_files, new_local_file
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.labeled_rows import RowFilter
 from pairmill.pipeline.evaluate.labels import LabelSource
@@ -163,7 +163,7 @@ def _model(snapshot: Snapshot, alias: str | None) -> Embeddings:
         root = snapshot.store.root
         raise EvaluateError(
             f"{root} has no model {alias!r}; it has: {', '.join(known) or 'none'}. To evaluate another one, embed the "
-            f"dataset with it first: pairmill embed {root} --add-model NAME_OR_FOLDER"
+            f"dataset with it first: {pairmill_command('embed', root, '--add-model')} NAME_OR_FOLDER"
         )
     return chosen_model(snapshot, alias)
 

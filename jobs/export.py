@@ -2,21 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
 
+from pairmill.jobs.export_claim import claim_output, claimed_output, newer_columns, without_columns
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.columns.caption_choice import ORIGINAL, caption_choice
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.exports import note_export
-from pairmill.pipeline.dataset.manifests import read_record, record_bytes
-from pairmill.pipeline.dataset.output_folder import EXPORT_RECORDS, check_export_folder, records_folder
+from pairmill.pipeline.dataset.output_folder import check_export_folder, records_folder
 from pairmill.pipeline.dataset.subset import (
     WEIGHT,
     current_generations,
@@ -24,27 +24,19 @@ from pairmill.pipeline.dataset.subset import (
     read_subset,
     subset_names,
 )
-from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.export.arrays import ClipRetrieval, DataComp, array_prefix, datacomp_names
 from pairmill.pipeline.export.formats import Format, ParquetFiles, WebDataset
+from pairmill.pipeline.export.index_files import write_index
 from pairmill.pipeline.export.order import GroupSlice, SubsetShard, cut_into_parts, group_shards
 from pairmill.pipeline.export.reader import ExportSource
-from pairmill.pipeline.export.readme import readme
 from pairmill.pipeline.export.repetition import Repetition
-from pairmill.pipeline.export.uid_array import write_uids
-from pairmill.pipeline.export.write import (
-    OTHER_OUTPUT,
-    PartWriter,
-    is_written,
-    manifest_name,
-    release_output,
-    write_part,
-)
+from pairmill.pipeline.export.uid_array import sorted_uids
+from pairmill.pipeline.export.write import PartWriter, is_written, write_part
 from pairmill.pipeline.reader.weights import with_weight
 from pairmill.pipeline.source.mapping import IndexedPictures, NoPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.export import LAYOUT, ExportedPart, ExportFormat, ExportJob, ExportRecord
+from pairmill.schemas.export import LAYOUT, ExportFormat, ExportJob, ExportRecord
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.purge import ExportNote
@@ -71,6 +63,10 @@ class ExportResult:
     """For a mixture: column that only some of its datasets have -> why it was not written."""
     num_uids: int | None = None
     """For `datacomp`: the number of uids in `subset.npy`, including copies."""
+    newer_columns: tuple[str, ...] = ()
+    """Columns that the dataset got after this export began, and that its files therefore lack."""
+    repaired: tuple[str, ...] = ()
+    """Files about the whole export that were missing or damaged although all its parts were finished."""
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
@@ -83,8 +79,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)
     if job.subset is None:
-        names = ", ".join(subset_names(dataset.store))
-        raise JobError(f"subset: choose one of {names}" if names else "subset: there is none yet; make one with select")
+        raise JobError(_without_subset(job, subset_names(dataset.store)))
     subset = read_subset(dataset.store, job.subset)
     if not subset.rows_out:
         raise JobError(f"the subset {job.subset!r} has no rows left: select again, with --refresh or other steps")
@@ -98,6 +93,10 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     if repetition.has_column:
         dataset = replace(dataset, schema=_with_weights(dataset.schema, job.format))
     output_format = _format(job, source, dataset, repetition)
+    newer = newer_columns(output, output_format.columns(dataset.schema), [dataset.added], job.models or ())
+    if newer:
+        dataset = replace(dataset, schema=without_columns(dataset.schema, newer))
+        output_format = _format(job, source, dataset, repetition)
     seed = job.shuffle_seed if output_format.needs_pictures else None
     parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
     columns = output_format.columns(dataset.schema)
@@ -112,13 +111,31 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     note = ExportNote(output=output.root, subset=job.subset, format=job.format)
     is_noted = note_export(dataset.store, note)  # first, so that a purge finds what an interrupted export has written
     written = write_parts(job, writer, record, parts, on_step)
-    write_index(writer, record, dataset.schema)
-    num_uids = None
-    if record.format == "datacomp":
-        num_uids = write_uids(output, dataset.store, subset, record.repeat == "copies")
+    uids = sorted_uids(dataset.store, subset, record.repeat == "copies") if record.format == "datacomp" else None
+    updated = write_index(writer, record, dataset.schema, uids)
     output.remove_temporary()
-    left_out = tuple(each.name for each in dataset.added.incomplete)
-    return ExportResult(output.root, record, written, left_out, is_noted, num_uids=num_uids)
+    return ExportResult(
+        output.root,
+        record,
+        written,
+        models_left_out=tuple(each.name for each in dataset.added.incomplete),
+        is_noted=is_noted,
+        num_uids=None if uids is None else len(uids),
+        newer_columns=newer,
+        repaired=() if written else updated,
+    )
+
+
+def _without_subset(job: ExportJob, names: Sequence[str]) -> str:
+    """The message for an export of a dataset that names no subset: the only path after the dataset is the output."""
+    if not names:
+        make = pairmill_command("select", job.dataset, "NAME")
+        return f"subset: {job.dataset} has none yet; make one: {make}, with steps"
+    if (name := job.output.rpartition("/")[2]) in names:
+        example = pairmill_command("export", job.dataset, name, "train")
+        return f"output: give a new folder for the files after the subset, as in: {example}"
+    example = pairmill_command("export", job.dataset, names[0], job.output)
+    return f"subset: choose one of {', '.join(names)}, as in: {example}"
 
 
 def write_parts(
@@ -127,7 +144,7 @@ def write_parts(
     """Claim the output and write the parts that are missing or damaged. Returns how many were written. Raises
     JobError."""
     output, records = writer.output, writer.records
-    with _claimed_output(writer, record) as claimed:
+    with claimed_output(writer, record) as claimed:
         left = _unwritten(output, records, len(parts), on_step)
         if left and claimed.layout != record.layout:
             raise JobError(
@@ -137,7 +154,7 @@ def write_parts(
         with open_tasks(job.run, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
-    _claim_output(output, records, record)  # again: another run of this export may have failed and released the folder
+    claim_output(output, records, record)  # again: another run of this export may have failed and released the folder
     return len(left)
 
 
@@ -254,48 +271,6 @@ def _record(
     )
 
 
-@contextmanager
-def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[ExportRecord]:
-    """Mark the folder as this export's. An error or Ctrl-C before the first part is done removes the mark. Raises
-    JobError.
-    """
-    try:
-        yield _claim_output(writer.output, writer.records, record)
-    except BaseException:
-        with suppress(Exception):
-            release_output(writer, record)
-        raise
-
-
-def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRecord:
-    """Mark the folder as this export's. Returns the mark, which an earlier version may have written. Raises JobError if
-    it is another export's."""
-    if output.create(f"{records}/export.json", record_bytes(record)):
-        return record
-    existing = read_record(output, f"{records}/export.json", ExportRecord, OTHER_OUTPUT)
-    of_version = {"layout", "columns"} if existing.layout < record.layout else set()
-    for name, value in record:
-        if name not in of_version and getattr(existing, name) != value:
-            raise JobError(
-                f"{output.root} contains another export ({_difference(existing, record, name)}); choose another "
-                "folder, or delete that export"
-            )
-    return existing
-
-
-def _difference(existing: ExportRecord, record: ExportRecord, name: str) -> str:
-    """How the existing export differs from this one in a field."""
-    if name == "subset_attempt":
-        what = f"the subset {record.subset!r}" if record.subset else "the mixture"
-        return f"of {what} before it was selected again, or changed by a purge"
-    if name == "columns":
-        lacks, more = ({*a} - {*b} for a, b in ((record.columns, existing.columns), (existing.columns, record.columns)))
-        parts = ((word, sorted(names)) for word, names in (("without", lacks), ("also with", more)))
-        shown = [f"{word} {', '.join(names[:5])}{', ...' * (len(names) > 5)}" for word, names in parts if names]
-        return "; ".join(shown) or "with its columns in another order"
-    return f"{name} {getattr(existing, name)!r}, not {getattr(record, name)!r}"
-
-
 def _shards(store: Store, subset: Subset, repetition: Repetition) -> Iterator[SubsetShard]:
     """The shards with rows to write, in order. Raises SubsetError if one was rebuilt after the subset was selected."""
     generations, repeated = current_generations(store, subset), repetition.shard_rows(store, subset)
@@ -304,23 +279,3 @@ def _shards(store: Store, subset: Subset, repetition: Repetition) -> Iterator[Su
         if rows:
             identity = (shard.shard, generations[shard.shard], shard.pairs_blake2b)
             yield SubsetShard(*identity, num_rows=rows, path=shard.path)
-
-
-def write_index(writer: PartWriter, record: ExportRecord, schema: pa.Schema) -> None:
-    """Write the files that describe all other files, for formats that have them."""
-    output, sample, endings = writer.output, None, set[str]()
-    if record.format == "webdataset":
-        sizes: dict[str, int] = {}
-        for number in range(record.num_files):
-            part = read_record(output, manifest_name(writer.records, number), ExportedPart, OTHER_OUTPUT)
-            sizes |= dict.fromkeys(part.files, part.rows)
-            endings |= set(part.image_endings)
-        output.replace("sizes.json", sizes_table(sizes))
-        if endings:
-            names = [name for name in writer.columns if name != "caption_clean"]
-            sample = pa.schema([schema.field(name) for name in names])
-    # Earlier versions' exports need it even as Parquet: otherwise, `datasets` would read their records as data.
-    if record.format != "parquet" or writer.records != EXPORT_RECORDS:
-        output.replace(
-            "README.md", readme(record.format, record.rows, sample, sorted(endings), record.caption).encode()
-        )

@@ -6,7 +6,8 @@ from functools import partial
 
 import pyarrow as pa
 
-from pairmill.jobs.export import ExportResult, export, write_index, write_parts
+from pairmill.jobs.export import ExportResult, export, write_parts
+from pairmill.jobs.export_claim import newer_columns, without_columns
 from pairmill.jobs.select import SelectInput, open_input
 from pairmill.pipeline.columns.caption_choice import ORIGINAL
 from pairmill.pipeline.columns.common_columns import (
@@ -25,6 +26,7 @@ from pairmill.pipeline.dataset.mixture import is_mixture, outdated_error, read_m
 from pairmill.pipeline.dataset.output_folder import check_export_folder, records_folder
 from pairmill.pipeline.dataset.subset import WEIGHT, newest_generations, read_shards
 from pairmill.pipeline.export.formats import Format, ParquetFiles, WebDataset
+from pairmill.pipeline.export.index_files import write_index
 from pairmill.pipeline.export.mixture import MixtureSources
 from pairmill.pipeline.export.order import (
     GroupSlice,
@@ -85,6 +87,8 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     form = _format(job, sources, common, repetition)
     schema = _with_weight(common.schema) if repetition.has_column else common.schema
     parts = _parts(job, sources)
+    newer = newer_columns(output, form.columns(schema), [source.input.added for source in sources], ())
+    schema = without_columns(schema, newer)
     columns = form.columns(schema)
     record = ExportRecord(
         dataset=store.root,
@@ -109,10 +113,18 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     note = ExportNote(output=output.root, subset="", format=job.format)
     noted = [note_export(each.input.store, note) for each in sources]  # so that a purge of any of them finds it
     written = write_parts(job, writer, record, parts, on_step)
-    write_index(writer, record, schema)
+    updated = write_index(writer, record, schema)
     output.remove_temporary()
     left_out = {name: why for name, why in common.left_out.items() if _is_written(job, sources, name)}
-    return ExportResult(output.root, record, written, is_noted=all(noted), columns_left_out=left_out)
+    return ExportResult(
+        output.root,
+        record,
+        written,
+        is_noted=all(noted),
+        columns_left_out=left_out,
+        newer_columns=newer,
+        repaired=() if written else updated,
+    )
 
 
 def _check(job: ExportJob) -> None:

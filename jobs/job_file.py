@@ -22,6 +22,7 @@ from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.job.scores import ScoreKinds, merged
@@ -84,7 +85,11 @@ def load_score_job(
     if preset is not None:
         values = merged(score_of(preset, values.get("name")), values)
     if values.get("name") is None:
-        raise JobError("name the score: pairmill score OUT NAME; `pairmill status OUT` lists the existing ones")
+        dataset = str(values.get("dataset") or "OUT")
+        raise JobError(
+            f"name the score: {pairmill_command('score', dataset)} NAME; `{pairmill_command('status', dataset)}` lists "
+            "the existing ones"
+        )
     return _validate(ScoreJob, values, text, job_file)
 
 

@@ -3,7 +3,6 @@
 A preset has rules for `build`, or steps for `select` and the scores that they need.
 """
 
-import shlex
 from importlib import resources
 
 from pydantic import ValidationError
@@ -13,6 +12,7 @@ from pairmill.jobs.yaml_loader import load_yaml
 from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
@@ -81,7 +81,7 @@ def _models(name: str, preset: Preset, store: Store, added: AddedColumns) -> lis
     wanted = f"{required.name}:{required.pretrained}"
     raise JobError(
         f"the preset {name!r} was calibrated on {wanted}, which {store.root} lacks; add it first:\n"
-        f"  pairmill embed {shlex.quote(store.root)} --add-model {wanted}"
+        f"  {pairmill_command('embed', store.root, '--add-model', wanted)}"
     )
 
 

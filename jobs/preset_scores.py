@@ -1,7 +1,6 @@
 """Checks that a dataset has the scores that a preset selects by, with the right kind, the preset's settings and
 the model that the preset was calibrated for."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from pairmill.pipeline.columns.added_columns import AddedColumns
 from pairmill.pipeline.columns.score_card import read_score_card
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.scores import ScoreConfig, merged, required_settings
 from pairmill.schemas.preset import Preset
@@ -43,7 +43,7 @@ class PresetScores:
 
     def _command(self, score: str) -> str:
         """The command that adds a missing score."""
-        command = f"pairmill score {shlex.quote(self.store.root)} {score}"
+        command = pairmill_command("score", self.store.root, score)
         if any(each.name == score and each.kind == "score" for each in self.added.incomplete):
             return command
         ((kind, given),) = self.preset.scores[score].items()

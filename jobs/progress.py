@@ -1,16 +1,14 @@
 """Reports a job's progress, on a terminal, in a log file, in a notebook or to your own listener."""
 
-import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from textwrap import fill
 from typing import Protocol, TextIO
 
 from pairmill.jobs.live_line import RunState
 from pairmill.pipeline.common.progress import WorkCounts
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import columns_of, counted, wrapped
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
 
@@ -166,7 +164,7 @@ class ConsoleProgress(ProgressListener):
     def say(self, text: str) -> None:
         """Print lines above the live line."""
         if self.live:
-            text = "\n".join(fill(line, self._width(), break_on_hyphens=False) for line in text.splitlines())
+            text = wrapped(text, self._width())
         if self.live and self._shown:
             self._overwrite(f"{text}\n{self._shown}")
         else:
@@ -175,7 +173,7 @@ class ConsoleProgress(ProgressListener):
 
     def _width(self) -> int:
         """One column less than the terminal has, because a wrapped line could not be overwritten."""
-        return shutil.get_terminal_size().columns - 1 if self.live else PLAIN_WIDTH
+        return columns_of(self.stream) - 1 if self.live else PLAIN_WIDTH
 
     def _warn_of_failures(self, manifest: ShardManifest) -> None:
         """Warn if many rows of a shard failed: a DNS outage shows in one shard long before it shows in the totals."""

@@ -5,7 +5,6 @@ without the lists.
 """
 
 import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pairmill.pipeline.columns.commands import score_command
 from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge, unfinished_purges
 from pairmill.pipeline.purge.effects import together
@@ -130,7 +130,7 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
         except PermissionError as error:
             raise StorageError(
                 f"{error}; a purge needs permission to write and delete. Grant it, then finish the purge: "
-                f"pairmill purge {store.root}"
+                f"{pairmill_command('purge', store.root)}"
             ) from error
 
 
@@ -154,9 +154,9 @@ def _finish(store: Store, plan: Plan, number: int | None, tasks: Tasks, steps: S
     exports = [] if number is None else read_request(store, number).exports
     done = withdraw(store, plan, number, exports, tasks, steps)
     count_and_clean(store, plan, {}, started)  # writes images/sizes.json
-    remedies = [f"pairmill report {store.root}"] if "report.html" in done.reports else []
+    remedies = [pairmill_command("report", store.root)] if "report.html" in done.reports else []
     remedies += [
-        f"pairmill report {store.root} --subset {name.removeprefix('report-').removesuffix('.html')}"
+        pairmill_command("report", store.root, "--subset", name.removeprefix("report-").removesuffix(".html"))
         for name in done.reports
         if name != "report.html"
     ]
@@ -189,7 +189,7 @@ def _values(store: Store, job: PurgeJob) -> Values:
 def _refuse_without_pdq(snapshot: Snapshot) -> None:
     """Raise JobError if the pictures have no PDQ hashes to compare: nothing would be withdrawn."""
     if PDQ not in snapshot.schema.names:
-        add = f"add it: pairmill score {shlex.quote(snapshot.store.root)} hash --score 'pictures: pdq'"
+        add = f"add it: {pairmill_command('score', snapshot.store.root, 'hash', '--score', 'pictures: pdq')}"
         why = snapshot.added.missing(PDQ) or f"there is no column `{PDQ}`; {add}"
         raise JobError(f"--pdq: no picture can be compared: {why}")
     if not is_text(kind := snapshot.schema.field(PDQ).type):
@@ -217,7 +217,8 @@ def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks)
 def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:
     """Rebuild the lost parts of an index. Returns the command for this if it fails."""
     alias, _, kind = folder.rpartition("-")
-    command = f"pairmill index {store.root} --model {alias}{' --of text' if kind == 'text' else ''}"
+    of_text = ["--of", "text"] if kind == "text" else []
+    command = pairmill_command("index", store.root, "--model", alias, *of_text)
     try:
         build_index(Embeddings.of(Snapshot.for_purge(store), alias, "text" if kind == "text" else "image"), on_step)
     except (PairmillError, OSError) as error:

@@ -6,7 +6,7 @@ from pairmill.pipeline.common.files import S3_SCHEMES, absolute, is_remote
 from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import StorageError, Store
-from pairmill.pipeline.common.text import clean_text, describe
+from pairmill.pipeline.common.text import clean_text, describe, pairmill_command
 from pairmill.pipeline.report.report import Report, compared_with, make_report
 from pairmill.pipeline.report.sample import MAX_ROWS
 from pairmill.schemas.errors import JobError, PairmillError
@@ -66,7 +66,7 @@ def report_after_run(store: Store) -> tuple[str | None, str | None]:
     except Exception as error:
         expected = isinstance(error, (PairmillError, OSError))
         why = clean_text(str(error)) if expected else describe(error)
-        remedy = f"the dataset is fine; to write the report, run: pairmill report {store.root}"
+        remedy = f"the dataset is fine; to write the report, run: {pairmill_command('report', store.root)}"
         return None, f"the report could not be written ({why}); {remedy}"
 
 

@@ -13,7 +13,7 @@ from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.dataset.subset import (
@@ -202,6 +202,10 @@ def _check_columns(step: Step, source: SelectInput) -> None:
     for problem in map(source.added.missing, sorted(step.columns)):
         if problem is not None:
             raise ExpressionError(problem)
+    for column in sorted(step.columns - {*source.schema.names}):
+        if column.startswith("pdq"):
+            add = pairmill_command("score", source.store.root, "hash", "--score", "pictures: pdq")
+            raise ExpressionError(f"there is no column {column!r}; add it: {add}")
     if "md5" in step.columns and not source.has_md5:
         raise ExpressionError("md5 is null in all rows, because the dataset was made without images.md5; use sha256")
 

@@ -12,6 +12,8 @@ CONCEPT, HOST = "concept", "host"
 
 
 DEFAULT_CAPTION, DEFAULT_REFERENCE = "caption_clean", "en"
+_NAMED_LANGUAGES = 8
+"""Languages whose t is named; further ones are counted."""
 
 
 class Balance(Settings):
@@ -90,7 +92,7 @@ class BalanceReport(Settings):
     keeps_unmatched: bool
     """Whether rows without an entry were kept."""
     curve: float
-    """The t that was used."""
+    """The t that was used. With `language`, the t of the reference language."""
     curves: dict[str, float] = {}
     """With `language`, the t of each language."""
     head: list[EntryRows]
@@ -101,3 +103,13 @@ class BalanceReport(Settings):
     """BLAKE2b-128 of the file of entries."""
     earlier_blake2b: str | None = None
     """The `blake2b` of the previous selection of this subset, if it was different."""
+
+    @property
+    def threshold_text(self) -> str:
+        """The t that was used, in words; with `language`, the t of each language, highest first."""
+        if not self.curves:
+            return f"t = {self.curve:,.6g}"
+        languages = sorted(self.curves, key=lambda each: (-self.curves[each], each))
+        named = [f"{each} {self.curves[each]:,.6g}" for each in languages[:_NAMED_LANGUAGES]]
+        more = [f"{len(languages) - len(named):,} more"] if len(languages) > len(named) else []
+        return f"t of their language ({', '.join(named + more)})"

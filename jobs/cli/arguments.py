@@ -12,6 +12,7 @@ from pairmill.jobs.job_file import (
     s3_of,
 )
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
@@ -80,10 +81,14 @@ def _source(text: str) -> dict[str, object]:
 
 def export_job(options: ExportOptions) -> ExportJob:
     """The checked job of `export`. Raises JobError."""
+    paths = [each for each in (options.subset, options.output) if each is not None]
+    if not paths and not options.job_file:
+        example = pairmill_command("export", options.dataset, "clean", "train")
+        raise JobError(f"give a subset and OUT, a new folder for the files, as in: {example}; a mixture has no subsets")
     fields = {
         "dataset": options.dataset,
-        "subset": options.subset,
-        "output": options.output,
+        "subset": paths[0] if len(paths) > 1 else None,
+        "output": paths[-1] if paths else None,
         "format": options.form,
         "samples_per_file": options.samples_per_file,
         "models": options.model or None,

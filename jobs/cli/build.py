@@ -18,7 +18,7 @@ from pairmill.jobs.cli.options import (
 )
 from pairmill.jobs.cli.report import NoReport, write_report
 from pairmill.jobs.cli.results import print_failures, print_funnel, print_private_addresses, print_stopped
-from pairmill.jobs.cli.terminal import errors, print_json, progress
+from pairmill.jobs.cli.terminal import errors, print_json, progress, say
 
 if TYPE_CHECKING:
     from pairmill.jobs.results import BuildResult
@@ -157,7 +157,7 @@ def retry(
     from pairmill.pipeline.common.text import counted
 
     print_funnel(result.build)
-    typer.echo(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered")
+    say(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered")
     print_failures(result.build)
     print_stopped(result.build)
     if as_json:
@@ -201,7 +201,7 @@ def _explain(job: "BuildJob", as_json: bool) -> None:
     from pairmill.jobs.explain import explain
 
     explanation = explain(job)
-    typer.echo("\n".join(explanation.lines()))
+    say("\n".join(explanation.lines()))
     if as_json:
         print_json(explanation.as_dict())
 
@@ -213,7 +213,7 @@ def _print_missing(result: "BuildResult") -> None:
         return
     remedy = "fix the cause of the failures, then run" if result.failures else "run"
     missing = f"{len(result.shards_missing):,} of {counted(result.shards, 'shard')} missing"
-    typer.echo(f"{missing}: {remedy} the same command again", err=True)
+    say(f"{missing}: {remedy} the same command again", err=True)
 
 
 def _add_model(options: EmbedOptions, with_report: bool, as_json: bool) -> None:
@@ -232,12 +232,12 @@ def _add_model(options: EmbedOptions, with_report: bool, as_json: bool) -> None:
     print_stopped(result.build)
     if result.shards_missing:
         missing = counted(len(result.shards_missing), "shard")
-        typer.echo(f"{missing} without the new columns: run the same command again", err=True)
+        say(f"{missing} without the new columns: run the same command again", err=True)
     else:
-        typer.echo(f"columns/{result.alias} has the new columns, in the same row order as in pairs/")
+        say(f"columns/{result.alias} has the new columns, in the same row order as in pairs/")
     if left_out := result.pictures_left_out:
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
-        typer.echo(
+        say(
             f"{counted(sum(left_out.values()), 'picture')} without an embedding: missing or changed since the dataset "
             f"was made. Restore them, move the following files out of columns/{result.alias}/manifests, and run the "
             f"same command again: {names}",

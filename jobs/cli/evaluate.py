@@ -7,7 +7,7 @@ import typer
 
 from pairmill.jobs.cli.help import Command, Group, examples
 from pairmill.jobs.cli.options import Json, Output, S3Settings
-from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress, say
 
 Labels = Annotated[
     list[str] | None,
@@ -191,9 +191,9 @@ def _print(lines: Iterable[str], notes: Iterable[str], paths: Iterable[str | Non
     from pairmill.pipeline.pages.visible_text import visible_text
 
     for line in lines:
-        typer.echo(visible_text(line, 1_000))
+        say(visible_text(line, 1_000))
     for note in notes:
-        typer.echo(visible_text(note, 1_000), err=True)
+        say(visible_text(note, 1_000), err=True)
     for path in paths:
         if path is not None:
-            typer.echo(path)
+            say(path)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pairmill.jobs.cli.options import Output, S3Settings
-from pairmill.jobs.cli.terminal import errors, open_store, progress
+from pairmill.jobs.cli.terminal import errors, open_store, progress, say
 
 if TYPE_CHECKING:
     from pairmill.pipeline.explore.explorer import Explorer
@@ -40,9 +40,9 @@ def explore(
 
             def ready(guard: "Guard", explorer: "Explorer") -> None:
                 listener.close()
-                typer.echo(f"Open {guard.address}")
+                say(f"Open {guard.address}")
                 if guard.access_token:
-                    typer.echo("Anyone with this address can see the dataset, save subsets and label pairs.", err=True)
-                typer.echo(f"Labels go to {store.path(explorer.labels.path)}. Press Ctrl-C to stop.", err=True)
+                    say("Anyone with this address can see the dataset, save subsets and label pairs.", err=True)
+                say(f"Labels go to {store.path(explorer.labels.path)}. Press Ctrl-C to stop.", err=True)
 
             run_explore(store, ExploreOptions(host, port, labels), ready, listener.step)

@@ -142,8 +142,9 @@ class ExportOptions(_JobOptions):
     """Options of `pairmill export`."""
 
     dataset: str
-    subset: str | None
-    output: str
+    subset: str | None = None
+    """If `output` is None, this is the output: a mixture has no subsets."""
+    output: str | None = None
     form: str | None = None
     samples_per_file: int | None = None
     model: Sequence[str] | None = None

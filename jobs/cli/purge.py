@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pairmill.jobs.cli.options import Json, Output, Settings
-from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress, say
 
 if TYPE_CHECKING:
     from pairmill.jobs.purge import PurgeJob, PurgeResult
@@ -17,7 +17,7 @@ _SHOWN = 20
 _EXPORT_REMEDIES = {
     "not found": "; if it was moved, purge it there with --export. If it was deleted or purged, delete {note}",
     "unfinished": "; its finished files were kept. Delete it and export again",
-    "damaged": "; delete it and export again to another folder",
+    "damaged": "; delete it and export again",
 }
 
 
@@ -58,10 +58,10 @@ def purge(
     given: dict[ListKind, str] = {kind: path for kind, path in lists.items() if path is not None}
     with errors():
         from pairmill.jobs.purge import purge as run_purge
+        from pairmill.pipeline.common.text import pairmill_command
 
-        after_stop = (
-            "Nothing was changed." if dry_run else f"Nothing is lost; to finish the purge: pairmill purge {output}"
-        )
+        finish = pairmill_command("purge", output)
+        after_stop = "Nothing was changed." if dry_run else f"Nothing is lost; to finish the purge: {finish}"
         with progress(after_stop) as listener:
             job = _job(given, reason, export or [], dry_run, settings)
             result = run_purge(open_store(output, settings), job, listener.step)
@@ -88,7 +88,7 @@ def _print_purge(result: "PurgeResult") -> None:
     done = result.purged
     rows, shards = counted(done.rows, "row"), counted(len(done.shards), "shard")
     if result.dry_run:
-        typer.echo(f"{result.output}: {rows} in {shards} would be withdrawn; nothing was changed")
+        say(f"{result.output}: {rows} in {shards} would be withdrawn; nothing was changed")
         _print_names("shards", [f"{shard:,}" for shard in done.shards])
         of_subsets = [f"{name} ({counted(rows, 'row')} withdrawn)" for name, rows in result.subset_rows.items()]
         _print_names("subsets that would be rewritten", of_subsets)
@@ -96,9 +96,9 @@ def _print_purge(result: "PurgeResult") -> None:
         _print_names("scores that would be deleted, because such rows are in them", of_scores)
         _print_names("reports that would be deleted", done.reports)
         for export in done.exports:
-            typer.echo(f"export that would be searched for such rows: {export.output}")
+            say(f"export that would be searched for such rows: {export.output}")
         return
-    typer.echo(f"{result.output}: {rows} withdrawn; {shards} rewritten")
+    say(f"{result.output}: {rows} withdrawn; {shards} rewritten")
     for title, names in (
         ("subsets rewritten", done.subsets),
         ("files of input/ blanked or deleted", done.inputs),
@@ -109,26 +109,26 @@ def _print_purge(result: "PurgeResult") -> None:
     ):
         _print_names(title, names)
     if done.failures:
-        typer.echo(f"{counted(done.failures, 'traceback')} of failed shards deleted")
+        say(f"{counted(done.failures, 'traceback')} of failed shards deleted")
     for export in done.exports:
         note = f"{result.output}/{note_name(export.output)}"
         where = _EXPORT_REMEDIES.get(export.outcome, "").format(note=note)
         of_rows = f": {counted(export.rows, 'row')} withdrawn" if export.rows else ""
-        typer.echo(f"export {export.output}: {export.outcome}{of_rows}{where}")
-    typer.echo(f"{counted(done.files_deleted, 'old file')} deleted")
+        say(f"export {export.output}: {export.outcome}{of_rows}{where}")
+    say(f"{counted(done.files_deleted, 'old file')} deleted")
     for name in done.named_in_steps:
-        typer.echo(
+        say(
             f"a step of the subset {name} names a withdrawn value, which stays in subsets/{name}/selection.json: "
             "select the subset again without this value, with --overwrite"
         )
     for command in result.remedies:
-        typer.echo(f"to recreate what was deleted: {command}")
+        say(f"to recreate what was deleted: {command}")
 
 
 def _print_names(title: str, names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-        typer.echo(f"{title}: {', '.join(names[:_SHOWN])}{more}")
+        say(f"{title}: {', '.join(names[:_SHOWN])}{more}")
 
 
 def gc(
@@ -155,6 +155,6 @@ def _print_gc(result: "GcResult") -> None:
     from pairmill.pipeline.common.text import counted
 
     for file in result.files if result.dry_run else []:
-        typer.echo(f"{file.name}: {file.why}")
+        say(f"{file.name}: {file.why}")
     verb = "would be deleted" if result.dry_run else "deleted"
-    typer.echo(f"{result.output}: {counted(len(result.files), 'file')}, {counted(result.num_bytes, 'byte')} {verb}")
+    say(f"{result.output}: {counted(len(result.files), 'file')}, {counted(result.num_bytes, 'byte')} {verb}")

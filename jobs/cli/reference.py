@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pairmill.jobs.cli.options import Json
-from pairmill.jobs.cli.terminal import errors, print_json
+from pairmill.jobs.cli.terminal import errors, print_json, say
 
 if TYPE_CHECKING:
     from pairmill.jobs.job_fields import JobField
@@ -36,7 +36,7 @@ def models(
 
         found = known_models(pattern)
     if not found:
-        typer.echo(f"pairmill: open_clip has no model with {pattern!r} in its name", err=True)
+        say(f"pairmill: open_clip has no model with {pattern!r} in its name", err=True)
         raise typer.Exit(1)
     table = Table()
     for heading in ("model", "embedding", "pixels", "parameters"):
@@ -47,9 +47,9 @@ def models(
         parameters = f"{model.millions_of_parameters:,.0f} M" if model.millions_of_parameters else "?"
         table.add_row(model.name, str(model.embedding_dim), str(model.image_side), parameters, tags)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    typer.echo("Also: CLIP or SigLIP checkpoints of transformers, as ORG/REPO on the Hugging Face hub or as a folder")
+    say("Also: CLIP or SigLIP checkpoints of transformers, as ORG/REPO on the Hugging Face hub or as a folder")
     if not any(model.millions_of_parameters for model in found):
-        typer.echo("To see parameters, narrow the search: pairmill models ViT-B")
+        say("To see parameters, narrow the search: pairmill models ViT-B")
     if as_json:
         print_json([asdict(model) for model in found])
 
@@ -77,7 +77,7 @@ def presets(
     for each, preset in found.items():
         commands = ", ".join(preset.commands) or "build"
         lines = (preset.description, f"Source: {preset.source}", f"Calibrated on: {preset.calibrated_on}")
-        typer.echo("\n".join([f"{each}  ({commands})", *(text for line in lines for text in wrapped(_INDENT + line))]))
+        say("\n".join([f"{each}  ({commands})", *(text for line in lines for text in wrapped(_INDENT + line))]))
 
 
 def fields(
@@ -101,7 +101,7 @@ def fields(
         return
     width = min(get_terminal_size().columns, _MAX_WIDTH)
     for field in found:
-        typer.echo("\n".join(field_lines(field, width)))
+        say("\n".join(field_lines(field, width)))
 
 
 def field_lines(field: "JobField", width: int) -> list[str]:

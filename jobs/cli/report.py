@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pairmill.jobs.cli.options import Json, Output, S3Settings
-from pairmill.jobs.cli.terminal import errors, exit_status, open_store, print_json, progress, say_stopped
+from pairmill.jobs.cli.terminal import errors, exit_status, open_store, print_json, progress, say, say_stopped
 
 if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
@@ -37,8 +37,8 @@ def report(
         with progress("Nothing was written.") as listener:
             result = run_report(open_store(output, settings), subset, compare, out, on_step=listener.step)
     if result.rows_read < result.rows:
-        typer.echo(f"sampled {result.rows_read:,} of {result.rows:,} rows", err=True)
-    typer.echo(result.path)
+        say(f"sampled {result.rows_read:,} of {result.rows:,} rows", err=True)
+    say(result.path)
     if as_json:
         print_json(result.as_dict())
 
@@ -46,14 +46,16 @@ def report(
 def write_report(store: "Store") -> str | None:
     """Write the report at the end of a run, and print its path or why it was not written. Returns its path."""
     from pairmill.jobs.report import report_after_run
+    from pairmill.pipeline.common.text import pairmill_command
 
     try:
         path, problem = report_after_run(store)
     except KeyboardInterrupt as stop:
-        say_stopped(f"Stopped. The dataset is complete; only the report is missing: pairmill report {store.root}")
+        again = pairmill_command("report", store.root)
+        say_stopped(f"Stopped. The dataset is complete; only the report is missing: {again}")
         raise typer.Exit(exit_status(stop)) from None
     if problem:
-        typer.echo(f"pairmill: {problem}", err=True)
+        say(f"pairmill: {problem}", err=True)
     else:
-        typer.echo(f"report: {path}")
+        say(f"report: {path}")
     return path

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import typer
+from pairmill.jobs.cli.terminal import say
 
 if TYPE_CHECKING:
     from pairmill.jobs.results import BuildResult
@@ -15,25 +15,25 @@ def print_funnel(result: "BuildResult") -> None:
 
     rows = result.seen - result.parts - sum(result.passed_over.values())
     if line := describe_passed_over(result.seen, rows, result.parts, result.passed_over):
-        typer.echo(line)
+        say(line)
     if not result.rows_in:
         return
     if more := result.rows_in - result.input_rows:
-        typer.echo(f"{result.input_rows:,} input rows, {more:,} more from lists of captions")
-    typer.echo(funnel(result.rows_in, result.statuses, result.custom_rules))
+        say(f"{result.input_rows:,} input rows, {more:,} more from lists of captions")
+    say(funnel(result.rows_in, result.statuses, result.custom_rules))
 
 
 def print_failures(result: "BuildResult") -> None:
     """Print one line per failed shard."""
     for shard, error in result.failures.items():
         where = f"{result.output}/failures/{shard:09d}.txt"
-        typer.echo(f"shard {shard:09d} failed: {error} (full traceback: {where})", err=True)
+        say(f"shard {shard:09d} failed: {error} (full traceback: {where})", err=True)
 
 
 def print_stopped(result: "BuildResult") -> None:
     """Print why the run stopped before it had tried all shards, if it did."""
     if result.stopped:
-        typer.echo(f"pairmill: stopped: {result.stopped}", err=True)
+        say(f"pairmill: stopped: {result.stopped}", err=True)
 
 
 def print_private_addresses(result: "BuildResult") -> None:
@@ -41,7 +41,7 @@ def print_private_addresses(result: "BuildResult") -> None:
     from pairmill.pipeline.common.text import counted
 
     if refused := result.statuses.get("address_refused"):
-        typer.echo(
+        say(
             f"{counted(refused, 'private address')} refused: status_detail in rejects/ says which. To allow a network "
             "that you trust, use a new output folder and --set 'fetch.allow_networks=[NETWORK]', such as [127.0.0.0/8]",
             err=True,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pairmill.jobs.cli.options import JobFile, Json, Output, ScoreOptions, Settings
-from pairmill.jobs.cli.terminal import errors, print_json, progress
+from pairmill.jobs.cli.terminal import errors, print_json, progress, say
 
 if TYPE_CHECKING:
     from pairmill.jobs.score import ScoreResult
@@ -57,37 +57,39 @@ def score(
 
 
 def _print(result: "ScoreResult") -> None:
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, pairmill_command
 
     for shard in list(result.failures)[:_SHOWN_FAILURES]:
-        typer.echo(f"shard {shard:09d}: {result.failures[shard]}", err=True)
+        say(f"shard {shard:09d}: {result.failures[shard]}", err=True)
     if (more := len(result.failures) - _SHOWN_FAILURES) > 0:
-        typer.echo(f"... and {counted(more, 'more shard')} failed", err=True)
+        say(f"... and {counted(more, 'more shard')} failed", err=True)
     for note in result.notes:
-        typer.echo(f"{result.name}: {note}", err=True)
+        say(f"{result.name}: {note}", err=True)
     rows, shards = counted(result.rows_scored, "row"), counted(result.shards_scored, "shard")
+    all_shards = counted(result.shards, "shard")
     if result.shards_scored or result.shards_missing:
-        typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
+        say(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; the dataset has {all_shards}")
     else:
-        typer.echo(f"{result.name}: nothing to do, because all {counted(result.shards, 'shard')} have this score")
+        say(f"{result.name}: nothing to do, because all {all_shards} have this score")
     for number in sorted(set(result.rows_without.values())):
         columns = [column for column, rows in result.rows_without.items() if rows == number]
         names = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")
         advice = ": check the settings and the inputs of the score" if number == result.rows_scored else ""
-        typer.echo(f"{names}: {number:,} of these rows have no value{advice}", err=True)
+        say(f"{names}: {number:,} of these rows have no value{advice}", err=True)
     if left_out := result.pictures_left_out:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
-        typer.echo(
+        say(
             f"{pictures} could not be scored (missing, changed since the dataset was made, or not decodable), so the "
             f"columns are null for them. The number per shard is in columns/{result.name}/manifests: {names}",
             err=True,
         )
     if result.unfinished_shards:
         planned = counted(result.unfinished_shards, "planned shard")
-        typer.echo(f"{planned} not finished yet; once finished, run `pairmill score OUT {result.name}` again", err=True)
+        again = pairmill_command("score", result.output, result.name)
+        say(f"{planned} not finished yet; once finished, run `{again}` again", err=True)
     if result.shards_missing:
         missing = counted(len(result.shards_missing), "shard")
-        typer.echo(f"{missing} without the score: fix the cause, then run the same command again", err=True)
+        say(f"{missing} without the score: fix the cause, then run the same command again", err=True)
     else:
-        typer.echo(f"columns: {', '.join(result.columns)}")
+        say(f"columns: {', '.join(result.columns)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pairmill.jobs.cli.options import Json, Output, S3Settings
-from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress, say
 
 if TYPE_CHECKING:
     from pairmill.jobs.search import SearchResult
@@ -48,14 +48,14 @@ def index(
             report = run_index(open_store(output, settings), model, of, listener.step)
     counts = (("embedding", report.embeddings), ("row", report.rows), ("part", report.parts))
     embeddings, rows, parts = (counted(number, noun) for noun, number in counts)
-    typer.echo(f"{embeddings} of {rows} in {parts}, {report.num_bytes / 1e6:,.1f} MB")
-    typer.echo(f"{report.parts_built:,} built in this run, {report.parts_removed:,} outdated and deleted")
+    say(f"{embeddings} of {rows} in {parts}, {report.num_bytes / 1e6:,.1f} MB")
+    say(f"{report.parts_built:,} built in this run, {report.parts_removed:,} outdated and deleted")
     if missing := report.rows - report.embeddings:
         what = "picture" if of == "image" else "caption"
-        typer.echo(f"{counted(missing, 'row')} cannot be found: no embedding of the {what}")
+        say(f"{counted(missing, 'row')} cannot be found: no embedding of the {what}")
     if report.unfinished_shards:
         shards = counted(report.unfinished_shards, "planned shard")
-        typer.echo(f"{shards} not finished yet: run this command again when the dataset is finished")
+        say(f"{shards} not finished yet: run this command again when the dataset is finished")
     if as_json:
         print_json(asdict(report))
 
@@ -102,7 +102,7 @@ def search(
             result.save(save)
     for path in (save, page):
         if path is not None:
-            typer.echo(path)
+            say(path)
     if open_page and page is not None:
         _show(page)
     if as_json:
@@ -116,9 +116,9 @@ def _print(result: "SearchResult") -> None:
     if result.matches:
         _print_table(result.matches)
     else:
-        typer.echo("nothing was found")
+        say("nothing was found")
     for fact in result.facts():
-        typer.echo(visible_text(fact, 1_000), err=True)
+        say(visible_text(fact, 1_000), err=True)
 
 
 def _print_table(matches: Sequence["Match"]) -> None:
@@ -161,4 +161,4 @@ def _show(page: str) -> None:
     from pathlib import Path
 
     if not webbrowser.open(Path(page).absolute().as_uri()):
-        typer.echo(f"pairmill: there is no browser here; open {page} yourself", err=True)
+        say(f"pairmill: there is no browser here; open {page} yourself", err=True)

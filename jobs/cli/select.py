@@ -1,15 +1,19 @@
 """`pairmill select` and `pairmill export`: select or mix rows, compare subsets and export them."""
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pairmill.jobs.cli.options import Dataset, ExportOptions, JobFile, Json, SelectOptions, Settings
-from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress, say
 
 if TYPE_CHECKING:
+    from pairmill.jobs.export import ExportResult
     from pairmill.pipeline.common.storage import Store
+
+_SHOWN = 5
 
 
 def select(
@@ -125,11 +129,11 @@ def _refuse_contradictions(options: Mapping[str, object]) -> None:
 def export(
     dataset: Dataset,
     subset: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="[NAME]", help="A subset made by `pairmill select`; leave it out if DATASET is a mixture."
+            metavar="NAME", help="A subset made by `pairmill select`; leave it out if DATASET is a mixture."
         ),
-    ],
+    ] = None,
     output: Annotated[str | None, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")] = None,
     form: Annotated[
         str | None,
@@ -155,8 +159,8 @@ def export(
     """
     options = ExportOptions(
         dataset=dataset,
-        subset=None if output is None else subset,
-        output=subset if output is None else output,
+        subset=subset,
+        output=output,
         form=form,
         samples_per_file=samples_per_file,
         model=model,
@@ -169,30 +173,43 @@ def export(
         from pairmill.jobs.export_mixture import export_any as run_export
 
         job = export_job(options)
-        with progress(f"Finished files stay in {options.output}; run the same command again to resume.") as listener:
+        with progress(f"Finished files stay in {job.output}; run the same command again to resume.") as listener:
             result = run_export(job, listener.step)
-    from pairmill.pipeline.common.text import counted
+    _print_export(result)
+    if as_json:
+        left_out = list(result.models_left_out)
+        values = {
+            "output": result.output,
+            "written": result.written,
+            "repaired": list(result.repaired),
+            "models_left_out": left_out,
+            "newer_columns": list(result.newer_columns),
+        }
+        if result.columns_left_out:
+            values["columns_left_out"] = dict(result.columns_left_out)
+        print_json({**values, **result.record.model_dump(mode="json")})
+
+
+def _print_export(result: "ExportResult") -> None:
+    from pairmill.pipeline.common.text import counted, pairmill_command
 
     record = result.record
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
-    typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
+    repaired = "".join(f", {name} repaired" for name in result.repaired)
+    say(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run{repaired}")
     if result.num_uids is not None and result.num_uids != record.rows:
-        typer.echo(
-            f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch"
-        )
+        say(f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch")
     for alias in result.models_left_out:
-        typer.echo(f"left out the model {alias!r}, which some of these shards lack; add it with embed --add-model")
+        status = pairmill_command("status", record.dataset)
+        say(f"left out {alias!r}, which some of these shards lack; `{status}` says how to add it")
     for column, why in result.columns_left_out.items():
-        typer.echo(f"left out the column {column!r}: {why}")
+        say(f"left out the column {column!r}: {why}")
+    if newer := result.newer_columns:
+        names = ", ".join(newer[:_SHOWN]) + (f" and {len(newer) - _SHOWN:,} more" if len(newer) > _SHOWN else "")
+        say(f"left out columns that were added after this export began: {names}; to get them, use another folder")
     if not result.is_noted:
-        known = f"purge this export with --export {result.output}"
-        typer.echo(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
-    if as_json:
-        left_out = list(result.models_left_out)
-        values = {"output": result.output, "written": result.written, "models_left_out": left_out}
-        if result.columns_left_out:
-            values["columns_left_out"] = dict(result.columns_left_out)
-        print_json({**values, **record.model_dump(mode="json")})
+        known = f"purge this export with --export {shlex.quote(result.output)}"
+        say(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
 
 
 def _select(options: SelectOptions, as_json: bool) -> None:
@@ -210,15 +227,13 @@ def _select(options: SelectOptions, as_json: bool) -> None:
     print_reports(subset.reports, [None, None, *subset.steps])
     root = options.dataset.rstrip("/")
     for file in subset.overlaps:
-        typer.echo(f"evaluation pictures that were found: {root}/{file.path}")
+        say(f"evaluation pictures that were found: {root}/{file.path}")
     if not subset.steps:
-        typer.echo(
-            f"no steps were given: the subset has all {'kept rows' if subset.rows == 'kept' else 'pairs'}", err=True
-        )
+        say(f"no steps were given: the subset has all {'kept rows' if subset.rows == 'kept' else 'pairs'}", err=True)
     if options.dry_run:
-        typer.echo("dry run: nothing was written", err=True)
+        say("dry run: nothing was written", err=True)
     else:
-        typer.echo(f"{root}/subsets/{subset.name}")
+        say(f"{root}/subsets/{subset.name}")
     if as_json:
         print_json(subset.model_dump(mode="json", exclude={"files"}))
 
@@ -233,13 +248,13 @@ def _mix(options: SelectOptions, as_json: bool) -> None:
     with progress("Nothing was written; run the same command to start over.") as listener:
         mixture = run_mix(job, options.dry_run, options.overwrite or options.refresh, listener.step)
     for source in mixture.sources:
-        typer.echo(f"{source.name}: {source.samples / mixture.num_samples:.2%} of the samples, from {source.dataset}")
+        say(f"{source.name}: {source.samples / mixture.num_samples:.2%} of the samples, from {source.dataset}")
         print_reports(source.rows.reports)
         if source.samples != source.rows.rows_out:
             times = source.samples / source.rows.rows_out
-            typer.echo(f"    each row {times:.4g} times per epoch, {counted(source.samples, 'sample')}")
-    typer.echo(f"{counted(mixture.num_samples, 'sample')} per epoch, of {counted(mixture.num_rows, 'row')}")
-    typer.echo("dry run: nothing was written" if options.dry_run else options.dataset.rstrip("/"), err=options.dry_run)
+            say(f"    each row {times:.4g} times per epoch, {counted(source.samples, 'sample')}")
+    say(f"{counted(mixture.num_samples, 'sample')} per epoch, of {counted(mixture.num_rows, 'row')}")
+    say("dry run: nothing was written" if options.dry_run else options.dataset.rstrip("/"), err=options.dry_run)
     if as_json:
         print_json(mixture.model_dump(mode="json", exclude={"sources": {"__all__": {"rows": {"files"}}}}))
 
@@ -249,6 +264,6 @@ def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
 
     comparison = run_compare(store, one, other)
     for line in comparison.lines():
-        typer.echo(line)
+        say(line)
     if as_json:
         print_json(comparison.as_dict())

@@ -6,7 +6,7 @@ import typer
 
 from pairmill.jobs.cli.options import Json, Output, S3Settings
 from pairmill.jobs.cli.results import print_failures, print_funnel
-from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress, say
 
 if TYPE_CHECKING:
     from pairmill.jobs.upkeep import Upkeep
@@ -37,7 +37,7 @@ def status(
             result = watch(store, listener, every_s) if follow else current(store)
     done = result.shards - len(result.shards_missing)
     shards, rows = counted(result.shards, "shard"), counted(result.input_rows, "row")
-    typer.echo(f"{result.output}: {done:,} of {shards}, {rows} done")
+    say(f"{result.output}: {done:,} of {shards}, {rows} done")
     print_funnel(result)
     print_failures(result)
     with errors():
@@ -56,25 +56,25 @@ def _print_added(store: "Store") -> None:
 
     added = added_columns(store, committed(store))
     if added.names:
-        typer.echo(f"added: {', '.join(added.names)}")
+        say(f"added: {', '.join(added.names)}")
     for each in added.incomplete:
-        typer.echo(f"added: {each.name}, which some shards lack; run: {command_of(store, each.name, has_card=True)}")
+        say(f"added: {each.name}, which some shards lack; run: {command_of(store, each.name, has_card=True)}")
 
 
 def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:
     """Print the number of shards per generation and of withdrawn rows, if there are any."""
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, pairmill_command
 
     if max(upkeep.generations, default=0):
         shards = ", ".join(f"{shards:,} at {number:,}" for number, shards in upkeep.generations.items())
-        typer.echo(f"generations of the shards: {shards}")
+        say(f"generations of the shards: {shards}")
     if upkeep.superseded and not upkeep.unfinished_purges:  # a purge deletes them itself
         older = counted(upkeep.superseded, "superseded generation")
-        typer.echo(f"{older}, which `pairmill gc {output}` deletes")
+        say(f"{older}, which `{pairmill_command('gc', output)}` deletes")
     if upkeep.requests:
-        typer.echo(f"{counted(withdrawn, 'row')} withdrawn by {counted(upkeep.requests, 'request')}")
+        say(f"{counted(withdrawn, 'row')} withdrawn by {counted(upkeep.requests, 'request')}")
     if upkeep.unfinished_purges:
-        typer.echo(f"a purge is running or was interrupted; to finish it: pairmill purge {output}")
+        say(f"a purge is running or was interrupted; to finish it: {pairmill_command('purge', output)}")
 
 
 def verify(
@@ -120,13 +120,13 @@ def _verify_purged(output: str, purged: str, settings: list[str] | None, as_json
         with progress("Nothing was changed.") as listener:
             report = verify_purged(open_store(output, settings), purged, on_step=listener.step)
     for line in report.lines():
-        typer.echo(line)
+        say(line)
     for found in report.found:
-        typer.echo(f"found: {found}", err=True)
+        say(f"found: {found}", err=True)
     for skipped in report.unsearched:
-        typer.echo(f"not searched: {skipped}", err=True)
+        say(f"not searched: {skipped}", err=True)
     problems = f"{counted(len(report.found), 'finding')}, {len(report.unsearched):,} not searched"
-    typer.echo("nothing is left of these values" if report.holds else problems)
+    say("nothing is left of these values" if report.holds else problems)
     if as_json:
         print_json(report.as_dict())
     if not report.holds:
@@ -137,22 +137,22 @@ def _print_report(report: "VerifyReport", output: str) -> None:
     from pairmill.pipeline.common.text import counted
 
     counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
-    typer.echo(", ".join(counted(number, noun) for noun, number in counts))
+    say(", ".join(counted(number, noun) for noun, number in counts))
     if report.rescored:
         most = f"difference at most {report.max_score_difference:.1e}"
-        typer.echo(f"{counted(report.rescored, 'score')} recomputed, {most}")
+        say(f"{counted(report.rescored, 'score')} recomputed, {most}")
     if report.scores_recomputed:
-        typer.echo(f"{counted(report.scores_recomputed, 'row')} of added scores recomputed")
+        say(f"{counted(report.scores_recomputed, 'row')} of added scores recomputed")
     if report.shards_missing:
-        typer.echo(f"{counted(report.shards_missing, 'planned shard')} not done yet")
+        say(f"{counted(report.shards_missing, 'planned shard')} not done yet")
     for problem in report.problems:
-        typer.echo(f"problem: {problem}", err=True)
+        say(f"problem: {problem}", err=True)
     if report.damaged:
         names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
         manifests = sum(name.startswith("manifests/") for name in report.damaged)
-        typer.echo(
+        say(
             f"To rebuild {counted(manifests, 'damaged shard')}, move these files out of {output}, then run the same "
             f"build or embed again, and score or --add-model for files in columns/: {names}",
             err=True,
         )
-    typer.echo("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))
+    say("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

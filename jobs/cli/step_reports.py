@@ -3,8 +3,7 @@
 import shutil
 from collections.abc import Sequence
 
-import typer
-
+from pairmill.jobs.cli.terminal import say
 from pairmill.pipeline.common.text import counted
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.known import KnownReport
@@ -25,38 +24,38 @@ def print_reports(reports: Sequence[StepReport], steps: Sequence[SelectStep | No
     for number, report in enumerate(reports):
         name = report.step
         if len(name) > width:  # on a line of its own, so that the numbers stay in their columns
-            typer.echo(name)
+            say(name)
             name = ""
         share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
-        typer.echo(f"{name:<{width}}  {report.rows_in:>{digits},} -> {report.rows_out:>{digits},} {share}")
+        say(f"{name:<{width}}  {report.rows_in:>{digits},} -> {report.rows_out:>{digits},} {share}")
         _print_details(report, steps[number] if steps else None)
         if report.rows_in and not report.rows_out:
-            typer.echo(f"pairmill: {report.step!r} dropped all {counted(report.rows_in, 'row')}", err=True)
+            say(f"pairmill: {report.step!r} dropped all {counted(report.rows_in, 'row')}", err=True)
 
 
 def _print_details(report: StepReport, step: SelectStep | None) -> None:
     if report.threshold is not None:
-        typer.echo(f"    threshold {report.threshold:.6g}")
+        say(f"    threshold {report.threshold:.6g}")
     if step and step.count and step.count > report.rows_in:
-        typer.echo(f"    fewer rows than the {step.count:,} requested")
+        say(f"    fewer rows than the {step.count:,} requested")
     if report.uids:
         _print_uids(report)
     if report.balance:
         _print_balance(report.balance)
     if report.repeat:
         found = report.repeat
-        typer.echo(f"    weights up to {found.highest:.6g}, {found.weight_sum:,.1f} samples per epoch in total")
-        typer.echo(f"    {counted(found.rows_below_one, 'row')} with a weight below 1 (not in every epoch)")
+        say(f"    weights up to {found.highest:.6g}, {found.weight_sum:,.1f} samples per epoch in total")
+        say(f"    {counted(found.rows_below_one, 'row')} with a weight below 1 (not in every epoch)")
     if report.not_compared:
-        typer.echo(f"    {counted(report.not_compared, 'row')} kept without a usable embedding")
+        say(f"    {counted(report.not_compared, 'row')} kept without a usable embedding")
     if report.known:
         _print_known(report.known)
     if report.leak:
         _print_leak(report.leak)
     if report.largest_clusters:
-        typer.echo("    the rows with the most dropped duplicates:")
+        say("    the rows with the most dropped duplicates:")
     for cluster in report.largest_clusters:
-        typer.echo(f"    {counted(cluster.rows - 1, 'duplicate')} of {cluster.row_id} {cluster.url or ''}".rstrip())
+        say(f"    {counted(cluster.rows - 1, 'duplicate')} of {cluster.row_id} {cluster.url or ''}".rstrip())
 
 
 def _print_uids(report: StepReport) -> None:
@@ -64,47 +63,47 @@ def _print_uids(report: StepReport) -> None:
     assert report.uids is not None
     missing = report.uids.num_uids - report.rows_out
     unknown = f"; {missing:,} of them are in no row left by the previous steps" if missing else ""
-    typer.echo(f"    {counted(report.uids.num_uids, 'uid')} in the file{unknown}")
+    say(f"    {counted(report.uids.num_uids, 'uid')} in the file{unknown}")
     if report.uids.earlier_blake2b:
-        typer.echo("pairmill: the file of uids has changed since the subset was last selected", err=True)
+        say("pairmill: the file of uids has changed since the subset was last selected", err=True)
 
 
 def _print_balance(found: BalanceReport) -> None:
     """Print the number of entries, what happened to rows without any, and how many rows the frequent entries kept."""
     of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
     tail = found.tail_matches / max(1, found.matches)
-    typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than t = {found.curve:.6g}")
+    say(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than {found.threshold_text}")
     if found.entries == found.matches > 1:
-        typer.echo("    no entry is in two rows: balance by something more frequent, such as a class")
-    typer.echo(f"    {tail:.1%} of {found.matches:,} matches belong to the other entries, which keep all rows")
+        say("    no entry is in two rows: balance by something more frequent, such as a class")
+    say(f"    {tail:.1%} of {found.matches:,} matches belong to the other entries, which keep all rows")
     fate = "kept" if found.keeps_unmatched else "dropped"
     if found.unmatched_rows:
-        typer.echo(f"    {counted(found.unmatched_rows, 'row')} without an entry: {fate}")
+        say(f"    {counted(found.unmatched_rows, 'row')} without an entry: {fate}")
     digits = max((len(f"{each.rows:,}") for each in found.head), default=0)
     for each in found.head:
         language = f" ({each.language})" if each.language else ""
-        typer.echo(f"    {each.rows:>{digits},} -> {each.kept:>{digits},} of {each.entry}{language}")
+        say(f"    {each.rows:>{digits},} -> {each.kept:>{digits},} of {each.entry}{language}")
     if found.earlier_blake2b:
-        typer.echo("pairmill: the file of entries has changed since the subset was last selected", err=True)
+        say("pairmill: the file of entries has changed since the subset was last selected", err=True)
 
 
 def _print_known(known: KnownReport) -> None:
     """Print what the rows were compared with, what could not be used, and whether the known rows have changed."""
     values = ", ".join(f"{count:,} by {kind}" for kind, count in known.values.items() if count)
     unused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(known.unused.items()))
-    typer.echo(f"    compared with known rows: {values or 'none'}{unused}")
+    say(f"    compared with known rows: {values or 'none'}{unused}")
     if known.earlier_blake2b:
-        typer.echo("pairmill: the known rows have changed since the subset was last selected", err=True)
+        say("pairmill: the known rows have changed since the subset was last selected", err=True)
 
 
 def _print_leak(found: LeakReport) -> None:
     """Print how much of the evaluation set is in the dataset, and how its pictures were found."""
     share = found.items_hit / max(1, found.items)
-    typer.echo(f"    {found.items_hit:,} of {counted(found.items, 'evaluation picture')} found ({share:.2%})")
+    say(f"    {found.items_hit:,} of {counted(found.items, 'evaluation picture')} found ({share:.2%})")
     for each in found.found:
         how = each.by if each.variant == "same" else f"{each.by}, {each.variant.replace('_', ' and ')}"
-        typer.echo(f"    {counted(each.items, 'picture')} by {how}: {counted(each.rows, 'row')} first found this way")
+        say(f"    {counted(each.items, 'picture')} by {how}: {counted(each.rows, 'row')} first found this way")
     if found.plain_items:
-        typer.echo(f"    {counted(found.plain_items, 'picture')} too plain to be compared by hashes")
+        say(f"    {counted(found.plain_items, 'picture')} too plain to be compared by hashes")
     if found.earlier_blake2b:
-        typer.echo("pairmill: the evaluation set has changed since the subset was last selected", err=True)
+        say("pairmill: the evaluation set has changed since the subset was last selected", err=True)

@@ -10,7 +10,7 @@ import typer
 from pairmill.jobs.cli.help import Command as ShownCommand
 from pairmill.jobs.cli.help import Group, examples
 from pairmill.jobs.cli.options import Json
-from pairmill.jobs.cli.terminal import errors, exit_status, say_stopped
+from pairmill.jobs.cli.terminal import errors, exit_status, say, say_stopped
 
 if TYPE_CHECKING:
     from pairmill.jobs.cluster.job_bundle import Command
@@ -60,7 +60,7 @@ def submit(
             return
         cluster = _cluster(address)
         job_id = cluster.submit(command)
-        typer.echo(f"{job_id}: submitted; pairmill jobs logs --follow {job_id}", err=wait)
+        say(f"{job_id}: submitted; pairmill jobs logs --follow {job_id}", err=wait)
         if wait:
             sys.exit(_follow(cluster, job_id))
 
@@ -70,7 +70,7 @@ def list_jobs(address: Address, as_json: Json = False) -> None:
     with errors():
         found = _cluster(address).jobs()
     for job in found:
-        typer.echo(f"{job.job_id}  {job.status:<10}{job.seconds:>10,.0f} s  {job.command}")
+        say(f"{job.job_id}  {job.status:<10}{job.seconds:>10,.0f} s  {job.command}")
     if as_json:
         typer.echo(json.dumps([asdict(job) for job in found]))
 
@@ -99,7 +99,7 @@ def stop(job_id: JobId, address: Address) -> None:
         cluster = _cluster(address)
         was_over = cluster.job(job_id).is_over
         job = cluster.stop(job_id)
-    typer.echo(f"{job.job_id}: {'had already ended: ' if was_over else ''}{job.status}")
+    say(f"{job.job_id}: {'had already ended: ' if was_over else ''}{job.status}")
 
 
 def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
@@ -110,7 +110,7 @@ def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
     with errors():
         job = _cluster(address).job(job_id)
     exit_code = "" if job.exit_code is None else f", exit status {job.exit_code}"
-    typer.echo(f"{job.job_id}: {job.status}{exit_code}, {job.seconds:,.0f} s\n{job.command}")
+    say(f"{job.job_id}: {job.status}{exit_code}, {job.seconds:,.0f} s\n{job.command}")
     if as_json:
         typer.echo(json.dumps(asdict(job)))
 
@@ -158,5 +158,5 @@ def _follow(cluster: "Cluster", job_id: str) -> int:
         return exit_status(stop)
     if job.status != "SUCCEEDED":
         code = "" if job.exit_code is None else f" (exit status {job.exit_code})"
-        typer.echo(f"{job_id}: {job.status}{code}", err=True)
+        say(f"{job_id}: {job.status}{code}", err=True)
     return job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pairmill.pipeline.common.text import columns_of, wrapped
 from pairmill.schemas.errors import PairmillError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def errors() -> Iterator[None]:
     except Exception as error:
         if not _is_expected(error) or (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
-        typer.echo(f"pairmill: {_CONTROLS.sub('?', str(error))}", err=True)
+        say(f"pairmill: {_CONTROLS.sub('?', str(error))}", err=True)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         say_stopped("Stopped.")
@@ -116,10 +117,18 @@ def exit_status(stop: KeyboardInterrupt) -> int:
     return 128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT)
 
 
+def say(text: str, err: bool = False, margin: int = 0) -> None:
+    """Print lines on stdout or stderr. On a terminal, they are wrapped to its width without the margin."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None and stream.isatty():
+        text = wrapped(text, columns_of(stream) - margin)
+    typer.echo(text, err=err)
+
+
 def say_stopped(text: str) -> None:
     """Print the text on stderr, unless the terminal is gone."""
     with suppress(OSError):
-        typer.echo(text, err=True)
+        say(text, err=True, margin=len("^C"))  # which the terminal shows in front of the text
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 
-import psutil
 import ray
 
+from pairmill.jobs.cluster.few_processes import few_processes
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
 from pairmill.jobs.cluster.ray_token import SessionError, check_token_folder
 from pairmill.pipeline.common.text import describe
@@ -39,8 +39,6 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
                 _init(run, modules, spare_cpus)
             yield
         finally:
-            if not run.address:
-                _kill_autoscaler_monitor()
             ray.shutdown()
 
 
@@ -58,7 +56,8 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
             start()
         else:
             check_token_folder()
-            _twice(start)
+            with few_processes():
+                _twice(start)
 
 
 def _twice(start: Callable[[], object]) -> None:
@@ -87,15 +86,6 @@ def _twice(start: Callable[[], object]) -> None:
 
 def _names_a_file(error: Exception) -> bool:
     return isinstance(error, OSError) and error.filename is not None
-
-
-def _kill_autoscaler_monitor() -> None:
-    """Kill a process of the local Ray instance that ignores SIGTERM; otherwise `ray.shutdown` would wait a second for
-    it."""
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if any(part.endswith("autoscaler/_private/monitor.py") for part in child.cmdline()):
-                child.kill()
 
 
 def _has_working_dir() -> bool:

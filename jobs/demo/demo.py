@@ -6,7 +6,6 @@ expected Status and ground truth are extra columns, so the comparison only needs
 
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from pairmill.jobs.report import report
 from pairmill.jobs.results import BuildResult
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.output_folder import names_in_output
 from pairmill.pipeline.dataset.parquet import read_table
@@ -75,7 +74,7 @@ def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
     with demo_web(seed, pairs) as web:
         rows = demo_pairs(seed, pairs, web)
         store.replace(INPUT, input_file(rows))
-        _say(_announcement(rows, web, seed))
+        listener.say(_announcement(rows, web, seed))
         try:
             result = build(_job(store, threshold), listener)
         finally:
@@ -179,11 +178,6 @@ def _outcomes(dataset: Store) -> list[dict[str, str]]:
     return rows
 
 
-def _say(text: str) -> None:
-    """Print progress to stderr, so that stdout has only results."""
-    typer.echo(text, file=sys.stderr)
-
-
 def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
     counts = Counter(row.kind for row in rows)
     pairs, hosts = counted(len(rows), "pair"), counted(len(web.hosts), "loopback host")
@@ -205,20 +199,20 @@ def _text(result: BuildResult, comparison: Comparison, threshold: float, seconds
         f"Done in {seconds:.0f} s. See the report, with pictures:\n"
         f"  {dataset / REPORT}\n"
         "Then try:\n"
-        f"  pairmill status {dataset}\n"
-        f"  pairmill verify {dataset}\n"
+        f"  {pairmill_command('status', str(dataset))}\n"
+        f"  {pairmill_command('verify', str(dataset))}\n"
         f"  pairmill build --help"
     )
     return "\n\n".join(parts)
 
 
 def _kind_table(comparison: Comparison) -> str:
-    lines = [f"{'kind':<15}{'rows':>6}  {'expected':<19}{'as expected':>12}{'kept':>7}"]
+    lines = [f"{'kind':<14}{'rows':>6}  {'expected':<19}{'as expected':>12}{'kept':>7}"]
     for outcome in comparison.kinds:
         expected = "scored" if outcome.kind.is_scored else outcome.kind.expected[0].value
         as_expected = f"{outcome.as_expected:,}"
         kept = f"{outcome.kept:,}" if outcome.kind.is_scored else ""
-        line = f"{_plain(outcome.kind.name):<15}{outcome.rows:>6,}  {expected:<19}{as_expected:>12}{kept:>7}".rstrip()
+        line = f"{_plain(outcome.kind.name):<14}{outcome.rows:>6,}  {expected:<19}{as_expected:>12}{kept:>7}".rstrip()
         if outcome.others:
             became = ", ".join(f"{count:,} {status}" for status, count in outcome.others.most_common())
             line = typer.style(f"{line}  instead: {became}", fg="red")
@@ -237,10 +231,10 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
             f"statuses    {counted(comparison.mismatches, 'row')} not as expected"
             if comparison.mismatches
             else "statuses    every row is as expected",
-            f"precision   {_share(comparison.precision)} of the kept rows are right (similarity >= {threshold:.3f})",
+            f"precision   {_share(comparison.precision)} of kept rows are right (threshold {threshold:.3f})",
             f"recall      {_share(comparison.recall)} of the right rows were kept",
             f"near misses {sum(o.kept for o in near):,} of {sum(o.rows for o in near):,} with one wrong word were kept",
-            f"swapped     {swapped.kept:,} of {swapped.rows:,} with two objects swapped were kept; not counted above",
+            f"swapped     {swapped.kept:,} of {swapped.rows:,} were kept; not counted above",
         ]
     )
 

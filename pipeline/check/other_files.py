@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.exports import note_files, read_note
 from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
@@ -89,7 +90,8 @@ def _check_ledger(store: Store) -> Iterator[str]:
     for name in store.list(PARTS):
         yield from _check_table(store, f"{PARTS}/{name}", _RESTORE)
     for number in done:
-        remedy = f"{_RESTORE}, or move it elsewhere and finish the purge again: pairmill purge {store.root}"
+        again = pairmill_command("purge", store.root)
+        remedy = f"{_RESTORE}, or move it elsewhere and finish the purge again: {again}"
         yield from _check_record(store, done_name(number), PurgeDone, remedy)
     for number in files["purged"]:
         remedy = PURGED_REMEDY if number not in done else f"{_RESTORE}, or move it elsewhere: its purge is finished"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.common.progress import OnStep
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.schemas.index import IndexPart
 
@@ -25,7 +26,8 @@ def check_indexes(store: Store, on_step: OnStep) -> Iterator[str]:
 
 def _check_part(store: Store, folder: str, name: str) -> str | None:
     alias, _, kind = folder.rpartition("-")
-    again = f"run `pairmill index {store.root} --model {alias}{' --of text' if kind == 'text' else ''}` again"
+    options = ["--model", alias, *(["--of", "text"] if kind == "text" else [])]
+    again = f"run `{pairmill_command('index', store.root, *options)}` again"
     try:
         part = read_record(store, name, IndexPart, f"move it elsewhere and {again}")
     except DamagedManifestError as error:

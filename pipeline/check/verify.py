@@ -22,7 +22,7 @@ from pairmill.pipeline.columns.commands import command_of
 from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card, read_state
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, ManifestError, committed, read_manifest
 from pairmill.pipeline.dataset.mixture import is_mixture, lost_record
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
@@ -116,7 +116,7 @@ def _verify_mixture(store: Store, on_step: OnStep) -> VerifyReport:
 
 def _unfinished_purge(store: Store) -> Iterator[str]:
     if unfinished_purges(store):
-        yield f"a purge is not finished; finish it: pairmill purge {store.root}"
+        yield f"a purge is not finished; finish it: {pairmill_command('purge', store.root)}"
 
 
 def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.schemas.pairs import score_column_names
 
@@ -16,6 +17,8 @@ MODEL_CARD = "model.json"
 class ColumnSet:
     """The columns in one folder of `columns/`."""
 
+    dataset: str
+    """Path or URL of the dataset."""
     name: str
     """Name of the folder: the alias of a model or the name of a score."""
     kind: Literal["model", "score"]
@@ -24,7 +27,9 @@ class ColumnSet:
     @property
     def remedy(self) -> str:
         """Advice to run the command that adds the columns to the shards that lack them."""
-        return "run embed --add-model again" if self.kind == "model" else f"run `pairmill score OUT {self.name}` again"
+        if self.kind == "model":
+            return "run embed --add-model again"
+        return f"run `{pairmill_command('score', self.dataset, self.name)}` again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ def column_sets(store: Store) -> Iterator[ColumnSet]:
     card of a score is damaged."""
     for name in store.folders("columns"):
         if store.exists(f"columns/{name}/{MODEL_CARD}"):
-            yield ColumnSet(name, "model", tuple(score_column_names(name)))
+            yield ColumnSet(store.root, name, "model", tuple(score_column_names(name)))
         elif store.exists(f"columns/{name}/{SCORE_CARD}"):
-            yield ColumnSet(name, "score", tuple(column.name for column in read_score_card(store, name).columns))
+            columns = tuple(column.name for column in read_score_card(store, name).columns)
+            yield ColumnSet(store.root, name, "score", columns)

@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 from pairmill.pipeline.columns.added_columns import AddedColumns
 from pairmill.pipeline.columns.score_card import read_score_card
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.pairs import score_column_names
 
 ORIGINAL, BEST = "original", "best"
 CAPTIONS = ("caption", "caption_clean")
 """The columns into which the chosen caption is written."""
-_REMEDY = "`pairmill score OUT NAME --score 'caption_model: {model: ..., similarity: ALIAS}'`"
+_SCORE = "'caption_model: {model: ..., similarity: ALIAS}'"
 
 
 class CaptionChoiceError(PairmillError, ValueError):
@@ -104,9 +105,10 @@ def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Seq
     compared = tuple(each for each in known.values() if each.alias is not None)
     if len({each.alias for each in compared}) != 1:
         found = ", ".join(f"{each.column} by {each.alias}" for each in compared)
+        add = f"{pairmill_command('score', store.root)} NAME --score {_SCORE}"
         raise CaptionChoiceError(
             f"caption: best compares similarities by one model, but {store.root} has "
-            + (f"{found}; choose one of them" if found else f"no written captions with a similarity; run {_REMEDY}")
+            + (f"{found}; choose one of them" if found else f"no written captions with a similarity; run `{add}`")
         )
     return CaptionChoice(compared, True, tuple(aliases))
 

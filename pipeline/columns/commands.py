@@ -4,11 +4,11 @@ They are made from the footers of the column files, because the card may be the 
 """
 
 import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.parquet import read_schema
 from pairmill.schemas.job.scores import ScoreConfig
@@ -23,7 +23,7 @@ def score_footer(name: str, score: ScoreConfig) -> dict[str, object]:
 
 def score_command(root: str, name: str, settings: object) -> str:
     """The command that adds a score. `settings`: as in `score_footer`."""
-    return f"pairmill score {shlex.quote(root)} {shlex.quote(name)} --score {shlex.quote(json.dumps(settings))}"
+    return pairmill_command("score", root, name, "--score", json.dumps(settings))
 
 
 def command_of(store: Store, name: str, has_card: bool = False) -> str:
@@ -31,19 +31,19 @@ def command_of(store: Store, name: str, has_card: bool = False) -> str:
     the card is intact, so that a score needs no settings."""
     footer = _footer(store, name)
     if "score" in footer and has_card:
-        return f"pairmill score {shlex.quote(store.root)} {shlex.quote(name)}"
+        return pairmill_command("score", store.root, name)
     if "settings" in footer:
         return score_command(store.root, name, footer["settings"])
     if "score" in footer:  # from before 0.2
-        return f"pairmill score {shlex.quote(store.root)} {shlex.quote(name)} --score SETTINGS"
+        return pairmill_command("score", store.root, name, "--score", "SETTINGS")
     try:
         (model,) = footer["models"]
         added = f"{model['name']}:{model['pretrained']}" if model["pretrained"] else model["name"]
-        alias, dtype = shlex.quote(name), model["dtype"]
+        dtype = model["dtype"]
         if has_card:  # on a cluster, it can be `auto`
             dtype = json.loads(store.read(f"columns/{name}/model.json")).get("dtype", dtype)
-        precision = "" if dtype == "auto" else f" --dtype {shlex.quote(dtype)}"
-        return f"pairmill embed {shlex.quote(store.root)} --add-model {shlex.quote(added)} --alias {alias}{precision}"
+        precision = [] if dtype == "auto" else ["--dtype", dtype]
+        return pairmill_command("embed", store.root, "--add-model", added, "--alias", name, *precision)
     except (AttributeError, KeyError, TypeError, ValueError):  # damaged, or not pairmill's
         return _UNKNOWN
 

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
@@ -51,7 +52,7 @@ class PairsReader:
                 if picture is None and name is not None:
                     raise DamagedFileError(
                         f"{self._store.path(name)} is damaged at the picture of row {row_id}; "
-                        f"run `pairmill verify {self._store.root}`"
+                        f"run `{pairmill_command('verify', self._store.root)}`"
                     )
         table = pairs.append_column("image", binary_column(pictures))
         return table.append_column(IS_PAIR_COLUMN, pa.repeat(True, pairs.num_rows))

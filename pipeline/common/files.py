@@ -17,7 +17,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.utils import glob_translate
 
-from pairmill.schemas.errors import JobError
+from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 S3_SCHEMES = ("s3://", "s3a://")
@@ -26,6 +26,17 @@ MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 _TRIES = 16
 GLOB_CHARACTERS = frozenset("*?[")
+
+
+class NotAFileError(PairmillError, FileNotFoundError):
+    """A folder is where pairmill's own file should be. To readers, the file is missing; the message says what to do."""
+
+    kind = FailureKind.SHARD
+
+    @classmethod
+    def at(cls, path: str) -> "NotAFileError":
+        """The error for the folder at this path."""
+        return cls(f"{path} is a folder, but should be a file; move it elsewhere and run the same command again")
 
 
 def is_remote(path: str) -> bool:
@@ -158,7 +169,8 @@ class Files:
         if not is_remote(uri):
             descriptor = os.open(absolute(uri), os.O_RDONLY)
             try:
-                return os.pread(descriptor, length, offset)
+                with refusing_folders(uri):
+                    return os.pread(descriptor, length, offset)
             finally:
                 os.close(descriptor)
         fs, inside = self.file_system(uri)
@@ -201,6 +213,17 @@ class Files:
                 digest.update(chunk)
                 num_bytes += len(chunk)
         return digest.hexdigest(), num_bytes
+
+
+@contextlib.contextmanager
+def refusing_folders(path: str) -> Iterator[None]:
+    """Raise NotAFileError if the block fails because there is a folder at this local path."""
+    try:
+        yield
+    except OSError:
+        if not Path(absolute(path)).is_dir():
+            raise
+        raise NotAFileError.at(path) from None
 
 
 @contextlib.contextmanager

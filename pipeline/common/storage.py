@@ -21,7 +21,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from pairmill.pipeline.common.faults import LOCAL_ERRNOS
-from pairmill.pipeline.common.files import S3_SCHEMES, Files, absolute, is_remote, join
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, NotAFileError, absolute, is_remote, join, refusing_folders
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
@@ -126,6 +126,8 @@ class Store:
             try:
                 os.link(file.name, target)
             except FileExistsError:
+                if target.is_dir():
+                    raise NotAFileError.at(str(target)) from None
                 return False
         _fsync_folder(target.parent)
         return True
@@ -159,17 +161,20 @@ class Store:
 
     def open(self, name: str) -> IO[bytes]:
         """A seekable file for reading. Raises FileNotFoundError."""
-        return self.files.open(self.path(name))
+        with refusing_folders(self.path(name)):
+            return self.files.open(self.path(name))
 
     def open_arrow(self, name: str) -> pa.NativeFile:
         """Like `open`, but for Arrow's readers. Reads from a local folder bypass Python."""
         if self.remote:
             return pa.PythonFile(self.open(name), "r")
-        return pa.OSFile(self.path(name))
+        with refusing_folders(self.path(name)):
+            return pa.OSFile(self.path(name))
 
     def checksum(self, name: str) -> tuple[str, int]:
         """(BLAKE2b-128 in hex, number of bytes) of a file. Raises FileNotFoundError."""
-        return self.files.checksum(self.path(name))
+        with refusing_folders(self.path(name)):
+            return self.files.checksum(self.path(name))
 
     def list(self, folder: str) -> list[str]:
         """Names of the files directly in `folder`, sorted. Empty if the folder does not exist."""
@@ -216,7 +221,8 @@ class Store:
             if self.remote:
                 self.fs.rm_file(self.path(name))
             else:
-                Path(self.path(name)).unlink()
+                with refusing_folders(self.path(name)):  # a folder is not a file of this name
+                    Path(self.path(name)).unlink()
 
     def replace(self, name: str, data: bytes) -> None:
         """Overwrite a file. Not for files that are part of a commit."""
@@ -266,9 +272,10 @@ def is_in_use(name: str) -> bool:
 
 @contextlib.contextmanager
 def _explain_link_errors(target: Path) -> Iterator[None]:
-    """Raise StorageError with a remedy if linking a file to its final name is forbidden or impossible."""
+    """Raise StorageError or NotAFileError with a remedy if a file cannot be linked to its final name."""
     try:
-        yield
+        with refusing_folders(str(target)):
+            yield
     except OSError as error:
         if error.errno not in (*_NO_RIGHT_TO_WRITE, *_NO_LINKS, *_NO_FOLDER):
             raise

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
@@ -57,12 +59,13 @@ class Chunk:
         """The given columns of a shard, from the files that contain them."""
         if not shard.columns:
             return read_table(self.store, shard.pairs, columns).replace_schema_metadata(None)
-        found: dict[str, pa.ChunkedArray] = {}
+        fields, found = list[pa.Field](), dict[str, pa.ChunkedArray]()
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():
                 table = read_table(self.store, name, missing)
+                fields += table.schema
                 found |= dict(zip(table.column_names, table.columns, strict=True))
-        return pa.table(found)
+        return pa.table(list(found.values()), schema=pa.schema(fields))
 
     def check(self, shard: ShardFiles) -> None:
         """Compare the files of a shard with their checksums. Raises DamagedFileError."""
@@ -72,12 +75,20 @@ class Chunk:
         ):
             check_file(self.store, name, digest)
 
-    def read_row(self, row_index: int, columns: frozenset[str]) -> pa.Table:
-        """The given columns of one row, as a table of one row. Raises IndexError."""
+    def read_rows(self, row_indices: npt.NDArray[np.int64], columns: frozenset[str]) -> pa.Table:
+        """The given columns of some rows, from the shards that contain them. `row_indices`: ascending; shape (rows,).
+
+        Raises IndexError if there are no such rows.
+        """
+        tables = []
         for shard, span in self.spans():
-            if row_index - self.first_row_index < span.stop:
-                return self.read(shard, columns).slice(row_index - self.first_row_index - span.start, 1)
-        raise IndexError(row_index)
+            start = self.first_row_index + span.start
+            first, end = np.searchsorted(row_indices, [start, start + shard.num_rows])
+            if first < end:
+                tables.append(self.read(shard, columns).take(pa.array(row_indices[first:end] - start)))
+        if not tables:
+            raise IndexError(row_indices)
+        return pa.concat_tables(tables)
 
     def schema(self) -> pa.Schema:
         """All columns of the first shard. The other shards have the same columns."""

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import Files, refusing_folders
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import DataFile
 
@@ -33,7 +34,7 @@ class MissingFileError(PairmillError, FileNotFoundError):
         """The error for a file that another command may have just replaced, or that is lost."""
         return cls(
             f"{store.path(name)} is missing; if no other command has just changed {store.root}, run "
-            f"`pairmill verify {store.root}` to see what else is missing and what to do"
+            f"`{pairmill_command('verify', store.root)}` to see what else is missing and what to do"
         )
 
 
@@ -50,7 +51,7 @@ def check_file(store: Store, name: str, blake2b: str) -> None:
     if _digest(path, info.st_size, info.st_mtime_ns, info.st_ino) != blake2b:
         raise DamagedFileError(
             f"{path} has changed since it was committed: its checksum differs; run "
-            f"`pairmill verify {store.root}` to see what else has changed and what to do"
+            f"`{pairmill_command('verify', store.root)}` to see what else has changed and what to do"
         )
 
 
@@ -70,4 +71,5 @@ def is_intact(picture: bytes | pa.Buffer, crc32: int | None) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def _digest(path: str, num_bytes: int, mtime_ns: int, inode: int) -> str:
-    return Files().checksum(path)[0]
+    with refusing_folders(path):
+        return Files().checksum(path)[0]

@@ -8,6 +8,7 @@ sources/000/shards/..
 from collections.abc import Iterator
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record, record_bytes
 from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.dataset.subset import SubsetError, delete_files, files_in, paths_of
@@ -84,5 +85,5 @@ def outdated_error(store: Store, mixture: Mixture, number: int, shard: int) -> S
     source = mixture.sources[number]
     return SubsetError(
         f"{store.root}: shard {shard:09d} of {source.dataset} was rebuilt after the mixture was made; mix again: "
-        f"pairmill select {store.root} --refresh"
+        f"{pairmill_command('select', store.root, '--refresh')}"
     )

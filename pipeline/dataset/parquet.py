@@ -12,6 +12,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pairmill.pipeline.common.files import NotAFileError
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
@@ -89,6 +90,8 @@ def _name_damaged_file(store: Store, name: str) -> Iterator[None]:
     For damage, Arrow may also raise an OSError, but without the errno of errors from the operating system."""
     try:
         yield
+    except NotAFileError:
+        raise
     except FileNotFoundError as error:
         raise MissingFileError.of(store, name) from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.integrity import DamagedFileError, check_file
 from pairmill.pipeline.dataset.manifests import (
@@ -260,8 +261,8 @@ def _intact(store: Store, file: DataFile) -> Iterator[None]:
 
 def select_again(store: Store, path: str) -> str:
     """The command that selects the subset or mixture again to which a file belongs."""
-    name = f" {path.split('/')[1]}" if path.startswith("subsets/") else ""
-    return f"pairmill select {store.root} --refresh{name}"
+    name = [path.split("/")[1]] if path.startswith("subsets/") else []
+    return pairmill_command("select", store.root, "--refresh", *name)
 
 
 def shard_numbers(store: Store, subset: Subset) -> set[int]:
@@ -343,7 +344,7 @@ def newest_generations(
 
 
 def _outdated_error(store: Store, name: str, shard: int) -> SubsetError:
-    again = f"pairmill select {store.root} --refresh {name}"
+    again = pairmill_command("select", store.root, "--refresh", name)
     return SubsetError(f"shard {shard:09d} was rebuilt after {name!r} was made; select again: {again}")
 
 

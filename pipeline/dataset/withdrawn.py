@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.schemas.errors import JobError
 
@@ -63,9 +64,9 @@ def refuse_unfinished_purge(store: Store) -> None:
     """Raise UnfinishedPurgeError if a purge was interrupted or is running. Until it is finished, some files still
     contain withdrawn rows, and so would any output made from them."""
     if unfinished_purges(store):
+        finish = pairmill_command("purge", store.root)
         raise UnfinishedPurgeError(
-            f"{store.root}: a purge is not finished; finish it first: pairmill purge {store.root} (if it is still "
-            "running, wait)"
+            f"{store.root}: a purge is not finished; finish it first: {finish} (if it is still running, wait)"
         )
 
 

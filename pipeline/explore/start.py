@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, SubsetError, read_shards, read_subset
 from pairmill.pipeline.reader.snapshot import Snapshot
 
@@ -34,7 +35,7 @@ def of_subset(snapshot: Snapshot, name: str) -> Mask:
         if shard.pairs_blake2b != selection.pairs_blake2b:
             raise SubsetError(
                 f"shard {shard.shard:09d} was rebuilt after {name!r} was made; "
-                f"select again: pairmill select {store.root} --refresh {name}"
+                f"select again: {pairmill_command('select', store.root, '--refresh', name)}"
             )
         found[span] = selection.drop_step == NOT_DROPPED
     return found

@@ -112,6 +112,8 @@ class ParquetFiles:
     """`00000.parquet` with all metadata, and the pictures in a column that Hugging Face `datasets` reads as `Image`.
 
     https://huggingface.co/docs/hub/datasets-image, "Parquet format"
+
+    There is no README beside the files: Arrow and pandas would read it as data if they are given the folder.
     """
 
     models: Sequence[str]

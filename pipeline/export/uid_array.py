@@ -1,6 +1,4 @@
-"""Writes `subset.npy`, the uids of a subset in DataComp's layout."""
-
-import io
+"""Reads the uids of a subset for `subset.npy`, in DataComp's layout."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +8,6 @@ from pairmill.pipeline.dataset.subset import read_rows
 from pairmill.pipeline.export.repetition import first_epoch
 from pairmill.pipeline.select.keys import key_halves
 from pairmill.schemas.subset import Subset
-
-
-def write_uids(output: Store, dataset: Store, subset: Subset, copies: bool) -> int:
-    """Write `subset.npy`. Returns the number of uids in it."""
-    data, uids = io.BytesIO(), sorted_uids(dataset, subset, copies)
-    np.save(data, uids)
-    output.replace("subset.npy", data.getvalue())
-    return len(uids)
 
 
 def sorted_uids(store: Store, subset: Subset, copies: bool = False) -> npt.NDArray[np.void]:

@@ -9,7 +9,7 @@ Whatever a server does, `Fetcher.fetch(url)` returns a `FetchOutcome` with one S
     a private, loopback, metadata ... address            address_refused
     no such name, no name server answered                dns_error           inside the look-up
     refused, no route                                    connect_error       yes
-    bad certificate, failed handshake                    tls_error
+    bad certificate, failed handshake, TLS alert         tls_error
     no connection within connect_timeout_s               timeout             yes
     response incomplete after timeout_s                  timeout             no time left
     host known not to answer                             timeout

@@ -146,13 +146,15 @@ def _webp(body: bytes) -> bytes | None:
 
 
 def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, whole padded chunk) of each chunk."""
+    """(type, chunk with a zero as its byte of padding, if any) of each chunk, up to the first that is cut off."""
     offset, end = 12, min(8 + struct.unpack_from("<I", body, 4)[0], len(body))
     while offset + 8 <= end:
         kind, length = struct.unpack_from("<4sI", body, offset)
-        padded = length + length % 2
-        yield kind, body[offset : offset + 8 + padded].ljust(8 + min(padded, len(body)), b"\0")
-        offset += 8 + padded
+        chunk = body[offset : offset + 8 + length]
+        if len(chunk) < 8 + length:
+            return
+        yield kind, chunk + bytes(length % 2)
+        offset += 8 + length + length % 2
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:

@@ -213,7 +213,7 @@ def _nearest(selector: Selector, items: pa.Table, matches: Matches) -> Iterator[
         taken[number] += 1
         row_index = int(match["row_index"])
         chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
-        row = chunk.read_row(row_index, frozenset({"row_id", "url"})).to_pylist()[0]
+        row = chunk.read_rows(np.array([row_index]), frozenset({"row_id", "url"})).to_pylist()[0]
         item = items.slice(int(match["item"]), 1).to_pylist()[0]
         yield LeakPair(
             item_row_id=item["row_id"],

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.chunks import ShardFiles
 from pairmill.pipeline.dataset.parquet import read_schema
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -43,9 +44,8 @@ class Embeddings:
         known = [*(model.alias for model in snapshot.plan.job.models), *snapshot.added.models]
         root = snapshot.store.root
         if not known:
-            raise EmbeddingsError(
-                f"{root} has no embeddings; compute them with `pairmill embed {root} --add-model NAME` first"
-            )
+            add = f"{pairmill_command('embed', root, '--add-model')} NAME"
+            raise EmbeddingsError(f"{root} has no embeddings; compute them with `{add}` first")
         if alias is not None and alias not in known:
             if problem := snapshot.added.missing(score_column_names(alias).image_embedding):
                 raise EmbeddingsError(problem)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
@@ -142,5 +143,6 @@ class Snapshot:
             ) from error
         except (OSError, pa.ArrowInvalid) as error:
             raise DatasetError(
-                f"{self.store.root} cannot be read ({error}); run `pairmill verify` for details"
+                f"{self.store.root} cannot be read ({error}); for details, run "
+                f"`{pairmill_command('verify', self.store.root)}`"
             ) from error

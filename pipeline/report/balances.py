@@ -49,6 +49,6 @@ def _about(found: BalanceReport) -> str:
     fate = "kept" if found.keeps_unmatched else "dropped"
     unmatched = f"{counted(found.unmatched_rows, 'row')} without an entry: {fate}."
     return (
-        f"{found.head_entries:,} of {found.entries:,} entries have more rows than the threshold t = {found.curve:,.6g}"
-        f". The others, with {tail:.1%} of all matches, keep all their rows. {unmatched}"
+        f"{found.head_entries:,} of {found.entries:,} entries have more rows than the threshold "
+        f"{found.threshold_text}. The others, with {tail:.1%} of all matches, keep all their rows. {unmatched}"
     )

@@ -10,6 +10,7 @@ import torch
 
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.files import absolute
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, float32_blocks, read_vectors
 from pairmill.pipeline.score.head_weights import HeadFile, HeadModel, affine, read_head
@@ -155,7 +156,7 @@ def _remedy(snapshot: Snapshot, model: HeadModel | None) -> str:
     if model is None:
         return "use another model"
     name = str(model)
-    command = f"pairmill embed {snapshot.store.root} --add-model {name}"
+    command = pairmill_command("embed", snapshot.store.root, "--add-model", name)
     return f"it was trained on {name}: use that model, or add it with `{command}`"
 
 

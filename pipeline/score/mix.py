@@ -7,7 +7,6 @@ deviations.
 
 import ast
 import math
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.pipeline.columns.score_card import State
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kind import Needs, NoFiles, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.score.scan import ShardReader, scan
@@ -187,7 +187,7 @@ def _advice(snapshot: Snapshot, lacking: Sequence[str]) -> str:
     """Advice on how to add the columns that a mix lacks, if they are scores."""
     if not lacking:
         return ""
-    commands = [f"  pairmill score {shlex.quote(snapshot.store.root)} {each} --score ..." for each in lacking]
+    commands = [f"  {pairmill_command('score', snapshot.store.root, each, '--score')} ..." for each in lacking]
     them = "it is a score, add it" if len(lacking) == 1 else "they are scores, add them"
     return "\n".join([f"\nThe dataset lacks {', '.join(lacking)}. If {them} first:", *commands])
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.search.build_index import index_shards
@@ -205,7 +205,6 @@ def _command(embeddings: Embeddings) -> str:
     """The command that indexes these embeddings."""
     models = embeddings.snapshot.plan.job.models
     is_first = bool(models) and models[0].alias == embeddings.alias
-    options = ("" if is_first else f" --model {embeddings.alias}") + (
-        "" if embeddings.kind == "image" else " --of text"
-    )
-    return f"pairmill index {embeddings.snapshot.store.root}{options}"
+    options = [] if is_first else ["--model", embeddings.alias]
+    options += [] if embeddings.kind == "image" else ["--of", "text"]
+    return pairmill_command("index", embeddings.snapshot.store.root, *options)

@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.select import times
+
 Value: TypeAlias = Any
 """A pyarrow Array, ChunkedArray or Scalar."""
 
@@ -129,7 +131,7 @@ def as_doubles(value: Value) -> Value:
 
 def _extreme(function: Callable[..., Value], values: tuple[Value, ...]) -> Value:
     if not _are_numbers(*values):
-        return function(*values, skip_nulls=False)
+        return function(*times.in_one_unit(times.with_parsed_texts(values)), skip_nulls=False)
     kind = reduce(_comparable_type, (value.type for value in values))
     values = tuple(_cast(value, kind) for value in values)
     result = function(*values, skip_nulls=False)
@@ -156,6 +158,7 @@ def _for_arithmetic(
     """The operands in types that Arrow can calculate with. `digits_of` returns the precision of a decimal result."""
     one, other = left.type, right.type
     if not _are_numbers(left, right):
+        left, right = times.in_one_unit([left, right])
         return left, right  # Arrow can calculate with times and rejects anything else
     if (floating := _float_type(one, other)) is not None:
         return _cast(left, floating), _cast(right, floating)

@@ -11,8 +11,8 @@ import pyarrow as pa
 from pairmill.pipeline.select.comparisons import is_number
 from pairmill.schemas.errors import PairmillError
 
-SHOWN_CHARS = 70
-"""Characters of an expression to quote around the faulty part."""
+SHOWN_CHARS = 48
+"""Characters of an expression to quote around the faulty part, so that carets stay below it in 60 columns."""
 
 _INDENT = "  "
 _MEANT = {
@@ -122,6 +122,8 @@ def kind_of(value: Any) -> str:
         return "a number"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
+    if pa.types.is_duration(kind) or pa.types.is_time(kind):
+        return "a duration" if pa.types.is_duration(kind) else "a time of day"
     return "a time" if pa.types.is_temporal(kind) else f"a {kind}"
 
 

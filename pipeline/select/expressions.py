@@ -189,13 +189,11 @@ class Expression:
 
     def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
         """The operands as values of one kind. Users write dates and times as strings, with times in UTC."""
-        values = self._value(left, table), self._value(right, table)
-        kinds = kind_of(values[0]), kind_of(values[1])
-        if kinds == ("a time", "text"):
-            return values[0], times.parse(values[1], values[0].type)
+        one, other = times.with_parsed_texts(self._values([left, right], table))
+        kinds = kind_of(one), kind_of(other)
         if kinds[0] != kinds[1]:
             raise mismatch(self._stripped, right, (self._source(left), self._source(right)), kinds)
-        return values
+        return one, other
 
     def _source(self, node: ast.expr) -> str:
         return ast.get_source_segment(self._stripped, node) or type(node).__name__
@@ -247,8 +245,8 @@ def _matches(text: Value, regex: str) -> Value:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The plain values of a dictionary column, which Arrow's functions do not accept."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    """The plain values of a dictionary column, which Arrow's functions do not accept, and times in UTC."""
+    return times.plain(column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column)
 
 
 def _compare(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:

@@ -66,20 +66,32 @@ class Where:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Keeps the rows whose key in an order is at or above a limit."""
+    """Keeps the rows whose key in an order is at or above a limit. `scan` fills in the chunk."""
 
     step: int
     order: Order
     key: OrderKey
+    chunk: Chunk | None = None
 
     @property
     def columns(self) -> frozenset[str]:
-        """Columns of the order."""
-        return self.order.columns
+        """Columns that decide most rows. The uids are read only for the rows whose score equals the limit's."""
+        return self.order.first_columns
+
+    def of_chunk(self, chunk: Chunk, duplicates: Sequence[RowIndices]) -> "AtLeast":
+        """This filter for one chunk."""
+        return replace(self, chunk=chunk)
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
         """True where the row's key is at or above the limit."""
-        return self.order.compare(table, self.key) >= 0
+
+        def read_uids(at: RowIndices) -> pa.ChunkedArray:
+            if "uid" in table.column_names:
+                return table["uid"].take(pa.array(at))
+            assert self.chunk is not None
+            return self.chunk.read_rows(row_indices[at], frozenset({"uid"}))["uid"]
+
+        return self.order.compare(table, self.key, read_uids) >= 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.subset import (
     NOT_DROPPED,
@@ -55,7 +56,7 @@ def drop_outside(chunk: Chunk, subset: Subset, step: int) -> DropStep:
         if selection is None:
             continue  # the shard is newer than the subset
         if selection.pairs_blake2b != shard.pairs_blake2b:
-            again = f"pairmill select {chunk.store.root} --refresh {subset.name}"
+            again = pairmill_command("select", chunk.store.root, "--refresh", subset.name)
             raise SubsetError(f"shard {shard.shard:09d} was rebuilt after {subset.name!r} was made; run {again}")
         drop_step[span] = np.where(selection.drop_step == NOT_DROPPED, NOT_DROPPED, step)
     return drop_step

@@ -1,5 +1,6 @@
 """Defines a total order of rows that does not depend on where the rows are read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,10 @@ ORDER_KEY = np.dtype([*RANK.descr, ("tie", "<u8")])
 
 OrderKeys = npt.NDArray[np.void]
 """An array of shape (rows,) and dtype `ORDER_KEY`."""
+
+
+ReadUids = Callable[[npt.NDArray[np.int64]], pa.ChunkedArray]
+"""Reads the uids of the rows at the given positions of a table; both have shape (rows,)."""
 
 
 class OrderKey(NamedTuple):
@@ -45,33 +50,39 @@ class Order:
     @property
     def columns(self) -> frozenset[str]:
         """Columns that `keys` reads."""
-        return frozenset({"uid"}) | (Expression(self.by).columns if self.by else frozenset())
+        return self.first_columns | {"uid"}
+
+    @property
+    def first_columns(self) -> frozenset[str]:
+        """Columns that `compare` reads for all rows: those of the score or, without a score, the uid."""
+        return Expression(self.by).columns if self.by else frozenset({"uid"})
 
     def keys(self, table: pa.Table) -> OrderKeys:
         """The key of each row; shape (rows,)."""
         keys = np.empty(table.num_rows, ORDER_KEY)
         fill_ranks(keys, self._ranks(table))
-        keys["tie"] = self._ties(table)
+        keys["tie"] = self._ties(table["uid"])
         return keys
 
-    def compare(self, table: pa.Table, key: OrderKey) -> npt.NDArray[np.int8]:
+    def compare(self, table: pa.Table, key: OrderKey, read_uids: ReadUids) -> npt.NDArray[np.int8]:
         """For each row, whether its key is lower than `key` (-1), equal to it (0) or higher (1).
 
-        Hashes only the uids of rows with the same score.
+        Reads and hashes only the uids of rows with the same score.
         """
         found = self._ranks(table)
         result = _compare(found["rank"], key.rank)
         same = np.flatnonzero(result == 0)
         result[same] = _compare(found["low_bits"][same], key.low_bits)
         same = same[result[same] == 0]
-        result[same] = _compare(self._ties(table.select(["uid"]).take(pa.array(same))), key.tie)
+        if len(same):
+            result[same] = _compare(self._ties(read_uids(same)), key.tie)
         return result
 
     def _ranks(self, table: pa.Table) -> Ranks:
         return ranks(table, self.by) if self.by else np.zeros(table.num_rows, RANK)
 
-    def _ties(self, table: pa.Table) -> U64:
-        return uid_hashes(table["uid"], TIES if self.by else SAMPLE, self.seed)
+    def _ties(self, uids: pa.ChunkedArray) -> U64:
+        return uid_hashes(uids, TIES if self.by else SAMPLE, self.seed)
 
 
 def _compare(values: npt.NDArray[Any], limit: int) -> npt.NDArray[np.int8]:

@@ -85,8 +85,12 @@ class KeysWithin:
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
         """(keys within the bounds, [number of keys above them])."""
-        from_highest = self.order.compare(table, self.highest)
-        is_within = (self.order.compare(table, self.lowest) >= 0) & (from_highest <= 0)
+
+        def read_uids(at: RowIndices) -> pa.ChunkedArray:
+            return table["uid"].take(pa.array(at))
+
+        from_highest = self.order.compare(table, self.highest, read_uids)
+        is_within = (self.order.compare(table, self.lowest, read_uids) >= 0) & (from_highest <= 0)
         return [self.order.keys(table.filter(pa.array(is_within))), np.array([(from_highest > 0).sum()])]
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep
-from pairmill.pipeline.select.filters import Filter, NotDuplicate, RowIndices
+from pairmill.pipeline.select.filters import AtLeast, Filter, NotDuplicate, RowIndices
 from pairmill.pipeline.select.outputs import ScanOutput
 
 MAX_STEPS = 100
@@ -78,7 +78,9 @@ def _collect(
     duplicates: Sequence[RowIndices],
 ) -> Iterator[npt.NDArray[Any]]:
     """Apply the filters to some shards of a chunk, and update `drop_step` in place. Returns the output's arrays."""
-    filters = [each.of_chunk(chunk, duplicates) if isinstance(each, NotDuplicate) else each for each in filters]
+    filters = [
+        each.of_chunk(chunk, duplicates) if isinstance(each, AtLeast | NotDuplicate) else each for each in filters
+    ]
     columns = output.columns.union(*(each.columns for each in filters))
     parts = [[np.zeros(0, dtype)] for dtype in output.dtypes]
     for batch in _batches(spans, drop_step):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.dataset.subset import (
     NOT_DROPPED,
     DropStep,
@@ -43,6 +43,8 @@ class ComparisonDict(TypedDict):
 class Comparison:
     """A comparison of two subsets of one dataset, possibly selected at different times."""
 
+    dataset: str
+    """Path or URL of the dataset."""
     one: Subset
     other: Subset
     both: int
@@ -75,7 +77,8 @@ class Comparison:
             for step, rows in sorted(reasons.items(), key=lambda reason: -reason[1]):
                 yield f"  {rows:>{digits},}  {_reason(step, has, lacks)}"
         for name in self.outdated:
-            yield f"{name}: shards were rebuilt after it was made; select again: pairmill select OUT --refresh {name}"
+            again = pairmill_command("select", self.dataset, "--refresh", name)
+            yield f"{name}: shards were rebuilt after it was made; select again: {again}"
 
     def _sides(self) -> list[tuple[Subset, Subset, Mapping[int, int]]]:
         return [(self.one, self.other, self.only_one), (self.other, self.one, self.only_other)]
@@ -103,7 +106,7 @@ def compare(store: Store, one_name: str, other_name: str) -> Comparison:
     if rebuilt:
         tally.add_uids(_uids(store, one, rebuilt), _uids(store, other, rebuilt))
     outdated = tuple(subset.name for subset in (one, other) if not _is_current(store, subset))
-    return Comparison(one, other, tally.both, dict(tally.only_one), dict(tally.only_other), outdated)
+    return Comparison(store.root, one, other, tally.both, dict(tally.only_one), dict(tally.only_other), outdated)
 
 
 def _is_current(store: Store, subset: Subset) -> bool:

@@ -4,12 +4,14 @@ import asyncio
 import datetime
 import gzip
 import ipaddress
+import os
 import socket
 import ssl
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +404,32 @@ def test_a_trusted_certificate_must_be_valid_and_belong_to_the_host(
         fetched = fetch(web.url("/a.jpg"))
         assert fetched.status is status, fetched
         assert says in (fetched.detail or "").lower()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_that_says_that_it_requires_a_client_certificate_is_a_tls_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: ssl.TLSVersion
+) -> None:
+    """With TLS 1.3, the alert comes after the client's handshake, in place of a response."""
+    context, trusted = server_context(tmp_path)
+    context.verify_mode, context.maximum_version = ssl.CERT_REQUIRED, version
+    verifying = ssl.create_default_context(cafile=str(trusted))
+    monkeypatch.setattr("pairmill.pipeline.fetch.http_client.tls_context", lambda: verifying)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            plain, _ = listener.accept()
+            with context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False) as tls, suppress(OSError):
+                with suppress(ssl.SSLError):
+                    tls.do_handshake()
+                while os.read(tls.fileno(), 10_000):  # a socket closed earlier could discard the alert
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        fetched = fetch(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        assert (fetched.status, "alert" in (fetched.detail or "").lower()) == (Status.TLS_ERROR, True), fetched
+        thread.join()
 
 
 def test_tls_to_a_plain_http_server_is_a_tls_error() -> None:

@@ -1,11 +1,29 @@
-"""Tests what happens if a local Ray instance does not start."""
+"""Tests which processes a local Ray instance starts, and what happens if it does not start."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pairmill.jobs.cluster import session
 from pairmill.jobs.cluster.ray_token import SessionError
+
+
+def test_a_local_instance_runs_no_process_that_only_clusters_use() -> None:
+    code = """
+import psutil
+from pairmill.jobs.cluster.session import ray_session
+from pairmill.schemas.job.run import RunConfig
+
+with ray_session(RunConfig()):
+    for child in psutil.Process().children():
+        print(*child.cmdline())
+"""
+    command_lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "raylet" in command_lines
+    assert not re.search(r"dashboard\.py|monitor\.py", command_lines)
 
 
 def test_ray_is_started_again_if_it_fails_to_start_once(monkeypatch: pytest.MonkeyPatch) -> None:

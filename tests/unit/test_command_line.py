@@ -25,6 +25,7 @@ from pairmill.jobs.job_fields import job_fields
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.schemas.version import VERSION
 
+ROOT = Path(__file__).parents[2]
 GROUP = get_command(app)
 assert isinstance(GROUP, TyperGroup)
 
@@ -97,6 +98,15 @@ def test_every_parameter_of_a_command_is_a_field_of_its_options(name: str, optio
         "compare",
         "no_report",
     }
+
+
+def test_commands_in_messages_name_the_real_paths_and_quote_them() -> None:
+    """Such commands are made by `pairmill_command`, so that they can be pasted into a shell."""
+    commands = "|".join(" ".join(name) for name in names() if name and name[0] not in ("jobs", "demo"))
+    by_hand = re.compile(rf"pairmill ({commands}) (?:\{{|OUT\b|DATASET\b|MIX\b)")
+    for path in (path for folder in ("jobs", "pipeline", "schemas") for path in (ROOT / folder).rglob("*.py")):
+        code = re.sub(r'"""[\s\S]*?"""', "", path.read_text())
+        assert not by_hand.search(code), path
 
 
 def test_ctrl_c_during_startup_is_reported() -> None:
@@ -198,3 +208,9 @@ def test_a_submitted_job_must_be_able_to_reach_the_files_that_its_steps_read() -
     steps = ["balance: {by: concept, entries: words.txt, curve: 3}", "balance: {by: host, curve: 3}", "uids: f.parquet"]
     command = parse_command(GROUP, ["select", "out", "name", *(word for step in steps for word in ("--step", step))])
     assert command.uris == ["out", "words.txt", "f.parquet"]
+
+
+def test_the_only_path_after_the_dataset_is_the_output_of_an_export() -> None:
+    """A mixture has no subsets."""
+    assert parse_command(GROUP, ["export", "mix", "tars"]).uris == ["mix", "tars"]
+    assert parse_command(GROUP, ["export", "out", "clean", "tars"]).uris == ["out", "tars"]

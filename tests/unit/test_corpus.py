@@ -387,7 +387,7 @@ def test_the_output_of_a_job_is_recognized_in_a_folder_of_any_name(tmp_path: Pat
     assert corpus(tmp_path).kind(name) == "pairs"
 
 
-def test_a_folder_has_captions_named_after_the_whole_picture_or_in_another_normal_form(tmp_path: Path) -> None:
+def test_a_folder_has_captions_named_after_the_whole_picture_or_in_another_normal_form_or_case(tmp_path: Path) -> None:
     nfd, nfc = "cafe\u0301", "caf\u00e9"
     texts = {
         "a.jpg": b"", "a.jpg.txt": b"with ending",
@@ -397,6 +397,8 @@ def test_a_folder_has_captions_named_after_the_whole_picture_or_in_another_norma
         f"{nfd}.jpg": b"", f"{nfc}.txt": b"composed",
         "e.jpg.jpg": b"", "e.jpg.txt": b"own stem",
         "f.tif.txt": b"alone",
+        "g.JPG": b"", "g.jpg.txt": b"in another case",
+        "h.JPG": b"", "h.jpg": b"", "h.Jpg.txt": b"of either",
     }  # fmt: skip
     for name, data in texts.items():
         (tmp_path / name).write_bytes(data)
@@ -411,7 +413,9 @@ def test_a_folder_has_captions_named_after_the_whole_picture_or_in_another_norma
         (f"{nfd}.jpg", b"composed", 0),
         ("d.HEIC", b"of both", 1),
         ("e.jpg.jpg", b"own stem", 0),
+        ("g.JPG", b"in another case", 0),
+        ("h.JPG", None, 1),
     ]
     assert rows[1].fields == {"license": "cc0"}
-    assert tally.passed_over == {PassedOver.EXTRA_TEXT: 1, PassedOver.NO_PICTURE: 1}
+    assert tally.passed_over == {PassedOver.EXTRA_TEXT: 1, PassedOver.NO_PICTURE: 2}
     assert tally.holds() and tally.seen == len(texts)

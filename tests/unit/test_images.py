@@ -310,6 +310,17 @@ def test_truncated_pictures_are_corrupt(kind: str, kept: float) -> None:
     assert picture.image is None
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_a_picture_without_its_last_bytes_is_corrupt_or_unchanged(kind: str) -> None:
+    """Some decoders take missing bytes for zeros. The last bytes can also be metadata, padding or an end marker."""
+    for options in [{"lossless": True}, {"lossless": False}] if kind == "WEBP" else [{}]:
+        body = save(Image.fromarray(PHOTO[:48, :64]), kind, **options)
+        whole = stored(body)
+        for missing in (1, 2, 3, 4, 8, 16, 64):
+            if process(cut := body[:-missing]).status is not Status.IMAGE_CORRUPT:
+                assert np.array_equal(stored(cut), whole), missing
+
+
 def test_a_truncated_progressive_jpeg_is_corrupt() -> None:
     body = save(Image.fromarray(PHOTO), "JPEG", progressive=True)
     assert process(body[: len(body) // 2]).status is Status.IMAGE_CORRUPT

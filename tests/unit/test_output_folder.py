@@ -16,7 +16,7 @@ import pytest
 from pairmill.jobs.build import prepare
 from pairmill.jobs.demo.demo import run_demo
 from pairmill.jobs.explain import explain
-from pairmill.jobs.export import _claim_output
+from pairmill.jobs.export_claim import claim_output
 from pairmill.pipeline.check.verify import foreign_files
 from pairmill.pipeline.common.faults import LOCAL_ERRNOS, Failure
 from pairmill.pipeline.common.files import Files
@@ -250,7 +250,7 @@ def test_the_cleanup_of_a_run_deletes_no_foreign_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"subset_attempt": "b"}, r"another export \(of the subset 'some' before it was selected again, or "),
+        ({"subset_attempt": "b"}, r"another export \(of the subset 'some' before it was selected again, .*: rm -r /"),
         ({"samples_per_file": 5}, r"another export \(samples_per_file 10, not 5\)"),
     ],
 )
@@ -259,9 +259,9 @@ def test_a_folder_with_another_export_is_refused_saying_how_that_export_differs(
 ) -> None:
     values = {"dataset": "d", "subset": "some", "subset_attempt": "a", "format": "webdataset", "samples_per_file": 10}
     record = ExportRecord(**values, shuffle_seed=0, columns=[], rows=1, num_files=1)
-    _claim_output(Store(str(tmp_path)), ".pairmill", record)
+    claim_output(Store(str(tmp_path)), ".pairmill", record)
     with pytest.raises(JobError, match=says):
-        _claim_output(Store(str(tmp_path)), ".pairmill", record.model_copy(update=change))
+        claim_output(Store(str(tmp_path)), ".pairmill", record.model_copy(update=change))
 
 
 def test_an_output_whose_plan_folder_is_empty_can_be_used(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.faults import Failure
-from pairmill.pipeline.common.files import Files, absolute, is_inside
+from pairmill.pipeline.common.files import Files, NotAFileError, absolute, is_inside
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.schemas.errors import FailureKind
 
@@ -28,6 +29,23 @@ def test_exactly_one_of_many_writers_of_a_name_wins(store: Store) -> None:
         won = list(pool.map(lambda n: store.create("a/b", str(n).encode()), range(64)))
     assert won.count(True) == 1
     assert store.read("a/b") == str(won.index(True)).encode()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.read("a/b"),
+        lambda store: store.checksum("a/b"),
+        lambda store: store.open_arrow("a/b"),
+        lambda store: store.files.read_range(store.path("a/b"), 0, 1),
+        lambda store: store.create("a/b", b""),
+        lambda store: store.replace("a/b", b""),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_named_with_a_remedy(store: Store, use: Callable[[Store], object]) -> None:
+    Path(store.path("a/b")).mkdir(parents=True)
+    with pytest.raises(NotAFileError, match=f"^{store.path('a/b')} is a folder, but should be a file; move it"):
+        use(store)
 
 
 def test_no_temporary_files_are_left_behind(store: Store) -> None:

@@ -1,6 +1,11 @@
-"""Tests how untrusted text is cleaned for columns such as `status_detail`."""
+"""Tests how untrusted text is cleaned for columns such as `status_detail`, and how lines are wrapped for terminals."""
 
-from pairmill.pipeline.common.text import clean_text
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairmill.pipeline.common.text import clean_text, wrapped
 
 
 def test_clean_text_makes_any_text_safe_for_a_column() -> None:
@@ -8,3 +13,19 @@ def test_clean_text_makes_any_text_safe_for_a_column() -> None:
     assert clean_text("x" * 1000) == "x" * 200
     assert clean_text("  \n") is None
     assert clean_text(None) is None
+
+
+WORDS = st.sampled_from(
+    ["rows", "kept", "of", "/data/a-long-path/to/a/report.html", "`pairmill retry out --set a=1`", "pairmill gc out;"]
+)
+
+
+@given(st.integers(0, 4), st.lists(WORDS, min_size=1, max_size=20), st.integers(20, 80))
+def test_wrapped_lines_fit_and_keep_every_command_and_path_whole(indent: int, words: list[str], width: int) -> None:
+    text = " " * indent + " ".join(words)
+    lines = wrapped(text, width).split("\n")
+    assert " ".join(line.strip() for line in lines) == text.strip()
+    assert [line for line in lines if len(line) > width and line.strip() not in words] == []
+    whole = [word for word in words if "pairmill" in word]
+    assert [found for line in lines for found in re.findall(r"`[^`]+`|pairmill [^`;]+;", line)] == whole
+    assert len(text) > width or lines == [text]

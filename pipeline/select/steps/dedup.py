@@ -44,11 +44,6 @@ class DedupStep:
         name = self.dedup.by
         if self.dedup.best is not None:
             Expression(self.dedup.best).check(schema, "number")
-        for column in sorted(self.columns):
-            if column.startswith("pdq") and column not in schema.names:
-                raise ExpressionError(
-                    f"there is no column {column!r}; add it: pairmill score OUT hash --score 'pictures: pdq'"
-                )
         if name not in schema.names:
             hint = "; to compare embeddings, add model: ALIAS" if name in EMBEDDINGS else ""
             raise ExpressionError(f"there is no column {name!r}{hint}" if hint else no_column(schema, name))

@@ -90,7 +90,8 @@ def folder_rows(
 @dataclass(frozen=True)
 class _LooseTexts:
     """The text files whose stem no picture has, but which other tools put beside a picture: `a.jpg.txt`, and names that
-    differ only in their Unicode normal form, as after a copy from macOS."""
+    differ only in their Unicode normal form, as after a copy from macOS. In `a.jpg.txt`, the case of the picture's
+    extension does not matter, as everywhere else."""
 
     of_picture: Mapping[str, Sequence[tuple[str, int]]]
     """Name of a picture -> its text files."""
@@ -112,7 +113,7 @@ def _loose_texts(names: Sequence[tuple[str, int]]) -> _LooseTexts:
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     fits: dict[tuple[str, bool], int] = {}  # (picture, whether JSON) -> how well its loose texts fit
     extra: set[str] = set()
-    ways: list[tuple[_Change, _Change]] = [(str, str), (_stem, _nfc), (str, _nfc)]  # the best first
+    ways: list[tuple[_Change, _Change]] = [(str, str), (_stem, _nfc), (str, _any_case)]  # the best first
     for fit, (part, form) in enumerate(ways):
         by_form = _unambiguous(pictures, part, form) if loose else {}
         left = []
@@ -176,6 +177,12 @@ def _stem(name: str) -> str:
 
 def _nfc(name: str) -> str:
     return normalize("NFC", name)
+
+
+def _any_case(name: str) -> str:
+    """The name in NFC, with its extension in lower case."""
+    stem, dot, ending = _nfc(name).rpartition(".")
+    return f"{stem}{dot}{ending.lower()}"
 
 
 def _ending(name: str) -> str:

@@ -119,7 +119,7 @@ def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pyte
     note = next(path for path in (world.out / "exports").iterdir() if b"/tars" in path.read_bytes())
     missed = f"export {world.root}/tars: not found; if it was moved, purge it there with --export. If it was deleted or"
     assert f"{missed} purged, delete {note}\n" in done.stdout
-    assert f"export {world.root}/pool: damaged; delete it and export again to another folder" in done.stdout
+    assert f"export {world.root}/pool: damaged; delete it and export again" in done.stdout
     assert f"export {moved}: rewritten: 1 row withdrawn" in done.stdout
     assert grep(world.root / "moved", world.source.marks(1)) == []
 

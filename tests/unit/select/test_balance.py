@@ -233,6 +233,9 @@ def test_each_language_has_its_own_counts_and_t(dataset: Path, rows: list[Row], 
     shares = {name: np.cumsum(numbers) / sum(numbers) for name, numbers in of.items()}
     t = {name: float(of[name][np.argmin(abs(shares[name] - tail))]) for name in of} | {"en": 60.0}
     assert found_by(subset).curves == t
+    highest_first = sorted(t, key=lambda language: (-t[language], language))
+    named = ", ".join(f"{language} {t[language]:,.6g}" for language in highest_first)
+    assert found_by(subset).threshold_text == f"t of their language ({named})"
     assert found_by(subset).entries == len(counts)
 
     def chance(row: Row) -> float:

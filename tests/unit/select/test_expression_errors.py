@@ -44,6 +44,12 @@ def refusal(text: str) -> tuple[str, str]:
         ("caption == 3", "caption is text, and 3 is a number; as text it is '3'", "3"),
         ("width in [1, 'a']", "width is a number, and 'a' is text", "'a'"),
         ("fetched_at > 3", "fetched_at is a time, and 3 is a number", "3"),
+        ("fetched_at > 'May'", "write times as '2024-01-31' or '2024-01-31 12:30', in UTC", "fetched_at > 'May'"),
+        (
+            "fetched_at - fetched_at > '1 day'",
+            "fetched_at - fetched_at is a duration, and '1 day' is text",
+            "'1 day'",
+        ),
         (
             "status == 'ü' and caption + 1 > 2",
             "'caption + 1' cannot be computed: caption is text, and 1 is a number",

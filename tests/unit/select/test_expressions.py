@@ -132,7 +132,44 @@ def test_a_time_literal_is_compared_with_all_its_digits_as_in_duckdb(name: str, 
     sql = f"select (columns(*)::timestamp) {operator.replace('==', '=')} timestamp '{written}' from t"
     DUCKDB.execute("set timezone = 'UTC'").register("t", table)
     expected = [row[0] for row in DUCKDB.execute(sql).fetchall()]
-    assert Expression(f"{name} {operator} '{written}'").evaluate(table).to_pylist() == expected
+    mirrored = operator.translate(str.maketrans("<>", "><"))
+    for text in (f"{name} {operator} '{written}'", f"'{written}' {mirrored} {name}"):
+        assert Expression(text).evaluate(table).to_pylist() == expected
+
+
+ZONES = {"utc": "UTC", "tokyo": "Asia/Tokyo"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sql"),
+    [
+        ("{a} < {b}", "{a} < {b}"),
+        ("least({a}, {b}) == {a}", "least({a}, {b}) = {a}"),
+        ("{b} < greatest({a}, '2024-01-01 12:00')", "{b} < greatest({a}::timestamp, timestamp '2024-01-01 12:00')"),
+        ("clip({a}, '2024-01-01', {b}) == {b}", "least(greatest({a}, '2024-01-01'::timestamp), {b}) = {b}"),
+        ("{a} - {b} > {b} - {a}", "{a} - {b} > {b} - {a}"),
+        ("{a} + lasted >= {b}", "{a} + lasted >= {b}"),
+        ("'2024-01-01' <= {a} <= {b}", "'2024-01-01'::timestamp <= {a} and {a} <= {b}"),
+        ("'2024-01-01' in [{a}, {b}]", "'2024-01-01'::timestamp in ({a}::timestamp, {b}::timestamp)"),
+    ],
+)
+def test_times_of_any_units_and_zones_are_computed_as_in_duckdb(text: str, sql: str) -> None:
+    moments = [datetime.datetime(2024, 1, 1, hour) for hour in (0, 12, 23)] + [datetime.datetime(1970, 1, 1)]
+    kinds = {"day": pa.date32(), "day64": pa.date64()} | {unit: pa.timestamp(unit) for unit in NANOSECONDS}
+    kinds |= {f"{name}_{unit}": pa.timestamp(unit, zone) for name, zone in ZONES.items() for unit in ("s", "us")}
+    orders = {name: list(moments) for name in kinds} | {"us": moments[::-1], "utc_s": moments[1:] + moments[:1]}
+    columns = {
+        name: pa.array([each.date() if pa.types.is_date(kind) else each for each in orders[name]] + [None], kind)
+        for name, kind in kinds.items()
+    }
+    table = pa.table(columns | {"lasted": pa.array([0, 1, 86_400, 3_600, 1], pa.duration("s"))})
+    pairs = [(a, b) for a in kinds for b in kinds]
+    DUCKDB.execute("set timezone = 'UTC'").register("t", table)
+    in_sql = {name: f"{name}::timestamp" if "_" in name else name for name in kinds}  # DuckDB mixes no ns and zones
+    wanted = [f"case when {a} is null then null else {sql.format(a=in_sql[a], b=in_sql[b])} end" for a, b in pairs]
+    expected = zip(*DUCKDB.execute(f"select {', '.join(wanted)} from t").fetchall(), strict=True)
+    for (a, b), values in zip(pairs, expected, strict=True):
+        assert Expression(text.format(a=a, b=b)).evaluate(table).to_pylist() == list(values), (a, b)
 
 
 @given(st.lists(st.none() | st.text(st.sampled_from("aAäß.\\[\x00\n\u202e😀 "))), st.text(max_size=4), st.data())
@@ -181,8 +218,8 @@ OPERATORS = {"<": op.lt, "<=": op.le, ">": op.gt, ">=": op.ge, "==": op.eq, "!="
 NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 DAY = 86_400 * 10**9
 TIMES: dict[str, dict[pa.DataType, int]] = {
-    "times": {pa.date32(): DAY, pa.date64(): 10**6} | {pa.timestamp(unit): ns for unit, ns in NANOSECONDS.items()},
-    "times there": {pa.date32(): DAY} | {pa.timestamp(unit, "Asia/Tokyo"): ns for unit, ns in NANOSECONDS.items()},
+    "times": {pa.date32(): DAY, pa.date64(): 10**6}
+    | {pa.timestamp(unit, zone): ns for unit, ns in NANOSECONDS.items() for zone in (None, "UTC", "Asia/Tokyo")},
     "durations": {pa.duration(unit): ns for unit, ns in NANOSECONDS.items()},
 }
 """The types that can be compared with each other, and the nanoseconds that a 1 in each means."""

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
-from pairmill.pipeline.dataset.chunks import ShardFiles
+from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles
 from pairmill.pipeline.dataset.subset import NOT_DROPPED
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
@@ -309,6 +309,8 @@ class MemoryChunk:
 
     def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
         return self.table.select(sorted(columns))
+
+    read_rows = Chunk.read_rows
 
 
 def _remaining(table: pa.Table, step: dict[str, object]) -> list[int]:

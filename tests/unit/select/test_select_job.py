@@ -230,7 +230,7 @@ def test_compare_follows_uids_into_a_rebuilt_shard(own: Path) -> None:
     assert sum(difference.only_other.values()) == len(uids[1] - uids[0])
     assert difference.only_one[REBUILT] > 0
     assert difference.outdated == ("before",)
-    assert list(difference.lines())[-1].endswith("select again: pairmill select OUT --refresh before")
+    assert list(difference.lines())[-1].endswith(f"select again: pairmill select {own} --refresh before")
     assert (
         refresh(load_select_job(None, {"dataset": str(own), "name": "before"})).reports
         == read_subset(store, "after").reports

@@ -1,0 +1,85 @@
+"""Marks an output folder as one export's, and compares an export with the one that is already there."""
+
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+
+from pairmill.pipeline.columns.added_columns import AddedColumns
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_record, record_bytes
+from pairmill.pipeline.dataset.output_folder import is_export, records_folder
+from pairmill.pipeline.export.write import OTHER_OUTPUT, PartWriter, release_output
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.export import ExportRecord
+from pairmill.schemas.pairs import score_column_names
+
+
+def newer_columns(
+    output: Store, columns: Sequence[str], added: Sequence[AddedColumns], models: Sequence[str]
+) -> tuple[str, ...]:
+    """Those of the `columns` of models and scores that were added to the datasets after the export in this folder
+    began. Its files cannot get them. `models`: the aliases that the job names, whose columns must be written.
+    """
+    if not is_export(output):
+        return ()
+    recorded = _read(output, records_folder(output)).columns
+    later = {name for each in added for one in each.complete for name in one.columns}
+    later -= {name for alias in models for name in score_column_names(alias)}
+    return tuple(name for name in columns if name in later and name not in recorded)
+
+
+def without_columns(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
+    """The schema without these columns."""
+    return pa.schema([field for field in schema if field.name not in names])
+
+
+@contextmanager
+def claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[ExportRecord]:
+    """Mark the folder as this export's. An error or Ctrl-C before the first part is done removes the mark. Raises
+    JobError.
+    """
+    try:
+        yield claim_output(writer.output, writer.records, record)
+    except BaseException:
+        with suppress(Exception):
+            release_output(writer, record)
+        raise
+
+
+def claim_output(output: Store, records: str, record: ExportRecord) -> ExportRecord:
+    """Mark the folder as this export's. Returns the mark, which an earlier version may have written. Raises JobError if
+    it is another export's."""
+    if output.create(f"{records}/export.json", record_bytes(record)):
+        return record
+    existing = _read(output, records)
+    of_version = {"layout", "columns"} if existing.layout < record.layout else set()
+    for name, value in record:
+        if name not in of_version and getattr(existing, name) != value:
+            raise JobError(
+                f"{output.root} contains another export ({_difference(existing, record, name)}); choose another "
+                f"folder, or delete that export{_how_to_delete(output)}"
+            )
+    return existing
+
+
+def _how_to_delete(output: Store) -> str:
+    return "" if output.remote else f" first: rm -r {shlex.quote(output.root)}"
+
+
+def _difference(existing: ExportRecord, record: ExportRecord, name: str) -> str:
+    """How the existing export differs from this one in a field."""
+    if name == "subset_attempt":
+        what = f"the subset {record.subset!r}" if record.subset else "the mixture"
+        return f"of {what} before it was selected again, or changed by a purge, so it cannot be continued or repaired"
+    if name == "columns":
+        lacks, more = ({*a} - {*b} for a, b in ((record.columns, existing.columns), (existing.columns, record.columns)))
+        parts = ((word, sorted(names)) for word, names in (("without", lacks), ("also with", more)))
+        shown = [f"{word} {', '.join(names[:5])}{', ...' * (len(names) > 5)}" for word, names in parts if names]
+        return "; ".join(shown) or "with its columns in another order"
+    return f"{name} {getattr(existing, name)!r}, not {getattr(record, name)!r}"
+
+
+def _read(output: Store, records: str) -> ExportRecord:
+    return read_record(output, f"{records}/export.json", ExportRecord, OTHER_OUTPUT)

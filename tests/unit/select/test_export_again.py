@@ -1,0 +1,127 @@
+"""Tests an export into a folder where one already stands: it is continued, repaired or refused with a remedy."""
+
+import shlex
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.export import ExportResult, export
+from pairmill.jobs.select import select
+from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.pairs import score_columns
+from pairmill.schemas.subset import SelectJob
+from tests.committed_shards import CONTRACT, pair, write_dataset
+
+ROWS = 6
+MORE = ["similarity_more", "image_embedding_more", "text_embedding_more"]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A dataset with the subset `all`, in a folder whose name has a space."""
+    embedding = {"image_embedding_tiny": [1.0, 0.0], "text_embedding_tiny": [0.0, 1.0]}
+    root = tmp_path / "my data"
+    write_dataset(root, [[pair(f"number {number}", 0.3, **embedding) for number in range(ROWS)]])
+    select(SelectJob.model_validate({"dataset": str(root), "name": "all"}))
+    return root
+
+
+def add_model(dataset: Path) -> None:
+    """Add the columns of the model `more`, as `embed --add-model` does."""
+    store = Store(str(dataset))
+    store.create("columns/more/model.json", b'{"name": "tiny", "alias": "more", "fingerprint": "f"}')
+    schema = pa.schema(score_columns("more", 2))
+    values = [[0.5] * ROWS, [[1.0, 0.0]] * ROWS, [[0.0, 1.0]] * ROWS]
+    table = pa.table([pa.array(each, field.type) for each, field in zip(values, schema, strict=True)], schema=schema)
+    (manifest,) = read_manifests(store)
+    table = table.append_column("row_id", pa.array([f"0:{number}" for number in range(ROWS)]))
+    write_columns(store, "more", table, manifest, {"models": [asdict(CONTRACT)]}, "f" * 32)
+
+
+def exported(dataset: Path, form: str, **more: Any) -> ExportResult:
+    values = {"dataset": str(dataset), "subset": "all", "output": str(dataset.parent / form), "format": form, **more}
+    return export(ExportJob.model_validate({"samples_per_file": 2, **values}))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("form", "newer", "models"),
+    [
+        ("webdataset", MORE[:1], None),
+        ("parquet", MORE[:1], None),
+        ("clip-retrieval", MORE[:1], ["tiny"]),
+        ("datacomp", MORE, None),
+    ],
+)
+def test_an_export_goes_on_with_its_own_columns_after_a_model_was_added_and_not_after_one_was_deleted(
+    dataset: Path, form: str, newer: list[str], models: list[str] | None
+) -> None:
+    output, part = dataset.parent / form, "metadata/metadata_0001.parquet" if form == "clip-retrieval" else "*00001.*"
+    exported(dataset, form, models=models)
+    before = contents(output)
+    add_model(dataset)
+    next(output.rglob(part)).unlink()
+    result = exported(dataset, form, models=models)
+    assert contents(output) == before
+    assert (result.written, sorted(result.newer_columns)) == (1, sorted(newer))
+    shutil.rmtree(output)
+    assert set(newer) < {*exported(dataset, form, models=models).record.columns}
+    shutil.rmtree(dataset / "columns")
+    with pytest.raises(JobError, match=r"another export \(also with .*similarity_more"):
+        exported(dataset, form, models=models)
+
+
+def test_a_model_that_the_job_names_is_never_left_out(dataset: Path) -> None:
+    exported(dataset, "datacomp")
+    add_model(dataset)
+    with pytest.raises(JobError, match=r"another export \(without image_embedding_more, similarity_more"):
+        exported(dataset, "datacomp", models=["tiny", "more"])
+
+
+def test_files_about_the_whole_export_are_repaired_and_named(dataset: Path) -> None:
+    for form, names in (("webdataset", ["sizes.json", "README.md"]), ("datacomp", ["README.md", "subset.npy"])):
+        assert exported(dataset, form).repaired == ()
+        before = contents(dataset.parent / form)
+        (dataset.parent / form / names[0]).unlink()
+        (dataset.parent / form / names[1]).write_bytes(b"")
+        result = exported(dataset, form)
+        assert (result.written, result.repaired) == (0, tuple(names))
+        assert contents(dataset.parent / form) == before
+    arguments = ["export", str(dataset), "all", str(dataset.parent / "webdataset"), "--samples-per-file", "2"]
+    (dataset.parent / "webdataset/README.md").unlink()
+    assert "0 files written in this run, README.md repaired" in CliRunner().invoke(app, arguments).stdout
+
+
+def test_the_remedy_for_an_export_from_before_its_subset_changed_works_word_for_word(dataset: Path) -> None:
+    exported(dataset, "parquet")
+    select(SelectJob.model_validate({"dataset": str(dataset), "name": "all"}), overwrite=True)
+    with pytest.raises(JobError, match="cannot be continued or repaired") as refused:
+        exported(dataset, "parquet")
+    assert shlex.split(str(refused.value).rpartition("first: ")[2]) == ["rm", "-r", str(dataset.parent / "parquet")]
+    shutil.rmtree(dataset.parent / "parquet")
+    assert exported(dataset, "parquet").written == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "example"), [([], ["clean", "train"]), (["all"], ["all", "train"]), (["new"], ["all", "new"])]
+)
+def test_an_export_without_an_output_or_a_subset_says_which_is_missing_with_an_example(
+    dataset: Path, given: list[str], example: list[str]
+) -> None:
+    done = CliRunner().invoke(app, ["export", str(dataset), *given])
+    assert done.exit_code == 1
+    command = done.stderr.strip().rpartition("as in: ")[2].partition(";")[0]
+    assert shlex.split(command) == ["pairmill", "export", str(dataset), *example]
