@@ -27,8 +27,8 @@ def _as_list(values: object) -> object:
 
 
 class Leak(Settings):
-    """Drop the rows whose picture is in an evaluation set, even if it is resized, re-encoded, mirrored or cropped
-    there. A path alone sets `against` and leaves the other settings at their defaults."""
+    """Drop the rows whose picture is in an evaluation set, even if either is resized, re-encoded or mirrored, or if the
+    row's is a crop. A path alone sets `against` and leaves the other settings at their defaults."""
 
     against: Uri
     """Output folder of a build or embed of the evaluation set. It must store the pictures or refer to them."""
@@ -37,9 +37,11 @@ class Leak(Settings):
     name, and `embedding` needs embeddings from the same weights in both datasets."""
     variants: Annotated[list[Literal["mirrored", "cropped"]], BeforeValidator(_as_list)] = list(VARIANTS)
     """For `phash` and `pdq`, also compare with mirrored or cropped copies of each evaluation picture and, if both are
-    given, with copies that are both mirrored and cropped. Crops keep 80 to 95 % of each side."""
+    given, with copies that are both mirrored and cropped. Crops keep 80 to 95 % of each side. An evaluation picture
+    that is itself a crop is found only by `embedding`."""
     rows: Literal["pairs", "kept"] = "pairs"
-    """Which rows of the evaluation set count: its pairs, or only those that its build kept."""
+    """Which rows of the evaluation set count: its pairs and, by their SHA-256, its rejects; or only the pairs that its
+    build kept."""
     phash: Annotated[int, Field(ge=0, le=8)] = DEFAULT_PHASH
     """Maximum distance, in bits, at which two phashes count as the same picture."""
     pdq: Annotated[int, Field(ge=0, le=31)] = DEFAULT_PDQ
@@ -119,6 +121,10 @@ class LeakReport(Settings):
     """Evaluation pictures that at least one row matches."""
     plain_items: int
     """Evaluation pictures with too little detail (a PDQ quality below 50), which were not compared by hashes."""
+    rejected_items: int = 0
+    """Evaluation pictures that were rejected when the evaluation set was made, and so were compared only by SHA-256."""
+    missing_items: int = 0
+    """Rejected pictures of the evaluation set that were not compared at all. They are not part of `items`."""
     hashes: dict[LeakKind, int]
     """Kind -> number of hashes of all variants, or number of embeddings."""
     found: list[LeakCounts]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pairmill.jobs.cli.terminal import say
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.leak.notes import leak_notes
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.known import KnownReport
 from pairmill.schemas.leak import LeakReport
@@ -103,7 +104,7 @@ def _print_leak(found: LeakReport) -> None:
     for each in found.found:
         how = each.by if each.variant == "same" else f"{each.by}, {each.variant.replace('_', ' and ')}"
         say(f"    {counted(each.items, 'picture')} by {how}: {counted(each.rows, 'row')} first found this way")
-    if found.plain_items:
-        say(f"    {counted(found.plain_items, 'picture')} too plain to be compared by hashes")
+    for note in leak_notes(found):
+        say(f"    {note}")
     if found.earlier_blake2b:
         say("pairmill: the evaluation set has changed since the subset was last selected", err=True)

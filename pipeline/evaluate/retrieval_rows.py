@@ -1,16 +1,10 @@
-"""Reads the pictures and captions for a retrieval test, or a sample of them, from a dataset.
+"""Reads the pictures and captions for a retrieval test, or a sample of them, from a dataset."""
 
-Rows with the same SHA-256 are captions of one picture. So are rows without a SHA-256 that come from the list of
-captions of one input row.
-"""
-
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.progress import OnStep, ignore_step
@@ -19,11 +13,10 @@ from pairmill.pipeline.dataset.chunks import ShardFiles
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.labeled_rows import Booleans, RowFilter
 from pairmill.pipeline.evaluate.retrieval import RetrievalSet
+from pairmill.pipeline.reader.picture_ids import ID_COLUMNS, picture_ids
 from pairmill.pipeline.score.embeddings import embedding_column, read_vectors
 
 U64 = npt.NDArray[np.uint64]
-
-_KEYS = ("row_id", "sha256")
 
 
 @dataclass(frozen=True)
@@ -54,22 +47,12 @@ def read_retrieval(rows: RowFilter, alias: str, limit: int, on_step: OnStep = ig
     return _retrieval(gathered, facts)
 
 
-def picture_ids(table: pa.Table) -> U64:
-    """A 64-bit id of each row's picture [rows]: a hash of the SHA-256 of its bytes or, if there is none, of the input
-    row."""
-    ids = []
-    for row_id, sha256 in zip(table["row_id"].to_pylist(), table["sha256"].to_pylist(), strict=True):
-        key = sha256 or ":".join(row_id.split(":")[:2])
-        ids.append(hashlib.blake2b(key.encode(), digest_size=8).digest())
-    return np.frombuffer(b"".join(ids), "<u8").astype(np.uint64)
-
-
 def _pictures(rows: RowFilter, limit: int, on_step: OnStep) -> U64:
     """The lowest `limit` + 1 picture ids, or all of them if there are fewer, in ascending order."""
     snapshot, shards = rows.snapshot, list(rows.masks())
 
     def read(shard: tuple[ShardFiles, Booleans]) -> U64:
-        return picture_ids(snapshot.read(shard[0], _KEYS))[shard[1]]
+        return picture_ids(snapshot.read(shard[0], ID_COLUMNS))[shard[1]]
 
     lowest: U64 = np.zeros(0, np.uint64)
     for number, found in enumerate(snapshot.map(read, shards)):
@@ -101,7 +84,7 @@ def _gather(rows: RowFilter, alias: str, ids: U64, on_step: OnStep) -> _Gathered
     image, text = (embedding_column(alias, of) for of in ("image", "text"))
     for number, (shard, mask) in enumerate(shards):
         on_step("reading embeddings", number, len(shards))
-        found = picture_ids(rows.snapshot.read(shard, _KEYS))
+        found = picture_ids(rows.snapshot.read(shard, ID_COLUMNS))
         used = np.flatnonzero(mask & np.isin(found, ids))
         if not len(used):
             continue

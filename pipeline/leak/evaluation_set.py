@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.known.embeddings import column_of, read_vectors, weights_of
 from pairmill.pipeline.known.keys import row_keys
@@ -24,7 +27,7 @@ from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.leak import Leak, LeakKind
 from pairmill.schemas.pairs import KEPT_STATUS
 
-MAX_ITEMS = 1_000_000
+Indices = npt.NDArray[np.int64]
 Entries = npt.NDArray[np.void]
 """Values of one kind that rows are compared with. Fields: `value` (uint64 [words] or float16 [dim]), `item` (number of
 the evaluation picture) and `way` (index in WAYS)."""
@@ -40,9 +43,18 @@ def vector_entry(dim: int) -> np.dtype[np.void]:
     return np.dtype([("value", "<f2", (dim,)), ("item", "<i8"), ("way", "i1")])
 
 
+class NewPictures(NamedTuple):
+    """The pictures that a shard is the first to contain."""
+
+    rows: Indices
+    """Indices of their first rows, among the rows of the shard that count."""
+    items: Indices
+    """Their numbers."""
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The evaluation pictures, numbered in dataset order. Picklable."""
+    """The dataset of the evaluation pictures. Picklable."""
 
     leak: Leak
     snapshot: Snapshot
@@ -60,16 +72,7 @@ class EvaluationSet:
             raise StepError(
                 f"{leak.against} is not finished ({counted(missing, 'shard')} missing): rerun the command that makes it"
             )
-        if not snapshot.chunk.num_rows:
-            raise StepError(f"{leak.against} has no pictures to compare with")
-        if snapshot.chunk.num_rows > MAX_ITEMS:
-            raise StepError(f"{leak.against} has more than {MAX_ITEMS:,} pictures, too many for an evaluation set")
         return cls(leak, snapshot)
-
-    def items(self) -> pa.Table:
-        """`row_id`, `uid`, `url` and `sha256` of all pictures, in the order of their numbers."""
-        columns = ["row_id", "uid", "url", "sha256"]
-        return pa.concat_tables([self.read(at, columns) for at in range(len(self.snapshot.chunk.shards))])
 
     def read(self, position: int, columns: Sequence[str]) -> pa.Table:
         """Columns of a shard, for the rows that count."""
@@ -78,6 +81,15 @@ class EvaluationSet:
         if self.leak.rows == "kept":
             table = table.filter(pc.equal(table["status"], KEPT_STATUS))
         return table.select(list(columns))
+
+    def read_rejects(self, position: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of the rejects of a shard, if they count."""
+        files = self.snapshot.manifest(self.snapshot.generations[position]).files
+        if self.leak.rows == "kept" or "rejects" not in files:
+            return self.snapshot.schema_of(columns).empty_table()
+        with self.snapshot.errors():
+            table = read_table(self.snapshot.store, files["rejects"].path, set(columns))
+        return table.select(list(columns)).cast(self.snapshot.schema_of(columns))
 
     def checked_vectors(self, own: Chunk, alias: str) -> str:
         """Name of the column with embeddings made with the same weights as the model `alias` here. Raises StepError."""
@@ -101,25 +113,24 @@ class ShardHashes:
     """The hashes of the pictures of a shard."""
 
     entries: dict[LeakKind, Entries]
-    """Items are numbered within the shard."""
-    items: int
-    """Number of pictures."""
     plain: int
     """Number of pictures too plain to compare by hash."""
 
 
-def shard_hashes(evaluation: EvaluationSet, position: int) -> ShardHashes:
-    """Hash all pictures of a shard in all variants. Raises DatasetError for a picture that is missing or has changed,
-    because a set that was only partly compared would seem clean."""
+def shard_hashes(evaluation: EvaluationSet, position: int, new: NewPictures) -> ShardHashes:
+    """Hash the pictures that a shard is the first to contain, in all variants. Raises DatasetError for a picture that
+    is missing or has changed, because a set that was only partly compared would seem clean."""
     hashes = evaluation.leak.hashes
     found: dict[LeakKind, list[Entries]] = {kind: [np.zeros(0, hash_entry(HASH_WORDS[kind]))] for kind in hashes}
     plain = 0
     with closing(Pictures(evaluation.snapshot)) as pictures:
-        rows = evaluation.read(position, pictures.needed)
-        for item, picture in enumerate(pictures.of(position, rows)):
+        rows = take_rows(evaluation.read(position, pictures.needed), new.rows)
+        for item, row_id, picture in zip(
+            new.items.tolist(), rows["row_id"].to_pylist(), pictures.of(position, rows), strict=True
+        ):
             if picture is None:
                 raise DatasetError(
-                    f"{evaluation.leak.against} has no picture for row {rows['row_id'][item]}: leave the hashes out of "
+                    f"{evaluation.leak.against} has no picture for row {row_id}: leave the hashes out of "
                     "`by`, or make the evaluation set again and store its pictures"
                 )
             luma = np.asarray(picture.convert("L"), np.uint8)
@@ -128,7 +139,7 @@ def shard_hashes(evaluation: EvaluationSet, position: int) -> ShardHashes:
                 continue
             for kind in hashes:
                 found[kind].append(_entries(luma, kind, evaluation.leak, item))
-    return ShardHashes({kind: np.concatenate(parts) for kind, parts in found.items()}, rows.num_rows, plain)
+    return ShardHashes({kind: np.concatenate(parts) for kind, parts in found.items()}, plain)
 
 
 def _entries(luma: npt.NDArray[np.uint8], kind: LeakKind, leak: Leak, item: int) -> Entries:
@@ -147,15 +158,13 @@ def sha256_entries(items: pa.Table) -> Entries:
     return entries
 
 
-def vector_entries(evaluation: EvaluationSet, column: str) -> Entries:
-    """Entries with the usable embeddings in a column."""
-    parts, first = [], 0
-    for position in range(len(evaluation.snapshot.chunk.shards)):
-        table = evaluation.read(position, [column])
-        vectors, usable = read_vectors(table[column])
+def vector_entries(evaluation: EvaluationSet, new: Sequence[NewPictures], column: str) -> Entries:
+    """Entries with the usable embeddings in a column. `new`: the pictures of each shard."""
+    parts = []
+    for position, pictures in enumerate(new):
+        vectors, usable = read_vectors(take_rows(evaluation.read(position, [column]), pictures.rows)[column])
         entries = np.zeros(int(usable.sum()), vector_entry(vectors.shape[1]))
-        entries["value"], entries["item"] = vectors[usable], np.flatnonzero(usable) + first
+        entries["value"], entries["item"] = vectors[usable], pictures.items[usable]
         entries["way"] = way_number("embedding")
         parts.append(entries)
-        first += table.num_rows
     return np.concatenate(parts)

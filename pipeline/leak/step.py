@@ -14,17 +14,16 @@ from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.known.embeddings import chosen_model, column_of
 from pairmill.pipeline.known.keys import columns_of
 from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.leak.evaluation_pictures import EvaluationPictures
 from pairmill.pipeline.leak.evaluation_set import (
     Entries,
     EvaluationSet,
-    hash_entry,
     sha256_entries,
     shard_hashes,
     vector_entries,
 )
 from pairmill.pipeline.leak.matches import MATCH, LeakScan, Matches, merge
 from pairmill.pipeline.leak.shared_entries import shared_entries
-from pairmill.pipeline.leak.variants import HASH_WORDS
 from pairmill.pipeline.leak.ways import WAYS
 from pairmill.pipeline.select.expression_errors import require_columns
 from pairmill.pipeline.select.selector import Selector
@@ -48,7 +47,7 @@ OVERLAP_SCHEMA = pa.schema(
         pa.field("cosine", pa.float64()),
     ]
 )
-"""`subsets/NAME/overlaps/`: one row per evaluation picture and way in which it was found."""
+"""`subsets/NAME/overlaps/`: one row per row of an evaluation picture and way in which it was found."""
 
 
 @dataclass
@@ -99,12 +98,12 @@ class LeakStep:
         if self.evaluation.snapshot.store.root == selector.chunks[0].store.root:
             raise StepError(f"{self.leak.against} is the dataset itself: set `against` to the evaluation set")
         vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
-        items, digests = self.evaluation.items(), list[str]()
-        entries, plain = _hashes(self.evaluation, selector.tasks)
+        pictures, digests = EvaluationPictures.read(self.evaluation), list[str]()
+        entries, plain = _hashes(self.evaluation, pictures, selector.tasks)
         if "sha256" in self.leak.by:
-            entries["sha256"] = sha256_entries(items)
+            entries["sha256"] = sha256_entries(pictures.items)
         if vectors:
-            entries["embedding"] = vector_entries(self.evaluation, vectors)
+            entries["embedding"] = vector_entries(self.evaluation, pictures.new, vectors)
         drops: list[list[Handle[np.ndarray]]] = [[] for _ in selector.chunks]
         first_ways, matches = list[np.ndarray](), np.zeros(0, MATCH)
         for kind, all_entries in entries.items():
@@ -120,15 +119,17 @@ class LeakStep:
                     first_ways.append(_row_ways(rows_found, ways_found))
                     matches = merge(np.concatenate([matches, matches_found]))
         selector.drop(number, drops)
-        self.overlap = _overlap_table(matches, items)
+        self.overlap = _overlap_table(matches, pictures)
         blake2b = hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
         self.found = LeakReport(
-            items=items.num_rows,
+            items=pictures.items.num_rows,
             items_hit=len(np.unique(matches["item"])),
             plain_items=plain,
+            rejected_items=pictures.rejected,
+            missing_items=pictures.missing,
             hashes={kind: len(each) for kind, each in entries.items()},
             found=list(_counts(first_ways, matches)),
-            nearest=list(_nearest(selector, items, matches)),
+            nearest=list(_nearest(selector, pictures.items, matches)),
             blake2b=blake2b,
         )
 
@@ -148,22 +149,17 @@ class LeakStep:
         return report.model_copy(update={"leak": found})
 
 
-def _hashes(evaluation: EvaluationSet, tasks: Tasks) -> tuple[dict[LeakKind, Entries], int]:
+def _hashes(
+    evaluation: EvaluationSet, pictures: EvaluationPictures, tasks: Tasks
+) -> tuple[dict[LeakKind, Entries], int]:
     """(hashes of all pictures, made by the workers; number of pictures that were too plain to hash)."""
     hashes = evaluation.leak.hashes
     if not hashes:
         return {}, 0
-    found: dict[LeakKind, list[Entries]] = {kind: [np.zeros(0, hash_entry(HASH_WORDS[kind]))] for kind in hashes}
-    first = plain = 0
-    calls = [(evaluation, position) for position in range(len(evaluation.snapshot.chunk.shards))]
-    for shard in tasks.get(tasks.map(shard_hashes, calls)):
-        for kind, entries in shard.entries.items():
-            shifted = entries.copy()
-            shifted["item"] += first
-            found[kind].append(shifted)
-        first += shard.items
-        plain += shard.plain
-    return {kind: np.concatenate(parts) for kind, parts in found.items()}, plain
+    calls = [(evaluation, position, new) for position, new in enumerate(pictures.new) if len(new.items)]
+    shards = tasks.get(tasks.map(shard_hashes, calls))
+    found = {kind: np.concatenate([shard.entries[kind] for shard in shards]) for kind in hashes}
+    return found, sum(shard.plain for shard in shards)
 
 
 def _parts(entries: Entries) -> Iterator[Entries]:
@@ -236,12 +232,13 @@ def _cosine(match: np.void) -> float | None:
     return -float(match["near"]) if WAYS[match["way"]].by == "embedding" else None
 
 
-def _overlap_table(matches: Matches, items: pa.Table) -> pa.Table:
-    found = items.take(pa.array(matches["item"]))
+def _overlap_table(matches: Matches, pictures: EvaluationPictures) -> pa.Table:
+    positions, row_indices = pictures.rows_of(matches["item"])
+    rows, matches = pictures.rows.take(pa.array(row_indices)), matches[positions]
     ways = [WAYS[number] for number in matches["way"].tolist()]
     columns = {
-        "item_uid": found["uid"],
-        "item_row_id": found["row_id"],
+        "item_uid": rows["uid"],
+        "item_row_id": rows["row_id"],
         "by": [way.by for way in ways],
         "variant": [way.variant for way in ways],
         "rows": matches["rows"],

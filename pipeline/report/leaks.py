@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.leak.notes import leak_notes
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.report.source import Source
@@ -19,6 +20,7 @@ SIDE = 240
 """Maximum width and height of an evaluation picture, in pixels."""
 PAIRS_PER_WAY = 3
 _GONE = Thumbnail(None, problem="the evaluation set can no longer be read")
+_NO_PAIR = Thumbnail(None, problem="the evaluation set does not store this picture")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _item_pictures(leak: Leak, pairs: Sequence[LeakPair], store: Store) -> Seque
             found = reader.of(place for place in places if place is not None)
     except (PairmillError, OSError):
         return [_GONE] * len(pairs)
-    return [_GONE if place is None else found[place] for place in places]
+    return [_NO_PAIR if place is None else found[place] for place in places]
 
 
 def _how(pair: LeakPair) -> str:
@@ -97,5 +99,5 @@ def _how(pair: LeakPair) -> str:
 
 def _about(report: LeakReport) -> str:
     share = report.items_hit / max(1, report.items)
-    plain = f" {counted(report.plain_items, 'picture')} too plain for hashes." if report.plain_items else ""
-    return f"{report.items_hit:,} of {counted(report.items, 'evaluation picture')} found ({share:.2%}).{plain}"
+    found = f"{report.items_hit:,} of {counted(report.items, 'evaluation picture')} found ({share:.2%})"
+    return " ".join(f"{line}." for line in [found, *leak_notes(report)])

@@ -18,10 +18,12 @@ from pairmill.jobs.select import refresh
 from pairmill.pipeline.image.pdq import pdq
 from pairmill.pipeline.image.phash import phash, phash_of_luma
 from pairmill.pipeline.leak.evaluation_set import hash_entry
+from pairmill.pipeline.leak.notes import leak_notes
 from pairmill.pipeline.leak.step import _parts
 from pairmill.pipeline.leak.variants import CROPS, VARIANTS, is_plain, variant_hashes
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.leak import LeakKind, LeakPair
+from pairmill.schemas.manifest import Shard
 from pairmill.schemas.select_steps import SelectStep
 from pairmill.schemas.subset import SelectJob, Subset
 from tests import picture_dataset
@@ -172,6 +174,59 @@ def test_the_overlap_does_not_depend_on_row_order_or_shards(tmp_path: Path, eval
     assert len(kept - planted) == ROWS - len(planted) - 2  # two rows with the SHA-256 of an evaluation picture
     leaks = [subset.reports[2].leak for subset in (one, two)]
     assert leaks[0] and leaks[1] and leaks[0].found == leaks[1].found and leaks[0].blake2b == leaks[1].blake2b
+
+
+def test_captions_of_a_picture_count_once_and_rejects_are_compared_by_sha256(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 0 to 9 are captions of three pictures, in two shards. Rows 10 to 15 are rejects: a picture of which only the
+    SHA-256 is known, the URL of a pair, and three dead links, one of which two rows share."""
+    of_picture = [0, 0, 0, 1, 1, 2, 2, 2, 0, 1, 10, 11, 12, 13, 13, 15]
+    sha256 = [hashlib.sha256(b"picture %d" % number).hexdigest() for number in of_picture]
+    make = picture_dataset._shard
+
+    def captions(world: picture_dataset.World, shard: Shard) -> pa.Table:
+        table = make(world, shard)
+        first = table.take(pa.array([each % 6 for each in of_picture]))
+        is_pair = [row < 10 for row in range(16)]
+        changed = {
+            "sha256": pa.array([each if row < 11 else None for row, each in enumerate(sha256)]),
+            "url": pa.array(
+                [f"https://a.example/{number if row != 11 else 2}" for row, number in enumerate(of_picture)]
+            ),
+            "is_pair": pa.array(is_pair),
+            "status": pa.array(["ok" if each else "not_an_image" for each in is_pair]),
+            "image": pa.array([each if row < 10 else None for row, each in enumerate(first["image"].to_pylist())]),
+        }
+        start = shard.first_row
+        changed = {name: changed[name][start : start + shard.num_rows] for name in changed}
+        for name, values in changed.items():
+            field = table.schema.field(name)
+            table = table.set_column(table.schema.get_field_index(name), field, values.cast(field.type))
+        return table
+
+    monkeypatch.setattr(picture_dataset, "_shard", captions)
+    evaluation, training = tmp_path / "evaluation", tmp_path / "training"
+    picture_dataset.write(evaluation, 16, PAIRS, shard_rows=8)
+
+    def row(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]:
+        kept = {"status": pa.array(["ok"] * rows), "sha256": pa.array([sha256[0], sha256[10], sha256[12]])}
+        return default_columns(shard, first, rows, seed) | kept
+
+    write_dataset(training, 3, columns=row)
+    subset = make_subset(training, "a", {"leak": str(evaluation)})
+    leak = subset.reports[2].leak
+    assert leak is not None
+    assert (leak.items, leak.items_hit, leak.rejected_items, leak.missing_items) == (4, 2, 1, 3)
+    assert [each.items for each in leak.found] == [2] and leak.hashes["phash"] == (3 - leak.plain_items) * 240
+    found = [each["item_row_id"] for each in overlap_of(training, subset)]
+    assert found == ["0:0", "0:1", "0:2", "1:0", "1:2"], "all rows of the pictures found"
+    kept = make_subset(training, "b", {"leak": {"against": str(evaluation), "rows": "kept"}}).reports[2].leak
+    assert kept is not None and (kept.items, kept.rejected_items, kept.missing_items) == (3, 0, 0)
+    by_phash = make_subset(training, "c", {"leak": {"against": str(evaluation), "by": "phash"}}).reports[2].leak
+    assert by_phash is not None and (by_phash.items, by_phash.missing_items) == (3, 4)
+    notes = leak_notes(by_phash)
+    assert "4 rejected pictures of the evaluation set not compared" in notes and "only `by: embedding`" in notes[-1]
 
 
 def test_mirrored_and_cropped_copies_stay_if_variants_are_off(evaluation: Path, training: Path) -> None:
