@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pairmill.pipeline.report.axis import PLOT_HEIGHT, TOP, Axis, Tick
+from pairmill.pipeline.report.axis import PLOT_HEIGHT, TOP, Axis, Tick, drawable
+from pairmill.pipeline.report.bins import axis_limits
 from pairmill.pipeline.report.charts import Marker, threshold_marker
 
 
@@ -60,10 +61,7 @@ def line_chart(
     title: str, about: str, x_label: str, x: Sequence[float], values: Sequence[Values], marked: float | None = None
 ) -> LineChart:
     """A chart of lines over `x`, which is in ascending order. `marked`: the x at which to draw a vertical line."""
-    ends = [*x, *([] if marked is None else [marked])]
-    low, high = min(ends), max(ends)
-    room = 0.0 if high > low else abs(low) / 10 or 0.5
-    axis = Axis(low - room, high + room)
+    axis = Axis(*axis_limits(drawable(min(x)), drawable(max(x)), marked))
     lines = [Line(each.name, _path(axis, x, each.y), _band(axis, x, each)) for each in values]
     marker = threshold_marker(axis, marked)
     return LineChart(title, about, x_label, axis.ticks(), _share_ticks(), lines, marker=marker)

@@ -97,7 +97,8 @@ class ZeroShotResult:
 class ThresholdPoint:
     """The labeled rows that `score >= threshold` keeps."""
 
-    threshold: float
+    threshold: float | int
+    """An integer if the scores are integers."""
     kept: int
     precision: float
     precision_interval: Interval

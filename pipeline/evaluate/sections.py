@@ -1,5 +1,6 @@
 """Turns results into text, tables and charts, for the terminal and for the page."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.evaluate.examples import Doubles
 from pairmill.pipeline.evaluate.intervals import percent
-from pairmill.pipeline.evaluate.line_chart import Values, line_chart, reliability_chart
+from pairmill.pipeline.evaluate.line_chart import LineChart, Values, line_chart, reliability_chart
 from pairmill.pipeline.evaluate.page import Section, Table
 from pairmill.pipeline.evaluate.probe import Booleans, Probe
 from pairmill.pipeline.evaluate.reliability import Bin
@@ -103,16 +104,6 @@ def _overlap_lines(found: OverlapResult) -> list[str]:
 
 def threshold_section(result: ThresholdResult) -> Section:
     """The section on a score: precision and recall at its thresholds."""
-    points = sorted(result.points, key=lambda each: each.threshold)
-    lines = [
-        Values("precision", [each.precision for each in points], *_ends([each.precision_interval for each in points])),
-        Values("recall", [each.recall for each in points], *_ends([each.recall_interval for each in points])),
-    ]
-    marked = None if result.found is None else result.found.threshold
-    chart = line_chart(
-        "Precision and recall", "Precision and recall with their 95 % intervals; the numbers are in the table below",
-        f"{result.score} at least", [each.threshold for each in points], lines, marked,
-    )  # fmt: skip
     rows = [
         [
             shortest(each.threshold),
@@ -135,9 +126,26 @@ def threshold_section(result: ThresholdResult) -> Section:
             ),
         ],
         result.notes,
-        [chart],
+        _threshold_charts(result),
         tables=[Table("Thresholds", [f"{result.score} >=", "kept", "precision", "recall"], rows)],
     )
+
+
+def _threshold_charts(result: ThresholdResult) -> list[LineChart]:
+    """Precision and recall over the finite thresholds; no chart if there are none."""
+    points = [each for each in result.points[::-1] if math.isfinite(each.threshold)]
+    if not points:
+        return []
+    lines = [
+        Values("precision", [each.precision for each in points], *_ends([each.precision_interval for each in points])),
+        Values("recall", [each.recall for each in points], *_ends([each.recall_interval for each in points])),
+    ]
+    marked = result.found.threshold if result.found and result.found in points else None
+    chart = line_chart(
+        "Precision and recall", "Precision and recall with their 95 % intervals; the numbers are in the table below",
+        f"{result.score} at least", [each.threshold for each in points], lines, marked,
+    )  # fmt: skip
+    return [chart]
 
 
 def probe_section(figures: ProbeFigures, probe: Probe, is_positive: Booleans) -> Section:
@@ -190,9 +198,15 @@ def probe_lines(figures: ProbeFigures) -> list[str]:
     ]
 
 
-def shortest(threshold: float) -> str:
-    """The fewest digits that identify a threshold as a float32, or as a float64 if no float32 has its value."""
-    narrow = np.float32(threshold)
+def shortest(threshold: float | int) -> str:
+    """The fewest digits that identify a threshold in an expression: an integer, a float32, or a float64 if no float32
+    has its value."""
+    if isinstance(threshold, int):
+        return str(threshold)
+    if math.isinf(threshold):
+        return "1e999" if threshold > 0 else "-1e999"  # the expression has no name for infinity
+    with np.errstate(over="ignore"):
+        narrow = np.float32(threshold)
     return str(narrow) if float(narrow) == threshold else repr(threshold)
 
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pairmill.pipeline.evaluate.intervals import Interval, wilson
+from pairmill.pipeline.select.comparisons import as_doubles
 
-Doubles = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float64 | np.int64 | np.uint64]
 Booleans = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
@@ -17,7 +19,7 @@ Counts = npt.NDArray[np.int64]
 class Point:
     """The labeled rows that `score >= threshold` keeps."""
 
-    threshold: float
+    threshold: float | int
     kept: int
     hits: int
     """Number of kept rows with the positive label."""
@@ -45,31 +47,41 @@ class Point:
         return wilson(self.hits, self.positives)
 
 
-def roc_auc(scores: Doubles, is_positive: Booleans) -> float:
+def exact_scores(column: pa.Array) -> tuple[Scores, Booleans]:
+    """(scores [n], mask of the rows with a score [n]) of integers or floats. Integers stay integers, because float64
+    cannot tell them apart above 2^53. Null and NaN are no score; infinite values are."""
+    if not pa.types.is_integer(column.type):
+        values = as_doubles(column).to_numpy(zero_copy_only=False)
+        return values, ~np.isnan(values)
+    wide = column.cast(pa.uint64() if column.type == pa.uint64() else pa.int64())
+    return wide.fill_null(0).to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def roc_auc(scores: Scores, is_positive: Booleans) -> float:
     """Area under the ROC curve of scores [n] and labels [n] of both kinds: the probability that a positive row has a
     higher score than a negative one."""
-    return float(roc_auc_score(is_positive, scores))
+    ranks = np.unique(scores, return_inverse=True)[1]  # scikit-learn refuses infinite scores
+    return float(roc_auc_score(is_positive, ranks))
 
 
 @dataclass(frozen=True)
 class ThresholdCurve:
     """Precision and recall at every distinct score, from the highest down."""
 
-    thresholds: Doubles
+    thresholds: Scores
     kept: Counts
     hits: Counts
     auc: float
     average_precision: float
 
     @classmethod
-    def of(cls, scores: Doubles, is_positive: Booleans) -> "ThresholdCurve":
+    def of(cls, scores: Scores, is_positive: Booleans) -> "ThresholdCurve":
         """The curve for scores [n] without NaN and labels [n] of both kinds."""
-        order = np.argsort(-scores, kind="stable")
-        ordered = scores[order]
-        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last row of each distinct score
-        hits = np.cumsum(is_positive[order])[ends].astype(np.int64)
-        average = float(average_precision_score(is_positive, scores))
-        return cls(ordered[ends], ends.astype(np.int64) + 1, hits, roc_auc(scores, is_positive), average)
+        distinct, ranks = np.unique(scores, return_inverse=True)
+        rows, hits = np.bincount(ranks), np.bincount(ranks[is_positive], minlength=len(distinct))
+        average = float(average_precision_score(is_positive, ranks))
+        auc = roc_auc(ranks, is_positive)
+        return cls(distinct[::-1], np.cumsum(rows[::-1]), np.cumsum(hits[::-1]), auc, average)
 
     def __len__(self) -> int:
         """Number of thresholds."""
@@ -77,7 +89,7 @@ class ThresholdCurve:
 
     def point(self, index: int) -> Point:
         """The point at the threshold with this index."""
-        return Point(float(self.thresholds[index]), int(self.kept[index]), int(self.hits[index]), int(self.hits[-1]))
+        return Point(self.thresholds[index].item(), int(self.kept[index]), int(self.hits[index]), int(self.hits[-1]))
 
     def spread(self, most: int) -> list[int]:
         """At most `most` indices, evenly spaced by the number of rows that their thresholds keep. The last threshold

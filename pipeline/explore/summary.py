@@ -1,6 +1,7 @@
 """Describes the filter of each column: its kind, and its range, histogram or choices."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -58,10 +59,10 @@ class Column:
     @property
     def step(self) -> float:
         """The step of the column's slider: a power of ten, at most a fiftieth of the range. At least 1 for integers."""
-        width = self.high - self.low
+        width = min(self.high - self.low, sys.float_info.max)
         if self.is_integer:
             return max(1.0, float(10 ** math.floor(math.log10(max(width, 1) / 50))))
-        return float(10 ** math.floor(math.log10(width / 50))) if width > 0 else 1.0
+        return float(10 ** math.floor(math.log10(width / 50))) if width > 1e-300 else 1.0
 
     @property
     def slider_low(self) -> float:
@@ -127,8 +128,9 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
         return Column(name, "number", is_integer=is_integer, nulls=column.null_count)
     low, high = float(finite.min()), float(finite.max())
     bins = np.zeros(BINS, np.int64)
-    if high > low:
-        at = ((finite - low) * (BINS / (high - low))).astype(np.int64)
+    scaled = finite / (max(abs(low), abs(high)) or 1.0)  # so that no difference overflows
+    if width := float(np.ptp(scaled)):
+        at = ((scaled - scaled.min()) * (BINS / width)).astype(np.int64)
         bins = np.bincount(np.clip(at, 0, BINS - 1), minlength=BINS)
     return Column(name, "number", is_integer=is_integer, nulls=column.null_count, low=low, high=high,
                   histogram=tuple(bins.tolist()))  # fmt: skip

@@ -16,6 +16,7 @@ PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.float32]
 _MAX_TICKS = 6
+LARGEST, _SMALLEST_SPAN = 8e307, 1e-300
 _CHAR_WIDTH = 8
 """Maximum width of a character in a label."""
 
@@ -28,15 +29,20 @@ class Tick:
     label: str
 
 
+def drawable(value: float) -> float:
+    """The value, or the nearest one that an axis can have: beyond +-8e307, the span of an axis could be infinite."""
+    return min(max(float(value), -LARGEST), LARGEST)
+
+
 class Axis:
-    """Maps values to x positions."""
+    """Maps values to x positions. Its ends are `drawable`."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
 
     def x(self, value: float) -> float:
         """The position of a value."""
-        return LEFT + PLOT_WIDTH * (value - self.low) / (self.high - self.low)
+        return LEFT + PLOT_WIDTH * ((drawable(value) - self.low) / (self.high - self.low))
 
     def ticks(self, whole: bool = False) -> list[Tick]:
         """A few round values as ticks. `whole`: only whole numbers if the span is short."""
@@ -58,7 +64,7 @@ def _that_fit(low: float, high: float) -> list[tuple[float, str]]:
 
 def round_step(span: float, most: int) -> float:
     """The smallest of 1, 2 and 5 times a power of ten that fits at most `most` times into the span."""
-    smallest = span / most
+    smallest = max(span, _SMALLEST_SPAN) / most
     power = 10.0 ** math.floor(math.log10(smallest))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= smallest * (1 - 1e-9))
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.report.axis import Numbers, label, round_step
+from pairmill.pipeline.report.axis import LARGEST, Numbers, drawable, label, round_step
 
 _MAX_BARS = 48
 
@@ -18,14 +18,14 @@ def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
         return None
-    low, high = np.quantile(finite, [cut, 1 - cut])
+    low, high = np.quantile(np.clip(finite, -LARGEST, LARGEST), [cut, 1 - cut])
     return float(low), float(high)
 
 
 def axis_limits(low: float, high: float, threshold: float | None) -> tuple[float, float]:
     """Limits that include the threshold, with room on both sides of a single value."""
     if threshold is not None:
-        low, high = min(low, threshold), max(high, threshold)
+        low, high = min(low, drawable(threshold)), max(high, drawable(threshold))
     if high > low:
         return low, high
     room = abs(low) / 10 or 0.5
@@ -69,7 +69,7 @@ class Bins:
         low, high = min(low for low, _ in found), max(high for _, high in found)
         if not whole or threshold is not None:
             low, high = axis_limits(low, high, threshold)
-        step = round_step(max(high - low, 1e-6 * abs(high), 1e-300), _MAX_BARS)
+        step = round_step(max(high - low, 1e-6 * abs(high)), _MAX_BARS)
         step = max(step, 1.0) if whole else step
         return cls(step, math.floor(low / step + 1e-9), math.floor(high / step + 1e-9), whole, cut > 0)
 

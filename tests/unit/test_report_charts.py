@@ -4,10 +4,13 @@ round numbers."""
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pairmill.pipeline.evaluate.line_chart import Values, line_chart
+from pairmill.pipeline.explore.summary import describe
 from pairmill.pipeline.report.axis import LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, label, round_values, short_count
 from pairmill.pipeline.report.bins import Bins
 from pairmill.pipeline.report.charts import binned, histogram, what_if
@@ -51,6 +54,20 @@ def test_a_single_distinct_value_still_gets_charts(value: float) -> None:
     assert curve and curve.path.startswith(f"{LEFT:.1f},{TOP:.1f} ") and len(curve.x_ticks) >= 2
     for ticks in (chart.x_ticks, curve.x_ticks):
         assert 2 <= len(ticks) <= 7 and 7 * sum(len(tick.label) for tick in ticks) <= PLOT_WIDTH
+
+
+@pytest.mark.parametrize("values", [[-1.7e308, 0, 1.7e308], [0, 5e-324, 1e-323]])
+@pytest.mark.parametrize("threshold", [None, math.inf, -math.inf, 1.7e308])
+def test_any_finite_values_and_any_threshold_can_be_drawn(values: list[float], threshold: float | None) -> None:
+    numbers = np.array(values)
+    chart, curve = histogram("x", [numbers], ["x"], threshold), what_if("x", numbers, 3, threshold)
+    line = line_chart("x", "x", "x", values, [Values("x", [0.5, 0.5, 0.5])], threshold)
+    assert chart and curve and sum(bar.counts[0] for bar in chart.bars) == 3
+    filters = describe("x", "number", pa.chunked_array([values]))
+    assert sum(filters.histogram) == 3 and math.isfinite(filters.slider_low) and filters.step > 0
+    for drawn in (chart, curve, line):
+        assert all(LEFT <= tick.at <= LEFT + PLOT_WIDTH for tick in drawn.x_ticks)
+        assert (drawn.marker is None) == (threshold is None)
 
 
 def test_bars_begin_at_round_numbers() -> None:

@@ -24,6 +24,7 @@ from pairmill.pipeline.evaluate.thresholds import ThresholdCurve
 from pairmill.pipeline.evaluate.zero_shot import ClassIndex
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.select.expressions import Expression
 from pairmill.schemas.errors import JobError
 from tests.unit.evaluate.embedded import ALIAS, unit, write_embedded, write_labels
 from tests.unit.evaluate.test_retrieval import real
@@ -71,13 +72,33 @@ def test_precision_and_recall_equal_those_of_scikit_learn_at_every_threshold(
     assert curve.spread(5)[-1] == len(curve) - 1 and len(curve.spread(5)) <= 5
 
 
-def test_a_score_of_integers_too_large_for_float64_is_measured(tmp_path: Path) -> None:
-    values = [(1 << 53) + 1 + 1_000 * row for row in range(40)]
-    extra = pa.schema([("big", pa.int64()), ("is_good", pa.bool_())])
-    columns = {"big": values, "is_good": [row >= 20 for row in range(40)]}
-    write_embedded(tmp_path, unit(np.random.default_rng(0).normal(size=(40, 4))), columns=columns, extra=extra)
-    found = pairmill.evaluate(tmp_path, score="big", label_column="is_good").threshold
-    assert found is not None and found.auc == 1.0 and found.rows == 40
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.int64(), [(1 << 53) + row for row in range(40)]),
+        (pa.uint64(), [(1 << 64) - 40 + row for row in range(40)]),
+        (pa.float64(), [-np.inf, -1.7e308, 0.1, *range(1, 20), *range(21, 35), 1e300, 1.7e308, np.inf, np.inf]),
+        (pa.float64(), [5e-324 * (row // 2) for row in range(40)]),
+    ],
+)
+def test_every_threshold_keeps_exactly_the_rows_that_were_counted(
+    tmp_path: Path, kind: pa.DataType, values: list[float]
+) -> None:
+    """Integers above 2^53, infinite values, and ranges that are too large or too small for a float64."""
+    is_good = [row % 7 == 0 or row > 25 for row in range(40)]
+    extra = pa.schema([("score", kind), ("is_good", pa.bool_())])
+    columns = {"score": values, "is_good": is_good}
+    write_embedded(tmp_path / "out", unit(np.zeros((40, 4)) + 1), columns=columns, extra=extra)
+    page = str(tmp_path / "page.html")
+    found = pairmill.evaluate(tmp_path / "out", score="score", page=page, label_column="is_good").threshold
+    assert found is not None and found.rows == 40 and len(found.points) >= 20
+    positions = np.searchsorted(sorted(set(values)), values)
+    assert found.auc == roc_auc_score(is_good, positions)
+    whole = pa.table({"score": pa.array(values, kind)})
+    for point in found.points:
+        kept = Expression(f"score >= {shortest(point.threshold)}").evaluate(whole).to_pylist()
+        assert sum(kept) == point.kept
+        assert point.precision == sum(good for good, each in zip(is_good, kept, strict=True) if each) / point.kept
 
 
 def test_a_threshold_for_very_many_rows_is_measured_on_a_sample_with_a_note(
