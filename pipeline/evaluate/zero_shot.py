@@ -5,6 +5,7 @@ The predicted class is the one whose embedding has the highest cosine with the p
 temperature and bias change probabilities, but never the order of the classes.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ Counts = npt.NDArray[np.int64]
 TOP_K = 5
 _MAX_UNKNOWN = 1_000
 """Maximum number of distinct unknown labels that are counted to find the most frequent one."""
+_INTEGER = re.compile("0|-?[1-9][0-9]*")
 _MAX_CELLS = 1 << 22
 """Maximum number of similarities in memory at once."""
 
@@ -44,27 +46,40 @@ class ClassIndex:
         counts = Counter(names)
         self._index = {name: index for index, name in enumerate(names) if counts[name] == 1}
         self._ambiguous = {name for name, count in counts.items() if count > 1}
-        self._num_classes = len(names)
+        self._names = names
         self._unknown: Counter[str] = Counter()  # at most _MAX_UNKNOWN distinct labels
         self._num_unknown = 0
         self._num_ambiguous = 0
 
     def of(self, labels: pa.Array) -> Counts:
-        """The class number of each label [n]; -1 if it matches no class. A label is a class name, or an integer class
-        number, starting at 0."""
-        return np.array([self._one(label) for label in labels.to_pylist()], np.int64)
+        """The class number of each label [n]; -1 if it matches no class. Integers are all class numbers, starting at 0,
+        or all class names; other labels are class names. Raises EvaluateError if integers could be both."""
+        index = self._of_integers() if pa.types.is_integer(labels.type) else self._index
+        return np.array([self._one(str(label), index) for label in labels.to_pylist()], np.int64)
 
-    def _one(self, label: bool | int | str) -> int:
-        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < self._num_classes:
-            return label
-        name = str(label)
-        if name in self._ambiguous:
+    def _of_integers(self) -> dict[str, int]:
+        """Text of each integer label -> its class number. It depends only on the class names, so that neither the
+        shards nor a subset can change the meaning of a label."""
+        numbers = {str(number): number for number in range(len(self._names))}
+        integers = {name: number for number, name in enumerate(self._names) if _INTEGER.fullmatch(name)}
+        if all(name == str(number) for name, number in integers.items()):
+            return numbers
+        if len(integers) == len(self._names) and not integers.keys() & numbers.keys():
+            return self._index
+        name, number = next(each for each in integers.items() if each[0] != str(each[1]))
+        raise EvaluateError(
+            f"the labels are integers, which could be class numbers or class names: class {number:,} is named "
+            f"{clean_text(name, 60)!r}. Use class names as labels, as text"
+        )
+
+    def _one(self, label: str, index: dict[str, int]) -> int:
+        if index is self._index and label in self._ambiguous:
             self._num_ambiguous += 1
-        elif name not in self._index:
+        elif label not in index:
             self._num_unknown += 1
-            if name in self._unknown or len(self._unknown) < _MAX_UNKNOWN:
-                self._unknown[name] += 1
-        return self._index.get(name, -1)
+            if label in self._unknown or len(self._unknown) < _MAX_UNKNOWN:
+                self._unknown[label] += 1
+        return index.get(label, -1)
 
     def facts(self) -> list[str]:
         """Lines that say which labels were left out."""

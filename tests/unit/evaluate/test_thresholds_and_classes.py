@@ -110,6 +110,27 @@ def test_a_threshold_for_very_many_rows_is_measured_on_a_sample_with_a_note(
     assert f"sampled 100 of {ROWS - 2} labeled rows, by a hash of the uid" in found.notes
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (["cat", "dog"], [1, 0, 2], [1, 0, -1]),
+        (["0", "1", "two"], [1, 0, 2], [1, 0, 2]),  # both readings agree
+        (["1990", "1991"], [1991, 1990, 1], [1, 0, -1]),  # 1 is no class number here
+        (["cat", "1", "0"], ["1", "0", "2"], [1, 2, -1]),  # text is always a name
+    ],
+)
+def test_integer_labels_are_all_numbers_or_all_names(
+    names: list[str], labels: list[object], expected: list[int]
+) -> None:
+    assert ClassIndex(names).of(pa.array(labels)).tolist() == expected
+
+
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["cat", "0"], ["cat", "1990"], ["1990", "0"]])
+def test_integer_labels_that_could_be_numbers_or_names_are_refused(names: list[str]) -> None:
+    with pytest.raises(EvaluateError, match=r"class [01] is named '(1|0|1990)'. Use class names as labels, as text"):
+        ClassIndex(names).of(pa.array([0, 1]))
+
+
 def test_all_unknown_labels_are_counted_though_only_some_are_kept() -> None:
     index = ClassIndex(["cat"])
     for start in range(0, 5_000, 100):
