@@ -7,6 +7,7 @@ deviations.
 
 import ast
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,10 +136,8 @@ class Mix(OneNumber, NoFiles):
         for number, (call, sketch) in enumerate(zip(parsed.calls, sketches, strict=True)):
             if not sketch.num_values:
                 raise ScoreError(f"{call.argument.text} has no value in any row, so rows cannot be compared by it")
-            if call.function == "zscore" and not (math.isfinite(sketch.mean) and math.isfinite(sketch.squares)):
-                raise ScoreError(
-                    f"{call.argument.text} has values whose squares are infinite; use rank instead of zscore"
-                )
+            if call.function == "zscore":
+                _check_moments(call.argument.text, sketch)
             tensors |= {f"{number}.{name}": tensor for name, tensor in sketch.tensors().items()}
         return State(tensors)
 
@@ -165,6 +164,14 @@ class _OpenMix:
         with np.errstate(over="ignore"):  # an infinite value becomes null
             mixed = _values(self.parsed.outer, table).astype(np.float32)
         return pa.table({self.name: float_column(mixed, ~np.isnan(mixed))})
+
+
+def _check_moments(text: str, sketch: ValueSketch) -> None:
+    """Raise ScoreError if a float64 cannot represent the deviation of the values."""
+    if not (math.isfinite(sketch.mean) and math.isfinite(sketch.squares)):
+        raise ScoreError(f"{text} has values whose squares are infinite; use rank instead of zscore")
+    if sketch.squares < sys.float_info.min and not sketch.is_constant:
+        raise ScoreError(f"{text} has differences whose squares are rounded to 0; use rank instead of zscore")
 
 
 def parse(formula: str) -> _Parsed:

@@ -55,7 +55,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class ValueSketch:
-    """Counts of values, with their mean and deviation."""
+    """Counts of values, with the mean and deviation of the finite ones."""
 
     counts: Counts
     mean: float
@@ -65,9 +65,9 @@ class ValueSketch:
 
     @classmethod
     def of(cls, values: Doubles) -> "ValueSketch":
-        """Sketch values. NaN and infinite values are left out."""
+        """Sketch values. NaN is left out."""
         finite = values[np.isfinite(values)]
-        ordered, counts = np.unique(_ordered(finite), return_counts=True)
+        ordered, counts = np.unique(_ordered(values[~np.isnan(values)]), return_counts=True)
         number = counts.astype(np.uint64)
         mean = _sum(finite) / max(len(finite), 1)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -79,7 +79,7 @@ class ValueSketch:
         """Merge sketches into one. The moments are merged as in Chan, Golub and LeVeque 1983,
         https://doi.org/10.1080/00031305.1983.10483115."""
         columns = [np.concatenate([getattr(part.counts, each.name) for part in parts]) for each in fields(Counts)]
-        means = [(size, part.mean) for part in parts if (size := part.num_values)]
+        means = [(size, part.mean) for part in parts if (size := part.num_finite)]
         mean = _sum([size * each for size, each in means]) / max(sum(size for size, _ in means), 1)
         moved = [size * (each - mean) * (each - mean) for size, each in means]
         return cls(Counts(*columns).grouped(), mean, _sum([*(part.squares for part in parts), *moved]))
@@ -88,6 +88,24 @@ class ValueSketch:
     def num_values(self) -> int:
         """The number of counted values."""
         return int(self.counts.count.sum())
+
+    @property
+    def num_finite(self) -> int:
+        """The number of counted values that are finite."""
+        return int(self.counts.count[self._is_finite].sum())
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all finite values are equal."""
+        low, high = self.counts.low[self._is_finite], self.counts.high[self._is_finite]
+        return not len(low) or bool(low[0] == high[-1])
+
+    @property
+    def _is_finite(self) -> npt.NDArray[np.bool_]:
+        """Which buckets have finite values. Infinite ones are in buckets of their own."""
+        lowest, highest = _ordered(np.array([-np.inf, np.inf]))
+        found: npt.NDArray[np.bool_] = (self.counts.low > lowest) & (self.counts.high < highest)
+        return found
 
     def ranks(self, values: Doubles) -> Doubles:
         """For each value, the share of counted values that are lower, from 0 to 1. NaN stays NaN."""
@@ -105,10 +123,10 @@ class ValueSketch:
         return np.where(np.isnan(values), np.nan, found)
 
     def zscores(self, values: Doubles) -> Doubles:
-        """For each value, (value - mean) / standard deviation of the counted values; 0 if these are all equal."""
-        if self.counts.low[0] == self.counts.high[-1] or self.squares == 0:
-            return np.where(np.isnan(values), np.nan, 0.0)
-        return (values - self.mean) / math.sqrt(self.squares / self.num_values)
+        """For each value, (value - mean) / standard deviation of the finite values; 0 if these are all equal."""
+        if self.is_constant or self.squares == 0:
+            return np.where(np.isfinite(values), 0.0, np.nan)
+        return (values - self.mean) / math.sqrt(self.squares / self.num_finite)
 
     def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
         """The sketch as tensors, for `from_tensors`."""

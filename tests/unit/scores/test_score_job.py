@@ -387,6 +387,8 @@ def test_the_error_about_a_damaged_card_names_it_and_the_remedy(folder: Path, he
         ("__import__('os')", "is not supported"),
         ("rank(caption)", "is string, not a number"),
         ("0.5", "uses no column"),
+        ("zscore(1e-200 * similarity)", "squares are rounded to 0; use rank"),
+        ("zscore(1e200 * similarity)", "squares are infinite; use rank"),
     ],
 )
 def test_a_meaningless_mix_is_refused(folder: Path, formula: str, message: str) -> None:
