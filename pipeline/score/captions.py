@@ -14,7 +14,6 @@ from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.caption import byte_model, measures
 from pairmill.pipeline.score.caption.byte_model import ByteModel
 from pairmill.pipeline.score.caption.measures import Measure
-from pairmill.pipeline.score.caption.terms import TermList
 from pairmill.pipeline.score.embeddings import chosen_model
 from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError
 from pairmill.pipeline.select.keys import SAMPLE, uid_hashes
@@ -141,7 +140,7 @@ def _prepared_measures(settings: CaptionsScore, state: State) -> dict[str, Measu
     if "toxic" in settings.measures:
         terms = state.values[_TERMS]
         assert isinstance(terms, list)
-        found["toxic"] = measures.toxic(TermList(terms))
+        found["toxic"] = measures.toxic(terms)
     if "tokens" in settings.measures:
         found["tokens"] = _tokens(state.values.get(_MODEL))
     if "bits_per_character" in settings.measures:
@@ -187,14 +186,14 @@ def _read_terms(path: str, files: Files) -> list[str]:
     if len(data) > _MAX_LIST_BYTES:
         raise ScoreError(f"{path}: is larger than {_MAX_LIST_BYTES >> 20} MiB, too large for a list of words")
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ScoreError(f"{path}: is not UTF-8 ({error}); save it as UTF-8, with one term per line") from None
     terms = {" ".join(line.split()) for line in lines if not line.startswith("#")} - {""}
     if not terms:
         raise ScoreError(f"{path}: has no terms; write one per line")
     try:
-        TermList(terms).find(pa.array([""]))
+        measures.toxic(terms)(measures.Captions(pa.array([""])))
     except pa.ArrowInvalid as error:  # terms in scripts without spaces are joined into one regular expression
         raise ScoreError(f"{path}: has too many terms ({error}); use a shorter list") from None
     return sorted(terms)

@@ -48,7 +48,7 @@ def read_classes(settings: ClassesScore) -> Classes:
     path = Path(settings.names)
     if path.suffix.lower() == ".json":
         return _checked(path, _given_prompts(path))
-    names = [line.strip() for line in _read(path).splitlines() if line.strip()]
+    names = [line.strip() for line in _read(path).split("\n") if line.strip()]
     return _checked(path, [(name, _prompts(settings, name)) for name in names])
 
 

@@ -178,8 +178,8 @@ class CaptionsScore(Settings):
     model: str | None = None
     """Alias of the dataset's model whose tokenizer counts `tokens`. None: CLIP's own, with a context of 77."""
     toxic_words: Uri | None = None
-    """For `toxic`: a UTF-8 file with one term per line. Lines that start with # are comments. pairmill ships no such
-    file."""
+    """For `toxic`: a UTF-8 file with one term per line. Lines that start with # are comments, so put a space before a
+    hashtag. pairmill ships no such file."""
 
     @model_validator(mode="before")
     @classmethod

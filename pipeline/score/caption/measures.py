@@ -1,8 +1,9 @@
 """Defines the measures that depend on the caption alone."""
 
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -162,9 +163,16 @@ def boilerplate(captions: Captions) -> list[pa.Array]:
     return [pa.array(np.where(is_dropped, 1, share).astype(np.float32), mask=(total == 0) & ~is_dropped)]
 
 
-def toxic(terms: TermList) -> Measure:
-    """A measure that counts occurrences of the list's terms in each caption."""
-    return lambda captions: [_masked(terms.find(captions.texts)[0].astype(np.int32), captions)]
+def toxic(terms: Iterable[str]) -> Measure:
+    """A measure that counts occurrences of the terms in each caption. Both are case-folded: unlike in lower case, `ss`
+    is then equal to a sharp s, and a Greek final sigma to any other."""
+    found = TermList(unicodedata.normalize("NFC", term).casefold() for term in terms)
+
+    def count(captions: Captions) -> list[pa.Array]:
+        folded = pa.array([text and text.casefold() for text in captions.texts.to_pylist()], pa.string())
+        return [_masked(found.find(folded)[0].astype(np.int32), captions)]
+
+    return count
 
 
 def _syllables(words: pa.Array) -> npt.NDArray[np.int64]:

@@ -106,7 +106,7 @@ def test_token_counts_of_a_checkpoint_equal_those_of_transformers(tmp_path: Path
 
 
 def test_a_dataset_is_scored_and_verified_with_any_shard_size(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("# mild\nhell\n\nbloody  hell\n")
+    (tmp_path / "words.txt").write_text("# mild\r\nhell\r\n\nbloody  hell\n")
     captions = [f"what the bloody hell number {n}" if n % 3 else f"a red bird on a branch {n}" for n in range(12)]
     score = {"measures": ["toxic", "bits_per_character", "tokens", "words"], "toxic_words": str(tmp_path / "words.txt")}
     score["model"] = "tiny"
@@ -122,6 +122,24 @@ def test_a_dataset_is_scored_and_verified_with_any_shard_size(tmp_path: Path) ->
     assert found[0] == found[1]
     assert {row["c_toxic"] for row in found[0]} == {0, 1}
     assert {row["c_tokens"] for row in found[0]} == {8, 9}  # includes the start and end tokens, and one token per digit
+
+
+@pytest.mark.parametrize(
+    ("term", "caption"),
+    [
+        ("ΛΌΓΟΣ", "ο λόγος"),
+        ("λόγος", "Ο ΛΌΓΟΣ"),
+        ("straße", "DIE STRASSE"),
+        ("STRASSE", "die Straße"),
+        (" #MeToo", "so #metoo"),
+        ("eﬃgy", "an Effigy"),
+    ],
+)
+def test_terms_are_found_in_any_case(term: str, caption: str, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text(f"#metoo\n{term}\n", encoding="utf-8")
+    store = write_dataset(tmp_path / "out", [[pair(caption), pair("the rest", uid="1" * 32)]])
+    scored = _scored(store, {"measures": ["toxic", "words"], "toxic_words": str(tmp_path / "words.txt")})
+    assert sorted(row["c_toxic"] for row in scored) == [0, 1]
 
 
 def _scored(store: Store, captions: dict[str, object]) -> list[dict[str, object]]:

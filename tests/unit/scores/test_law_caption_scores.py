@@ -166,7 +166,7 @@ _TOKENIZER = open_clip.SimpleTokenizer()
 
 
 def _terms_in(text: str) -> int:
-    runs, found, place = regex.findall(r"[\p{L}\p{M}\p{N}_]+", text.lower()), text.count("猫"), 0
+    runs, found, place = regex.findall(r"[\p{L}\p{M}\p{N}_]+", text.casefold()), text.count("猫"), 0
     while place < len(runs):
         lengths = [len(term) for term in _TERMS if runs[place : place + len(term)] == term]
         found, place = found + bool(lengths), place + max(lengths, default=1)
