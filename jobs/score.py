@@ -24,7 +24,7 @@ from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kinds import kind_of
-from pairmill.pipeline.score.prepare import notes, planned_needs, prepared, sources
+from pairmill.pipeline.score.prepare import notes, planned_needs, prepared, sources, withdraw
 from pairmill.pipeline.score.score_shard import ScoreTask, score_shard
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.stages.pipelines import score_pipeline
@@ -90,6 +90,11 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
     done, now = columns_done(store, card.name), committed(store)  # a retry may have made new generations meanwhile
     missing = [shard for shard, _ in snapshot.generations if done.get(shard) != now.get(shard)]
     scored = {shard for shard, generation in left if done.get(shard) == generation} - set(missing)
+    said = notes(snapshot, card)
+    was_replaced = any(now.get(shard) != generation for shard, generation in left)
+    if failures and not done and not needs.pictures and not was_replaced:
+        withdraw(store, card)
+        said.append("no shard could be scored, so the score was not added")
     return ScoreResult(
         output=store.root,
         name=card.name,
@@ -103,7 +108,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         rows_without=count_nulls(store, card.name, [each for each in left if each[0] in scored]),
         seconds=round(time.perf_counter() - started, 1),
         unfinished_shards=snapshot.unfinished_shards,
-        notes=notes(snapshot, card),
+        notes=said,
     )
 
 

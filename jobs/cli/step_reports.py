@@ -71,8 +71,9 @@ def _print_uids(report: StepReport) -> None:
 
 def _print_balance(found: BalanceReport) -> None:
     """Print the number of entries, what happened to rows without any, and how many rows the frequent entries kept."""
-    of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
     tail = found.tail_matches / max(1, found.matches)
+    listed = "" if found.listed_entries is None else f"{found.listed_entries:,} in the file"
+    of = f", counted once per language ({listed})" if found.curves else f" of {listed}" if listed else ""
     say(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than {found.threshold_text}")
     if found.entries == found.matches > 1:
         say("    no entry is in two rows: balance by something more frequent, such as a class")
@@ -86,6 +87,7 @@ def _print_balance(found: BalanceReport) -> None:
         say(f"    {each.rows:>{digits},} -> {each.kept:>{digits},} of {each.entry}{language}")
     if found.earlier_blake2b:
         say("pairmill: the file of entries has changed since the subset was last selected", err=True)
+
 
 
 def _print_known(known: KnownReport) -> None:

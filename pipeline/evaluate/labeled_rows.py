@@ -94,7 +94,7 @@ def target_of(labels: pa.Array, positive: str | None = None) -> Target:
         raise EvaluateError("no row of the dataset has a label")
     if positive is not None and positive not in values:
         raise EvaluateError(f"no label is {positive!r}; the labels are: {_listed(values)}")
-    wanted = positive or _positive_of(values)
+    wanted = _positive_of(values) if positive is None else positive
     mask: Booleans = pc.equal(texts, wanted).to_numpy(zero_copy_only=False).astype(np.bool_)
     if mask.all() or not mask.any():
         raise EvaluateError(f"all {counted(len(labels), 'label')} are {_listed(values)}; label some rows differently")

@@ -167,7 +167,9 @@ class LabelSource:
         self.check()
         if self.files:
             uris = [find_file(snapshot.store, path) for path in self.files]
-            return FileLabels.read(Files(snapshot.store.files.s3), uris, self.column or "label")
+            return FileLabels.read(
+                Files(snapshot.store.files.s3), uris, "label" if self.column is None else self.column
+            )
         return ColumnLabels.of(snapshot, self.column or "")
 
 

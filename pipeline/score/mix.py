@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.text import pairmill_command
-from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.pipeline.score.kind import Needs, NoFiles, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.score.scan import ShardReader, scan
 from pairmill.pipeline.score.value_sketch import Doubles, ValueSketch
@@ -155,7 +155,13 @@ class _OpenMix:
     sketches: list[ValueSketch]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Returns the score of each row."""
+        """Returns the score of each row. Raises DatasetError if a value of these rows is too large for the formula."""
+        try:
+            return self._mixed(rows)
+        except ExpressionError as error:
+            raise DatasetError(str(error)) from None
+
+    def _mixed(self, rows: pa.Table) -> pa.Table:
         table = rows
         for number, (call, sketch) in enumerate(zip(self.parsed.calls, self.sketches, strict=True)):
             values = _values(call.argument, rows)

@@ -18,6 +18,7 @@ from pairmill.pipeline.columns.score_card import (
     write_state,
 )
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import record_bytes
 from pairmill.pipeline.dataset.subset import WEIGHT
@@ -62,6 +63,12 @@ def prepared(
     _check_finished(snapshot, kind, partial)
     _check_free(snapshot, name, kind)
     return _new_card(snapshot, name, resolved, _state(snapshot, kind, tasks, run))
+
+
+def withdraw(store: Store, card: ScoreCard) -> None:
+    """Delete a score that no shard has, so that its name is free again."""
+    store.delete(f"columns/{card.name}/{SCORE_CARD}")
+    store.delete(card.state.path)
 
 
 def notes(snapshot: Snapshot, card: ScoreCard) -> list[str]:

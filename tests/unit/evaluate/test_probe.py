@@ -234,6 +234,7 @@ def test_labels_can_come_from_columns_of_any_kind_and_one_value_can_be_the_posit
             {"label_column": "animal"},
             r"3 distinct values \('cat', 'dog', 'owl'\): name the positive one with --positive",
         ),
+        ({"label_column": "animal", "positive": ""}, "no label is ''; the labels are: 'cat', 'dog', 'owl'"),
         ({"label_column": "animal", "positive": "cow"}, "no label is 'cow'; the labels are: 'cat', 'dog', 'owl'"),
         (
             {"label_column": "price"},

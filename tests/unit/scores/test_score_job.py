@@ -293,6 +293,14 @@ def test_an_embedding_that_is_not_finite_has_no_score(tmp_path: Path, head: str)
         assert np.flatnonzero(np.isnan(column(tmp_path / "out", name))).tolist() == [3, 60]
 
 
+def test_a_score_that_fails_in_every_shard_is_not_added_and_its_name_stays_free(folder: Path) -> None:
+    failed = add(folder, "mixed", mix="9223372036854775807 * (2 + length(caption))")
+    assert len(failed.failures) == failed.shards and "exceeds the range of 64-bit integers" in failed.failures[0]
+    assert failed.notes == ["no shard could be scored, so the score was not added"]
+    assert not list((folder / "columns/mixed").glob("*.*"))
+    assert add(folder, "mixed", mix="similarity + 1").failures == {}
+
+
 def test_a_score_without_any_value_says_so(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["score", str(folder), "nothing", "--score", "mix: similarity / 0"]).output
     assert "nothing: 200 of these rows have no value: check the settings" in shown

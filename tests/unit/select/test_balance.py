@@ -242,6 +242,9 @@ def test_each_language_has_its_own_counts_and_t(dataset: Path, rows: list[Row], 
         return 1 - prod(1 - min(1, t[entry[0]] / counts[entry]) for entry in entries[row["uid"]])
 
     assert set(uids(dataset, "l")) == {row["uid"] for row in rows if row["draw"] < chance(row)}
+    printed = CliRunner().invoke(app, ["select", str(dataset), "--refresh", "l"]).output
+    assert f"{len(counts)} entries, counted once per language (" in printed
+    assert all(f"{each:.6g} ({name})" in printed.split("t = ")[1].splitlines()[0] for name, each in t.items())
 
 
 def test_a_reference_without_matches_is_refused() -> None:
