@@ -120,6 +120,12 @@ def test_classes_that_are_not_text_are_refused(tmp_path: Path, text: str, messag
         read_classes(ClassesScore(names=str(tmp_path / "classes.json")))
 
 
+def test_only_newlines_end_the_name_of_a_class(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes("a dog\r\n\na\u2028cat\x85\x1cb\n".encode())
+    classes = read_classes(ClassesScore(names=str(tmp_path / "names.txt")))
+    assert [name for name, _ in classes] == ["a dog", "a\u2028cat\x85\x1cb"]
+
+
 def test_a_file_name_with_nul_is_refused() -> None:
     with pytest.raises(ScoreError, match="cannot be read"):
         read_classes(ClassesScore(names="a\0b"))
