@@ -1,5 +1,6 @@
 """`pairmill evaluate`: measures a dataset's embeddings and scores by retrieval, zero-shot classes and thresholds."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -14,6 +15,7 @@ from pairmill.pipeline.evaluate.measure import measure_retrieval, measure_thresh
 from pairmill.pipeline.evaluate.overlap import Overlap
 from pairmill.pipeline.evaluate.page import EvaluationPage, Section, render
 from pairmill.pipeline.evaluate.results import RetrievalResult, ThresholdResult, ZeroShotResult
+from pairmill.pipeline.evaluate.sections import shortest
 from pairmill.pipeline.reader.embeddings import Embeddings, Floats
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.embeddings import chosen_model, known_models
@@ -90,8 +92,9 @@ class EvaluationResult:
     """The results in words, tables and charts."""
 
     def as_dict(self) -> dict[str, object]:
-        """The result as plain JSON values."""
-        values = asdict(self)
+        """The result as plain JSON values. JSON has no infinite numbers, so an infinite threshold is a text, as in the
+        table."""
+        values = asdict(self, dict_factory=_json_values)
         return {name: value for name, value in values.items() if name != "sections"}
 
     def lines(self) -> Iterator[str]:
@@ -111,6 +114,10 @@ class EvaluationResult:
             yield from section.notes
         if self.unfinished_shards:
             yield f"{counted(self.unfinished_shards, 'planned shard')} not finished yet: their rows are missing"
+
+
+def _json_values(items: Sequence[tuple[str, object]]) -> dict[str, object]:
+    return {name: shortest(value) if isinstance(value, float) and math.isinf(value) else value for name, value in items}
 
 
 def evaluate(

@@ -90,7 +90,9 @@ def test_every_threshold_keeps_exactly_the_rows_that_were_counted(
     columns = {"score": values, "is_good": is_good}
     write_embedded(tmp_path / "out", unit(np.zeros((40, 4)) + 1), columns=columns, extra=extra)
     page = str(tmp_path / "page.html")
-    found = pairmill.evaluate(tmp_path / "out", score="score", page=page, label_column="is_good").threshold
+    result = pairmill.evaluate(tmp_path / "out", score="score", page=page, label_column="is_good")
+    found = result.threshold
+    json.dumps(result.as_dict(), allow_nan=False)  # has no numbers that JSON lacks
     assert found is not None and found.rows == 40 and len(found.points) >= 20
     positions = np.searchsorted(sorted(set(values)), values)
     assert found.auc == roc_auc_score(is_good, positions)
