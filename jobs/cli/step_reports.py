@@ -89,7 +89,6 @@ def _print_balance(found: BalanceReport) -> None:
         say("pairmill: the file of entries has changed since the subset was last selected", err=True)
 
 
-
 def _print_known(known: KnownReport) -> None:
     """Print what the rows were compared with, what could not be used, and whether the known rows have changed."""
     values = ", ".join(f"{count:,} by {kind}" for kind, count in known.values.items() if count)
