@@ -51,9 +51,9 @@ def rewrite_shard(store: Store, matcher: Matcher, shard: int, generation: int) -
     side = SideColumns.of(store, old)
     gone = matcher.mask(side.beside(pairs, matcher.columns))
     rejected = np.zeros(0, np.bool_) if rejects is None else matcher.mask(rejects)
-    rows = witnesses(store, pairs.filter(pa.array(gone)), side.read(gone))
+    rows = witnesses(store, pairs.filter(pa.array(gone)), side.read(gone), side.written_captions)
     if rejects is not None:
-        rows = pa.concat_tables([rows, witnesses(store, rejects.filter(pa.array(rejected)), [])])
+        rows = pa.concat_tables([rows, witnesses(store, rejects.filter(pa.array(rejected)))])
     write_part(store, shard, generation, rows)
     new = writer.write(pairs, rejects, gone, rejected)
     side.write(new, pairs, gone)

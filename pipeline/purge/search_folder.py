@@ -113,7 +113,11 @@ def _needles(store: Store, values: Values) -> Needles:
 
 
 def _files_of_rows(store: Store) -> set[str]:
-    """The files that the newest manifests name: their captions, pictures and vectors belong to rows of the dataset."""
+    """The files that the newest manifests name: their captions, pictures and vectors belong to rows of the dataset.
+
+    After a retry, the newest columns of a shard can be older than its pairs. They too contain only rows that are in the
+    dataset: withdrawn rows would be found by their `row_id`.
+    """
     newest = committed(store)
     found = set[str]()
     for shard, generation in newest.items():
@@ -121,9 +125,8 @@ def _files_of_rows(store: Store) -> set[str]:
         found |= {file.path for file in files}
     for name in store.folders("columns"):
         for shard, generations in manifests_of(store, f"columns/{name}/manifests").items():
-            if generations[-1] == newest.get(shard):
-                record = read_columns_manifest(store, name, manifest_name(shard, generations[-1]))
-                found.add(record.file.path)
+            record = read_columns_manifest(store, name, manifest_name(shard, generations[-1]))
+            found.add(record.file.path)
     return found
 
 

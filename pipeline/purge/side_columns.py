@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.columns.added_columns import column_sets
 from pairmill.pipeline.columns.column_files import write_columns
-from pairmill.pipeline.columns.score_card import State, read_score_card, read_state
+from pairmill.pipeline.columns.score_card import SCORE_CARD, State, read_score_card, read_state
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_columns_manifest, record_bytes
 from pairmill.pipeline.dataset.parquet import read_table
@@ -42,6 +42,12 @@ class SideColumns:
         if not rows.any():
             return []
         return [read_table(self.store, record.file.path).filter(pa.array(rows)) for _, record in self.records]
+
+    @property
+    def written_captions(self) -> frozenset[str]:
+        """The columns with captions that a model wrote. Raises ManifestError."""
+        scores = [name for name, _ in self.records if self.store.exists(f"columns/{name}/{SCORE_CARD}")]
+        return frozenset(name for name in scores if read_score_card(self.store, name).score.caption_model is not None)
 
     def beside(self, pairs: pa.Table, names: Collection[str]) -> pa.Table:
         """The table of the pairs file, plus the added columns among `names` that it lacks."""

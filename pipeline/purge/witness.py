@@ -1,7 +1,10 @@
-"""Hashes everything about a withdrawn row that other files could still contain, so that `verify --purged` can look for
-it when the row itself is gone."""
+"""Hashes the captions, picture and embeddings of a withdrawn row, which other files could still contain, so that
+`verify --purged` can look for them when the row itself is gone.
 
-from collections.abc import Iterator, Sequence
+Other values, such as a language or the name of a class, do not say which row they came from.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +19,16 @@ CAPTION, PICTURE, VECTOR = "caption", "picture", "vector"
 _CAPTION_COLUMNS = ("caption", "caption_clean")
 
 
-def witnesses(store: Store, rows: pa.Table, added: Sequence[pa.Table]) -> pa.Table:
+def witnesses(
+    store: Store, rows: pa.Table, added: Sequence[pa.Table] = (), written_captions: Collection[str] = ()
+) -> pa.Table:
     """The hashes of withdrawn rows (WITHDRAWN_SCHEMA). `rows`: rows of a pairs or rejects file; `added`: the same rows
-    of its added columns."""
+    of its added columns; `written_captions`: those added columns that are captions written by models."""
     captions = [set[bytes]() for _ in range(rows.num_rows)]
     vectors = [set[bytes]() for _ in range(rows.num_rows)]
     for table in (rows, *added):
         for field, column in zip(table.schema, table.columns, strict=True):
-            is_caption = field.name in _CAPTION_COLUMNS or (table is not rows and pa.types.is_string(field.type))
-            if is_caption and field.name != "row_id":
+            if field.name in _CAPTION_COLUMNS or field.name in written_captions:
                 _add(captions, caption_digests(column.to_pylist()))
             elif is_embedding(field):
                 _add(vectors, vector_digests(column))

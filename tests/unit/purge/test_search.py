@@ -27,7 +27,11 @@ from typer.testing import CliRunner
 import pairmill
 from pairmill.jobs import select as select_module
 from pairmill.jobs.cli.main import app
+from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.columns.score_card import ScoreCard, State, write_state
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.commit import publish_manifest
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
@@ -167,6 +171,28 @@ def test_values_shared_with_other_rows_are_not_reported(world: World) -> None:
     pictures = world.write("sha256.txt", [source.sha256(2)])
     done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(pictures)])
     assert done.exit_code == 1  # a search for the digest finds the picture that stays
+
+
+def test_values_that_rows_share_are_no_leftovers_even_in_columns_older_than_their_pairs(world: World) -> None:
+    """A retry writes new pairs, and the columns of the old ones stay until the score is added again."""
+    store, told = Store(str(world.out)), "words of a model about one picture"
+    scores: dict[str, dict[str, object]] = {"told": {"caption_model": {"model": "coca"}}, "kind": {"classes": {}}}
+    for name, score in scores.items():
+        card = ScoreCard(name=name, score=score, columns=[], state=write_state(store, name, State()), versions={})  # type: ignore[arg-type]
+        store.create(f"columns/{name}/score.json", card.model_dump_json().encode())
+        for manifest in read_manifests(store):
+            row_ids = pq.read_table(world.out / manifest.files["pairs"].path, columns=["row_id"])["row_id"]
+            values = [f"{told}, {name}" if each == f"0:{GONE}" else "words about many" for each in row_ids.to_pylist()]
+            write_columns(store, name, pa.table({"row_id": row_ids, name: values}), manifest, {"score": name}, "f")
+    uids = world.write("uids.txt", [world.source.uid(GONE), world.source.uid(2)])
+    pairmill.purge(world.out, uids=uids, reason="asked for")
+    for manifest in list(read_manifests(store)):
+        publish_manifest(store, manifest.model_copy(update={"generation": manifest.generation + 1}))
+    for name in scores:
+        (world.out / f"{name}.txt").write_text(f"{told}, {name}")
+    done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(uids), "--json"])
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["found"], result["unsearched"]) == (["told.txt: 1 caption of withdrawn rows"], [])
 
 
 def test_gc_deletes_only_files_that_nothing_needs(world: World) -> None:
