@@ -71,7 +71,6 @@ class PairDataset(IterableDataset[Sample]):
         if config.drop_last and config.batch_size is None:
             raise FeedError("drop_last needs a batch_size; for single rows, set drop_last in the loader")
         self.config = config
-        self.epoch = 0
         self._transform = transform
         self._transform_pixels = on_tensors(transform) if transform and config.tensor_transforms else None
         self._tokenizer = tokenizer
@@ -80,8 +79,10 @@ class PairDataset(IterableDataset[Sample]):
         """The consumer that `_rows_done` belongs to."""
         self._is_resumed = False
         self._is_old_checkpoint = False
-        self._requested, self._times_seen = SharedEpoch(), 0
-        """The epoch requested by `set_epoch`, and the number of requests that this copy of the dataset has seen."""
+        self._next_epoch, self._times_seen = SharedEpoch(), 0
+        """The epoch of the next loop, and the number of calls of `set_epoch` that this copy of the dataset has seen."""
+        self._own_epoch = 0
+        """The epoch of a worker's loop. `set_epoch` can request another one while the loop runs."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         store = Store(os.fspath(config.dataset), config.s3)
         store.check_access()
@@ -98,6 +99,11 @@ class PairDataset(IterableDataset[Sample]):
         self._check_ranks()
 
     @property
+    def epoch(self) -> int:
+        """The current epoch. A loader that was given a checkpoint restores its epoch when its next loop begins."""
+        return self._next_epoch.get()[0] if get_worker_info() is None else self._own_epoch
+
+    @property
     def num_rows(self) -> int:
         """Number of this rank's rows per epoch, including those that `drop_last` leaves out."""
         return len(self._order.share(self.config.rank, self.config.world_size))
@@ -107,7 +113,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop start this epoch, which has its own order. Call it in the trainer's process."""
-        self._requested.set(epoch)
+        self._next_epoch.set(epoch)
         self._follow_set_epoch()
         self._check_ranks()
 
@@ -150,15 +156,21 @@ class PairDataset(IterableDataset[Sample]):
                 raise FeedError(
                     f"the checkpoint belongs to another run: {label} was {state[name]!r}, now it is {value!r}{why}"
                 )
-        self.epoch, self._rows_done = state["epoch"], state["rows_done"]
+        self._times_seen = self._next_epoch.get()[1]
+        # Workers load it only when their loop begins: what `set_epoch` has requested until then is for the next loop
+        if get_worker_info() is None or not self._times_seen:
+            self._next_epoch.resume(state["epoch"])
+        self._own_epoch, self._rows_done = state["epoch"], state["rows_done"]
         self._counted_for, self._is_resumed = self._consumer(), True
         self._is_old_checkpoint = "batch_size" not in state
-        self._times_seen = self._requested.get()[1]
 
     def __iter__(self) -> Iterator[Sample]:
-        self._follow_set_epoch()
+        self._follow_set_epoch()  # now, not at the first sample, because a loader can save a checkpoint before that
         self._check_ranks()
         self._count_for_this_consumer()
+        return self._loop()
+
+    def _loop(self) -> Iterator[Sample]:
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             tables = rebatch(read_ahead(self._tables()), self.config.batch_size or _UNBATCHED_ROWS)
             for table, pictures in self._with_pictures(pool, tables):
@@ -169,10 +181,12 @@ class PairDataset(IterableDataset[Sample]):
 
     def _follow_set_epoch(self) -> None:
         """Start over if `set_epoch` was called, perhaps in another process."""
-        epoch, times = self._requested.get()
+        epoch, times = self._next_epoch.get()
         if times != self._times_seen:
-            self.epoch, self._times_seen = epoch, times
+            self._times_seen = times
             self._rows_done, self._is_resumed, self._is_old_checkpoint = 0, False, False
+        if not self._is_resumed:
+            self._own_epoch = epoch
 
     @property
     def _order(self) -> Shares:

@@ -159,19 +159,27 @@ def test_a_checkpoint_of_a_different_run_is_refused(small: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
-@pytest.mark.parametrize("taken", [0, 7, 22])
-def test_the_torchdata_loader_resumes_within_an_epoch_with_workers(small: Path, taken: int) -> None:
-    def loader() -> StatefulDataLoader[Any]:
-        return StatefulDataLoader(feed(small, batch_size=5), batch_size=None, num_workers=2)
+@pytest.mark.parametrize(("taken", "persistent"), [(0, True), (1, True), (7, False), (22, False)])
+def test_the_torchdata_loader_resumes_within_an_epoch_with_workers(small: Path, taken: int, persistent: bool) -> None:
+    """Like a dataset without workers, it then repeats the epoch until `set_epoch` is called."""
 
-    first = loader()
+    def loader() -> tuple[PairDataset, StatefulDataLoader[Any]]:
+        pairs = feed(small, batch_size=5)
+        return pairs, StatefulDataLoader(pairs, batch_size=None, num_workers=2, persistent_workers=persistent)
+
+    pairs, first = loader()
+    if persistent:
+        assert len(list(first)) == len(pairs)
+    pairs.set_epoch(1)
     batches = iter(first)
     seen = [row for _ in range(taken) for row in next(batches)["row_id"]]
     state = first.state_dict()
     del batches
-    second = loader()
+    pairs, second = loader()
     second.load_state_dict(state)
     seen += [row for batch in second for row in batch["row_id"]]
+    assert pairs.epoch == 1
+    assert seen == [row for batch in second for row in batch["row_id"]]
     assert sorted(seen) == sorted(rows_of(feed(small)))
 
 
