@@ -27,7 +27,7 @@ _SAMPLES_PER_LIST = 64
 _ITERATIONS = 10
 _SEED = 0
 _PROBED_SHARE = 3 / 16
-"""The share of the lists that a search reads."""
+"""The share of the lists that a search for a few vectors reads."""
 _ADD_ROWS = 16_384
 """Number of vectors that are converted to float32 at a time."""
 
@@ -114,12 +114,11 @@ class VectorIndex:
         remaining ids are -1. If only some of several equal vectors are among the k best, it is undefined which, but
         every search finds the same ones.
         """
-        lists, selector = math.ceil(self.lists * _PROBED_SHARE), None
+        share, selector = 1.0, None
         if allowed is not None:
             share = np.count_nonzero(allowed) / max(1, len(allowed))
             selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            # So that a search reads as many allowed vectors as it would read without `allowed`
-            lists = min(self.lists, math.ceil(lists / share)) if share else self.lists
+        lists = self._num_probed(k, share)
         ids, scores = self._search(queries, k, lists, selector)
         if lists < self.lists and (ids < 0).any():
             return self._search(queries, k, self.lists, selector)
@@ -134,6 +133,17 @@ class VectorIndex:
                 faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size) if size else np.zeros(0, np.uint8)
             )
             yield codes.copy().view(np.float16).reshape(size, self.dim)
+
+    def _num_probed(self, k: int, share: float) -> int:
+        """The number of lists to read for the k best vectors, among a share of all vectors.
+
+        The more vectors, the more lists they are spread over. With a share, more lists are read, so that as many of its
+        vectors are read as in an index that contains nothing else.
+        """
+        if not share or not len(self):
+            return self.lists
+        probed = _PROBED_SHARE + math.sqrt(k / (share * len(self)))
+        return min(self.lists, math.ceil(self.lists * probed / share))
 
     def _search(self, queries: Floats, k: int, lists: int, selector: Any) -> tuple[Ids, Floats]:
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists)
