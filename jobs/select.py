@@ -27,6 +27,7 @@ from pairmill.pipeline.dataset.subset import (
 )
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.dataset.withdrawn import readable_shards
+from pairmill.pipeline.known.keys import columns_of
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.leak.step import LeakStep
 from pairmill.pipeline.select.expression_errors import ExpressionError
@@ -202,10 +203,9 @@ def _check_columns(step: Step, source: SelectInput) -> None:
     for problem in map(source.added.missing, sorted(step.columns)):
         if problem is not None:
             raise ExpressionError(problem)
-    for column in sorted(step.columns - {*source.schema.names}):
-        if column.startswith("pdq"):
-            add = pairmill_command("score", source.store.root, "hash", "--score", "pictures: pdq")
-            raise ExpressionError(f"there is no column {column!r}; add it: {add}")
+    for column in sorted(columns_of("pdq") & step.columns - {*source.schema.names}):
+        add = pairmill_command("score", source.store.root, "hash", "--score", "pictures: pdq")
+        raise ExpressionError(f"there is no column {column!r}; add it: {add}")
     if "md5" in step.columns and not source.has_md5:
         raise ExpressionError("md5 is null in all rows, because the dataset was made without images.md5; use sha256")
 

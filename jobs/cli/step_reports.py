@@ -74,7 +74,8 @@ def _print_balance(found: BalanceReport) -> None:
     tail = found.tail_matches / max(1, found.matches)
     listed = "" if found.listed_entries is None else f"{found.listed_entries:,} in the file"
     of = f", counted once per language ({listed})" if found.curves else f" of {listed}" if listed else ""
-    say(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than {found.threshold_text}")
+    limit = found.threshold_text
+    say(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than the threshold {limit}")
     if found.entries == found.matches > 1:
         say("    no entry is in two rows: balance by something more frequent, such as a class")
     say(f"    {tail:.1%} of {found.matches:,} matches belong to the other entries, which keep all rows")

@@ -2,28 +2,32 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from ray._private.node import Node
 
 # The API server serves the dashboard, job submission and `ray list`; the monitor starts machines; the log monitor
 # prints the output of workers, which `log_to_driver=False` discards.
-_UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")
+_NAMES = ("start_api_server", "start_monitor", "start_log_monitor")
+_UNUSED = {name: method for name, method in vars(Node).items() if name in _NAMES}
+
+_one_at_a_time = Lock()
 
 
 @contextmanager
 def few_processes() -> Iterator[None]:
-    """Within the block, Ray starts without them, which takes less time (decision 027).
+    """Within the block, Ray starts without these processes, which takes less time (decision 027).
 
-    Ray has no options for this, hence its private names. A version of Ray without one of them starts as usual.
+    Ray has no options for this, hence its private names. If a version of Ray has no such method, the process starts.
     """
-    originals = {name: getattr(Node, name) for name in _UNUSED if hasattr(Node, name)}
-    for name in originals:
-        setattr(Node, name, _start_nothing)
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(Node, name, original)
+    with _one_at_a_time:
+        for name in _UNUSED:
+            setattr(Node, name, _start_nothing)
+        try:
+            yield
+        finally:
+            for name, method in _UNUSED.items():
+                setattr(Node, name, method)
 
 
 def _start_nothing(_node: Node, **_options: object) -> None:

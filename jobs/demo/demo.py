@@ -234,7 +234,7 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
             f"precision   {_share(comparison.precision)} of kept rows are right (threshold {threshold:.3f})",
             f"recall      {_share(comparison.recall)} of the right rows were kept",
             f"near misses {sum(o.kept for o in near):,} of {sum(o.rows for o in near):,} with one wrong word were kept",
-            f"swapped     {swapped.kept:,} of {swapped.rows:,} were kept; not counted above",
+            f"swapped     {swapped.kept:,} of {swapped.rows:,} swapped pairs kept; not counted above",
         ]
     )
 

@@ -11,10 +11,13 @@ from typing import TextIO
 DETAIL_CHARS = 200
 """Maximum length of `status_detail`."""
 
-_COMMAND = re.compile(r"`[^`]+`|\bpairmill (?:(?!\. )[^`,;()])+")
+_QUOTED = r"""(?:'[^']*'|"'")+"""
+"""A word that `shlex.quote` has quoted, with spaces and punctuation."""
+_WHOLE = re.compile(rf"`[^`]+`|\bpairmill (?:{_QUOTED}|(?!\. )[^`,;()])+|(?<!\w){_QUOTED}(?!\w)")
+"""Commands and quoted words, which stay whole when their line is wrapped."""
 _USUAL_COLUMNS = 80
 _JOINT = "\0"
-"""Stands for the spaces of a command while its line is wrapped."""
+"""Stands for the spaces of what stays whole while its line is wrapped."""
 
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
@@ -46,11 +49,12 @@ def columns_of(stream: TextIO) -> int:
 def wrapped(text: str, width: int) -> str:
     """The text with its long lines wrapped at spaces. Commands and words, such as paths, stay whole, so that they can
     be copied."""
+    width = max(1, width)
     return "\n".join(line if len(line) <= width else _wrapped_line(line, width) for line in text.split("\n"))
 
 
 def _wrapped_line(line: str, width: int) -> str:
-    joined = _COMMAND.sub(lambda found: found.group().replace(" ", _JOINT), line)
+    joined = _WHOLE.sub(lambda found: found.group().replace(" ", _JOINT), line)
     indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
     lines = fill(joined, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return lines.replace(_JOINT, " ")

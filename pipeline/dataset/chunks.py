@@ -76,9 +76,8 @@ class Chunk:
             check_file(self.store, name, digest)
 
     def read_rows(self, row_indices: npt.NDArray[np.int64], columns: frozenset[str]) -> pa.Table:
-        """The given columns of some rows, from the shards that contain them. `row_indices`: ascending; shape (rows,).
-
-        Raises IndexError if there are no such rows.
+        """The given columns of at least one row of this chunk; reads only the shards that contain them. `row_indices`:
+        ascending; shape (rows,).
         """
         tables = []
         for shard, span in self.spans():
@@ -86,8 +85,6 @@ class Chunk:
             first, end = np.searchsorted(row_indices, [start, start + shard.num_rows])
             if first < end:
                 tables.append(self.read(shard, columns).take(pa.array(row_indices[first:end] - start)))
-        if not tables:
-            raise IndexError(row_indices)
         return pa.concat_tables(tables)
 
     def schema(self) -> pa.Schema:

@@ -12,7 +12,8 @@ from pairmill.pipeline.select.comparisons import is_number
 from pairmill.schemas.errors import PairmillError
 
 SHOWN_CHARS = 48
-"""Characters of an expression to quote around the faulty part, so that carets stay below it in 60 columns."""
+"""Characters of an expression to quote around the faulty part: few enough that the line and the carets below it fit
+60 columns."""
 
 _INDENT = "  "
 _MEANT = {

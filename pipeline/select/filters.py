@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.order import Order, OrderKey
+from pairmill.pipeline.select.order import Order, OrderKey, ReadUids, uids_in
 from pairmill.schemas.pairs import KEPT_STATUS
 
 RowMask = npt.NDArray[np.bool_]
@@ -84,14 +84,13 @@ class AtLeast:
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
         """True where the row's key is at or above the limit."""
-
-        def read_uids(at: RowIndices) -> pa.ChunkedArray:
-            if "uid" in table.column_names:
-                return table["uid"].take(pa.array(at))
-            assert self.chunk is not None
-            return self.chunk.read_rows(row_indices[at], frozenset({"uid"}))["uid"]
-
+        read_uids = uids_in(table) if "uid" in table.column_names else self._read_uids(row_indices)
         return self.order.compare(table, self.key, read_uids) >= 0
+
+    def _read_uids(self, row_indices: RowIndices) -> ReadUids:
+        assert self.chunk is not None
+        chunk = self.chunk
+        return lambda at: chunk.read_rows(row_indices[at], frozenset({"uid"}))["uid"]
 
 
 @dataclass(frozen=True)

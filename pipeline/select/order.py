@@ -85,6 +85,11 @@ class Order:
         return uid_hashes(uids, TIES if self.by else SAMPLE, self.seed)
 
 
+def uids_in(table: pa.Table) -> ReadUids:
+    """Takes uids from a table with the column `uid`."""
+    return lambda at: table["uid"].take(pa.array(at))
+
+
 def _compare(values: npt.NDArray[Any], limit: int) -> npt.NDArray[np.int8]:
     number = values.dtype.type(limit)
     result: npt.NDArray[np.int8] = (values > number).astype(np.int8) - (values < number).astype(np.int8)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices, to_mask
 from pairmill.pipeline.select.keys import RANK, U64, fill_ranks, is_comparable, key_halves, mix, ranks
-from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey
+from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey, uids_in
 
 Array = npt.NDArray[Any]
 
@@ -85,12 +85,9 @@ class KeysWithin:
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
         """(keys within the bounds, [number of keys above them])."""
-
-        def read_uids(at: RowIndices) -> pa.ChunkedArray:
-            return table["uid"].take(pa.array(at))
-
-        from_highest = self.order.compare(table, self.highest, read_uids)
-        is_within = (self.order.compare(table, self.lowest, read_uids) >= 0) & (from_highest <= 0)
+        uids = uids_in(table)
+        from_highest = self.order.compare(table, self.highest, uids)
+        is_within = (self.order.compare(table, self.lowest, uids) >= 0) & (from_highest <= 0)
         return [self.order.keys(table.filter(pa.array(is_within))), np.array([(from_highest > 0).sum()])]
 
 
