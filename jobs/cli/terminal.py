@@ -45,7 +45,7 @@ def errors() -> Iterator[None]:
     except Exception as error:
         if not _is_expected(error) or (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
-        say(f"pairmill: {_CONTROLS.sub('?', str(error))}", err=True)
+        say(f"pairmill: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         say_stopped("Stopped.")
@@ -118,8 +118,9 @@ def exit_status(stop: KeyboardInterrupt) -> int:
 
 
 def say(text: str, err: bool = False, margin: int = 0) -> None:
-    """Print lines on stdout or stderr. On a terminal, they are wrapped to its width without the margin."""
-    stream = sys.stderr if err else sys.stdout
+    """Print lines on stdout or stderr, without control characters. On a terminal, they are wrapped to its width without
+    the margin."""
+    stream, text = sys.stderr if err else sys.stdout, _CONTROLS.sub("?", text)
     if stream is not None and stream.isatty():
         text = wrapped(text, columns_of(stream) - margin)
     typer.echo(text, err=err)

@@ -38,6 +38,13 @@ def test_commands_print_lines_only_by_the_function_that_wraps_them() -> None:
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
+def test_lines_contain_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """They may contain names and settings from files of other people."""
+    for err in (False, True):
+        say("a\x1b]0;owned\x07b\tc\nd\x9b", err=err)
+    assert capsys.readouterr() == ("a?]0;owned?b\tc\nd?\n",) * 2
+
+
 @pytest.mark.parametrize("redirected", ["stdout", "stderr", None])
 def test_lines_are_as_wide_as_the_terminal_that_shows_them(
     redirected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
