@@ -52,8 +52,8 @@ def check_mixture(store: Store, on_step: OnStep) -> tuple[Mixture | None, Sequen
 
 
 def _stray(store: Store, path: str, whole: str) -> str:
-    again = select_again(store, path)
-    return f"{store.path(path)} is not part of the {whole}; if no `select` is running, select again: {again}"
+    """The subset or mixture itself is intact, so it is not selected again."""
+    return f"{store.path(path)} is not part of the {whole}; if no `select` is running, move it elsewhere"
 
 
 def _check_files(store: Store, subset: Subset) -> Iterator[str]:

@@ -353,7 +353,9 @@ def test_a_stray_file_or_a_lost_or_damaged_record_of_a_mixture_is_named_with_a_r
     stray.touch()
     (problem,) = verify(Store(str(folder))).problems
     assert problem.startswith(f"{stray} is not part of the mixture; ")
+    intact = record.read_bytes()
     follow(problem.replace("if no `select` is running, ", ""), folder, stray, b"")
+    assert record.read_bytes() == intact
     assert verify(Store(str(folder))).holds
     for damage in (cut, flip, Path.unlink):
         damage(record)
