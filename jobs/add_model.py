@@ -17,7 +17,7 @@ from pairmill.jobs.progress import ColumnsProgress, ProgressListener
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, columns_done
 from pairmill.pipeline.columns.added_model import AddedModel, pictures_left_out, read_card
-from pairmill.pipeline.columns.column_files import has_other_columns
+from pairmill.pipeline.columns.column_files import recorded_fingerprint
 from pairmill.pipeline.columns.score_card import SCORE_CARD
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -101,10 +101,11 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
     _check_no_score(store, added.alias)
     card = record_bytes(AddedModel(**added.model_dump(), fingerprint=fingerprint))
     name = f"columns/{added.alias}/{MODEL_CARD}"
-    if not store.exists(name) and has_other_columns(store, added.alias, fingerprint):
+    if not store.exists(name) and recorded_fingerprint(store, added.alias) not in (None, fingerprint):
         raise JobError(
-            f"{store.path(f'columns/{added.alias}')} has columns of another model or other weights; its card is lost; "
-            "choose another alias, or move this folder elsewhere first"
+            f"{store.path(f'columns/{added.alias}')} has columns of another model, other weights or another precision, "
+            "and its card is lost; if a cluster made them, run the command there and without --dtype; otherwise choose "
+            "another alias, or move this folder elsewhere first"
         )
     if not store.create(name, card) and read_card(store, added.alias).fingerprint != fingerprint:
         raise JobError(

@@ -51,14 +51,13 @@ def status(
 def _print_added(store: "Store") -> None:
     """Print the models and scores that were added, and which of them some shards lack."""
     from pairmill.pipeline.columns.added_columns import added_columns
-    from pairmill.pipeline.columns.commands import command_of
     from pairmill.pipeline.dataset.manifests import committed
 
     added = added_columns(store, committed(store))
     if added.names:
         say(f"added: {', '.join(added.names)}")
     for each in added.incomplete:
-        say(f"added: {each.name}, which some shards lack; run: {command_of(store, each.name, has_card=True)}")
+        say(f"added: {each.name}, which some shards lack; run: {each.command}")
 
 
 def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:

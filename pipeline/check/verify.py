@@ -17,7 +17,7 @@ from pairmill.pipeline.check.search_indexes import check_indexes
 from pairmill.pipeline.check.subset_files import check_mixture, check_subsets
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, ColumnSet, column_sets
 from pairmill.pipeline.columns.added_model import read_card
-from pairmill.pipeline.columns.column_files import check_columns
+from pairmill.pipeline.columns.column_files import AddedFiles
 from pairmill.pipeline.columns.commands import command_of
 from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card, read_state
 from pairmill.pipeline.common.progress import OnStep, ignore_step
@@ -51,7 +51,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
     report = VerifyReport()
     plan = load_plan(store)
     scored: list[int] = []
-    added = _added(store, report)
+    added = [AddedFiles.of(each) for each in _added(store, report)]
     is_corpus = plan.job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named, sizes, all_read = set[str](), dict[str, int](), True
@@ -72,7 +72,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             *_check_shard(store, manifest, report),
         ]
         if not problems:  # rebuilding a shard does not repair its added columns
-            _add_problems(report, manifest, list(check_columns(store, added, manifest)))
+            _add_problems(report, manifest, [problem for each in added if (problem := each.problem(manifest))])
         elif len(report.damaged) < MAX_PROBLEMS:
             report.damaged.extend(_to_delete(store, manifest))
         _add_problems(report, manifest, problems)

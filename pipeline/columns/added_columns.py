@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pairmill.pipeline.columns.commands import command_to_continue
 from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.schemas.pairs import score_column_names
 
@@ -17,19 +17,16 @@ MODEL_CARD = "model.json"
 class ColumnSet:
     """The columns in one folder of `columns/`."""
 
-    dataset: str
-    """Path or URL of the dataset."""
+    store: Store
     name: str
     """Name of the folder: the alias of a model or the name of a score."""
     kind: Literal["model", "score"]
     columns: tuple[str, ...]
 
     @property
-    def remedy(self) -> str:
-        """Advice to run the command that adds the columns to the shards that lack them."""
-        if self.kind == "model":
-            return "run embed --add-model again"
-        return f"run `{pairmill_command('score', self.dataset, self.name)}` again"
+    def command(self) -> str:
+        """The command that adds the columns to the shards that lack them. May read the card."""
+        return command_to_continue(self.store, self.name, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class AddedColumns:
         """Why a column of an incomplete model or score cannot be read. None for any other column."""
         for each in self.incomplete:
             if column in each.columns:
-                return f"some shards lack the {each.kind} {each.name!r}: {each.remedy}"
+                return f"some shards lack the {each.kind} {each.name!r}; run: {each.command}"
         return None
 
 
@@ -92,7 +89,7 @@ def column_sets(store: Store) -> Iterator[ColumnSet]:
     card of a score is damaged."""
     for name in store.folders("columns"):
         if store.exists(f"columns/{name}/{MODEL_CARD}"):
-            yield ColumnSet(store.root, name, "model", tuple(score_column_names(name)))
+            yield ColumnSet(store, name, "model", tuple(score_column_names(name)))
         elif store.exists(f"columns/{name}/{SCORE_CARD}"):
             columns = tuple(column.name for column in read_score_card(store, name).columns)
-            yield ColumnSet(store.root, name, "score", columns)
+            yield ColumnSet(store, name, "score", columns)

@@ -2,13 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from uuid import uuid4
 
 import pyarrow as pa
 
 from pairmill.pipeline.columns.added_columns import ColumnSet, columns_done
-from pairmill.pipeline.columns.commands import command_of
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_columns_manifest, record_bytes
@@ -63,31 +63,46 @@ def count_nulls(store: Store, name: str, shards: Sequence[tuple[int, int]]) -> d
     return {column: count for column, count in counts.items() if count}
 
 
-def check_columns(store: Store, added: Sequence[ColumnSet], manifest: ShardManifest) -> Iterator[str]:
-    """Problems with the columns that were added to a shard, with the remedies. Missing columns are not a problem,
-    unless their file is there."""
-    for each in added:
-        where = f"columns/{each.name}/manifests/{manifest.name}"
+@dataclass(frozen=True)
+class AddedFiles:
+    """The files of one model or score, for checks of many shards: they are listed only once."""
+
+    store: Store
+    name: str
+    command: str
+    """The command that adds the columns to the shards that lack them."""
+    names: frozenset[str]
+    """Names of the files in the folder."""
+
+    @classmethod
+    def of(cls, added: ColumnSet) -> "AddedFiles":
+        """List the files."""
+        return cls(added.store, added.name, added.command, frozenset(added.store.list(f"columns/{added.name}")))
+
+    def problem(self, manifest: ShardManifest) -> str | None:
+        """The problem with the columns of a shard, with the remedy. Missing columns are not a problem, unless their
+        file is there."""
+        where = f"columns/{self.name}/manifests/{manifest.name}"
         try:
-            record = read_columns_manifest(store, each.name, manifest.name)
+            record = read_columns_manifest(self.store, self.name, manifest.name)
         except FileNotFoundError:
-            if store.exists(path := f"columns/{each.name}/{manifest.name.removesuffix('json')}parquet"):
-                command = command_of(store, each.name, has_card=True)
-                yield f"{path} has no manifest; unless a command is adding it now, run: {command}"
-            continue
+            if (file := f"{manifest.name.removesuffix('json')}parquet") not in self.names:
+                return None
+            file = f"columns/{self.name}/{file}"
+            return f"{file} has no manifest; unless a command is adding it now, run: {self.command}"
         except DamagedManifestError:
             problem: str | None = f"{where} is damaged or not pairmill's"
         else:
-            problem = _problem_with(store, record, manifest)
-        if problem:
-            yield f"{problem}; move {where} elsewhere and run: {command_of(store, each.name, has_card=True)}"
+            problem = _problem_with(self.store, record, manifest)
+        return f"{problem}; move {where} elsewhere and run: {self.command}" if problem else None
 
 
-def has_other_columns(store: Store, name: str, fingerprint: str) -> bool:
-    """Whether a folder whose card is lost has columns of another model or score. Raises ManifestError."""
+def recorded_fingerprint(store: Store, name: str) -> str | None:
+    """The fingerprint of the model or score that made the columns in a folder, whose card may be lost. None if there
+    are no columns. Raises ManifestError."""
     for shard in columns_done(store, name).items():
-        return read_columns_manifest(store, name, manifest_name(*shard)).job_fingerprint != fingerprint
-    return False
+        return read_columns_manifest(store, name, manifest_name(*shard)).job_fingerprint
+    return None
 
 
 def _problem_with(store: Store, record: ColumnsManifest, manifest: ShardManifest) -> str | None:

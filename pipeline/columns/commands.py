@@ -1,18 +1,23 @@
 """Prints the commands that add a model or a score to a dataset again.
 
-They are made from the footers of the column files, because the card may be the file that is lost or damaged.
+They are made from the card, or from the footers of the column files if the card is lost or damaged. Anyone may have
+written these, so their values must be valid settings.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.scores import ScoreConfig
 
+_DAMAGED = (AttributeError, DamagedFileError, KeyError, RecursionError, TypeError, ValueError)
+"""Errors from a card or footer that is damaged or not pairmill's."""
 _UNKNOWN = "the `pairmill score` or `pairmill embed --add-model` that made it"
 
 
@@ -26,26 +31,23 @@ def score_command(root: str, name: str, settings: object) -> str:
     return pairmill_command("score", root, name, "--score", json.dumps(settings))
 
 
-def command_of(store: Store, name: str, has_card: bool = False) -> str:
-    """The command that made a folder in `columns/`, or words for it if none of its files can tell. `has_card`: whether
-    the card is intact, so that a score needs no settings."""
-    footer = _footer(store, name)
-    if "score" in footer and has_card:
+def command_to_continue(store: Store, name: str, kind: Literal["model", "score"]) -> str:
+    """The command that adds a model or a score, whose card is there, to the shards that lack it."""
+    if kind == "score":  # its settings are in the card
         return pairmill_command("score", store.root, name)
-    if "settings" in footer:
-        return score_command(store.root, name, footer["settings"])
-    if "score" in footer:  # from before 0.2
-        return pairmill_command("score", store.root, name, "--score", "SETTINGS")
-    try:
-        (model,) = footer["models"]
-        added = f"{model['name']}:{model['pretrained']}" if model["pretrained"] else model["name"]
-        dtype = model["dtype"]
-        if has_card:  # on a cluster, it can be `auto`
-            dtype = json.loads(store.read(f"columns/{name}/model.json")).get("dtype", dtype)
-        precision = [] if dtype == "auto" else ["--dtype", dtype]
-        return pairmill_command("embed", store.root, "--add-model", added, "--alias", name, *precision)
-    except (AttributeError, KeyError, TypeError, ValueError):  # damaged, or not pairmill's
-        return _UNKNOWN
+    with suppress(*_DAMAGED, FileNotFoundError):
+        # the footers contain the precision of the workers, but on a cluster the card may say `auto`
+        return _model_command(store, name, json.loads(store.read(f"columns/{name}/model.json")))
+    return command_of(store, name)
+
+
+def command_of(store: Store, name: str) -> str:
+    """The command that made a folder in `columns/` whose card is lost, or words for it if no column file can tell."""
+    for file in store.list(f"columns/{name}"):
+        if file.endswith(".parquet"):
+            with suppress(*_DAMAGED, FileNotFoundError):
+                return _recorded_command(store, name, f"columns/{name}/{file}")
+    return _UNKNOWN
 
 
 def card_again(store: Store, name: str) -> str:
@@ -53,15 +55,20 @@ def card_again(store: Store, name: str) -> str:
     return f"move it elsewhere and run: {command_of(store, name)}"
 
 
-def _footer(store: Store, name: str) -> Mapping[str, Any]:
-    """What the first readable column file says about its columns. Empty if there is none."""
-    for file in store.list(f"columns/{name}"):
-        if file.endswith(".parquet"):
-            try:
-                metadata = read_schema(store, f"columns/{name}/{file}").metadata or {}
-                footer = json.loads(metadata.get(b"pairmill", b"{}"))
-            except (DamagedFileError, FileNotFoundError, ValueError):
-                continue
-            if isinstance(footer, dict):
-                return footer
-    return {}
+def _recorded_command(store: Store, name: str, path: str) -> str:
+    """The command that made a column file, according to its footer. Raises one of `_DAMAGED` or FileNotFoundError."""
+    footer = json.loads((read_schema(store, path).metadata or {})[b"pairmill"])
+    if "score" not in footer:
+        (model,) = footer["models"]
+        return _model_command(store, name, model)
+    if "settings" not in footer:  # from before 0.2
+        return pairmill_command("score", store.root, name, "--score", "SETTINGS")
+    score = ScoreConfig.model_validate(footer["settings"])
+    return score_command(store.root, name, score_footer(name, score)["settings"])
+
+
+def _model_command(store: Store, name: str, recorded: Mapping[str, Any]) -> str:
+    model = ModelConfig(alias=name, **{field: recorded[field] for field in ("name", "pretrained", "dtype")})
+    added = f"{model.name}:{model.pretrained}" if model.pretrained else model.name
+    precision = [] if model.dtype == "auto" else ["--dtype", model.dtype]
+    return pairmill_command("embed", store.root, "--add-model", added, "--alias", name, *precision)

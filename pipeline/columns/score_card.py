@@ -10,7 +10,7 @@ time when a shard was added, and `verify` can recompute them without the files t
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,6 +27,7 @@ from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 
 SCORE_CARD = "score.json"
+_STATE_NAME = re.compile(r"state\.([0-9a-f]{32})\.safetensors")
 NOTES = "notes"
 """Key of the notes in `State.values`."""
 SOURCES = "sources"
@@ -124,10 +125,19 @@ def write_state(store: Store, name: str, state: State) -> DataFile:
     return DataFile(path=path, num_bytes=len(data), blake2b=digest)
 
 
+def stored_states(store: Store, name: str) -> Iterator[DataFile]:
+    """The states in the folder of a score, as in the card. `read_state` checks their content."""
+    for file in store.list(f"columns/{name}"):
+        if found := _STATE_NAME.fullmatch(file):
+            path = f"columns/{name}/{file}"
+            yield DataFile(path=path, num_bytes=store.num_bytes(path), blake2b=found[1])
+
+
 def read_state(store: Store, card: ScoreCard) -> State:
     """The state of a score. Raises DamagedManifestError if the state is missing or has changed."""
     where = store.path(card.state.path)
-    if not re.fullmatch(rf"columns/{card.name}/state\.[0-9a-f]{{32}}\.safetensors", card.state.path):
+    folder, _, file = card.state.path.rpartition("/")
+    if folder != f"columns/{card.name}" or not _STATE_NAME.fullmatch(file):
         raise DamagedManifestError(f"{where} is not a valid name for a state file; {_remedy(store, card.name)}")
     try:
         data = store.read(card.state.path)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import check_file
-from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_manifest
+from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_manifest, see_verify
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import manifest_name
@@ -118,8 +118,7 @@ def _shard_files(store: Store, shard: int, generation: int, aliases: Sequence[st
         record = read_columns_manifest(store, alias, name)
         if record.pairs_blake2b != pairs.blake2b:  # the shard has been rebuilt under the same number
             where = store.path(f"columns/{alias}/manifests/{name}")
-            again = "run embed --add-model or score again"
-            raise ColumnsError(f"{where} belongs to another pairs file; delete it and {again}")
+            raise ColumnsError(f"{where} belongs to another pairs file; {see_verify(store)}")
         columns.append(record.file)
     paths, digests = (tuple(getattr(file, name) for file in columns) for name in ("path", "blake2b"))
     return ShardFiles(shard, generation, manifest.pairs, pairs.path, pairs.blake2b, paths, digests)

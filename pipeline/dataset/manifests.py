@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import SCHEMA_VERSION, ColumnsManifest, ShardManifest, manifest_name, parse_manifest_name
 
@@ -58,7 +59,7 @@ def read_record(store: Store, name: str, model: type[_Record], remedy: str | Cal
     `remedy`, or in the result of calling it."""
     data = store.read(name)
     try:
-        values = json.loads(data)
+        values = _parsed(data)
         digest = values.pop(_CHECKSUM, None)
         if digest not in (None, _digest(values)):
             raise ValueError("its checksum differs")
@@ -66,6 +67,18 @@ def read_record(store: Store, name: str, model: type[_Record], remedy: str | Cal
     except (ValueError, AttributeError, TypeError, RecursionError):
         advice = remedy if isinstance(remedy, str) else remedy()
         raise DamagedManifestError(f"{store.path(name)} is damaged or not pairmill's; {advice}") from None
+
+
+def _parsed(data: bytes) -> Any:
+    """Parse JSON. Raises ValueError or RecursionError, also for what `json` accepts but pairmill never writes: other
+    encodings than UTF-8, and repeated keys."""
+    return json.loads(data.decode(), object_pairs_hook=_without_repeated_keys)
+
+
+def _without_repeated_keys(items: list[tuple[str, object]]) -> dict[str, object]:
+    if len(values := dict(items)) < len(items):
+        raise ValueError("a key is repeated")
+    return values
 
 
 def _canonical(values: Mapping[str, object]) -> bytes:
@@ -80,13 +93,18 @@ def _digest(values: Mapping[str, object]) -> str:
 def read_columns_manifest(store: Store, alias: str, name: str) -> ColumnsManifest:
     """Read the record of an added model's columns for one shard. Raises ManifestError or FileNotFoundError."""
     path = f"columns/{alias}/manifests/{name}"
-    return read_record(store, path, ColumnsManifest, "move it elsewhere and run embed --add-model or score again")
+    return read_record(store, path, ColumnsManifest, see_verify(store))
+
+
+def see_verify(store: Store) -> str:
+    """Advice for a problem with added columns, whose remedy is a command that only `verify` can name."""
+    return f"to see the command that repairs it, run: {pairmill_command('verify', store.root)}"
 
 
 def read_manifest(store: Store, name: str) -> ShardManifest:
     """Read a manifest by its file name. Raises ManifestError if it is damaged or has a newer schema version."""
     try:
-        data = json.loads(store.read(f"manifests/{name}"))
+        data = _parsed(store.read(f"manifests/{name}"))
         return _checked_manifest(store, name, data)
     except (ValueError, AttributeError, RecursionError):
         where = store.path(f"manifests/{name}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
 from pairmill.pipeline.columns.added_model import read_card
-from pairmill.pipeline.columns.column_files import has_other_columns
+from pairmill.pipeline.columns.column_files import recorded_fingerprint
 from pairmill.pipeline.columns.common_columns import DATASET
 from pairmill.pipeline.columns.score_card import (
     NOTES,
@@ -15,6 +15,7 @@ from pairmill.pipeline.columns.score_card import (
     State,
     read_score_card,
     read_state,
+    stored_states,
     write_state,
 )
 from pairmill.pipeline.common.files import Files
@@ -30,6 +31,7 @@ from pairmill.pipeline.score.scan import shard_reader
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
+from pairmill.schemas.manifest import DataFile
 from pairmill.schemas.pairs import is_own_column
 
 _FILES = "files"
@@ -52,6 +54,8 @@ def prepared(
     """
     store = snapshot.store
     _check_no_model(snapshot, name)
+    if score is not None:
+        _restore_lost_card(snapshot, name, score)
     if store.exists(f"columns/{name}/{SCORE_CARD}"):
         card = read_score_card(store, name)
         if score is not None:
@@ -107,16 +111,8 @@ def _card(snapshot: Snapshot, name: str) -> ScoreCard:
 def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, state: State) -> ScoreCard:
     """Write the card and the state. Raises ScoreError if the name or a column has been taken in the meantime."""
     store, kind = snapshot.store, kind_of(name, score)
-    card = ScoreCard(
-        name=name,
-        score=score,
-        columns=[ScoreColumn(name=column.name, type=str(column.type)) for column in kind.schema],
-        state=write_state(store, name, state),
-        versions=versions(),
-    )
+    card = _card_with(kind, name, score, write_state(store, name, state))
     path = f"columns/{name}/{SCORE_CARD}"
-    if not store.exists(path) and has_other_columns(store, name, card.fingerprint):
-        raise ScoreError(f"columns/{name} has values of a different score, whose card is lost; move it elsewhere first")
     _check_still_free(snapshot, kind, card, [] if store.exists(path) else [card.state.path])
     if not store.create(path, record_bytes(card, exclude_none=True)):
         other = read_score_card(store, name)  # another run was faster
@@ -127,6 +123,31 @@ def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, state: State) -
         return other
     _check_still_free(snapshot, kind, card, [path, card.state.path])  # of two concurrent runs, one sees the other
     return card
+
+
+def _card_with(kind: ScoreKind, name: str, score: ScoreConfig, state: DataFile) -> ScoreCard:
+    columns = [ScoreColumn(name=column.name, type=str(column.type)) for column in kind.schema]
+    return ScoreCard(name=name, score=score, columns=columns, state=state, versions=versions())
+
+
+def _restore_lost_card(snapshot: Snapshot, name: str, score: ScoreConfig) -> None:
+    """If there are values but no card, write the card again, with the state that the values were made with: a new state
+    would differ if the dataset has grown. Raises ScoreError if the values are of a different score."""
+    store, path = snapshot.store, f"columns/{name}/{SCORE_CARD}"
+    if store.exists(path) or (fingerprint := recorded_fingerprint(store, name)) is None:
+        return
+    resolved = kind_of(name, score).resolved(snapshot)
+    kind = kind_of(name, resolved)
+    _check_free(snapshot, name, kind)
+    for state in stored_states(store, name):
+        card = _card_with(kind, name, resolved, state)
+        if card.fingerprint == fingerprint:
+            store.create(path, record_bytes(card, exclude_none=True))
+            return
+    if not store.exists(path):  # another run has not just added the score
+        raise ScoreError(
+            f"columns/{name} has values of a different score, or their state is lost; move it elsewhere first"
+        )
 
 
 def _check_still_free(snapshot: Snapshot, kind: ScoreKind, card: ScoreCard, written: Sequence[str]) -> None:

@@ -432,7 +432,7 @@ def test_an_export_of_a_subset_stays_the_same_when_the_dataset_grows(plain_loop:
         assert contents(new.output) == contents(old.output)
         assert export(job(own, Path(old.output), **form)).written == 0
     make_subset(own, "most")
-    with pytest.raises(JobError, match="models: some shards lack the model 'more': run embed --add-model again"):
+    with pytest.raises(JobError, match="models: some shards lack the model 'more'; run: pairmill embed "):
         export(job(own, tmp_path / "new-datacomp", "datacomp", models=["more"]))
     assert export(job(own, tmp_path / "new", "webdataset")).models_left_out == ("more",)
     told = CliRunner().invoke(app, ["export", str(own), "most", str(tmp_path / "told")])

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -26,6 +28,7 @@ from pairmill.jobs.select import select
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.columns.added_model import read_card
+from pairmill.pipeline.columns.commands import command_of, command_to_continue
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import describe
 from pairmill.pipeline.dataset.exports import note_export
@@ -48,6 +51,7 @@ from pairmill.schemas.mixture import MixJob, MixSource
 from pairmill.schemas.purge import ExportNote, Purged
 from pairmill.schemas.subset import SelectJob
 from tests.synthetic_dataset import write_plan
+from tests.unit.scores.embedded import add, unit_vectors, write_embedded
 from tests.unit.select.added import add_columns
 from tests.unit.test_commit import in_flight, writer
 
@@ -179,9 +183,7 @@ def test_every_reader_of_added_columns_names_the_damaged_record(dataset: Path, c
     (dataset / "columns/other/manifests/000000001.json").write_bytes(content)
     (dataset / "columns/other/model.json").write_bytes(content)
     store = Store(str(dataset))
-    with pytest.raises(
-        DamagedManifestError, match=r"manifests/000000001.json is damaged .* embed --add-model or score again$"
-    ):
+    with pytest.raises(DamagedManifestError, match=r"manifests/000000001.json is damaged .* run: pairmill verify .*$"):
         describe(store, [(1, 0)], ["other"])
     with pytest.raises(
         PairmillError,
@@ -370,9 +372,71 @@ def test_a_stray_file_or_a_lost_or_damaged_record_of_a_mixture_is_named_with_a_r
 def test_a_score_whose_card_is_lost_is_not_mixed_with_another_score(furnished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(furnished, tmp_path / "out")
     (folder / "columns/words/score.json").unlink()
-    with pytest.raises(ScoreError, match="columns/words has values of a different score, whose card is lost; move it"):
+    with pytest.raises(ScoreError, match="columns/words has values of a different score, or their state is lost"):
         pairmill.score(folder, "words", score="captions: [words, characters]")
     assert not (folder / "columns/words/score.json").exists()
+    assert len(list((folder / "columns/words").glob("state.*"))) == 1
+
+
+def test_a_lost_card_is_restored_with_the_state_of_its_values_even_if_the_dataset_has_grown(tmp_path: Path) -> None:
+    folder, images, texts = tmp_path / "out", unit_vectors(1, 40), unit_vectors(2, 40)
+    write_embedded(folder, images[:20], texts[:20], 10, planned_rows=40)
+    add(folder, "ranks", mix="rank(similarity)", partial=True)
+    write_embedded(folder, images, texts, 10)
+    grown = Path(shutil.copytree(folder, tmp_path / "grown"))
+    pairmill.score(grown, "ranks")
+    card = folder / "columns/ranks/score.json"
+    content = card.read_bytes()
+    card.unlink()
+    (problem,) = verify(Store(str(folder)), rescore=0).problems
+    follow(problem.replace(" has neither", "; has neither"), folder, card, b"")
+    assert card.read_bytes() == content
+    files = [sorted(path.name for path in (each / "columns/ranks").iterdir()) for each in (folder, grown)]
+    assert files[0] == files[1]
+    assert verify(Store(str(folder))).holds
+
+
+def _with_footer(path: Path, footer: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"row_id": ["0:0"]}).replace_schema_metadata({"pairmill": footer}), path)
+
+
+def test_commands_are_made_only_from_valid_footers(tmp_path: Path) -> None:
+    """Whoever can write to the folder could otherwise choose words that users paste into a shell."""
+    store, folder = Store(str(tmp_path)), tmp_path / "columns/extra"
+    model = {"name": "tiny", "pretrained": None, "dtype": "float32"}
+    hostile = [
+        "[" * 100_000,
+        "[]",
+        '{"models": [[]]}',
+        json.dumps({"models": [{**model, "dtype": "float32 --help"}]}),
+        json.dumps({"models": [{**model, "name": ["tiny"]}]}),
+        json.dumps({"score": "extra", "settings": {"captions": {"measures": ["rm -r"]}}}),
+        json.dumps({"score": "extra", "settings": [{}]}),
+    ]
+    for number, footer in enumerate(hostile):
+        _with_footer(folder / f"{number}.parquet", footer)
+    assert command_of(store, "extra").startswith("the `pairmill score` or")
+    _with_footer(folder / "9.parquet", json.dumps({"models": [model]}))
+    expected = f"pairmill embed {tmp_path} --add-model tiny --alias extra --dtype float32"
+    assert command_of(store, "extra") == expected
+    assert command_to_continue(store, "extra", "model") == expected  # the card has just been lost
+
+
+def test_shards_without_records_of_their_columns_cost_no_more_requests(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other than the one for the record itself. Otherwise, the cost would be the square of the number of shards."""
+    calls = Counter[str]()
+    for name in ("list", "exists", "open_arrow"):
+        method = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda *args, name=name, method=method: calls.update([name]) or method(*args))
+    assert verify(Store(str(dataset)), rescore=0).holds
+    intact = calls.copy()
+    calls.clear()
+    shutil.rmtree(dataset / "columns/other/manifests")
+    assert len(verify(Store(str(dataset)), rescore=0).problems) == NUM_SHARDS
+    assert calls <= intact
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
@@ -394,6 +458,20 @@ def test_a_record_keeps_the_order_of_its_entries(tmp_path: Path) -> None:
     store, purged = Store(str(tmp_path)), Purged(scores={"b": "{}", "a": "{}"})  # `a` was made from `b`
     store.create("a", record_bytes(purged))
     assert list(read_record(store, "a", Purged, "").scores) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda data: data.decode().encode("utf-16"), lambda data: data.replace(b"{", b'{"subset": "x",', 1)],
+    ids=["UTF-16", "repeated key"],
+)
+def test_a_record_in_another_form_than_it_is_written_in_is_damaged(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    note = ExportNote(output="/elsewhere", subset="all", format="parquet")
+    (tmp_path / "a").write_bytes(change(record_bytes(note)))
+    with pytest.raises(DamagedManifestError, match=r"a is damaged or not pairmill's; move it$"):
+        read_record(Store(str(tmp_path)), "a", ExportNote, "move it")
 
 
 def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_pdq_hashes_are_compared_with_an_added_column_and_refused_without_one(wo
     card = next((world.out / "columns/hash/manifests").iterdir())
     saved = card.read_bytes()
     card.unlink()
-    with pytest.raises(JobError, match=r"--pdq: .* some shards lack the score 'hash': run `pairmill score .*out hash`"):
+    with pytest.raises(JobError, match=r"--pdq: .* some shards lack the score 'hash'; run: pairmill score .*out hash$"):
         purge(world, "pdq", [row["pdq"]])
     assert not (world.out / "withdrawn").exists()
     card.write_bytes(saved)

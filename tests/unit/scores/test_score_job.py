@@ -154,7 +154,7 @@ def test_until_new_shards_are_scored_the_column_is_missing_and_the_error_says_wh
     write_embedded(tmp_path, IMAGES, TEXTS)
     shown = CliRunner().invoke(app, ["status", str(tmp_path)]).output
     assert f"added: aesthetic, which some shards lack; run: pairmill score {tmp_path} aesthetic\n" in shown
-    with pytest.raises(pairmill.JobError, match="some shards lack the score 'aesthetic': run `pairmill score"):
+    with pytest.raises(pairmill.JobError, match="some shards lack the score 'aesthetic'; run: pairmill score"):
         pairmill.select(tmp_path, "best", steps="where: aesthetic > 0")
 
 

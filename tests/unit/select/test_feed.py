@@ -203,7 +203,7 @@ def test_a_subset_keeps_its_added_models_and_checkpoints_when_the_dataset_grows(
     continued = feed(own, columns=columns)
     continued.load_state_dict(stopped.state_dict())
     assert [*start, *continued] == rows
-    with pytest.raises(FeedError, match="'similarity_extra': some shards lack the model 'extra': run embed"):
+    with pytest.raises(FeedError, match="'similarity_extra': some shards lack the model 'extra'; run: pairmill embed"):
         feed(own, None, columns=columns)
 
 

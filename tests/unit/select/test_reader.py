@@ -62,7 +62,7 @@ def test_a_subset_keeps_its_added_models_when_the_dataset_grows(tmp_path: Path) 
         1
     ].to_pylist()
     assert set(names) <= set(grown.subset("wide").table().column_names)
-    with pytest.raises(DatasetError, match="'similarity_extra': some shards lack the model 'extra': run embed"):
+    with pytest.raises(DatasetError, match="'similarity_extra': some shards lack the model 'extra'; run: "):
         grown.table(names)
     add_columns(tmp_path, "extra", [3])
     assert len(pairmill.open(tmp_path).table(names)) == 400

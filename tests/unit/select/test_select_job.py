@@ -195,7 +195,7 @@ def test_columns_of_another_pairs_file_are_refused(own: Path) -> None:
     text = manifest.read_text()
     digest = ShardManifest.model_validate_json(text).files["pairs"].blake2b
     manifest.write_text(text.replace(digest, "0" * 32))
-    with pytest.raises(ColumnsError, match=r"000000004\.json belongs to another pairs file; delete it and run embed"):
+    with pytest.raises(ColumnsError, match=r"000000004\.json belongs to another pairs file; .* run: pairmill verify "):
         make_subset(own, "mispaired", {"where": "similarity_other > 0.5"})
 
 
