@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
 from pairmill.schemas.pairs import embedding_type, score_column_names
 from tests.synthetic_dataset import default_columns, write_dataset
@@ -40,7 +42,8 @@ def add_embeddings(
             columns = {names.image_embedding: _column(image(rows))}
             if text is not None:
                 columns[names.text_embedding] = _column(text(rows))
-            footer = {"models": [{"alias": alias, "weights_sha256": weights}]}
+            contract = ScoreContract(alias, "tiny", None, weights, {}, "float32", 77)
+            footer = {"models": [asdict(contract)]}
             table = pa.table(columns).replace_schema_metadata({"pairmill": json.dumps(footer)})
             _write(dataset, alias, shard, table)
 

@@ -72,8 +72,9 @@ def _print_uids(report: StepReport) -> None:
 def _print_balance(found: BalanceReport) -> None:
     """Print the number of entries, what happened to rows without any, and how many rows the frequent entries kept."""
     tail = found.tail_matches / max(1, found.matches)
-    listed = "" if found.listed_entries is None else f"{found.listed_entries:,} in the file"
-    of = f", counted once per language ({listed})" if found.curves else f" of {listed}" if listed else ""
+    facts = [] if found.listed_entries is None else [f"{found.listed_entries:,} in the file"]
+    facts += ["counted once per language"] if found.curves else []
+    of = f" ({'; '.join(facts)})" if facts else ""
     limit = found.threshold_text
     say(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than the threshold {limit}")
     if found.entries == found.matches > 1:

@@ -3,7 +3,6 @@
 The sample is spread evenly over the shards. The pictures come from the tars of a build or from the corpus.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.footers import footer_of
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.source.cursor import ReadError
@@ -67,11 +67,11 @@ def rescore_sample(
                 yield manifest, problem
 
 
-def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[ScoreContract]]:
+def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, Sequence[ScoreContract]]:
     """The `num_rows` pairs with the lowest uids, so that every run checks the same pairs."""
-    pairs = read_table(store, manifest.files["pairs"].path)
-    models = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
-    contracts = [ScoreContract(**model) for model in models]
+    path = manifest.files["pairs"].path
+    pairs = read_table(store, path)
+    contracts = footer_of(pairs.schema, store.path(path)).models
     usable = pairs.filter(pc.is_valid(pairs["image_tar"])) if "images" in manifest.files else pairs
     return usable.sort_by("uid").slice(0, num_rows), contracts
 

@@ -1,6 +1,5 @@
 """Rereads the output of a job and reports problems with the plan, counts, checksums, keys, indexes and some scores."""
 
-import json
 import re
 import tarfile
 from collections import Counter
@@ -23,6 +22,7 @@ from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card, re
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted, pairmill_command
+from pairmill.pipeline.dataset.footers import footer_of
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, ManifestError, committed, read_manifest
 from pairmill.pipeline.dataset.mixture import is_mixture, lost_record
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
@@ -254,8 +254,7 @@ def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) ->
 
 def _read(store: Store, file: DataFile) -> pa.Table:
     schema = read_schema(store, file.path)
-    footer = json.loads(schema.metadata[b"pairmill"])
-    if footer["schema_version"] > SCHEMA_VERSION:
+    if footer_of(schema, store.path(file.path)).schema_version > SCHEMA_VERSION:
         raise ManifestError(f"{file.path} was written by a newer pairmill; update to read it")
     return read_table(store, file.path, [name for name in schema.names if "_embedding_" not in name])
 

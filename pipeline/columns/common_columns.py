@@ -1,6 +1,5 @@
 """Finds the columns that all datasets of a mixture have in common, with the same type and meaning."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 from pairmill.pipeline.columns.added_columns import AddedColumns
 from pairmill.pipeline.columns.score_card import read_score_card
 from pairmill.pipeline.dataset.chunks import Chunk
-from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.pipeline.dataset.footers import read_footer
 from pairmill.schemas.pairs import score_column_names
 
 DATASET = "dataset"
@@ -71,11 +70,10 @@ def meanings(chunk: Chunk, added: AddedColumns, first_alias: str | None) -> dict
     """The `meanings` for NamedColumns. `first_alias`: the model whose similarity is also the column `similarity`."""
     shard, found = chunk.shards[0], dict[str, str]()
     for path in (shard.pairs, *shard.columns):
-        metadata = read_schema(chunk.store, path).metadata or {}
-        for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
-            found |= dict.fromkeys(score_column_names(model["alias"]), str(model["weights_sha256"]))
-            if model["alias"] == first_alias:
-                found["similarity"] = str(model["weights_sha256"])
+        for model in read_footer(chunk.store, path).models:
+            found |= dict.fromkeys(score_column_names(model.alias), model.weights_sha256)
+            if model.alias == first_alias:
+                found["similarity"] = model.weights_sha256
     for score in added.scores:
         found |= dict.fromkeys(score.columns, read_score_card(chunk.store, score.name).fingerprint)
     return found

@@ -6,7 +6,6 @@ clear cases, and float64 those close to the threshold. So the result does not de
 machine.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pyarrow as pa
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
-from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.pipeline.dataset.footers import read_footer
 from pairmill.pipeline.known.datasets import KnownDataset
 from pairmill.pipeline.known.keys import Mask
 from pairmill.pipeline.known.known_error import KnownError
@@ -183,10 +182,9 @@ def weights_of(chunk: Chunk, alias: str) -> str | None:
     """SHA-256 of a model's weights, from the file with its columns; None if no file records it."""
     shard = chunk.shards[0]
     for name in (shard.pairs, *shard.columns):
-        metadata = read_schema(chunk.store, name).metadata or {}
-        for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
-            if model["alias"] == alias:
-                return str(model["weights_sha256"])
+        for model in read_footer(chunk.store, name).models:
+            if model.alias == alias:
+                return model.weights_sha256
     return None
 
 

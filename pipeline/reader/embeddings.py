@@ -1,6 +1,5 @@
 """Reads the stored embeddings of one model, either of the pictures or of the captions."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.chunks import ShardFiles
-from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.pipeline.dataset.footers import read_footer
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -68,10 +67,10 @@ class Embeddings:
         """How the embeddings were computed. Raises EmbeddingsError if their file does not record it."""
         name, _ = self._file(self.snapshot.chunk.shards[0])
         with self.snapshot.errors():
-            metadata = read_schema(self.snapshot.store, name).metadata or {}
-        for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
-            if model["alias"] == self.alias:
-                return ScoreContract(**model)
+            footer = read_footer(self.snapshot.store, name)
+        for model in footer.models:
+            if model.alias == self.alias:
+                return model
         raise EmbeddingsError(f"{self.snapshot.store.path(name)} does not record which model {self.alias!r} is")
 
     def blake2b(self, shard: ShardFiles) -> str:

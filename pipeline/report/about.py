@@ -1,16 +1,15 @@
 """Describes a dataset: its models and thresholds."""
 
 import ast
-import json
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
 from pairmill.pipeline.columns.added_model import read_card
-from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.pipeline.dataset.footers import read_footer
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.subset import Subset
@@ -29,17 +28,14 @@ class ModelFacts:
 def models_of(snapshot: Snapshot) -> list[ModelFacts]:
     """The models of the build, then the added ones."""
     with snapshot.errors():
-        metadata = read_schema(snapshot.store, snapshot.chunk.shards[0].pairs).metadata or {}
-        found = [_model(each) for each in json.loads(metadata.get(b"pairmill", b"{}")).get("models", [])]
+        found = [
+            ModelFacts(each.alias, _name(each.name, each.pretrained), each.weights_sha256, each.dtype)
+            for each in read_footer(snapshot.store, snapshot.chunk.shards[0].pairs).models
+        ]
         for alias in snapshot.added.models:
             card = read_card(snapshot.store, alias)
             found.append(ModelFacts(alias, _name(card.name, card.pretrained), None, card.dtype))
     return found
-
-
-def _model(values: Mapping[str, str | None]) -> ModelFacts:
-    name = _name(values.get("name"), values.get("pretrained"))
-    return ModelFacts(str(values.get("alias")), name, values.get("weights_sha256"), values.get("dtype"))
 
 
 def _name(name: str | None, pretrained: str | None) -> str:

@@ -32,6 +32,8 @@ from pairmill.pipeline.columns.commands import command_of, command_to_continue
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import describe
 from pairmill.pipeline.dataset.exports import note_export
+from pairmill.pipeline.dataset.footers import read_footer
+from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record, record_bytes
 from pairmill.pipeline.dataset.mixture import read_mixture
 from pairmill.pipeline.dataset.strays import SIZES_NAME
@@ -176,6 +178,13 @@ def test_the_remedy_for_a_shard_includes_the_records_of_its_added_columns(datase
     cut(dataset / "pairs/000000001.parquet")
     report = verify(Store(str(dataset)), rescore=0)
     assert report.damaged == [f"{folder}manifests/000000001.json" for folder in ("", "columns/other/")]
+
+
+@pytest.mark.parametrize("footer", ["[" * 100_000, "[]", '{"models": [{"alias": "m"}]}', '{"schema_version": "x"}'])
+def test_a_footer_that_pairmill_did_not_write_is_damage_of_its_file(tmp_path: Path, footer: str) -> None:
+    pq.write_table(pa.table({"uid": ["a"]}).replace_schema_metadata({"pairmill": footer}), tmp_path / "a.parquet")
+    with pytest.raises(DamagedFileError, match=r"a\.parquet is damaged: pairmill did not write its footer"):
+        read_footer(Store(str(tmp_path)), "a.parquet")
 
 
 @pytest.mark.parametrize("content", FOREIGN)
