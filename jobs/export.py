@@ -7,10 +7,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pairmill.jobs.export_claim import claim_output, claimed_output, newer_columns, without_columns
+from pairmill.jobs.export_claim import begun_export, claim_output, claimed_output, newer_columns, without_columns
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
 from pairmill.pipeline.columns.added_model import read_card
-from pairmill.pipeline.columns.caption_choice import ORIGINAL, caption_choice
+from pairmill.pipeline.columns.caption_choice import ORIGINAL, CaptionChoice, caption_choice
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
@@ -65,8 +65,9 @@ class ExportResult:
     """For `datacomp`: the number of uids in `subset.npy`, including copies."""
     newer_columns: tuple[str, ...] = ()
     """Columns that the dataset got after this export began, and that its files therefore lack."""
-    repaired: tuple[str, ...] = ()
-    """Files about the whole export that were missing or damaged although all its parts were finished."""
+    updated: tuple[str, ...] = ()
+    """Files about the whole export that this run wrote although all parts were finished: they were missing or
+    different."""
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
@@ -89,20 +90,21 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
         dataset = dataset.of_shards({shard.shard: shard.generation for shard in shards})
     source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.added)
     aliases = [*(model.alias for model in plan.job.models), *dataset.added.models]
-    choice = caption_choice(dataset.store, dataset.added, job.caption, aliases)
+    begun = begun_export(output)
+    begun_with = begun.captions if begun else ()
+    choice = caption_choice(dataset.store, dataset.added, job.caption, aliases, begun_with)
     if repetition.has_column:
         dataset = replace(dataset, schema=_with_weights(dataset.schema, job.format))
     output_format = _format(job, source, dataset, repetition)
-    newer = newer_columns(output, output_format.columns(dataset.schema), [dataset.added], job.models or ())
+    newer = newer_columns(begun, output_format.columns(dataset.schema), [dataset.added], job.models or ())
     if newer:
         dataset = replace(dataset, schema=without_columns(dataset.schema, newer))
         output_format = _format(job, source, dataset, repetition)
     seed = job.shuffle_seed if output_format.needs_pictures else None
     parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
     columns = output_format.columns(dataset.schema)
-    record = _record(
-        job, subset, dataset, (sum(shard.num_rows for shard in shards), len(parts)), columns, seed, repetition
-    )
+    shape = sum(shard.num_rows for shard in shards), len(parts)
+    record = _record(job, subset, dataset, shape, columns, seed, repetition, choice)
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     records = records_folder(output)
     writer = PartWriter(
@@ -121,8 +123,8 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
         models_left_out=tuple(each.name for each in dataset.added.incomplete),
         is_noted=is_noted,
         num_uids=None if uids is None else len(uids),
-        newer_columns=newer,
-        repaired=() if written else updated,
+        newer_columns=tuple(dict.fromkeys([*newer, *(choice.ignored if choice else ())])),
+        updated=() if written else updated,
     )
 
 
@@ -253,6 +255,7 @@ def _record(
     columns: list[str],
     seed: int | None,
     repetition: Repetition,
+    choice: CaptionChoice | None,
 ) -> ExportRecord:
     """The record of the export. `shape`: the number of rows and the number of files."""
     return ExportRecord(
@@ -268,6 +271,7 @@ def _record(
         layout=LAYOUT,
         caption=job.caption,
         repeat=repetition.mode,
+        captions=[each.column for each in choice.written] if choice is not None and choice.is_best else [],
     )
 
 

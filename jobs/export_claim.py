@@ -1,6 +1,5 @@
 """Marks an output folder as one export's, and compares an export with the one that is already there."""
 
-import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -16,18 +15,22 @@ from pairmill.schemas.export import ExportRecord
 from pairmill.schemas.pairs import score_column_names
 
 
+def begun_export(output: Store) -> ExportRecord | None:
+    """The record of the export in this folder, if there is one."""
+    return _read(output, records_folder(output)) if is_export(output) else None
+
+
 def newer_columns(
-    output: Store, columns: Sequence[str], added: Sequence[AddedColumns], models: Sequence[str]
+    begun: ExportRecord | None, columns: Sequence[str], added: Sequence[AddedColumns], models: Sequence[str]
 ) -> tuple[str, ...]:
-    """Those of the `columns` of models and scores that were added to the datasets after the export in this folder
-    began. Its files cannot get them. `models`: the aliases that the job names, whose columns must be written.
+    """Those of the `columns` of models and scores that were added to the datasets after the export in the folder began.
+    Its files cannot get them. `models`: the aliases that the job names, whose columns must be written.
     """
-    if not is_export(output):
+    if begun is None:
         return ()
-    recorded = _read(output, records_folder(output)).columns
     later = {name for each in added for one in each.complete for name in one.columns}
     later -= {name for alias in models for name in score_column_names(alias)}
-    return tuple(name for name in columns if name in later and name not in recorded)
+    return tuple(name for name in columns if name in later and name not in begun.columns)
 
 
 def without_columns(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
@@ -57,22 +60,19 @@ def claim_output(output: Store, records: str, record: ExportRecord) -> ExportRec
     of_version = {"layout", "columns"} if existing.layout < record.layout else set()
     for name, value in record:
         if name not in of_version and getattr(existing, name) != value:
-            raise JobError(
-                f"{output.root} contains another export ({_difference(existing, record, name)}); choose another "
-                f"folder, or delete that export{_how_to_delete(output)}"
-            )
+            difference = _difference(existing, record, name)
+            raise JobError(f"{output.root} contains another export ({difference}); choose another folder")
     return existing
-
-
-def _how_to_delete(output: Store) -> str:
-    return "" if output.remote else f" first: rm -r {shlex.quote(output.root)}"
 
 
 def _difference(existing: ExportRecord, record: ExportRecord, name: str) -> str:
     """How the existing export differs from this one in a field."""
     if name == "subset_attempt":
         what = f"the subset {record.subset!r}" if record.subset else "the mixture"
-        return f"of {what} before it was selected again, or changed by a purge, so it cannot be continued or repaired"
+        return (
+            f"of {what} before it was selected again, or changed by a purge, so it cannot be continued or repaired; it "
+            "can be deleted once it is no longer needed"
+        )
     if name == "columns":
         lacks, more = ({*a} - {*b} for a, b in ((record.columns, existing.columns), (existing.columns, record.columns)))
         parts = ((word, sorted(names)) for word, names in (("without", lacks), ("also with", more)))

@@ -7,7 +7,7 @@ from functools import partial
 import pyarrow as pa
 
 from pairmill.jobs.export import ExportResult, export, write_parts
-from pairmill.jobs.export_claim import newer_columns, without_columns
+from pairmill.jobs.export_claim import begun_export, newer_columns, without_columns
 from pairmill.jobs.select import SelectInput, open_input
 from pairmill.pipeline.columns.caption_choice import ORIGINAL
 from pairmill.pipeline.columns.common_columns import (
@@ -87,7 +87,7 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     form = _format(job, sources, common, repetition)
     schema = _with_weight(common.schema) if repetition.has_column else common.schema
     parts = _parts(job, sources)
-    newer = newer_columns(output, form.columns(schema), [source.input.added for source in sources], ())
+    newer = newer_columns(begun_export(output), form.columns(schema), [source.input.added for source in sources], ())
     schema = without_columns(schema, newer)
     columns = form.columns(schema)
     record = ExportRecord(
@@ -123,7 +123,7 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
         is_noted=all(noted),
         columns_left_out=left_out,
         newer_columns=newer,
-        repaired=() if written else updated,
+        updated=() if written else updated,
     )
 
 

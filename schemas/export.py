@@ -56,7 +56,7 @@ class ExportRecord(GrowingSettings):
     """`.pairmill/export.json` in the output: the export that the folder belongs to. No other export may use the
     folder."""
 
-    later = frozenset({"repeat"})
+    later = frozenset({"repeat", "captions"})
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -74,6 +74,9 @@ class ExportRecord(GrowingSettings):
     caption: str = "original"
     repeat: Literal["copies", "weight"] | None = None
     """How the weights of the subset were written, if it has any."""
+    captions: list[str] = []
+    """The columns of captions that `best` compares with the original. Every part compares the same ones, even if more
+    were added meanwhile. Empty for any other `caption`."""
 
 
 class ExportedPart(Settings):

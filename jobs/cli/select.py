@@ -181,7 +181,7 @@ def export(
         values = {
             "output": result.output,
             "written": result.written,
-            "repaired": list(result.repaired),
+            "updated": list(result.updated),
             "models_left_out": left_out,
             "newer_columns": list(result.newer_columns),
         }
@@ -195,8 +195,8 @@ def _print_export(result: "ExportResult") -> None:
 
     record = result.record
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
-    repaired = "".join(f", {name} repaired" for name in result.repaired)
-    say(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run{repaired}")
+    updated = "".join(f", {name} updated" for name in result.updated)
+    say(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run{updated}")
     if result.num_uids is not None and result.num_uids != record.rows:
         say(f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch")
     for alias in result.models_left_out:

@@ -1,6 +1,6 @@
 """Chooses the caption of each pair for exports and the feed: the original, a model's caption, or the better of both."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -49,6 +49,8 @@ class CaptionChoice:
     is_best: bool
     aliases: tuple[str, ...]
     """The aliases of all models of the dataset, in order."""
+    ignored: tuple[str, ...] = ()
+    """The columns that `best` does not compare, because they were added after the output was begun."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -91,9 +93,12 @@ class CaptionChoice:
         return {**columns, "similarity": known.get(self.aliases[0])} if self.aliases else columns
 
 
-def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Sequence[str]) -> CaptionChoice | None:
-    """The choice that `caption` names: a score or `best`; None for `original`. Raises CaptionChoiceError if the dataset
-    does not have these captions."""
+def caption_choice(
+    store: Store, added: AddedColumns, caption: str, aliases: Sequence[str], begun_with: Collection[str] = ()
+) -> CaptionChoice | None:
+    """The choice that `caption` names: a score or `best`; None for `original`. `begun_with`: the columns that `best`
+    compared when the output was begun; if there are any, `best` ignores others. Raises CaptionChoiceError if the
+    dataset does not have these captions."""
     if caption == ORIGINAL:
         return None
     known = {each.column: each for each in _written(store, added)}
@@ -102,7 +107,8 @@ def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Seq
             problem = added.missing(caption) or f"{store.root} has no captions {caption!r}"
             raise CaptionChoiceError(f"caption: {problem}; it has: {', '.join([ORIGINAL, *known])}")
         return CaptionChoice((known[caption],), False, tuple(aliases))
-    compared = tuple(each for each in known.values() if each.alias is not None)
+    scored = tuple(each for each in known.values() if each.alias is not None)
+    compared = tuple(each for each in scored if each.column in begun_with) or scored
     if len({each.alias for each in compared}) != 1:
         found = ", ".join(f"{each.column} by {each.alias}" for each in compared)
         add = f"{pairmill_command('score', store.root)} NAME --score {_SCORE}"
@@ -110,7 +116,8 @@ def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Seq
             f"caption: best compares similarities by one model, but {store.root} has "
             + (f"{found}; choose one of them" if found else f"no written captions with a similarity; run `{add}`")
         )
-    return CaptionChoice(compared, True, tuple(aliases))
+    ignored = tuple(each.column for each in scored if each not in compared)
+    return CaptionChoice(compared, True, tuple(aliases), ignored)
 
 
 def _written(store: Store, added: AddedColumns) -> list[WrittenCaptions]:

@@ -1,6 +1,7 @@
 """Tests which captions exports and the feed return: the original ones, generated ones, or the better of the two."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
 from pairmill.pipeline.score.kinds import kind_of
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.manifest import manifest_name
@@ -48,15 +50,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _add(store: Store, name: str, similarity: str | None) -> None:
-    """Add the generated captions of ROWS as a score."""
+def _add(store: Store, name: str, similarity: str | None, raised_by: float = 0.0) -> None:
+    """Add the generated captions of ROWS as a score. `raised_by`: how much higher their similarities are."""
     score = ScoreConfig.model_validate({"caption_model": {"model": "a", "similarity": similarity}})
     schema = kind_of(name, score).schema
     columns = [ScoreColumn(name=field.name, type=str(field.type)) for field in schema]
     card = ScoreCard(name=name, score=score, columns=columns, state=write_state(store, name, State()), versions={})
     store.create(f"columns/{name}/{SCORE_CARD}", card.model_dump_json().encode())
     manifest = read_manifest(store, manifest_name(0, 0))
-    captions, similarities = [row[2] for row in ROWS], [row[3] for row in ROWS]
+    captions, similarities = [row[2] for row in ROWS], [None if row[3] is None else row[3] + raised_by for row in ROWS]
     table = pa.table([captions, similarities][: len(schema)], schema=schema)
     table = table.append_column("row_id", pa.array([f"0:{number}" for number in range(len(ROWS))]))
     write_columns(store, name, table, manifest, {"score": name}, card.fingerprint)
@@ -132,6 +134,29 @@ def test_an_export_cannot_be_continued_with_other_captions(dataset: Path, tmp_pa
     _export(dataset, tmp_path / "out", "parquet", "original")
     with pytest.raises(ValueError, match="caption 'original', not 'best'"):
         _export(dataset, tmp_path / "out", "parquet", "best")
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_the_parts_of_a_continued_export_choose_from_the_captions_with_which_it_began(
+    tmp_path: Path, form: str
+) -> None:
+    rows = [pair(row[0], row[1], image_embedding_tiny=[1.0, 0.0], text_embedding_tiny=[0.0, 1.0]) for row in ROWS]
+    store = write_dataset(tmp_path / "dataset", [rows])
+    select(SelectJob.model_validate({"dataset": store.root, "name": "all", "steps": []}))
+    values = {"dataset": store.root, "subset": "all", "output": str(tmp_path / "out"), "format": form}
+    job = ExportJob.model_validate({**values, "caption": "best", "samples_per_file": 2})
+    _add(store, "coca", "tiny")
+    export(job)
+    parts = {path: path.read_bytes() for path in (tmp_path / "out").glob("0*")}
+    _add(store, "blip", "tiny", raised_by=0.5)
+    for path in parts:
+        path.unlink()
+        result = export(job)
+        assert (result.written, "blip" in result.newer_columns) == (1, True)
+    assert {path: path.read_bytes() for path in parts} == parts
+    shutil.rmtree(tmp_path / "dataset/columns/coca")
+    with pytest.raises(JobError, match="contains another export"):
+        export(job)
 
 
 def test_unavailable_choices_are_refused(dataset: Path, tmp_path: Path) -> None:

@@ -91,28 +91,30 @@ def test_a_model_that_the_job_names_is_never_left_out(dataset: Path) -> None:
         exported(dataset, "datacomp", models=["tiny", "more"])
 
 
-def test_files_about_the_whole_export_are_repaired_and_named(dataset: Path) -> None:
+def test_files_about_the_whole_export_are_updated_and_named(dataset: Path) -> None:
     for form, names in (("webdataset", ["sizes.json", "README.md"]), ("datacomp", ["README.md", "subset.npy"])):
-        assert exported(dataset, form).repaired == ()
+        assert exported(dataset, form).updated == ()
         before = contents(dataset.parent / form)
         (dataset.parent / form / names[0]).unlink()
         (dataset.parent / form / names[1]).write_bytes(b"")
         result = exported(dataset, form)
-        assert (result.written, result.repaired) == (0, tuple(names))
+        assert (result.written, result.updated) == (0, tuple(names))
         assert contents(dataset.parent / form) == before
     arguments = ["export", str(dataset), "all", str(dataset.parent / "webdataset"), "--samples-per-file", "2"]
     (dataset.parent / "webdataset/README.md").unlink()
-    assert "0 files written in this run, README.md repaired" in CliRunner().invoke(app, arguments).stdout
+    assert "0 files written in this run, README.md updated" in CliRunner().invoke(app, arguments).stdout
 
 
-def test_the_remedy_for_an_export_from_before_its_subset_changed_works_word_for_word(dataset: Path) -> None:
+def test_no_command_is_offered_that_deletes_an_export_and_what_the_user_added(dataset: Path) -> None:
     exported(dataset, "parquet")
+    (dataset.parent / "parquet/notes.txt").write_text("mine")
+    before = contents(dataset.parent / "parquet")
+    with pytest.raises(JobError, match=r"samples_per_file 2, not 3\); choose another folder$"):
+        exported(dataset, "parquet", samples_per_file=3)
     select(SelectJob.model_validate({"dataset": str(dataset), "name": "all"}), overwrite=True)
-    with pytest.raises(JobError, match="cannot be continued or repaired") as refused:
+    with pytest.raises(JobError, match=r"can be deleted once it is no longer needed\); choose another folder$"):
         exported(dataset, "parquet")
-    assert shlex.split(str(refused.value).rpartition("first: ")[2]) == ["rm", "-r", str(dataset.parent / "parquet")]
-    shutil.rmtree(dataset.parent / "parquet")
-    assert exported(dataset, "parquet").written == 3
+    assert contents(dataset.parent / "parquet") == before
 
 
 @pytest.mark.parametrize(
