@@ -90,9 +90,9 @@ def _print_purge(result: "PurgeResult") -> None:
     if result.dry_run:
         say(f"{result.output}: {rows} in {shards} would be withdrawn; nothing was changed")
         _print_names("shards", [f"{shard:,}" for shard in done.shards])
-        of_subsets = [f"{name} ({counted(rows, 'row')} withdrawn)" for name, rows in result.subset_rows.items()]
+        of_subsets = [f"{name} (would lose {counted(rows, 'row')})" for name, rows in result.subset_rows.items()]
         _print_names("subsets that would be rewritten", of_subsets)
-        of_scores = [f"{name} (of {counted(shards, 'shard')})" for name, shards in result.score_shards.items()]
+        of_scores = [f"{name} (in {counted(shards, 'shard')})" for name, shards in result.score_shards.items()]
         _print_names("scores that would be deleted, because such rows are in them", of_scores)
         _print_names("reports that would be deleted", done.reports)
         for export in done.exports:

@@ -18,6 +18,11 @@ class DigestSet:
         """A set of these digests."""
         return cls(np.unique(np.frombuffer(b"".join(digests), dtype="S32")))
 
+    @classmethod
+    def union(cls, sets: Sequence["DigestSet"]) -> "DigestSet":
+        """The digests that are in any of the sets."""
+        return cls(np.unique(np.concatenate([np.empty(0, "S32"), *(each.entries for each in sets)])))
+
     def __len__(self) -> int:
         return len(self.entries)
 

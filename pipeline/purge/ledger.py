@@ -136,6 +136,11 @@ def withdrawn_rows(store: Store) -> pa.Table:
     return pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *_tables(store, names)])
 
 
+def withdrawn_vectors(store: Store) -> DigestSet:
+    """The digests of the embeddings of all rows that were ever withdrawn."""
+    return DigestSet.of(withdrawn_rows(store)["vectors"].combine_chunks().flatten().to_pylist())
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """The content of a Parquet file with a small table."""
     data = BytesIO()

@@ -1,25 +1,30 @@
-"""Finds what a purge would change, without changing anything."""
+"""Finds what a purge would change, without changing anything.
+
+Reads the columns that are compared, and the embeddings of withdrawn rows only if a score could contain them.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.columns.added_columns import columns_done
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import committed, read_manifest
-from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.purge.digests import DigestSet
-from pairmill.pipeline.purge.ledger import Ledger, with_values
+from pairmill.pipeline.purge.keys import digest
+from pairmill.pipeline.purge.ledger import Ledger, with_values, withdrawn_vectors
 from pairmill.pipeline.purge.matching import Matcher
-from pairmill.pipeline.purge.scan import SHARDS_PER_CALL, Hit, scan, shared
+from pairmill.pipeline.purge.scan import SHARDS_PER_CALL, Hit, hit_of, masks_of, read_each, shared
 from pairmill.pipeline.purge.side_columns import SideColumns, scores_with
 from pairmill.pipeline.purge.subsets import affected_subsets
-from pairmill.pipeline.purge.witness import witnesses
+from pairmill.pipeline.purge.witness import vector_digests
 from pairmill.pipeline.select.tasks import Tasks
-from pairmill.schemas.manifest import manifest_name
-from pairmill.schemas.purge import WITHDRAWN_SCHEMA
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.pairs import is_embedding
+
+_NAMES = pa.schema([("row_id", pa.string()), ("uid", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -41,40 +46,71 @@ def preview(store: Store, ledger: Ledger, tasks: Tasks) -> Preview:
     Like the purge itself, repeats the search with the uids of the rows that were found, because other shards can have
     the same pairs without a value that matches.
     """
-    generations, rows = committed(store), WITHDRAWN_SCHEMA.empty_table()
+    generations, matcher = committed(store), Matcher(ledger)
     while True:
-        hits = scan(store, Matcher(ledger), generations, tasks)
-        found = pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *_rows_of(store, Matcher(ledger), hits, tasks)])
-        if found.num_rows == rows.num_rows:
+        hits, rows = _search(store, matcher, sorted(generations.items()), tasks)
+        before, ledger = len(ledger.uids), _with_rows(ledger, rows)
+        if len(ledger.uids) == before:
             break
-        rows, ledger = found, with_values(ledger, {"uid": found["uid"].to_pylist()})
-    vectors = rows["vectors"].combine_chunks().flatten().to_pylist()
-    scores = scores_with(store, ledger.uids, DigestSet.of(vectors)) if hits else {}
+        matcher = Matcher(ledger, by_uid_only=True)
+
+    def vectors() -> DigestSet:
+        return DigestSet.union([withdrawn_vectors(store), *_vectors(store, matcher, hits, tasks)])
+
+    scores = scores_with(store, ledger.uids, vectors)
     return Preview(
         hits=hits,
-        subset_rows=affected_subsets(store, ledger.uids, {hit.shard for hit in hits if hit.pairs}),
+        subset_rows=affected_subsets(store, ledger, generations, {hit.shard for hit in hits if hit.pairs}),
         scores=scores,
         score_shards={name: len(columns_done(store, name)) for name in scores},
     )
 
 
-def _rows_of(store: Store, matcher: Matcher, hits: Sequence[Hit], tasks: Tasks) -> Iterator[pa.Table]:
-    """The withdrawn rows of these shards (WITHDRAWN_SCHEMA), without their pictures."""
-    shards, handle = [(hit.shard, hit.generation) for hit in hits], shared(tasks, matcher.prepared())
-    starts = range(0, len(shards), SHARDS_PER_CALL)
-    return tasks.get(tasks.map(_withdrawn, [(store, handle, shards[at : at + SHARDS_PER_CALL]) for at in starts]))
+def _with_rows(ledger: Ledger, rows: pa.Table) -> Ledger:
+    """The ledger as it would be after these rows (_NAMES) were withdrawn."""
+    uids = [digest("uid", uid.encode()) for uid in rows["uid"].to_pylist()]
+    return replace(with_values(ledger, {"uid": uids}), row_ids=ledger.row_ids.union(rows["row_id"].to_pylist()))
 
 
-def _withdrawn(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> pa.Table:
-    return pa.concat_tables([table for shard in shards for table in _withdrawn_of_shard(store, matcher, *shard)])
+def _search(
+    store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]], tasks: Tasks
+) -> tuple[list[Hit], pa.Table]:
+    """The hits in these shards (shard, generation), and the withdrawn rows (_NAMES)."""
+    handle = shared(tasks, matcher.prepared())
+    calls = [(store, handle, shards[at : at + SHARDS_PER_CALL]) for at in range(0, len(shards), SHARDS_PER_CALL)]
+    found = list(tasks.get(tasks.map(_search_shards, calls)))
+    rows = pa.concat_tables([_NAMES.empty_table(), *(rows for _, rows in found)])
+    return [hit for hits, _ in found for hit in hits], rows
 
 
-def _withdrawn_of_shard(store: Store, matcher: Matcher, shard: int, generation: int) -> Iterator[pa.Table]:
-    manifest = read_manifest(store, manifest_name(shard, generation))
-    pairs, side = read_table(store, manifest.files["pairs"].path), SideColumns.of(store, manifest)
-    gone = matcher.mask(side.beside(pairs, matcher.columns))
-    yield witnesses(store, pairs.filter(pa.array(gone)).drop_columns(["image_tar"]), side.read(gone))
-    if "rejects" in manifest.files:
-        rejects = read_table(store, manifest.files["rejects"].path)
-        rejected: np.ndarray = matcher.mask(rejects)
-        yield witnesses(store, rejects.filter(pa.array(rejected)), [])
+def _search_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> tuple[list[Hit], pa.Table]:
+    found = read_each(store, shards, lambda manifest: _search_shard(store, matcher, manifest))
+    rows = [table for _, tables in found for table in tables]
+    return [hit for hit, tables in found if tables], pa.concat_tables([_NAMES.empty_table(), *rows])
+
+
+def _search_shard(store: Store, matcher: Matcher, manifest: ShardManifest) -> tuple[Hit, list[pa.Table]]:
+    masks = masks_of(store, matcher, manifest)
+    gone = {manifest.files[name].path: pa.array(mask) for name, mask in masks.items() if mask.any()}
+    tables = [read_table(store, path, _NAMES.names).filter(rows) for path, rows in gone.items()]
+    return hit_of(manifest, masks), [table.select(_NAMES.names).cast(_NAMES) for table in tables]
+
+
+def _vectors(store: Store, matcher: Matcher, hits: Sequence[Hit], tasks: Tasks) -> Iterator[DigestSet]:
+    """The digests of the embeddings of the withdrawn rows."""
+    handle, shards = shared(tasks, matcher.prepared()), [(hit.shard, hit.generation) for hit in hits if hit.pairs]
+    calls = [(store, handle, shards[at : at + SHARDS_PER_CALL]) for at in range(0, len(shards), SHARDS_PER_CALL)]
+    return tasks.get(tasks.map(_vectors_of_shards, calls))
+
+
+def _vectors_of_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> DigestSet:
+    return DigestSet.union(read_each(store, shards, lambda manifest: _vectors_of_shard(store, matcher, manifest)))
+
+
+def _vectors_of_shard(store: Store, matcher: Matcher, manifest: ShardManifest) -> DigestSet:
+    gone, found = pa.array(masks_of(store, matcher, manifest)["pairs"]), list[bytes | None]()
+    for path in (manifest.files["pairs"].path, *SideColumns.of(store, manifest).paths):
+        names = [field.name for field in read_schema(store, path) if is_embedding(field)]
+        for column in read_table(store, path, names).filter(gone).columns if names else ():
+            found += vector_digests(column)
+    return DigestSet.of(each for each in found if each is not None)

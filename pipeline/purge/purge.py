@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from pairmill.pipeline.common.progress import Steps
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
-from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.effects import Effects
 from pairmill.pipeline.purge.exports import purge_exports
 from pairmill.pipeline.purge.inputs import delete_unplanned, purge_inputs
-from pairmill.pipeline.purge.ledger import Ledger, merge_parts, withdrawn_rows
+from pairmill.pipeline.purge.ledger import Ledger, merge_parts, withdrawn_vectors
 from pairmill.pipeline.purge.leftovers import (
     delete_failures,
     delete_reports,
@@ -54,8 +53,7 @@ def withdraw(
     effects.note(named_in_steps=naming_withdrawn(store, matcher))
     _note_each(effects, "labels", purge_labels(store, ledger.uids))
     _note_each(effects, "indexes", purge_indexes(store, generations))
-    vectors = withdrawn_rows(store)["vectors"].combine_chunks().flatten().to_pylist()
-    scores = scores_with(store, ledger.uids, DigestSet.of(vectors))
+    scores = scores_with(store, ledger.uids, lambda: withdrawn_vectors(store))
     effects.note(scores=effects.purged.scores | scores)
     delete_scores(store, list(reversed(scores)))  # a score goes before the scores it is made from
     steps.name = "withdrawing from input/ and exports"

@@ -2,10 +2,11 @@
 withdrawn rows."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -37,11 +38,16 @@ class SideColumns:
         """The columns that belong to the shard's pairs file. Columns of other generations are not used."""
         return cls(store, tuple(_records(store, manifest)))
 
+    @property
+    def paths(self) -> list[str]:
+        """The file of each folder."""
+        return [record.file.path for _, record in self.records]
+
     def read(self, rows: Mask) -> list[pa.Table]:
         """The columns for some rows of the pairs file, as one table per folder."""
         if not rows.any():
             return []
-        return [read_table(self.store, record.file.path).filter(pa.array(rows)) for _, record in self.records]
+        return [read_table(self.store, path).filter(pa.array(rows)) for path in self.paths]
 
     @property
     def written_captions(self) -> frozenset[str]:
@@ -97,16 +103,18 @@ def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
     return pc.sum(lacking).as_py() or 0
 
 
-def scores_with(store: Store, uids: DigestSet, vectors: DigestSet) -> dict[str, str]:
+def scores_with(store: Store, uids: DigestSet, read_vectors: Callable[[], DigestSet]) -> dict[str, str]:
     """Name -> settings, as given to `score --score`, of the scores that depend on withdrawn rows: those whose state
     contains a row's uid or embedding, and those that are made from such a score. Each score comes after the scores
-    that it is made from.
+    that it is made from. `read_vectors`: returns the digests of the rows' embeddings; called only if a state contains
+    embeddings.
 
     Such a score was computed in relation to the row: its values can neither stay as they are nor be recomputed without
     the row. Raises ManifestError.
     """
     cards = {each.name: read_score_card(store, each.name) for each in column_sets(store) if each.kind == "score"}
     states = {name: read_state(store, card) for name, card in cards.items()}
+    vectors = read_vectors() if any(map(_embeddings, states.values())) else DigestSet.of([])
     found = {name: None for name, state in states.items() if _holds(state, uids, vectors)}
     while more := [name for name, state in states.items() if name not in found and found.keys() & state.sources.keys()]:
         found |= dict.fromkeys(more)
@@ -115,14 +123,14 @@ def scores_with(store: Store, uids: DigestSet, vectors: DigestSet) -> dict[str, 
 
 def _holds(state: State, uids: DigestSet, vectors: DigestSet) -> bool:
     for name, tensor in state.tensors.items():
-        if tensor.ndim != 2 or not len(tensor):
-            continue
-        if name.endswith("uids") and tensor.dtype == np.uint64:
+        if tensor.ndim == 2 and name.endswith("uids") and tensor.dtype == np.uint64:
             texts = [f"{high:016x}{low:016x}" for high, low in tensor.tolist()]
             if uids.contains([digest("uid", text.encode()) for text in texts]).any():
                 return True
-        elif tensor.dtype == np.float16:
-            rows = np.ascontiguousarray(tensor)
-            if vectors.contains([digest(VECTOR, row.tobytes()) for row in rows]).any():
-                return True
-    return False
+    rows = (np.ascontiguousarray(tensor) for tensor in _embeddings(state))
+    return any(vectors.contains([digest(VECTOR, row.tobytes()) for row in each]).any() for each in rows)
+
+
+def _embeddings(state: State) -> list[npt.NDArray[np.generic]]:
+    """The tensors of a state that contain embeddings [rows, dim]."""
+    return [each for each in state.tensors.values() if each.ndim == 2 and len(each) and each.dtype == np.float16]

@@ -20,7 +20,6 @@ from pairmill.pipeline.dataset.subset import (
     WEIGHT,
     WEIGHTS_FIELD,
     publish,
-    read_rows,
     read_subset,
     shard_numbers,
     subset_names,
@@ -64,12 +63,21 @@ def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) 
             _write(store, subset, found)
 
 
-def affected_subsets(store: Store, uids: DigestSet, changed: Set[int]) -> dict[str, int]:
-    """Name of each subset that a purge of these uids would rewrite -> the number of its rows that would be withdrawn.
-    `changed`: the shards with pairs that would be withdrawn."""
-    subsets = [read_subset(store, name) for name in subset_names(store)]
-    rows = {each.name: sum(int(_listed(table, uids).sum()) for table in read_rows(store, each)) for each in subsets}
-    return {each.name: rows[each.name] for each in subsets if rows[each.name] or changed & shard_numbers(store, each)}
+def affected_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int], changed: Set[int]) -> dict[str, int]:
+    """Name of each subset that a purge would rewrite -> the number of its rows that would be withdrawn.
+
+    `ledger`: as it would be after the purge; `generations`: the current ones; `changed`: the shards with pairs that
+    would be withdrawn.
+    """
+    changes, withdrawn = _Changes(store, generations), {}
+    for name in subset_names(store):
+        subset, found = read_subset(store, name), _Rewritten()
+        left = sum(found.chunk(store, files, ledger.uids, changes)[0].num_rows for files in subset.files)
+        found.is_changed |= bool(changed & shard_numbers(store, subset))
+        found.add_reports(store, subset, ledger)
+        if found.differs_from(subset):
+            withdrawn[name] = subset.rows_out - left
+    return withdrawn
 
 
 def naming_withdrawn(store: Store, matcher: Matcher) -> list[str]:
@@ -127,14 +135,17 @@ class _Rewritten:
     def of(cls, store: Store, subset: Subset, ledger: Ledger, changes: _Changes) -> "_Rewritten":
         """Read the files of a subset without the withdrawn rows."""
         found = cls()
-        for files in subset.files:
-            found.files.append(found._without(store, files, ledger.uids, changes))
-        found.reports = list(_reports(subset.reports, found, Matcher(ledger)))
+        found.files = [found.chunk(store, files, ledger.uids, changes) for files in subset.files]
+        found.add_reports(store, subset, ledger)
+        return found
+
+    def add_reports(self, store: Store, subset: Subset, ledger: Ledger) -> None:
+        """Read the reports and overlaps without the withdrawn rows, once all chunks have been read."""
+        self.reports = list(_reports(subset.reports, self, Matcher(ledger)))
         for file in subset.overlaps:
             overlap = read_table(store, file.path)
-            found.overlaps.append(left := _without_withdrawn(overlap, ledger.uids))
-            found.is_changed |= left.num_rows < overlap.num_rows
-        return found
+            self.overlaps.append(left := _without_withdrawn(overlap, ledger.uids))
+            self.is_changed |= left.num_rows < overlap.num_rows
 
     def differs_from(self, subset: Subset) -> bool:
         """Whether the subset has to be written again."""
@@ -150,10 +161,8 @@ class _Rewritten:
             digest_.update(sink.getvalue())
         return digest_.hexdigest()
 
-    def _without(
-        self, store: Store, files: SubsetFiles, uids: DigestSet, changes: _Changes
-    ) -> tuple[pa.Table, pa.Table]:
-        """The two tables of a chunk without the withdrawn rows."""
+    def chunk(self, store: Store, files: SubsetFiles, uids: DigestSet, changes: _Changes) -> tuple[pa.Table, pa.Table]:
+        """The two tables of a chunk without the withdrawn rows. Counts the others."""
         rows, shards = read_table(store, files.rows.path), read_table(store, files.shards.path)
         tables, records = [], []
         for record in shards.to_pylist():

@@ -40,6 +40,7 @@ from pairmill.schemas.batch import BatchInfo, ShardBatch
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.purge import LIST_KINDS, ListKind
+from tests.synthetic_dataset import write_dataset
 from tests.unit.purge.conftest import World
 from tests.unit.purge.world import EXPORTS
 
@@ -264,6 +265,39 @@ def test_a_dry_run_finds_the_same_rows_and_subsets_as_the_purge(world: World) ->
     assert sum(planned.subset_rows.values()) > 0
 
 
+def test_a_dry_run_lists_a_subset_of_which_only_the_overlap_changes(world: World) -> None:
+    write_dataset(world.root / "photos", 20)
+    step = f"leak: {{against: {world.root / 'photos'}, by: [sha256]}}"
+    pairmill.select(world.out, "clean", steps=[step], settings={"partial": True})
+    (path,) = (world.out / "subsets/clean").rglob("*overlap*/*.parquet")
+    schema = pa.schema([field.with_nullable(True) for field in pq.read_schema(path)])
+    pq.write_table(pa.Table.from_pylist([{"uid": "d" * 32, "item_uid": "e" * 32}], schema), path)
+    uids = world.write("uids.txt", ["e" * 32])
+    assert pairmill.purge(world.out, uids=uids, dry_run=True).subset_rows == {"clean": 0}
+    assert pairmill.purge(world.out, uids=uids, reason="asked for").purged.subsets == ["clean"]
+
+
+@pytest.mark.parametrize("score", [None, "density: {model: b32, neighbors: 2, clusters: 2, sample: 1000}"])
+def test_a_dry_run_reads_only_what_it_compares(
+    world: World, monkeypatch: pytest.MonkeyPatch, score: str | None
+) -> None:
+    """It compares embeddings only with those in the state of a score."""
+    if score is not None:
+        pairmill.score(world.out, "crowd", score=score, settings={"partial": True})
+    hosts, seen = world.write("hosts.txt", ["elsewhere.example"]), set[str]()
+    read = pq.ParquetFile.read
+
+    def noted(file: pq.ParquetFile, columns: list[str] | None = None, **more: Any) -> pa.Table:
+        seen.update(file.schema_arrow.names if columns is None else columns)
+        return read(file, columns=columns, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", noted)
+    assert pairmill.purge(world.out, hosts=hosts, dry_run=True).purged.rows == 10
+    assert {"uid", "url", "row_id"} < seen
+    assert {"image_embedding_b32", "text_embedding_b16"} <= seen if score else not any("embed" in name for name in seen)
+    assert seen.isdisjoint(["caption", "caption_clean", "image_tar", "sha256", "words"])
+
+
 def test_a_dry_run_changes_nothing(world: World) -> None:
     def files() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in sorted(world.root.rglob("*")) if path.is_file()}
@@ -275,7 +309,7 @@ def test_a_dry_run_changes_nothing(world: World) -> None:
     assert sorted(Path(each.output).name for each in result.purged.exports) == sorted(EXPORTS)
     text = CliRunner().invoke(app, ["purge", str(world.out), "--hosts", str(hosts), "--dry-run"]).stdout
     assert "10 rows in 4 shards would be withdrawn; nothing was changed\nshards: 0, 1, 2, 3\nsubsets that" in text
-    assert "subsets that would be rewritten: all (8 rows withdrawn), half (" in text
+    assert "subsets that would be rewritten: all (would lose 8 rows), half (" in text
     assert f"export that would be searched for such rows: {world.root}/pool\n" in text
     assert files() == before
 
