@@ -81,7 +81,9 @@ def add(left: Value, right: Value) -> Value:
 
 
 def subtract(left: Value, right: Value) -> Value:
-    """The difference. Raises ArrowInvalid if it leaves the range of int64."""
+    """The difference; of two dates, the number of days. Raises ArrowInvalid if it leaves the range of int64."""
+    if times.are_dates(left, right):
+        left, right = times.day_numbers(left), times.day_numbers(right)
     return pc.subtract_checked(*_for_arithmetic(left, right, _sum_digits))
 
 

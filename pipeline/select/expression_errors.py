@@ -125,6 +125,8 @@ def kind_of(value: Any) -> str:
         return "text"
     if pa.types.is_duration(kind) or pa.types.is_time(kind):
         return "a duration" if pa.types.is_duration(kind) else "a time of day"
+    if pa.types.is_null(kind):
+        return "null in all rows"
     return "a time" if pa.types.is_temporal(kind) else f"a {kind}"
 
 
@@ -136,6 +138,8 @@ def mismatch(text: str, right: ast.expr, names: tuple[str, str], kinds: tuple[st
         hint = f"; without quotation marks it is a number: {str(right.value).strip()}" if has_digits else ""
     if isinstance(right, ast.Constant) and kinds == ("text", "a number"):
         hint = f"; as text it is {str(right.value)!r}"
+    if sorted(kinds) == ["a duration", "a number"]:
+        hint = "; write durations as '7 days' or '12 hours'"
     return at_node(text, right, f"{names[0]} is {kinds[0]}, and {names[1]} is {kinds[1]}{hint}")
 
 

@@ -188,8 +188,13 @@ class Expression:
         return reduce(pc.or_kleene, (_compare(pc.equal, *self._comparable(value, item, table)) for item in items))
 
     def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
-        """The operands as values of one kind. Users write dates and times as strings, with times in UTC."""
+        """The operands as values of one kind. Users write times and durations as text. A column of the type null gets
+        the type of the other operand."""
         one, other = times.with_parsed_texts(self._values([left, right], table))
+        if pa.types.is_null(one.type):
+            one = one.cast(other.type)
+        elif pa.types.is_null(other.type):
+            other = other.cast(one.type)
         kinds = kind_of(one), kind_of(other)
         if kinds[0] != kinds[1]:
             raise mismatch(self._stripped, right, (self._source(left), self._source(right)), kinds)
@@ -245,8 +250,12 @@ def _matches(text: Value, regex: str) -> Value:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The plain values of a dictionary column, which Arrow's functions do not accept, and times in UTC."""
-    return times.plain(column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column)
+    """The plain values of a dictionary or a view, which Arrow's functions do not accept, and times in UTC."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    return times.plain(column)
 
 
 def _compare(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:

@@ -1,5 +1,6 @@
 """Brings times, dates and durations of `where` to one form. A column or text without a time zone means UTC."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -10,32 +11,45 @@ Value: TypeAlias = Any
 """A pyarrow Array, ChunkedArray or Scalar."""
 
 _PER_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+_DURATION = re.compile(r"(-?\d{1,9}) (second|minute|hour|day|week)s?")
+_SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 
 def plain(value: Value) -> Value:
-    """Dates and zoned times as times in UTC, without a zone and with all their digits. Anything else stays as it is."""
-    kind = value.type
-    if pa.types.is_date(kind):
-        return value.cast(pa.timestamp("s" if pa.types.is_date32(kind) else "ms"))
-    return value.cast(pa.timestamp(kind.unit)) if pa.types.is_timestamp(kind) else value
+    """Zoned times as times in UTC, without a zone and with all their digits. Anything else stays as it is."""
+    return value.cast(pa.timestamp(value.type.unit)) if pa.types.is_timestamp(value.type) else value
 
 
 def with_parsed_texts(values: Sequence[Value]) -> list[Value]:
-    """The values, but texts beside a time are parsed as times. As in SQL, a date means midnight at its start.
-
-    Raises TypeError if a text is not a time.
+    """The values, but constant texts beside a time are parsed as times, and those beside a duration as durations. As in
+    SQL, a date means midnight at its start. Raises TypeError if such a text is neither.
     """
-    if not any(pa.types.is_timestamp(value.type) for value in values):
+    if any(pa.types.is_timestamp(value.type) or pa.types.is_date(value.type) for value in values):
+        parse = _parsed_time
+    elif any(pa.types.is_duration(value.type) for value in values):
+        parse = _parsed_duration
+    else:
         return list(values)
-    try:
-        return [value.cast(pa.timestamp("us")) if _is_text(value.type) else value for value in values]
-    except pa.ArrowInvalid:
-        raise TypeError("write times as '2024-01-31' or '2024-01-31 12:30', in UTC and without an offset") from None
+    return [parse(value.as_py()) if _is_constant_text(value) else value for value in values]
+
+
+def are_dates(*values: Value) -> bool:
+    """Whether all values are dates without a time."""
+    return all(pa.types.is_date(value.type) for value in values)
+
+
+def day_numbers(dates: Value) -> Value:
+    """The days of dates since 1970, as int64."""
+    return _days_and_rest(_as_time(dates))[0]
 
 
 def in_one_unit(values: Sequence[Value]) -> list[Value]:
-    """The values, but times and durations in the finest of their units. Raises OverflowError if it cannot hold one."""
+    """The values, but times and durations in the finest of their units, and dates beside other values as times. Raises
+    OverflowError if the unit cannot hold a time."""
+    if are_dates(*values):
+        return [value.cast(pa.date64()) for value in values]
+    values = [_as_time(value) for value in values]
     units = [value.type.unit for value in values if _has_unit(value.type)]
     finest = max(units, key=_PER_DAY.__getitem__, default="")
     try:
@@ -53,12 +67,37 @@ def compare(function: Callable[[Value, Value], Value], left: Value, right: Value
     try:
         return function(*in_one_unit([left, right]))
     except OverflowError:
-        days, rests = zip(_days_and_rest(left), _days_and_rest(right), strict=True)
+        days, rests = zip(*(_days_and_rest(_as_time(value)) for value in (left, right)), strict=True)
         return pc.if_else(pc.equal(*days), function(*rests), function(*days))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _is_constant_text(value: Value) -> bool:
+    return isinstance(value, pa.Scalar) and bool(pa.types.is_string(value.type))
+
+
+def _parsed_time(text: str) -> pa.Scalar:
+    for kind in (pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")):
+        try:
+            return plain(pa.scalar(text).cast(kind))
+        except pa.ArrowInvalid:
+            continue
+    raise TypeError(
+        f"{text!r} is not a time; write '2024-01-31' or '2024-01-31 12:30', with a year of four digits, in UTC or with "
+        "an offset such as +02:00"
+    )
+
+
+def _parsed_duration(text: str) -> pa.Scalar:
+    if not (found := _DURATION.fullmatch(text)):
+        raise TypeError(f"{text!r} is not a duration; write it as '7 days' or '12 hours'")
+    return pa.scalar(int(found[1]) * _SECONDS[found[2]], pa.duration("s"))
+
+
+def _as_time(value: Value) -> Value:
+    """Dates as times at midnight. Anything else stays as it is."""
+    if not pa.types.is_date(value.type):
+        return value
+    return value.cast(pa.timestamp("s" if pa.types.is_date32(value.type) else "ms"))
 
 
 def _has_unit(kind: pa.DataType) -> bool:

@@ -44,11 +44,23 @@ def refusal(text: str) -> tuple[str, str]:
         ("caption == 3", "caption is text, and 3 is a number; as text it is '3'", "3"),
         ("width in [1, 'a']", "width is a number, and 'a' is text", "'a'"),
         ("fetched_at > 3", "fetched_at is a time, and 3 is a number", "3"),
-        ("fetched_at > 'May'", "write times as '2024-01-31' or '2024-01-31 12:30', in UTC", "fetched_at > 'May'"),
+        ("fetched_at > 'May'", "'May' is not a time; write '2024-01-31' or '2024-01-31 12:30'", "fetched_at > 'May'"),
+        ("fetched_at > '300000-01-01'", "'300000-01-01' is not a time; ", "fetched_at > '300000-01-01'"),
+        ("fetched_at > caption", "fetched_at is a time, and caption is text", "caption"),
         (
-            "fetched_at - fetched_at > '1 day'",
-            "fetched_at - fetched_at is a duration, and '1 day' is text",
-            "'1 day'",
+            "greatest(fetched_at, caption) > fetched_at",
+            "'greatest(fetched_at, caption)' cannot be computed: fetched_at is a time, and caption is text",
+            "greatest(fetched_at, caption)",
+        ),
+        (
+            "fetched_at - fetched_at > 'May'",
+            "'May' is not a duration; write it as '7 days' or '12 hours'",
+            "fetched_at - fetched_at > 'May'",
+        ),
+        (
+            "fetched_at - fetched_at > 7",
+            "fetched_at - fetched_at is a duration, and 7 is a number; write durations as '7 days' or '12 hours'",
+            "7",
         ),
         (
             "status == 'ü' and caption + 1 > 2",

@@ -172,6 +172,39 @@ def test_times_of_any_units_and_zones_are_computed_as_in_duckdb(text: str, sql: 
         assert Expression(text.format(a=a, b=b)).evaluate(table).to_pylist() == list(values), (a, b)
 
 
+@pytest.mark.parametrize(
+    ("text", "sql"),
+    [
+        ("later - day > 7", "later - day > 7"),
+        ("least(day, later64) - later == -8", "least(day, later) - later = -8"),
+        ("us - day >= '36 hours'", "us - day >= interval '36 hours'"),
+        ("'-1 week' < day - us", "interval '-7 days' < day - us"),
+        ("clip(us - day, '1 second', '2 days') == '2 days'", "us - day >= interval '2 days'"),
+        ("us >= '2024-01-03T12:30Z'", "us >= timestamp '2024-01-03 12:30'"),
+        ("tokyo == '2024-01-03 14:30:00+02:00'", "tokyo = '2024-01-03 14:30:00+02:00'::timestamptz"),
+        ("ns > '2024-01-03 12:30:00.000000001'", "ns > timestamp_ns '2024-01-03 12:30:00.000000001'"),
+        ("nothing < us or us > nothing", "null"),
+        ("starts_with(view, '2024') and view < '2024-02'", "starts_with(view, '2024') and view < '2024-02'"),
+    ],
+)
+def test_days_durations_and_times_are_written_and_computed_as_in_duckdb(text: str, sql: str) -> None:
+    moments = [datetime.datetime(2024, 1, 3, 12, 30), datetime.datetime(2023, 12, 30), None]
+    columns = {
+        "day": pa.array([datetime.date(2024, 1, 1), datetime.date(2023, 12, 29), None]),
+        "later": pa.array([datetime.date(2024, 1, 9), datetime.date(2023, 12, 31), None]),
+        "later64": pa.array([datetime.date(2024, 1, 9), datetime.date(2023, 12, 31), None], pa.date64()),
+        "us": pa.array(moments, pa.timestamp("us")),
+        "tokyo": pa.array(moments, pa.timestamp("us", "Asia/Tokyo")),
+        "ns": pa.array([1_704_285_000_000_000_002, 1_704_285_000_000_000_001, None], pa.timestamp("ns")),
+        "nothing": pa.nulls(3),
+        "view": pa.array(["2024-01", "2024-02", None], pa.string_view()),
+    }
+    table = pa.table(columns)
+    DUCKDB.execute("set timezone = 'UTC'").register("t", table)
+    expected = [row[0] for row in DUCKDB.execute(f"select {sql} from t").fetchall()]
+    assert Expression(text).evaluate(table).to_pylist() == expected
+
+
 @given(st.lists(st.none() | st.text(st.sampled_from("aAäß.\\[\x00\n\u202e😀 "))), st.text(max_size=4), st.data())
 def test_contains_matches_pythons_in_operator(texts: list[str | None], part: str, data: st.DataObject) -> None:
     whole = max(filter(None, texts), key=len, default="")
