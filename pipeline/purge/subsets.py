@@ -71,8 +71,10 @@ def affected_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int
     """
     changes, withdrawn = _Changes(store, generations), {}
     for name in subset_names(store):
-        subset, found = read_subset(store, name), _Rewritten()
-        left = sum(found.chunk(store, files, ledger.uids, changes)[0].num_rows for files in subset.files)
+        subset, found, left = read_subset(store, name), _Rewritten(), 0
+        for files in subset.files:
+            rows, _ = found.chunk(store, files, ledger.uids, changes)
+            left += int(np.count_nonzero(~_listed(rows, ledger.uids)))  # an interrupted purge may have moved some
         found.is_changed |= bool(changed & shard_numbers(store, subset))
         found.add_reports(store, subset, ledger)
         if found.differs_from(subset):

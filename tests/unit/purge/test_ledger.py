@@ -265,6 +265,21 @@ def test_a_dry_run_finds_the_same_rows_and_subsets_as_the_purge(world: World) ->
     assert sum(planned.subset_rows.values()) > 0
 
 
+def test_a_dry_run_after_an_interrupted_purge_counts_the_rows_of_both(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(world.out))
+    before = {name: read_subset(store, name).rows_out for name in subset_names(store)}
+    first, second = (world.write(f"{row}.txt", [world.source.uid(row)]) for row in (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr("pairmill.pipeline.purge.purge.purge_subsets", MagicMock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pairmill.purge(world.out, uids=first, reason="asked for")
+    planned = pairmill.purge(world.out, uids=second, dry_run=True).subset_rows
+    assert pairmill.purge(world.out, uids=second, reason="asked for").purged.subsets == list(planned)
+    assert planned == {name: before[name] - read_subset(store, name).rows_out for name in before}
+
+
 def test_a_dry_run_lists_a_subset_of_which_only_the_overlap_changes(world: World) -> None:
     write_dataset(world.root / "photos", 20)
     step = f"leak: {{against: {world.root / 'photos'}, by: [sha256]}}"
