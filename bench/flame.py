@@ -11,6 +11,7 @@ processes, as in bench.model_cost; only the time on a CPU counts.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from tests.synthetic_dataset import write_dataset
 
 PY_SPY = Path(".venv-peers/bin/py-spy")
 SECONDS, RATE = 15, 200
+_COMMAND_LINE = re.compile(r"process \d+:&quot;(?P<words>[^<]*?)(?:&quot;|\.\.(?=</text>))")
 
 
 def for_a_while(work: Callable[[], object]) -> None:
@@ -88,6 +90,12 @@ WORKLOADS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def _process_name(found: re.Match[str]) -> str:
+    """A name without the paths of this machine."""
+    scripts = re.findall(r"([\w.]+)\.py\b", found["words"])
+    return f"process {scripts[-1] if scripts else 'raylet' if 'raylet' in found['words'] else 'bench.flame'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=WORKLOADS)
@@ -105,6 +113,7 @@ def main() -> None:
         scope = ["--native", "--rate", str(RATE)]
     record = [str(PY_SPY), "record", *scope, "--output", str(options.svg), "--", *work]
     subprocess.run(record, check=True)
+    options.svg.write_text(_COMMAND_LINE.sub(_process_name, options.svg.read_text()))
 
 
 if __name__ == "__main__":

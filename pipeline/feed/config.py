@@ -33,6 +33,9 @@ class FeedState(TypedDict):
     batch_size: NotRequired[int | None]
     """Missing in checkpoints from before 0.2, when a rank's rows were divided among its workers differently."""
     drop_last: NotRequired[bool]
+    captions: NotRequired[list[str]]
+    """The columns of captions written by models from which each caption is chosen. Another score with captions, added
+    after the checkpoint, would change what `best` chooses."""
 
 
 @dataclass(frozen=True)

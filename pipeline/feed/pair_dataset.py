@@ -133,6 +133,7 @@ class PairDataset(IterableDataset[Sample]):
             "even": self.config.even,
             "batch_size": self.config.batch_size,
             "drop_last": self.config.drop_last,
+            "captions": [each.column for choice in self._rows.choices for each in choice.written],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

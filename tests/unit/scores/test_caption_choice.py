@@ -159,6 +159,17 @@ def test_the_parts_of_a_continued_export_choose_from_the_captions_with_which_it_
         export(job)
 
 
+def test_the_feed_refuses_a_checkpoint_from_when_best_chose_from_other_captions(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [[pair(row[0], row[1]) for row in ROWS]])
+    config = FeedConfig(store.root, None, ("caption",), caption="best")
+    _add(store, "coca", "tiny")
+    state = PairDataset(config).state_dict()
+    PairDataset(config).load_state_dict(state)
+    _add(store, "blip", "tiny", raised_by=0.5)
+    with pytest.raises(FeedError, match=r"captions was \['coca'\], now it is \['blip', 'coca'\]"):
+        PairDataset(config).load_state_dict(state)
+
+
 def test_unavailable_choices_are_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CaptionChoiceError, match="has no captions 'blip'; it has: original, coca"):
         _export(dataset, tmp_path / "out", "webdataset", "blip")
