@@ -10,6 +10,7 @@ import pytest
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.select import near_duplicates
+from pairmill.pipeline.select.keys import TIES, uid_hashes
 from pairmill.pipeline.select.steps import dedup, top
 from pairmill.pipeline.select.subset_diff import compare
 from tests.synthetic_dataset import write_dataset
@@ -54,6 +55,20 @@ def test_the_number_of_rows_is_exact_even_if_all_scores_tie(dataset: Path, count
     subset = make_subset(dataset, "ties", {"top": {"by": "width - width", "count": count}})
     again = make_subset(dataset, "sample", {"sample": {"count": count, "seed": 0}})
     assert subset.rows_out == again.rows_out == min(count, subset.reports[-1].rows_in)
+
+
+def test_which_rows_win_a_tie_depends_on_their_uids_alone(dataset: Path) -> None:
+    """The rows that tie at the threshold are scattered among others, and only their uids are read."""
+    make_subset(dataset, "plain")
+    query = f"select row_id, uid, width from read_parquet('{dataset}/pairs/*.parquet')"
+    found = {row_id: (uid, width) for row_id, uid, width in DUCKDB.execute(query).fetchall()}
+    rows = row_ids(dataset, "plain")
+    ties = uid_hashes(pa.chunked_array([[found[row][0] for row in rows]]), TIES, 0)
+    tied = sum(found[row][1] >= 600 for row in rows)
+    assert len(rows) / 5 < tied < len(rows)
+    make_subset(dataset, "won", {"top": {"by": "least(width, 600)", "count": tied // 2}})
+    key = {row: (min(found[row][1], 600), tie) for row, tie in zip(rows, ties.tolist(), strict=True)}
+    assert sorted(row_ids(dataset, "won")) == sorted(sorted(rows, key=key.__getitem__)[-(tied // 2) :])
 
 
 def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
