@@ -253,14 +253,20 @@ def test_a_reason_is_required_and_must_not_name_withdrawn_values(world: World) -
 
 
 def test_a_dry_run_finds_the_same_rows_and_subsets_as_the_purge(world: World) -> None:
-    """Rows 30 and 31, in another shard, have the same picture as row 2."""
+    """Rows 30 and 31, in another shard, have the same picture as row 2. A reject in a third shard is the same pair as
+    row 2, but its picture could not be fetched."""
     shas = world.write("sha256.txt", [world.source.sha256(2)])
+    rejects = world.out / "rejects/000000003.parquet"
+    table = pq.ParquetFile(rejects).read()
+    uids = [world.source.uid(2), *table["uid"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("uid"), table.schema.field("uid"), [uids]), rejects)
     store = Store(str(world.out))
     before = {name: read_subset(store, name).rows_out for name in subset_names(store)}
     planned = pairmill.purge(world.out, sha256=shas, dry_run=True)
     done = pairmill.purge(world.out, sha256=shas, reason="asked for").purged
     for name in ("rows", "shards", "subsets", "scores", "reports"):
         assert getattr(planned.purged, name) == getattr(done, name), name
+    assert done.shards == [0, 2, 3]
     assert planned.subset_rows == {name: before[name] - read_subset(store, name).rows_out for name in before}
     assert sum(planned.subset_rows.values()) > 0
 
