@@ -130,7 +130,7 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
         except PermissionError as error:
             raise StorageError(
                 f"{error}; a purge needs permission to write and delete. Grant it, then finish the purge: "
-                f"{pairmill_command('purge', store.root)}"
+                + pairmill_command("purge", store.root)
             ) from error
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from functools import partial
-from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from pairmill.jobs.cli.options import Json
 from pairmill.jobs.cli.terminal import errors, print_json, say
+from pairmill.pipeline.common.text import columns_of
 
 if TYPE_CHECKING:
     from pairmill.jobs.job_fields import JobField
@@ -73,7 +73,7 @@ def presets(
     if as_json:
         print_json([{"name": each, **preset.model_dump()} for each, preset in found.items()])
         return
-    wrapped = partial(wrap, width=min(get_terminal_size().columns, _MAX_WIDTH), subsequent_indent=_INDENT)
+    wrapped = partial(wrap, width=min(columns_of(sys.stdout), _MAX_WIDTH), subsequent_indent=_INDENT)
     for each, preset in found.items():
         commands = ", ".join(preset.commands) or "build"
         lines = (preset.description, f"Source: {preset.source}", f"Calibrated on: {preset.calibrated_on}")
@@ -99,7 +99,7 @@ def fields(
     if as_json:
         print_json([asdict(field) for field in found])
         return
-    width = min(get_terminal_size().columns, _MAX_WIDTH)
+    width = min(columns_of(sys.stdout), _MAX_WIDTH)
     for field in found:
         say("\n".join(field_lines(field, width)))
 

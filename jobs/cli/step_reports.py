@@ -1,10 +1,10 @@
 """Prints what each step of a selection did: one line of counts, then details."""
 
-import shutil
+import sys
 from collections.abc import Sequence
 
 from pairmill.jobs.cli.terminal import say
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import columns_of, counted
 from pairmill.pipeline.leak.notes import leak_notes
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.known import KnownReport
@@ -20,7 +20,7 @@ _MIN_NAME_CHARS = 16
 def print_reports(reports: Sequence[StepReport], steps: Sequence[SelectStep | None] = ()) -> None:
     """Print the reports, and a warning if a step dropped all rows. `steps`: their settings, if known."""
     digits = max(len(f"{report.rows_in:,}") for report in reports)
-    room = shutil.get_terminal_size().columns - 2 * digits - _OTHER_CHARS
+    room = columns_of(sys.stdout) - 2 * digits - _OTHER_CHARS
     width = min(max(len(report.step) for report in reports), max(room, _MIN_NAME_CHARS))
     for number, report in enumerate(reports):
         name = report.step
