@@ -1,5 +1,6 @@
 """The `pairmill` command. Heavy imports are inside the commands, so `--help` responds immediately."""
 
+import gc
 from typing import Annotated
 
 import typer
@@ -138,5 +139,8 @@ app.command(cls=Command, epilog=examples("pairmill demo", "pairmill demo --out s
 
 def main() -> None:
     """Entry point of the `pairmill` command."""
-    with stdout_errors():
-        app(prog_name="pairmill")
+    try:
+        with stdout_errors():
+            app(prog_name="pairmill")
+    finally:
+        gc.freeze()  # otherwise Python searches all modules for garbage before it exits, which takes 0.2 s

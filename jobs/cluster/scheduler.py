@@ -127,8 +127,8 @@ class Scheduler:
 
         `shards`: (shard, payload). Raises SchedulerError.
         """
-        for number, stage in enumerate(self.stages):
-            for _ in range(stage.pool.actors):
+        for number in reversed(range(len(self.stages))):  # the encoder, which takes longest, before most others
+            for _ in range(self.stages[number].pool.actors):
                 self._start(number)
         self._moved = time.monotonic()
         more = True

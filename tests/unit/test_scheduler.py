@@ -258,16 +258,24 @@ class PartlyBroken(Cluster):
         self.broken_starts, self.broken_runs = broken_starts, broken_runs
         self.encoders: dict[int, int] = {}
         """Worker -> number of encoders started before it."""
+        self.starts: set[int] = set()
+        """The tokens of their starts."""
 
     def start(self, name: StageName, pool: Pool) -> tuple[int, int]:
         worker, token = super().start(name, pool)
         if name == "encode":
             self.encoders[worker] = len(self.encoders)
+            self.starts.add(token)
         return worker, token
+
+    def breaks(self, worker: int) -> bool:
+        """Whether the worker's calls fail: only once all encoders are ready, because a worker is not replaced before
+        that."""
+        return self.starts <= self.told and self.encoders.get(worker, 10**9) < self.broken_runs
 
     def wait(self, timeout_s: float) -> list[int]:
         for token, (worker, payload) in self.pending.items():
-            if token not in self.told and payload and self.encoders.get(worker, 10**9) < self.broken_runs:
+            if token not in self.told and payload and self.breaks(worker):
                 self.told.add(token)
                 return [token]
         return super().wait(timeout_s)
@@ -276,9 +284,18 @@ class PartlyBroken(Cluster):
         worker, payload = self.pending[token]
         report = super().result(token)
         number = self.encoders.get(worker, 10**9)
-        if (payload is None and number < self.broken_starts) or (payload is not None and number < self.broken_runs):
+        if self.breaks(worker) if payload else number < self.broken_starts:
             return Report(failure=FAILED)
         return report
+
+
+def test_encoders_which_load_longest_start_before_the_stages_that_bring_in_pictures() -> None:
+    cluster = Cluster(1)
+    scheduler = scheduler_of(cluster, actors=1)
+    list(scheduler.run(shards(1)))
+    names = list(cluster.alive.values())
+    assert names.index("encode") < names.index("download") and len(names) == len(STAGES)
+    scheduler.stop()
 
 
 @pytest.mark.parametrize("seed", range(20))
