@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pairmill.pipeline.common.progress import WorkCounts
+from pairmill.pipeline.common.terminal_text import cells
 from pairmill.pipeline.common.text import counted
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
@@ -90,12 +91,12 @@ class RunState:
         """The line, with as many parts as fit, chosen by importance and shown in a fixed order."""
         parts, shown, room = dict(self._parts()), set(), width + len(_GAP)
         for name in _IMPORTANCE:
-            if name in parts and len(parts[name]) + len(_GAP) <= room:
+            if name in parts and cells(parts[name]) + len(_GAP) <= room:
                 shown.add(name)
-                room -= len(parts[name]) + len(_GAP)
+                room -= cells(parts[name]) + len(_GAP)
         texts = [text for name, text in parts.items() if name in shown]
         for loss in self._losses():
-            room -= len(loss) + len(_GAP)
+            room -= cells(loss) + len(_GAP)
             if room < 0:
                 break
             texts.append(loss)

@@ -8,14 +8,14 @@ from typing import Protocol, TextIO
 
 from pairmill.jobs.live_line import RunState
 from pairmill.pipeline.common.progress import WorkCounts
-from pairmill.pipeline.common.text import columns_of, counted, wrapped
+from pairmill.pipeline.common.terminal_text import PLAIN_COLUMNS, cells, columns_of, padded, without_controls, wrapped
+from pairmill.pipeline.common.text import counted
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
 
 PLAIN_INTERVAL_S = 5.0
 """Time between two lines that cannot be overwritten."""
 LIVE_INTERVAL_S = 0.1
-PLAIN_WIDTH = 200
 NOTEBOOK_WIDTH = 100
 
 NETWORK_FAILURES = (Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.TIMEOUT)
@@ -163,6 +163,7 @@ class ConsoleProgress(ProgressListener):
 
     def say(self, text: str) -> None:
         """Print lines above the live line."""
+        text = without_controls(text)
         if self.live:
             text = wrapped(text, self._width())
         if self.live and self._shown:
@@ -173,7 +174,7 @@ class ConsoleProgress(ProgressListener):
 
     def _width(self) -> int:
         """One column less than the terminal has, because a wrapped line could not be overwritten."""
-        return columns_of(self.stream) - 1 if self.live else PLAIN_WIDTH
+        return columns_of(self.stream) - 1 if self.live else PLAIN_COLUMNS
 
     def _warn_of_failures(self, manifest: ShardManifest) -> None:
         """Warn if many rows of a shard failed: a DNS outage shows in one shard long before it shows in the totals."""
@@ -202,7 +203,7 @@ class NotebookProgress(ConsoleProgress):
 
     def _overwrite(self, text: str) -> None:
         first, newline, rest = text.partition("\n")
-        self.stream.write(f"\r{first:<{len(self._shown)}}{newline}{rest}")
+        self.stream.write(f"\r{padded(first, cells(self._shown))}{newline}{rest}")
 
     def _width(self) -> int:
         return NOTEBOOK_WIDTH

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, shown_path
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -111,7 +111,8 @@ class SearchResult:
         """Yield lines of text on what was searched, and what cannot be found."""
         what = "pictures" if self.of == "image" else "captions"
         how = "exactly" if self.is_exact else "approximately, with an index"
-        yield f"{counted(self.rows, 'row')} of {self.output} searched {how} (embeddings of {what} by {self.model})"
+        rows = f"{counted(self.rows, 'row')} of {shown_path(self.output)}"
+        yield f"{rows} searched {how} (embeddings of {what} by {self.model})"
         if self.rows_without_embedding:
             rows = counted(self.rows_without_embedding, "row")
             yield f"{rows} of the dataset cannot be found: no embedding of the {_noun(self.of)}"
@@ -213,6 +214,6 @@ def _write_page(snapshot: Snapshot, query: Query, result: SearchResult, path: st
     ]
     facts = [*result.facts()]
     if left_out := len(result.matches) - len(found):
-        facts.append(f"{left_out:,} more results are not shown here")
+        facts.append(f"{counted(left_out, 'more result')} not shown here")
     with new_local_file(path) as target:
         target.write(result_page(query.title, facts, found).encode())

@@ -78,15 +78,3 @@ class Tally:
     def holds(self) -> bool:
         """Whether every entry is accounted for."""
         return self.seen == self.rows + self.parts + self.passed_over.total()
-
-
-def describe_passed_over(seen: int, rows: int, parts: int, passed_over: Mapping[str, int]) -> str | None:
-    """One line for people that accounts for every entry. None if every entry became a row."""
-    if not parts and not passed_over:
-        return None
-    line = f"{seen:,} entries in the input: {rows:,} {'row' if rows == 1 else 'rows'}"
-    line += f", {parts:,} parts of rows (captions, further pictures of a name)" if parts else ""
-    if not passed_over:
-        return line
-    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(passed_over.items()))
-    return f"{line}, {sum(passed_over.values()):,} passed over ({reasons})"

@@ -149,13 +149,12 @@ def retry(
     with errors():
         from pairmill.jobs.job_file import parse_settings
         from pairmill.jobs.retry import retry as run_retry
+        from pairmill.pipeline.common.text import counted, shown_path
 
         statuses = [name for name in (options.status or "").split(",") if name]
-        after_stop = f"Recovered rows stay in {output}; run the same command again to retry the rest."
+        after_stop = f"Recovered rows stay in {shown_path(output)}; run the same command again to retry the rest."
         with progress(after_stop) as listener:
             result = run_retry(output, statuses, parse_settings(options.settings or []), listener)
-    from pairmill.pipeline.common.text import counted
-
     print_funnel(result.build)
     say(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered")
     print_failures(result.build)
@@ -172,8 +171,9 @@ def _run(job: "BuildJob", explain: bool, with_report: bool, as_json: bool) -> No
         _explain(job, as_json)
         return
     from pairmill.jobs.build import build as run_build
+    from pairmill.pipeline.common.text import shown_path
 
-    after_stop = f"Finished shards stay in {job.output}; run the same command again to resume."
+    after_stop = f"Finished shards stay in {shown_path(job.output)}; run the same command again to resume."
     with progress(after_stop) as listener:
         result = run_build(job, listener)
     print_funnel(result)

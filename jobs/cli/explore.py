@@ -34,6 +34,7 @@ def explore(
     with errors():
         from pairmill.jobs.explore import ExploreOptions
         from pairmill.jobs.explore import explore as run_explore
+        from pairmill.pipeline.common.text import shown_path
 
         with progress("Saved subsets and labels are kept.") as listener:
             store = open_store(output, settings)
@@ -43,6 +44,6 @@ def explore(
                 say(f"Open {guard.address}")
                 if guard.access_token:
                     say("Anyone with this address can see the dataset, save subsets and label pairs.", err=True)
-                say(f"Labels go to {store.path(explorer.labels.path)}. Press Ctrl-C to stop.", err=True)
+                say(f"Labels go to {shown_path(store.path(explorer.labels.path))}. Press Ctrl-C to stop.", err=True)
 
             run_explore(store, ExploreOptions(host, port, labels), ready, listener.step)

@@ -1,6 +1,7 @@
 """The `pairmill` command. Heavy imports are inside the commands, so `--help` responds immediately."""
 
 import gc
+import sys
 from typing import Annotated
 
 import typer
@@ -20,7 +21,7 @@ from pairmill.jobs.cli import (
     submit,
 )
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
-from pairmill.jobs.cli.terminal import stdout_errors
+from pairmill.jobs.cli.terminal import stdout_errors, usage_errors
 
 app = typer.Typer(
     name="pairmill",
@@ -140,7 +141,7 @@ app.command(cls=Command, epilog=examples("pairmill demo", "pairmill demo --out s
 def main() -> None:
     """Entry point of the `pairmill` command."""
     try:
-        with stdout_errors():
-            app(prog_name="pairmill")
+        with stdout_errors(), usage_errors():
+            sys.exit(app(prog_name="pairmill", standalone_mode=False))
     finally:
         gc.freeze()  # otherwise Python searches all modules for garbage before it exits, which takes 0.2 s

@@ -82,13 +82,13 @@ def _job(
 
 
 def _print_purge(result: "PurgeResult") -> None:
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, shown_path
     from pairmill.pipeline.dataset.exports import note_name
 
-    done = result.purged
+    done, shown = result.purged, shown_path(result.output)
     rows, shards = counted(done.rows, "row"), counted(len(done.shards), "shard")
     if result.dry_run:
-        say(f"{result.output}: {rows} in {shards} would be withdrawn; nothing was changed")
+        say(f"{shown}: {rows} in {shards} would be withdrawn; nothing was changed")
         _print_names("shards", [f"{shard:,}" for shard in done.shards])
         of_subsets = [f"{name} (would lose {counted(rows, 'row')})" for name, rows in result.subset_rows.items()]
         _print_names("subsets that would be rewritten", of_subsets)
@@ -96,9 +96,9 @@ def _print_purge(result: "PurgeResult") -> None:
         _print_names("scores that would be deleted, because such rows are in them", of_scores)
         _print_names("reports that would be deleted", done.reports)
         for export in done.exports:
-            say(f"export that would be searched for such rows: {export.output}")
+            say(f"export that would be searched for such rows: {shown_path(export.output)}")
         return
-    say(f"{result.output}: {rows} withdrawn; {shards} rewritten")
+    say(f"{shown}: {rows} withdrawn; {shards} rewritten")
     for title, names in (
         ("subsets rewritten", done.subsets),
         ("files of input/ blanked or deleted", done.inputs),
@@ -111,10 +111,10 @@ def _print_purge(result: "PurgeResult") -> None:
     if done.failures:
         say(f"{counted(done.failures, 'traceback')} of failed shards deleted")
     for export in done.exports:
-        note = f"{result.output}/{note_name(export.output)}"
+        note = shown_path(f"{result.output}/{note_name(export.output)}")
         where = _EXPORT_REMEDIES.get(export.outcome, "").format(note=note)
         of_rows = f": {counted(export.rows, 'row')} withdrawn" if export.rows else ""
-        say(f"export {export.output}: {export.outcome}{of_rows}{where}")
+        say(f"export {shown_path(export.output)}: {export.outcome}{of_rows}{where}")
     say(f"{counted(done.files_deleted, 'old file')} deleted")
     for name in done.named_in_steps:
         say(
@@ -152,9 +152,11 @@ def gc(
 
 
 def _print_gc(result: "GcResult") -> None:
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, shown_path
 
     for file in result.files if result.dry_run else []:
         say(f"{file.name}: {file.why}")
     verb = "would be deleted" if result.dry_run else "deleted"
-    say(f"{result.output}: {counted(len(result.files), 'file')}, {counted(result.num_bytes, 'byte')} {verb}")
+    say(
+        f"{shown_path(result.output)}: {counted(len(result.files), 'file')}, {counted(result.num_bytes, 'byte')} {verb}"
+    )

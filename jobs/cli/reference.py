@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pairmill.jobs.cli.options import Json
-from pairmill.jobs.cli.terminal import errors, print_json, say
-from pairmill.pipeline.common.text import columns_of
+from pairmill.jobs.cli.terminal import errors, print_json, say, say_as_is
+from pairmill.pipeline.common.terminal_text import columns_of
 
 if TYPE_CHECKING:
     from pairmill.jobs.job_fields import JobField
@@ -28,9 +28,6 @@ def models(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     with errors():
         from pairmill.pipeline.encode.catalog import known_models
 
@@ -38,15 +35,13 @@ def models(
     if not found:
         say(f"pairmill: open_clip has no model with {pattern!r} in its name", err=True)
         raise typer.Exit(1)
-    table = Table()
-    for heading in ("model", "embedding", "pixels", "parameters"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("weights (* on disk)", overflow="fold", min_width=24)
+    lines_of = partial(wrap, width=min(columns_of(sys.stdout), _MAX_WIDTH), break_on_hyphens=False)
     for model in found:
-        tags = ", ".join(f"{tag}{'*' if tag in model.on_disk else ''}" for tag in model.tags)
-        parameters = f"{model.millions_of_parameters:,.0f} M" if model.millions_of_parameters else "?"
-        table.add_row(model.name, str(model.embedding_dim), str(model.image_side), parameters, tags)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        size = f", {model.millions_of_parameters:,.0f} M parameters" if model.millions_of_parameters else ""
+        say(f"{model.name}  {model.embedding_dim:,} dimensions, {model.image_side} pixels{size}")
+        tags = ", ".join(f"{tag}{'*' if tag in model.on_disk else ''}" for tag in model.tags) or "no weights"
+        say("\n".join(lines_of(tags, initial_indent=_INDENT, subsequent_indent=_INDENT)))
+    say("Weights with * are on disk")
     say("Also: CLIP or SigLIP checkpoints of transformers, as ORG/REPO on the Hugging Face hub or as a folder")
     if not any(model.millions_of_parameters for model in found):
         say("To see parameters, narrow the search: pairmill models ViT-B")
@@ -68,7 +63,7 @@ def presets(
         names = preset_names() if name is None else [name]
         found = {each: load_preset(each) for each in names}
         if name is not None and not as_json:
-            typer.echo(preset_text(name), nl=False)
+            say_as_is(preset_text(name))
             return
     if as_json:
         print_json([{"name": each, **preset.model_dump()} for each, preset in found.items()])

@@ -33,11 +33,12 @@ def report(
     """
     with errors():
         from pairmill.jobs.report import report as run_report
+        from pairmill.pipeline.common.text import counted
 
         with progress("Nothing was written.") as listener:
             result = run_report(open_store(output, settings), subset, compare, out, on_step=listener.step)
     if result.rows_read < result.rows:
-        say(f"sampled {result.rows_read:,} of {result.rows:,} rows", err=True)
+        say(f"sampled {result.rows_read:,} of {counted(result.rows, 'row')}", err=True)
     say(result.path)
     if as_json:
         print_json(result.as_dict())
@@ -46,7 +47,7 @@ def report(
 def write_report(store: "Store") -> str | None:
     """Write the report at the end of a run, and print its path or why it was not written. Returns its path."""
     from pairmill.jobs.report import report_after_run
-    from pairmill.pipeline.common.text import pairmill_command
+    from pairmill.pipeline.common.text import pairmill_command, shown_path
 
     try:
         path, problem = report_after_run(store)
@@ -54,8 +55,8 @@ def write_report(store: "Store") -> str | None:
         again = pairmill_command("report", store.root)
         say_stopped(f"Stopped. The dataset is complete; only the report is missing: {again}")
         raise typer.Exit(exit_status(stop)) from None
-    if problem:
+    if path is None:
         say(f"pairmill: {problem}", err=True)
     else:
-        say(f"report: {path}")
+        say(f"report: {shown_path(path)}")
     return path

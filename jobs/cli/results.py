@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def print_funnel(result: "BuildResult") -> None:
     """Print how many rows were rejected at each step, and why."""
     from pairmill.jobs.funnel import funnel
-    from pairmill.schemas.passed_over import describe_passed_over
+    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.source.describe import describe_passed_over
 
     rows = result.seen - result.parts - sum(result.passed_over.values())
     if line := describe_passed_over(result.seen, rows, result.parts, result.passed_over):
@@ -19,14 +20,16 @@ def print_funnel(result: "BuildResult") -> None:
     if not result.rows_in:
         return
     if more := result.rows_in - result.input_rows:
-        say(f"{result.input_rows:,} input rows, {more:,} more from lists of captions")
+        say(f"{counted(result.input_rows, 'input row')}, {more:,} more from lists of captions")
     say(funnel(result.rows_in, result.statuses, result.custom_rules))
 
 
 def print_failures(result: "BuildResult") -> None:
     """Print one line per failed shard."""
+    from pairmill.pipeline.common.text import shown_path
+
     for shard, error in result.failures.items():
-        where = f"{result.output}/failures/{shard:09d}.txt"
+        where = shown_path(f"{result.output}/failures/{shard:09d}.txt")
         say(f"shard {shard:09d} failed: {error} (full traceback: {where})", err=True)
 
 

@@ -70,12 +70,12 @@ def _print(result: "ScoreResult") -> None:
     if result.shards_scored or result.shards_missing:
         say(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; the dataset has {all_shards}")
     else:
-        say(f"{result.name}: nothing to do, because all {all_shards} have this score")
+        say(f"{result.name}: nothing to do: no shard lacks this score")
     for number in sorted(set(result.rows_without.values())):
         columns = [column for column, rows in result.rows_without.items() if rows == number]
         names = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")
         advice = ": check the settings and the inputs of the score" if number == result.rows_scored else ""
-        say(f"{names}: {number:,} of these rows have no value{advice}", err=True)
+        say(f"{names}: no value for {number:,} of these rows{advice}", err=True)
     if left_out := result.pictures_left_out:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")

@@ -1,6 +1,5 @@
 """`pairmill index` and `pairmill search`: find pairs similar to a phrase, a picture or another pair."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,9 +12,10 @@ if TYPE_CHECKING:
     from pairmill.jobs.search import SearchResult
     from pairmill.pipeline.search.matches import Match
 
-_PLAIN_WIDTH = 200
 _SCORE_WIDTH, _UID_WIDTH, _GAP = len("-0.1234"), 32, 2
-"""Widths of the table's columns, in characters. On a narrow terminal, only captions and URLs are truncated."""
+"""Widths of the table's columns, in cells. On a narrow terminal, only captions and URLs are truncated."""
+_MIN_URL_WIDTH = len("https://a.example")
+"""If there is room for less of the URLs, the captions get it."""
 
 Model = Annotated[
     str | None, typer.Option("--model", metavar="ALIAS", help="Model to use; by default, the dataset's first.")
@@ -122,17 +122,18 @@ def _print(result: "SearchResult") -> None:
 
 
 def _print_table(matches: Sequence["Match"]) -> None:
-    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from pairmill.pipeline.common.terminal_text import PLAIN_COLUMNS, cells, table_columns
     from pairmill.pipeline.pages.visible_text import visible_text
 
-    console = Console(width=None if _is_terminal() else _PLAIN_WIDTH, highlight=False)
-    urls = [visible_text(match.url or "", _PLAIN_WIDTH) for match in matches]
+    console = Console(width=table_columns(), highlight=False)
+    urls = [visible_text(match.url or "", PLAIN_COLUMNS) for match in matches]
     free = max(0, console.width - _SCORE_WIDTH - _UID_WIDTH - 2 * _GAP)
-    url_width = min(max(map(cell_len, urls)), free * 2 // 5)
+    url_width = min(max(map(cells, urls)), free * 2 // 5)
+    url_width = url_width if url_width >= _MIN_URL_WIDTH else 0
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("score", justify="right", no_wrap=True, width=_SCORE_WIDTH)
     table.add_column("uid", no_wrap=True, width=_UID_WIDTH)
@@ -140,13 +141,9 @@ def _print_table(matches: Sequence["Match"]) -> None:
     if url_width:
         table.add_column("url", no_wrap=True, overflow="ellipsis", max_width=url_width)
     for match, url in zip(matches, urls, strict=True):
-        texts = (match.uid, visible_text(match.caption or "", _PLAIN_WIDTH), *([url] if url_width else []))
+        texts = (match.uid, visible_text(match.caption or "", PLAIN_COLUMNS), *([url] if url_width else []))
         table.add_row(f"{match.score:.4f}", *map(Text, texts))
     console.print(table)
-
-
-def _is_terminal() -> bool:
-    return sys.stdout.isatty()
 
 
 def _temporary_page() -> str:

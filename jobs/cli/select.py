@@ -1,6 +1,5 @@
 """`pairmill select` and `pairmill export`: select or mix rows, compare subsets and export them."""
 
-import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
 
 _SHOWN = 5
+_NOUNS = {"webdataset": "tar", "parquet": "Parquet file"}
+"""What a part of an export is. In the other formats, it consists of several files."""
 
 
 def select(
@@ -171,9 +172,12 @@ def export(
     with errors():
         from pairmill.jobs.cli.arguments import export_job
         from pairmill.jobs.export_mixture import export_any as run_export
+        from pairmill.pipeline.common.text import shown_path
 
         job = export_job(options)
-        with progress(f"Finished files stay in {job.output}; run the same command again to resume.") as listener:
+        with progress(
+            f"Finished files stay in {shown_path(job.output)}; run the same command again to resume."
+        ) as listener:
             result = run_export(job, listener.step)
     _print_export(result)
     if as_json:
@@ -191,12 +195,12 @@ def export(
 
 
 def _print_export(result: "ExportResult") -> None:
-    from pairmill.pipeline.common.text import counted, pairmill_command
+    from pairmill.pipeline.common.text import counted, pairmill_command, shown_path
 
     record = result.record
-    rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
+    rows, parts = counted(record.rows, "row"), counted(record.num_files, _NOUNS.get(record.format, "part"))
     updated = "".join(f", {name} updated" for name in result.updated)
-    say(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run{updated}")
+    say(f"{rows} in {parts} under {shown_path(result.output)}; {result.written:,} written in this run{updated}")
     if result.num_uids is not None and result.num_uids != record.rows:
         say(f"subset.npy has {counted(result.num_uids, 'uid')}, each as often as its row occurs in the first epoch")
     for alias in result.models_left_out:
@@ -208,8 +212,8 @@ def _print_export(result: "ExportResult") -> None:
         names = ", ".join(newer[:_SHOWN]) + (f" and {len(newer) - _SHOWN:,} more" if len(newer) > _SHOWN else "")
         say(f"left out columns that were added after this export began: {names}; to get them, use another folder")
     if not result.is_noted:
-        known = f"purge this export with --export {shlex.quote(result.output)}"
-        say(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
+        known = f"purge this export with --export {shown_path(result.output)}"
+        say(f"pairmill: {shown_path(record.dataset)} cannot be written to: {known}", err=True)
 
 
 def _select(options: SelectOptions, as_json: bool) -> None:
@@ -217,6 +221,7 @@ def _select(options: SelectOptions, as_json: bool) -> None:
     from pairmill.jobs.cli.step_reports import print_reports
     from pairmill.jobs.select import refresh
     from pairmill.jobs.select import select as run_select
+    from pairmill.pipeline.common.text import shown_path
 
     job = select_job(options)
     with progress("Nothing was written; run the same command to start over.") as listener:
@@ -227,7 +232,7 @@ def _select(options: SelectOptions, as_json: bool) -> None:
     print_reports(subset.reports, [None, None, *subset.steps])
     root = options.dataset.rstrip("/")
     for file in subset.overlaps:
-        say(f"evaluation pictures that were found: {root}/{file.path}")
+        say(f"evaluation pictures that were found: {shown_path(f'{root}/{file.path}')}")
     if not subset.steps:
         say(f"no steps were given: the subset has all {'kept rows' if subset.rows == 'kept' else 'pairs'}", err=True)
     if options.dry_run:
@@ -242,13 +247,14 @@ def _mix(options: SelectOptions, as_json: bool) -> None:
     from pairmill.jobs.cli.arguments import mix_job
     from pairmill.jobs.cli.step_reports import print_reports
     from pairmill.jobs.mix import mix as run_mix
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, shown_path
 
     job = mix_job(options)
     with progress("Nothing was written; run the same command to start over.") as listener:
         mixture = run_mix(job, options.dry_run, options.overwrite or options.refresh, listener.step)
     for source in mixture.sources:
-        say(f"{source.name}: {source.samples / mixture.num_samples:.2%} of the samples, from {source.dataset}")
+        share = f"{source.samples / mixture.num_samples:.2%} of the samples"
+        say(f"{source.name}: {share}, from {shown_path(source.dataset)}")
         print_reports(source.rows.reports)
         if source.samples != source.rows.rows_out:
             times = source.samples / source.rows.rows_out

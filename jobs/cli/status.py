@@ -25,7 +25,7 @@ def status(
 
     Counts shards, and rows by status. Works on any machine that can read OUT.
     """
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, shown_path
 
     with errors():
         from pairmill.jobs.cli.watch import watch
@@ -37,7 +37,7 @@ def status(
             result = watch(store, listener, every_s) if follow else current(store)
     done = result.shards - len(result.shards_missing)
     shards, rows = counted(result.shards, "shard"), counted(result.input_rows, "row")
-    say(f"{result.output}: {done:,} of {shards}, {rows} done")
+    say(f"{shown_path(result.output)}: {done:,} of {shards}, {rows} done")
     print_funnel(result)
     print_failures(result)
     with errors():
@@ -133,7 +133,7 @@ def _verify_purged(output: str, purged: str, settings: list[str] | None, as_json
 
 
 def _print_report(report: "VerifyReport", output: str) -> None:
-    from pairmill.pipeline.common.text import counted
+    from pairmill.pipeline.common.text import counted, shown_path
 
     counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
     say(", ".join(counted(number, noun) for noun, number in counts))
@@ -150,8 +150,8 @@ def _print_report(report: "VerifyReport", output: str) -> None:
         names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
         manifests = sum(name.startswith("manifests/") for name in report.damaged)
         say(
-            f"To rebuild {counted(manifests, 'damaged shard')}, move these files out of {output}, then run the same "
-            f"build or embed again, and score or --add-model for files in columns/: {names}",
+            f"To rebuild {counted(manifests, 'damaged shard')}, move these files out of {shown_path(output)}, then run "
+            f"the same build or embed again, and score or --add-model for files in columns/: {names}",
             err=True,
         )
     say("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from pairmill.jobs.cli.terminal import say
-from pairmill.pipeline.common.text import columns_of, counted
+from pairmill.pipeline.common.terminal_text import cells, columns_of, padded
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.leak.notes import leak_notes
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.known import KnownReport
@@ -21,14 +22,14 @@ def print_reports(reports: Sequence[StepReport], steps: Sequence[SelectStep | No
     """Print the reports, and a warning if a step dropped all rows. `steps`: their settings, if known."""
     digits = max(len(f"{report.rows_in:,}") for report in reports)
     room = columns_of(sys.stdout) - 2 * digits - _OTHER_CHARS
-    width = min(max(len(report.step) for report in reports), max(room, _MIN_NAME_CHARS))
+    width = min(max(cells(report.step) for report in reports), max(room, _MIN_NAME_CHARS))
     for number, report in enumerate(reports):
         name = report.step
-        if len(name) > width:  # on a line of its own, so that the numbers stay in their columns
+        if cells(name) > width:  # on a line of its own, so that the numbers stay in their columns
             say(name)
             name = ""
         share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
-        say(f"{name:<{width}}  {report.rows_in:>{digits},} -> {report.rows_out:>{digits},} {share}")
+        say(f"{padded(name, width)}  {report.rows_in:>{digits},} -> {report.rows_out:>{digits},} {share}")
         _print_details(report, steps[number] if steps else None)
         if report.rows_in and not report.rows_out:
             say(f"pairmill: {report.step!r} dropped all {counted(report.rows_in, 'row')}", err=True)
@@ -63,7 +64,7 @@ def _print_uids(report: StepReport) -> None:
     """Print how many uids are in the file, how many were not found, and whether the file has changed."""
     assert report.uids is not None
     missing = report.uids.num_uids - report.rows_out
-    unknown = f"; {missing:,} of them are in no row left by the previous steps" if missing else ""
+    unknown = f"; {missing:,} of them in no row left by the previous steps" if missing else ""
     say(f"    {counted(report.uids.num_uids, 'uid')} in the file{unknown}")
     if report.uids.earlier_blake2b:
         say("pairmill: the file of uids has changed since the subset was last selected", err=True)
@@ -76,10 +77,10 @@ def _print_balance(found: BalanceReport) -> None:
     facts += ["counted once per language"] if found.curves else []
     of = f" ({'; '.join(facts)})" if facts else ""
     limit = found.threshold_text
-    say(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more rows than the threshold {limit}")
+    say(f"    {counted(found.entries, 'entry')}{of}; {found.head_entries:,} with more rows than the threshold {limit}")
     if found.entries == found.matches > 1:
         say("    no entry is in two rows: balance by something more frequent, such as a class")
-    say(f"    {tail:.1%} of {found.matches:,} matches belong to the other entries, which keep all rows")
+    say(f"    the other entries have {tail:.1%} of {counted(found.matches, 'match')}, and keep all rows")
     fate = "kept" if found.keeps_unmatched else "dropped"
     if found.unmatched_rows:
         say(f"    {counted(found.unmatched_rows, 'row')} without an entry: {fate}")

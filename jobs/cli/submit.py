@@ -10,7 +10,7 @@ import typer
 from pairmill.jobs.cli.help import Command as ShownCommand
 from pairmill.jobs.cli.help import Group, examples
 from pairmill.jobs.cli.options import Json
-from pairmill.jobs.cli.terminal import errors, exit_status, say, say_stopped
+from pairmill.jobs.cli.terminal import errors, exit_status, say, say_as_is, say_stopped
 
 if TYPE_CHECKING:
     from pairmill.jobs.cluster.job_bundle import Command
@@ -56,7 +56,7 @@ def submit(
         if kuberay:
             from pairmill.jobs.cluster.kuberay import manifest
 
-            typer.echo(manifest(command, image), nl=False)
+            say_as_is(manifest(command, image))
             return
         cluster = _cluster(address)
         job_id = cluster.submit(command)
@@ -87,7 +87,7 @@ def logs(
         cluster = _cluster(address)
         if follow:
             sys.exit(_follow(cluster, job_id))
-        typer.echo(cluster.logs(job_id), nl=False)
+        say_as_is(cluster.logs(job_id))
 
 
 def stop(job_id: JobId, address: Address) -> None:
@@ -146,13 +146,8 @@ def _cluster(address: str | None) -> "Cluster":
 
 def _follow(cluster: "Cluster", job_id: str) -> int:
     """Show the job's output until it ends. Returns its exit status."""
-
-    def show(text: str) -> None:
-        typer.echo(text, nl=False)
-        sys.stdout.flush()
-
     try:
-        job = cluster.follow(job_id, show)
+        job = cluster.follow(job_id, say_as_is)
     except KeyboardInterrupt as stop:
         say_stopped(f"\nThe job is still running: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}")
         return exit_status(stop)

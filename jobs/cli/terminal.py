@@ -1,8 +1,8 @@
 """Turns errors into messages, and prints the output that all commands share."""
 
+import io
 import json
 import os
-import re
 import select
 import signal
 import sys
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pairmill.pipeline.common.text import columns_of, wrapped
+from pairmill.pipeline.common.terminal_text import columns_of, without_controls, wrapped
 from pairmill.schemas.errors import PairmillError
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _END_SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 """Signals that end a command as Ctrl-C does. They are sent by `kill`, by schedulers, and when a terminal is closed."""
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters. Messages contain untrusted file names and columns, which must not control the terminal."""
+_USAGE_ERROR: type[Exception] = typer.BadParameter.mro()[1]
+"""click's UsageError, which Typer does not export."""
 
 
 class _Signalled(KeyboardInterrupt):
@@ -75,6 +75,20 @@ def stdout_errors() -> Iterator[None]:
         _drop_unwritable()
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Print what is wrong with the command line, as click does, and exit with status 2."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, _USAGE_ERROR):
+            raise
+        text = io.StringIO()
+        error.show(text)  # type: ignore[attr-defined]
+        say(text.getvalue().rstrip("\n"), err=True)
+        sys.exit(2)
+
+
 def _drop_unwritable() -> None:
     """Discard output that cannot be written to stdout. Otherwise, Python would try again on exit and fail again."""
     try:
@@ -120,10 +134,16 @@ def exit_status(stop: KeyboardInterrupt) -> int:
 def say(text: str, err: bool = False, margin: int = 0) -> None:
     """Print lines on stdout or stderr, without control characters. On a terminal, they are wrapped to its width without
     the margin."""
-    stream, text = sys.stderr if err else sys.stdout, _CONTROLS.sub("?", text)
+    stream, text = sys.stderr if err else sys.stdout, without_controls(text)
     if stream is not None and stream.isatty():
         text = wrapped(text, columns_of(stream) - margin)
     typer.echo(text, err=err)
+
+
+def say_as_is(text: str) -> None:
+    """Print a file or a log on stdout with its own lines, but without control characters."""
+    typer.echo(without_controls(text.replace("\r\n", "\n").replace("\r", "\n")), nl=False)
+    sys.stdout.flush()
 
 
 def say_stopped(text: str) -> None:

@@ -1,13 +1,13 @@
 """Describes a plan in text: shards, files, memory and columns. Suggests a better `shard_rows` if there is one."""
 
 import os
+from collections.abc import Mapping
 
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
 from pairmill.pipeline.source.planned import Plan, describe_formats, describe_left_out, describe_uncaptioned
 from pairmill.schemas.job.run import DOWNLOAD_CPUS, RunConfig
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.passed_over import describe_passed_over
 
 _MAX_OBJECTS = 200_000
 _STORED_PICTURE_BYTES = 30_000
@@ -20,6 +20,18 @@ def describe_plan(plan: Plan, job: BuildJob) -> str:
     told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs), *describe_left_out(plan.inputs)]
     seen = describe_passed_over(plan.seen, plan.rows_in_inputs, plan.parts, plan.passed_over)
     return "\n".join([_describe_shards(plan, job), *told, *([seen] if seen else [])])
+
+
+def describe_passed_over(seen: int, rows: int, parts: int, passed_over: Mapping[str, int]) -> str | None:
+    """One line for people that accounts for every entry. None if every entry became a row."""
+    if not parts and not passed_over:
+        return None
+    line = f"{counted(seen, 'entry')} in the input: {counted(rows, 'row')}"
+    line += f", {counted(parts, 'part')} of rows (captions, further pictures of a name)" if parts else ""
+    if not passed_over:
+        return line
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(passed_over.items()))
+    return f"{line}, {sum(passed_over.values()):,} passed over ({reasons})"
 
 
 def _describe_shards(plan: Plan, job: BuildJob) -> str:

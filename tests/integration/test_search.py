@@ -233,8 +233,7 @@ def test_hostile_captions_are_plain_text_in_the_table_and_on_the_page(
     sequentially(embed_job(tmp_path / "out", write_pairs(tmp_path / "tars", pairs)))
     page = tmp_path / "page.html"
     arguments = ["search", str(tmp_path / "out"), "<b>x</b>\x1b[1m", "--out", str(page), "--json"]
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr("pairmill.jobs.cli.search._is_terminal", lambda: True)
+    monkeypatch.setattr("pairmill.pipeline.common.terminal_text.table_columns", lambda: width)
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     *table, path, values = done.stdout.splitlines()

@@ -245,7 +245,7 @@ def test_each_language_has_its_own_counts_and_t(dataset: Path, rows: list[Row], 
     printed = CliRunner().invoke(app, ["select", str(dataset), "--refresh", "l"]).output
     listed = found_by(subset).listed_entries
     assert f"{len(counts)} entries ({listed} in the file; counted once per language)" in printed
-    assert f"have more rows than the threshold t of their language ({named})" in printed
+    assert f"with more rows than the threshold t of their language ({named})" in printed
 
 
 def test_a_reference_without_matches_is_refused() -> None:

@@ -102,7 +102,7 @@ def test_files_about_the_whole_export_are_updated_and_named(dataset: Path) -> No
         assert contents(dataset.parent / form) == before
     arguments = ["export", str(dataset), "all", str(dataset.parent / "webdataset"), "--samples-per-file", "2"]
     (dataset.parent / "webdataset/README.md").unlink()
-    assert "0 files written in this run, README.md updated" in CliRunner().invoke(app, arguments).stdout
+    assert "0 written in this run, README.md updated" in CliRunner().invoke(app, arguments).stdout
 
 
 def test_no_command_is_offered_that_deletes_an_export_and_what_the_user_added(dataset: Path) -> None:

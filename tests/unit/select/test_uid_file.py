@@ -88,7 +88,7 @@ def test_the_command_prints_the_number_of_unknown_uids_and_stores_the_absolute_p
     arguments = ["select", str(dataset), "few", "--all-pairs", "--step", "uids: f.parquet", "--overwrite"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "3 uids in the file; 2 of them are in no row left by the previous steps" in done.stdout
+    assert "3 uids in the file; 2 of them in no row left by the previous steps" in done.stdout
     record = json.loads((dataset / "subsets/few/selection.json").read_bytes())
     assert record["steps"] == [
         {"where": None, "top": None, "dedup": None, "sample": None, "uids": f"{tmp_path}/f.parquet"}
