@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pairmill.pipeline.common.local_file import check_local_files, new_local_file
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.terminal_text import PLAIN_COLUMNS
 from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.labeled_rows import RowFilter
@@ -97,8 +98,8 @@ class EvaluationResult:
         values = asdict(self, dict_factory=_json_values)
         return {name: value for name, value in values.items() if name != "sections"}
 
-    def lines(self) -> Iterator[str]:
-        """Yield lines of text with the results and tables."""
+    def lines(self, width: int = PLAIN_COLUMNS) -> Iterator[str]:
+        """Yield lines of text with the results, and with tables of up to `width` columns."""
         for number, section in enumerate(self.sections):
             if number:
                 yield ""
@@ -106,7 +107,7 @@ class EvaluationResult:
             for table in section.tables:
                 if table.rows:
                     yield ""
-                    yield from table.lines(_SHOWN_ROWS)
+                    yield from table.lines(_SHOWN_ROWS, width)
 
     def notes(self) -> Iterator[str]:
         """Yield notes on what was sampled or left out."""

@@ -1,5 +1,6 @@
 """`pairmill probe`: trains a head on the stored embeddings of labeled pairs, or learns a mix of columns."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from safetensors.numpy import save
 from pairmill.pipeline.common.local_file import check_local_files, new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.terminal_text import PLAIN_COLUMNS
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.evaluate.errors import EvaluateError
@@ -68,17 +70,17 @@ class ProbeResult:
         """The result as plain JSON values."""
         return asdict(self)
 
-    def lines(self) -> Iterator[str]:
-        """Yield lines of text with the results and the reliability diagram."""
+    def lines(self, width: int = PLAIN_COLUMNS) -> Iterator[str]:
+        """Yield lines of text with the results, and the reliability diagram in up to `width` columns."""
         name = self.figures.positive
         what = "pictures" if self.of == "image" else "captions"
         yield (
-            f"{self.figures.examples:,} examples ({self.figures.positives:,} {name}), embeddings of {what} by "
+            f"{counted(self.figures.examples, 'example')} ({self.figures.positives:,} {name}), embeddings of {what} by "
             f"{self.model}"
         )
         yield from probe_lines(self.figures)
         yield ""
-        yield from reliability_lines(self.figures.reliability, name)
+        yield from reliability_lines(self.figures.reliability, name, width)
 
 
 def train_probe(
@@ -145,12 +147,12 @@ class MixResult:
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """Yield lines of text with the results, then the formula."""
+        """Yield lines of text with the results, then the formula, to paste after `--score`."""
         name = self.figures.positive
-        yield f"{self.figures.examples:,} examples ({self.figures.positives:,} {name})"
+        yield f"{counted(self.figures.examples, 'example')} ({self.figures.positives:,} {name})"
         yield from probe_lines(self.figures)
         yield ""
-        yield f"mix: {self.formula}"
+        yield shlex.quote(f"mix: {self.formula}")
 
 
 def train_mix(store: Store, request: MixRequest, on_step: OnStep = ignore_step) -> MixResult:

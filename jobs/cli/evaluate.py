@@ -8,6 +8,7 @@ import typer
 from pairmill.jobs.cli.help import Command, Group, examples
 from pairmill.jobs.cli.options import Json, Output, S3Settings
 from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress, say
+from pairmill.pipeline.common.terminal_text import table_columns
 
 Labels = Annotated[
     list[str] | None,
@@ -78,7 +79,7 @@ def train(
         request = ProbeRequest(LabelSource(labels or (), label_column, positive), model, of, subset, limit)
         with progress("Nothing was written.") as listener:
             result = train_probe(open_store(output, settings), request, out, page, listener.step)
-    _print(result.lines(), result.figures.notes, (out, page))
+    _print(result.lines(table_columns()), result.figures.notes, (out, page))
     if as_json:
         print_json(result.as_dict())
 
@@ -182,7 +183,7 @@ def evaluate(
         )
         with progress("Nothing was written.") as listener:
             result = run_evaluate(open_store(output, settings), evaluation, page, listener.step)
-    _print(result.lines(), result.notes(), (page,))
+    _print(result.lines(table_columns()), result.notes(), (page,))
     if as_json:
         print_json(result.as_dict())
 

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from pairmill.pipeline.evaluate.intervals import Interval, wilson
 
 BINS = 10
+_MOST_WIDTH, _OTHER_WIDTH = 40, len("0.0 to 0.1   100,000  100.0 % []") + 1
+"""The width of a diagram from 0 to 100 %, and of the text beside it."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return sum(each.count * abs(each.predicted - each.observed) for each in bins) / total
 
 
-def reliability_lines(bins: Sequence[Bin], name: str, width: int = 40) -> list[str]:
-    """The reliability diagram as text. `o` is the observed share of the label `name`, `-` its interval, and `|` the
-    mean predicted probability."""
+def reliability_lines(bins: Sequence[Bin], name: str, columns: int) -> list[str]:
+    """The reliability diagram as text, in up to that many columns. `o` is the observed share of the label `name`, `-`
+    its interval, and `|` the mean predicted probability."""
+    width = min(_MOST_WIDTH, columns - _OTHER_WIDTH)
     rows = [f"predicted   examples  share {name}, 0 to 100 % (o, with its interval -; predicted |)"]
     for each in bins:
         scale = list(" " * (width + 1))

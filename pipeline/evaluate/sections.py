@@ -34,7 +34,7 @@ def retrieval_section(result: RetrievalResult, to_picture: Ranks, to_text: Ranks
     directions = (("caption to picture", result.text_to_picture), ("picture to caption", result.picture_to_text))
     rows = [
         [
-            name,
+            name.split()[0],
             f"{each.queries:,}",
             *(f"{100 * share:.1f} %" for share in (each.recall_at_1, each.recall_at_5, each.recall_at_10)),
             f"{each.median_rank:g}",
@@ -57,7 +57,7 @@ def retrieval_section(result: RetrievalResult, to_picture: Ranks, to_text: Ranks
         ],
         result.notes,
         [line_chart("Share of queries with a match in the top k", "R@k in both directions", "k", list(most), curves)],
-        tables=[Table("Retrieval", ["direction", "queries", "R@1", "R@5", "R@10", "median rank", "tied"], rows)],
+        tables=[Table("Retrieval", ["query", "number", "R@1", "R@5", "R@10", "median rank", "tied"], rows)],
     )
 
 
@@ -87,7 +87,7 @@ def zero_shot_section(result: ZeroShotResult) -> Section:
         bar_charts=[chart] if chart else [],
         tables=[
             Table("Classes, lowest accuracy first", heads, classes),
-            Table("Most frequent confusions", ["class", "mistaken for", "rows"], confusions),
+            Table("Most frequent confusions", ["class", "mistaken for", "rows"], confusions, num_names=2),
         ],
     )
 

@@ -187,7 +187,7 @@ def test_a_build_with_a_custom_rule_works_beside_modules_named_like_ours(
     assert built.splitlines()[-2] == f"report: {result['report']}"
     assert "custom rule: mine:no_sevens" in (project / "out" / "report.html").read_text()
     assert result["custom_rules"] == {"mine:no_sevens": {"step": "caption", "rows": 2}}
-    assert "  caption  custom_rule: mine:no_sevens " in built
+    assert "  caption  custom_rule: mine:no_sevens" in built
     assert sorted(web.log) == sorted(f"/{n}.jpg" for n in range(20) if n % 10 != 7)
     (project / "secrets.py").unlink()
     told = run(installed.python, "-m", "pairmill", "status", "out", "--json", cwd=project)

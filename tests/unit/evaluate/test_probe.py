@@ -245,7 +245,7 @@ def test_labels_can_come_from_columns_of_any_kind_and_one_value_can_be_the_posit
         ({"labels": "https://host/labels.parquet"}, "specify a local file or s3://"),
         (
             {"labels": "LABELS", "given": {0: True, 1: True, 2: True}},
-            "all 3 labels are 'true'; label some rows differently",
+            "3 labels, all 'true'; label some rows differently",
         ),
         ({"labels": "LABELS", "given": {row: row < 4 for row in range(5, 30)} | {0: True}}, "only 1 example of good"),
         (
@@ -332,8 +332,10 @@ def test_reliability_counts_and_draws_every_example_once() -> None:
         abs(probabilities[edges == n].mean() - is_good[edges == n].mean()) * (edges == n).mean() for n in range(10)
     ]
     assert calibration_error(bins) == pytest.approx(sum(expected))
-    lines = reliability_lines(bins, "good")
-    assert len(lines) == 11 and all(line.count("o") >= 1 and len(line) < 100 for line in lines[1:])
+    for columns, widest in ((60, 60), (200, 73)):
+        lines = reliability_lines(bins, "good", columns)
+        assert len(lines) == 11 and all(line.count("o") >= 1 for line in lines[1:])
+        assert max(map(len, lines[1:])) == widest
 
 
 def test_figures_of_a_very_confident_probe_are_computed_from_its_logits() -> None:

@@ -164,7 +164,7 @@ def test_the_command_prints_a_table_and_json_and_writes_a_page_without_scripts(
     lines = done.stdout.splitlines()
     result = json.loads(lines[-1])
     assert result["threshold"]["score"] == "clip" and result["retrieval"]["pictures"] == ROWS
-    assert "clip >=  kept" in done.stdout and "caption to picture" in done.stdout
+    assert "clip >=  kept" in done.stdout and "query    number" in done.stdout
     text = page.read_text()
     assert "<script" not in text and "default-src 'none'" in text and text.count("<svg") == 2
 
