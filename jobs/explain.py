@@ -65,11 +65,11 @@ class Explanation:
             return
         for name, pool in self.pools.items():
             growing = f", up to {pool.max_actors:,}" if pool.max_actors > pool.actors else ""
-            gpus = f", {pool.gpus:g} GPU" if pool.gpus else ""
+            gpus = f", {counted(pool.gpus, 'GPU')}" if pool.gpus else ""
             where = ", not on machines with GPUs" if pool.labels else ""
-            yield f"  {name:<9}{counted(pool.actors, 'worker')}{growing}: {pool.cpus:g} CPUs{gpus} each{where}"
+            yield f"  {name:<9}{counted(pool.actors, 'worker')}{growing}: {counted(pool.cpus, 'CPU')}{gpus} each{where}"
         each = self.memory_bytes / max(self.machines, 1) / 1e9
-        yield f"memory: about {each:.1f} GB on each of {counted(self.machines, 'machine')}"
+        yield f"memory: about {each:.1f} GB{f' on each of {self.machines:,} machines' if self.machines > 1 else ''}"
         if self.rows_per_s is None:
             yield "rate: no shard is done yet; run with --limit 10000 first to measure it"
         else:

@@ -97,7 +97,7 @@ def target_of(labels: pa.Array, positive: str | None = None) -> Target:
     wanted = _positive_of(values) if positive is None else positive
     mask: Booleans = pc.equal(texts, wanted).to_numpy(zero_copy_only=False).astype(np.bool_)
     if mask.all() or not mask.any():
-        raise EvaluateError(f"all {counted(len(labels), 'label')} are {_listed(values)}; label some rows differently")
+        raise EvaluateError(f"{counted(len(labels), 'label')}, all {_listed(values)}; label some rows differently")
     is_plain = positive is None and pa.types.is_boolean(labels.type)
     return Target("good" if is_plain else wanted, mask)
 

@@ -16,6 +16,7 @@ from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.manifest import manifest_name
 
 MAX_FOUND = 1_000
+_NOUNS = {"uid": "uid", "url": "URL", "host": "host", "sha256": "SHA-256 hash", "pdq": "PDQ hash"}
 
 
 @dataclass
@@ -54,7 +55,7 @@ class PurgedReport:
 
     def lines(self) -> Iterator[str]:
         """What was searched, as lines to print."""
-        listed = ", ".join(f"{number:,} {kind}" for kind, number in self.listed.items())
+        listed = ", ".join(counted(number, _NOUNS[kind]) for kind, number in self.listed.items())
         yield (
             f"looked for {listed}, and for the captions, pictures and embeddings of "
             f"{counted(self.withdrawn, 'withdrawn row')}"

@@ -48,8 +48,8 @@ def _about(found: BalanceReport) -> str:
     tail = found.tail_matches / max(1, found.matches)
     fate = "kept" if found.keeps_unmatched else "dropped"
     unmatched = f"{counted(found.unmatched_rows, 'row')} without an entry: {fate}."
-    each = "entries, counted once per language," if found.curves else "entries"
+    entries = counted(found.entries, "entry") + (", counted once per language" if found.curves else "")
     return (
-        f"{found.head_entries:,} of {found.entries:,} {each} have more rows than the threshold {found.threshold_text}. "
+        f"{entries}; {found.head_entries:,} with more rows than the threshold {found.threshold_text}. "
         f"The others, with {tail:.1%} of all matches, keep all their rows. {unmatched}"
     )

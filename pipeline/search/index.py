@@ -103,7 +103,7 @@ class SearchIndex:
         shards = [snapshot.chunk.shards[position] for position in missing]
         if (rows := sum(shard.num_rows for shard in shards)) > MAX_UNINDEXED_ROWS:
             raise SearchError(
-                f"{counted(rows, 'row')} of {store.root} are not in an index; run `{_command(embeddings)}` first"
+                f"{store.root}: {counted(rows, 'row')} not in an index; run `{_command(embeddings)}` first"
             )
         check_size(store, (record.file for record, _ in found))
         parts = []

@@ -11,12 +11,16 @@ from pairmill.jobs.demo.demo import _announcement
 from pairmill.jobs.demo.pairs import Web
 from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.export.arrays import EmbeddingArray
 from pairmill.pipeline.export.formats import FormatError, Part, WebDataset
 from pairmill.pipeline.export.readme import readme
 from pairmill.pipeline.source.corpus import tar_members
+from pairmill.pipeline.source.describe import describe_passed_over
 from pairmill.pipeline.source.records import csv_records
 from pairmill.schemas.manifest import DataFile
+
+NOUNS = ("row", "class", "match", "hash", "entry", "day", "CPU")
 
 
 def one_missing_caption(_: Path, __: pytest.MonkeyPatch) -> str:
@@ -55,6 +59,14 @@ def one_field(_: Path, __: pytest.MonkeyPatch) -> str:
 
 
 MESSAGES = {
+    lambda *_: describe_passed_over(2, 1, 1, {}): (
+        "2 entries in the input: 1 row, 1 part of rows (captions, further pictures of a name)"
+    ),
+    lambda *_: ", ".join(counted(1, noun) for noun in NOUNS): "1 row, 1 class, 1 match, 1 hash, 1 entry, 1 day, 1 CPU",
+    lambda *_: ", ".join(counted(2_000, noun) for noun in NOUNS): (
+        "2,000 rows, 2,000 classes, 2,000 matches, 2,000 hashes, 2,000 entries, 2,000 days, 2,000 CPUs"
+    ),
+    lambda *_: f"{counted(1.0, 'CPU')}, {counted(0.5, 'CPU')}": "1 CPU, 0.5 CPUs",
     one_missing_caption: "at least 1 selected row without a caption: add `where: caption_clean is not None`",
     one_missing_embedding: "e is null in 1 selected row: add `where: s is not None`",
     one_known_member: "a link to gone.jpg, which is not among the first 1 member of the tar",

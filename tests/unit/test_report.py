@@ -272,7 +272,7 @@ def test_the_report_on_a_subset_shows_the_entries_that_balance_reduced_and_the_s
     subset(store, "even", {"balance": balance}, {"repeat": {"weight": "5 * similarity_tiny"}})
     html = page(store, "even")
     (table,) = re.findall(r'aria-label="Table of entries">.*?</table>', html, re.DOTALL)
-    assert "1 of 2 entries have more rows than the threshold t = 10." in table
+    assert "2 entries; 1 with more rows than the threshold t = 10." in table
     assert "1 row without an entry: kept" in table
     cells = [re.findall(r">([^<>]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table)[1:]]
     found = read_subset(store, "even").reports[2].balance
