@@ -18,7 +18,8 @@ _WHOLE = rf"`[^`]+`|\bpairmill (?:{_QUOTED}|(?!\. )[^`,;()])+|(?<!\w){_QUOTED}(?
 """Commands and quoted words, which stay whole when their line is wrapped."""
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Control characters, other line ends, and characters that reverse the order of the text after them."""
 
 
 def cells(text: str) -> int:

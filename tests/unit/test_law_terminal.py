@@ -66,8 +66,8 @@ def test_paths_in_sentences_are_quoted_for_a_shell() -> None:
 def test_lines_contain_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     """They may contain names and settings from files of other people."""
     for err in (False, True):
-        say("a\x1b]0;owned\x07b\tc\nd\x9b", err=err)
-    assert capsys.readouterr() == ("a?]0;owned?b\tc\nd?\n",) * 2
+        say("a\x1b]0;owned\x07b\tc\nd\x9b\u202egpj.exe", err=err)
+    assert capsys.readouterr() == ("a?]0;owned?b\tc\nd??gpj.exe\n",) * 2
     say_as_is("\x1b[36mray\x1b[0m\x1b]0;owned\x07\r\n10%\r20%\n")
     assert capsys.readouterr().out == "ray?]0;owned?\n10%\n20%\n"
 
