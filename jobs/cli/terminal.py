@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _END_SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 """Signals that end a command as Ctrl-C does. They are sent by `kill`, by schedulers, and when a terminal is closed."""
 
-_USAGE_ERROR: type[Exception] = typer.BadParameter.mro()[1]
-"""click's UsageError, which Typer does not export."""
+_CLICK_ERROR: type[Exception] = typer.BadParameter.mro()[2]
+"""click's ClickException, which Typer does not export."""
 
 
 class _Signalled(KeyboardInterrupt):
@@ -80,13 +80,14 @@ def usage_errors() -> Iterator[None]:
     """Print what is wrong with the command line, as click does, and exit with status 2."""
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, _USAGE_ERROR):
-            raise
+    except typer.Abort:  # Ctrl-C outside `errors`, or at a question
+        say_stopped("Stopped.")
+        sys.exit(exit_status(KeyboardInterrupt()))
+    except _CLICK_ERROR as error:
         text = io.StringIO()
         error.show(text)  # type: ignore[attr-defined]
         say(text.getvalue().rstrip("\n"), err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
 
 
 def _drop_unwritable() -> None:
