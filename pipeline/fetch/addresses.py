@@ -151,8 +151,8 @@ def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:
 def is_ipv4(host: str) -> bool:
     """Whether a host is four decimal numbers without leading zeros, the only form that all programs parse alike."""
     try:
-        ipaddress.IPv4Address(host)
-    except ValueError:
+        socket.inet_pton(socket.AF_INET, host)
+    except (OSError, ValueError):
         return False
     return True
 

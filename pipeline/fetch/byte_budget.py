@@ -1,6 +1,7 @@
 """Limits how many bytes of response bodies are in memory. For one event loop, not thread-safe."""
 
 import asyncio
+from collections import deque
 
 from pairmill.pipeline.fetch.deadline import Deadline
 
@@ -13,46 +14,61 @@ class ByteBudget:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
         self._reserved = 0
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+        self._starts: deque[tuple[asyncio.Future[None], int]] = deque()
+        """The requests that wait to start, and what they will reserve."""
         self._sole_reservation: Reservation | None = None
         self._changed = asyncio.Event()
         self._waiting = 0
 
     @property
     def is_full(self) -> bool:
-        """True while `wait_for_room` would wait."""
-        return not self._has_room.is_set()
+        """True while `reserve_to_start` would wait."""
+        return self._reserved >= self.limit_bytes
 
-    async def wait_for_room(self) -> None:
-        """Return as soon as fewer bytes than the limit are reserved."""
-        await self._has_room.wait()
+    async def reserve_to_start(self, num_bytes: int) -> None:
+        """Add bytes as soon as fewer than the limit are reserved, in the order of the calls.
+
+        If all requests started at once when there is room again, they would need hundreds of new connections, although
+        most of those to the same hosts would soon be free.
+        """
+        if not self.is_full:
+            self.reserve(num_bytes)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._starts.append((turn, num_bytes))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # its turn had come already
+                self.release(num_bytes)
+            raise
 
     def reserve(self, num_bytes: int) -> None:
         """Add bytes. Never waits."""
         self._reserved += num_bytes
-        if self._reserved >= self._limit:
-            self._has_room.clear()
 
     def release(self, num_bytes: int) -> None:
         """Subtract bytes."""
         self._reserved -= num_bytes
-        if self._reserved < self._limit:
-            self._has_room.set()
-        if self._waiting and self._reserved < 2 * self._limit:
+        while self._starts and not self.is_full:
+            turn, to_reserve = self._starts.popleft()
+            if not turn.cancelled():
+                self.reserve(to_reserve)
+                turn.set_result(None)
+        if self._waiting and self._reserved < 2 * self.limit_bytes:
             self._wake()
 
     async def wait_to_grow(self, reservation: "Reservation") -> None:
         """Return once less than twice the limit is reserved, or this reservation is the only one growing above that."""
-        while self._reserved >= 2 * self._limit and self._sole_reservation not in (None, reservation):
+        while self._reserved >= 2 * self.limit_bytes and self._sole_reservation not in (None, reservation):
             self._waiting += 1
             try:
                 await self._changed.wait()
             finally:
                 self._waiting -= 1
-        if self._reserved >= 2 * self._limit:
+        if self._reserved >= 2 * self.limit_bytes:
             self._sole_reservation = reservation
 
     def stop_growing(self, reservation: "Reservation") -> None:
@@ -73,6 +89,11 @@ class Reservation:
         self._budget = budget
         self._deadline = deadline
         self._num_bytes = 0
+
+    async def start(self, num_bytes: int) -> None:
+        """Reserve the expected bytes of a request, which may then start."""
+        await self._budget.reserve_to_start(num_bytes)
+        self._num_bytes = num_bytes
 
     async def resize(self, num_bytes: int) -> None:
         """Change the reservation to `num_bytes`, before these bytes arrive."""

@@ -35,7 +35,7 @@ from pairmill.schemas.status import Status
 
 _log = logging.getLogger(__name__)
 
-_MAX_BUFFERED_BYTES = 256 << 20
+_MAX_BUFFERED_BYTES = 64 << 20
 """No new request starts while this many bytes are arriving or waiting for a decoding thread. Requests already in flight
 can raise the total to twice this many bytes, plus one body and one chunk."""
 

@@ -64,6 +64,9 @@ _MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Stat
 
 _MAX_STALLS = 10
 
+_EXPECTED_SHARE = 0.25
+"""Share of the budget for requests in flight whose bodies have not arrived yet. By default, 67 kB for each of them."""
+
 RedirectRule = Callable[[ParsedUrl], tuple[Status, str] | None]
 """The Status and detail with which the URL rules refuse a redirect's target; None if they allow it."""
 
@@ -107,6 +110,7 @@ class Fetcher:
     def __init__(self, config: FetchConfig, budget: ByteBudget, redirect_rule: RedirectRule = lambda _: None) -> None:
         self._config = config
         self._budget = budget
+        self._expected_bytes = int(_EXPECTED_SHARE * budget.limit_bytes / config.concurrency)
         self._redirect_rule = redirect_rule
         self._guard = AddressGuard(config.allow_networks)
         self._token = optout.agent_token(config.user_agent)
@@ -194,13 +198,12 @@ class Fetcher:
     async def _fetch_with_redirects(self, url: HttpUrl, download: _Download) -> bytes:
         """The body, in one attempt: request the URL, then the URLs that it redirects to."""
         download.forget_response()
-        await download.reservation.resize(0)  # the previous attempt's bytes
         seen = {url}
         while True:
+            await download.reservation.resize(0)  # the previous request's bytes
             if self._config.respect_robots_txt:
                 await self._robots.require_allowed(url)
-            deadline = download.deadline
-            async with self._request_slot(url.name, deadline), self._breaker.track(url.authority, deadline):
+            async with self._request_slot(url.name, download), self._breaker.track(url.authority, download.deadline):
                 result = await self._request(url, download)
             if isinstance(result, bytes):
                 return result
@@ -217,15 +220,15 @@ class Fetcher:
             raise FetchError(*refusal)
 
     @asynccontextmanager
-    async def _request_slot(self, host: str, deadline: Deadline) -> AsyncIterator[None]:
+    async def _request_slot(self, host: str, download: _Download) -> AsyncIterator[None]:
         """Wait, with the clock paused, until the host's limit, the total limit and memory allow a request."""
         must_wait = self._limiter.would_wait(host) or self._budget.is_full
         if must_wait:
-            deadline.pause()
+            download.deadline.pause()
         async with self._limiter.acquire(host):
-            await self._budget.wait_for_room()
+            await download.reservation.start(self._expected_bytes)
             if must_wait:
-                deadline.resume()
+                download.deadline.resume()
             yield
 
     async def _request(self, url: HttpUrl, download: _Download) -> bytes | HttpUrl:

@@ -331,6 +331,24 @@ def test_slow_decoding_delays_the_download(
     assert max(ahead) <= 5 + 4 + 2  # buffered bodies, requests in flight, pictures being decoded
 
 
+def test_requests_that_wait_for_the_decoder_start_one_by_one_on_connections_that_are_free_again(
+    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, process = jpeg(1), ImageProcessor.process
+
+    def slowly(self: ImageProcessor, data: bytes) -> Any:
+        time.sleep(0.002)
+        return process(self, data)
+
+    monkeypatch.setattr(ImageProcessor, "process", slowly)
+    monkeypatch.setattr("pairmill.pipeline.fetch.downloader._MAX_BUFFERED_BYTES", 40 * len(body))
+    web.serve("/a.jpg", body)
+    urls = [web.url(f"/a.jpg?{row}") for row in range(400)]
+    result = open_downloader(concurrency=20, per_host_concurrency=20)(shard(list(urls)))
+    assert {row["status"] for row in rows(result)} == {"ok"}
+    assert web.connections <= 100  # 300 if all start at once when there is room, because few idle ones are kept
+
+
 def test_an_empty_shard_or_one_with_nothing_to_fetch_starts_no_thread(open_downloader: Open) -> None:
     downloader = open_downloader()
     assert downloader(shard([])).num_rows == 0

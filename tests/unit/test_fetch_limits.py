@@ -82,17 +82,40 @@ def test_a_paused_deadline_does_not_expire() -> None:
     asyncio.run(main())
 
 
-def test_a_full_budget_blocks_until_there_is_room() -> None:
+def test_requests_wait_for_a_full_budget_and_start_in_order_as_far_as_there_is_room() -> None:
+    async def main() -> None:
+        budget, started = ByteBudget(10), list[int]()
+
+        async def start(number: int) -> None:
+            await budget.reserve_to_start(4)
+            started.append(number)
+
+        budget.reserve(20)
+        waiting = [asyncio.create_task(start(number)) for number in range(5)]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        budget.release(9)
+        await asyncio.sleep(0)
+        assert started == [] and budget.is_full
+        for room, expected in ((2, [0]), (4, [0, 2]), (8, [0, 2, 3, 4])):
+            budget.release(room)
+            await asyncio.sleep(0)
+            assert started == expected
+        assert budget._reserved == 20 - 9 - 2 - 4 - 8 + 4 * 4
+
+    asyncio.run(main())
+
+
+def test_a_request_cancelled_when_its_turn_has_come_keeps_no_bytes() -> None:
     async def main() -> None:
         budget = ByteBudget(10)
-        await budget.wait_for_room()
-        budget.reserve(12)
-        assert budget.is_full
-        waiting = asyncio.create_task(budget.wait_for_room())
+        budget.reserve(10)
+        waiting = [asyncio.create_task(budget.reserve_to_start(10)) for _ in range(2)]
         await asyncio.sleep(0)
-        assert not waiting.done()
-        budget.release(12)
-        await asyncio.wait_for(waiting, 1)
+        budget.release(10)
+        waiting[0].cancel()
+        await asyncio.wait_for(waiting[1], 1)
+        assert budget._reserved == 10
 
     asyncio.run(main())
 
