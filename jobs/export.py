@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pairmill.jobs.export_claim import begun_export, claim_output, claimed_output, newer_columns, without_columns
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
-from pairmill.pipeline.columns.added_model import read_card
-from pairmill.pipeline.columns.caption_choice import ORIGINAL, CaptionChoice, caption_choice
+from pairmill.pipeline.columns.added_model import fingerprints, read_card
+from pairmill.pipeline.columns.caption_choice import ORIGINAL, caption_choice
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
@@ -104,12 +104,12 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
     columns = output_format.columns(dataset.schema)
     shape = sum(shard.num_rows for shard in shards), len(parts)
-    record = _record(job, subset, dataset, shape, columns, seed, repetition, choice)
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     records = records_folder(output)
     writer = PartWriter(
         source, output, output_format, seed, tuple(columns), digits, records, choice, repetition.copies_rows
     )
+    record = _record(job, subset, dataset, shape, writer, repetition)
     note = ExportNote(output=output.root, subset=job.subset, format=job.format)
     is_noted = note_export(dataset.store, note)  # first, so that a purge finds what an interrupted export has written
     written = write_parts(job, writer, record, parts, on_step)
@@ -252,26 +252,26 @@ def _record(
     subset: Subset,
     dataset: SelectInput,
     shape: tuple[int, int],
-    columns: list[str],
-    seed: int | None,
+    writer: PartWriter,
     repetition: Repetition,
-    choice: CaptionChoice | None,
 ) -> ExportRecord:
     """The record of the export. `shape`: the number of rows and the number of files."""
+    choice, added = writer.choice, dataset.added
     return ExportRecord(
         dataset=dataset.store.root,
         subset=subset.name,
         subset_attempt=subset.attempt,
         format=job.format,
         samples_per_file=job.samples_per_file,
-        shuffle_seed=seed,
-        columns=columns,
+        shuffle_seed=writer.seed,
+        columns=list(writer.columns),
         rows=shape[0],
         num_files=shape[1],
         layout=LAYOUT,
         caption=job.caption,
         repeat=repetition.mode,
         captions=[each.column for each in choice.written] if choice is not None and choice.is_best else [],
+        added=fingerprints(added, added.with_columns(writer.read_columns)),
     )
 
 

@@ -57,7 +57,7 @@ def claim_output(output: Store, records: str, record: ExportRecord) -> ExportRec
     if output.create(f"{records}/export.json", record_bytes(record)):
         return record
     existing = _read(output, records)
-    of_version = {"layout", "columns"} if existing.layout < record.layout else set()
+    of_version = {"layout", "columns", "added"} if existing.layout < record.layout else set()
     for name, value in record:
         if name not in of_version and getattr(existing, name) != value:
             difference = _difference(existing, record, name)
@@ -78,6 +78,10 @@ def _difference(existing: ExportRecord, record: ExportRecord, name: str) -> str:
         parts = ((word, sorted(names)) for word, names in (("without", lacks), ("also with", more)))
         shown = [f"{word} {', '.join(names[:5])}{', ...' * (len(names) > 5)}" for word, names in parts if names]
         return "; ".join(shown) or "with its columns in another order"
+    if name == "added":
+        names = sorted({*existing.added, *record.added})
+        changed = [each for each in names if existing.added.get(each) != record.added.get(each)]
+        return f"with values of {', '.join(changed[:5])} from before they were replaced"
     return f"{name} {getattr(existing, name)!r}, not {getattr(record, name)!r}"
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pairmill.jobs.export import ExportResult, export, write_parts
 from pairmill.jobs.export_claim import begun_export, newer_columns, without_columns
 from pairmill.jobs.select import SelectInput, open_input
+from pairmill.pipeline.columns.added_model import fingerprints
 from pairmill.pipeline.columns.caption_choice import ORIGINAL
 from pairmill.pipeline.columns.common_columns import (
     DATASET,
@@ -68,6 +69,12 @@ class _Source:
         first = self.aliases[0] if self.aliases else None
         return NamedColumns(self.name, self.input.schema, meanings(chunk, self.input.added, first))
 
+    def fingerprints(self, columns: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """The added models and scores that have any of these columns, and their fingerprints."""
+        added = self.input.added
+        for name, value in fingerprints(added, added.with_columns(columns)).items():
+            yield f"{self.name}: {name}", value
+
 
 def export_any(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     """Export a subset, or a mixture if `dataset` is one. Raises JobError."""
@@ -90,6 +97,13 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     newer = newer_columns(begun_export(output), form.columns(schema), [source.input.added for source in sources], ())
     schema = without_columns(schema, newer)
     columns = form.columns(schema)
+    reader = MixtureSources(
+        tuple(source.name for source in sources), tuple(source.source for source in sources), schema
+    )
+    digits, records = max(5, len(str(len(parts) - 1))), records_folder(output)
+    writer = PartWriter(
+        reader, output, form, job.shuffle_seed, tuple(columns), digits, records, None, repetition.copies_rows
+    )
     record = ExportRecord(
         dataset=store.root,
         subset="",
@@ -102,13 +116,7 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
         num_files=len(parts),
         layout=LAYOUT,
         repeat=repetition.mode,
-    )
-    reader = MixtureSources(
-        tuple(source.name for source in sources), tuple(source.source for source in sources), schema
-    )
-    digits, records = max(5, len(str(len(parts) - 1))), records_folder(output)
-    writer = PartWriter(
-        reader, output, form, job.shuffle_seed, tuple(columns), digits, records, None, repetition.copies_rows
+        added={name: value for source in sources for name, value in source.fingerprints(writer.read_columns)},
     )
     note = ExportNote(output=output.root, subset="", format=job.format)
     noted = [note_export(each.input.store, note) for each in sources]  # so that a purge of any of them finds it

@@ -56,7 +56,7 @@ class ExportRecord(GrowingSettings):
     """`.pairmill/export.json` in the output: the export that the folder belongs to. No other export may use the
     folder."""
 
-    later = frozenset({"repeat", "captions"})
+    later = frozenset({"repeat", "captions", "added"})
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -77,6 +77,9 @@ class ExportRecord(GrowingSettings):
     captions: list[str] = []
     """The columns of captions that `best` compares with the original. Every part compares the same ones, even if more
     were added meanwhile. Empty for any other `caption`."""
+    added: dict[str, str] = {}
+    """The added models and scores that the files are made from -> their fingerprints; in a mixture, each name follows
+    that of its dataset."""
 
 
 class ExportedPart(Settings):

@@ -48,7 +48,7 @@ class PartWriter:
             closing(self.source.open(self.seed, self.copies)) as reader,
             self.output.new_file() as picture_file,
         ):
-            rows = reader.rows(slices, self._read_columns)
+            rows = reader.rows(slices, self.read_columns)
             check_scores(rows.table)
             ranges = reader.write_pictures(rows, picture_file) if self.format.needs_pictures else []
             table = rows.table if self.choice is None else self.choice.apply(rows.table)
@@ -65,7 +65,8 @@ class PartWriter:
         return self.format.names(self._stem(number))
 
     @property
-    def _read_columns(self) -> list[str]:
+    def read_columns(self) -> list[str]:
+        """The dataset columns that a part is made from."""
         return sorted({*self.columns, *(self.choice.columns if self.choice else ())})
 
     def _stem(self, number: int) -> str:

@@ -36,6 +36,9 @@ class FeedState(TypedDict):
     captions: NotRequired[list[str]]
     """The columns of captions written by models from which each caption is chosen. Another score with captions, added
     after the checkpoint, would change what `best` chooses."""
+    added: NotRequired[dict[str, str]]
+    """The added models and scores that the samples are made from -> their fingerprints; in a mixture, each name follows
+    that of its dataset. One that was deleted and added again can have other values."""
 
 
 @dataclass(frozen=True)

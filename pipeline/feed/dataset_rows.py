@@ -1,6 +1,6 @@
 """Reads the rows of a PairDataset from one dataset, in the order of an epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from pairmill.pipeline.columns.added_model import fingerprints
 from pairmill.pipeline.columns.caption_choice import CaptionChoice
 from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.config import IMAGE, FeedConfig
 from pairmill.pipeline.feed.epoch_order import EpochOrder, Shares, Window
 from pairmill.pipeline.feed.shards import FeedShards
-from pairmill.schemas.pairs import STORED
 
 _LOCAL_READERS = 2
 """Arrow has its own threads; more threads here would only wait for each other."""
@@ -56,6 +56,10 @@ class FeedRows(Protocol):
     def choices(self) -> Sequence[CaptionChoice]:
         """The choices of captions; empty: the original captions."""
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """The added models and scores that the rows are made from -> their fingerprints."""
+
     def missing(self, column: str) -> str | None:
         """The reason why a column is missing, if a specific one is known."""
 
@@ -76,6 +80,10 @@ class DatasetRows:
     shards: FeedShards
     config: FeedConfig
     choice: CaptionChoice | None
+    columns: frozenset[str]
+    """The columns that the rows are made from."""
+    fingerprints: Mapping[str, str]
+    """The added models and scores that the rows are made from -> their fingerprints."""
     _orders: dict[int, EpochOrder] = field(default_factory=dict, compare=False)
     """The order of the most recently requested epoch."""
 
@@ -88,7 +96,11 @@ class DatasetRows:
     @classmethod
     def of(cls, shards: FeedShards, config: FeedConfig) -> "DatasetRows":
         """The rows of these shards. Raises CaptionChoiceError if the dataset does not have the chosen captions."""
-        return cls(shards, config, shards.choice(config.caption))
+        choice, pictures = shards.choice(config.caption), shards.image_columns if IMAGE in config.columns else ()
+        chosen = choice.columns if choice else frozenset[str]()
+        columns = ({"uid", *config.columns, *pictures} - {IMAGE}) | chosen
+        read = fingerprints(shards.added, shards.added.with_columns(columns))
+        return cls(shards, config, choice, frozenset(columns), read)
 
     @property
     def schema(self) -> pa.Schema:
@@ -103,7 +115,7 @@ class DatasetRows:
     @property
     def image_columns(self) -> Sequence[str]:
         """The columns whose values are the arguments of `FeedShards.picture`."""
-        return [*STORED.names, *([self.shards.check] if self.shards.check else [])]
+        return self.shards.image_columns
 
     @property
     def max_pixels(self) -> int:
@@ -158,13 +170,10 @@ class DatasetRows:
         return self.shards.picture(tar, offset, length, *check)  # type: ignore[arg-type]
 
     def _read_window(self, order: EpochOrder, epoch: int, window: Window) -> pa.Table:
-        columns = {"uid", *self.config.columns} - {IMAGE}
-        columns |= set(self.image_columns) if IMAGE in self.config.columns else set()
-        columns |= self.choice.columns if self.choice else set()
         tables, rows, start = [], [], 0
         threads = self.config.threads if self.shards.chunk.store.remote else min(self.config.threads, _LOCAL_READERS)
         with ThreadPoolExecutor(threads, thread_name_prefix="feed-read") as readers:
-            read = partial(self.shards.read, columns=frozenset(columns), epoch=epoch)
+            read = partial(self.shards.read, columns=self.columns, epoch=epoch)
             for table, selected in readers.map(read, window.shards.tolist()):
                 tables.append(table)
                 rows.append(selected + start)

@@ -7,7 +7,7 @@ consumer can start anywhere.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,6 +139,13 @@ class MixtureRows:
     def choices(self) -> Sequence[CaptionChoice]:
         """The choices of captions, one per dataset; empty: the original captions."""
         return [choice for source in self.sources for choice in source.choices]
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """The added models and scores that the rows are made from -> their fingerprints. Each name follows that of its
+        dataset."""
+        named = zip(self.names, self.sources, strict=True)
+        return {f"{name}: {each}": value for name, source in named for each, value in source.fingerprints.items()}
 
     def missing(self, column: str) -> str | None:
         """The reason why a column cannot be read, if only some datasets have it."""

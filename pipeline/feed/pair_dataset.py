@@ -134,6 +134,7 @@ class PairDataset(IterableDataset[Sample]):
             "batch_size": self.config.batch_size,
             "drop_last": self.config.drop_last,
             "captions": [each.column for choice in self._rows.choices for each in choice.written],
+            "added": dict(self._rows.fingerprints),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,9 +147,10 @@ class PairDataset(IterableDataset[Sample]):
                 f"the checkpoint belongs to consumer {state['consumer']} of {state['consumers']}, not to "
                 f"{current['consumer']} of {current['consumers']}: use the same number of ranks and workers as before"
             )
-        free = {"epoch", "rows_done"}
+        free = {"epoch", "rows_done", "added"}
         if current["consumers"] == self.config.world_size:  # with one worker per rank, batches do not affect the shares
             free |= {"batch_size", "drop_last"}
+        self._check_added(state)
         for name, value in current.items():
             if name not in free and state.get(name, value) != value:
                 label, why = name, ""
@@ -164,6 +166,15 @@ class PairDataset(IterableDataset[Sample]):
         self._own_epoch, self._rows_done = state["epoch"], state["rows_done"]
         self._counted_for, self._is_resumed = self._consumer(), True
         self._is_old_checkpoint = "batch_size" not in state
+
+    def _check_added(self, state: Mapping[str, Any]) -> None:
+        """Raise FeedError if an added model or score has been replaced since the checkpoint."""
+        before, now = state.get("added", {}), self._rows.fingerprints
+        if changed := [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]:
+            raise FeedError(
+                f"the checkpoint has values of {', '.join(changed)} from before it was replaced: start a new epoch "
+                "with set_epoch, without the checkpoint"
+            )
 
     def __iter__(self) -> Iterator[Sample]:
         self._follow_set_epoch()  # now, not at the first sample, because a loader can save a checkpoint before that

@@ -34,7 +34,7 @@ from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, Web
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.mixture import Mixture
-from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS
+from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS, STORED
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import Subset
 
@@ -113,6 +113,11 @@ class FeedShards:
         """The same shards, with the weights of the selected rows if they have any."""
         repeats = Repeats.of(store, record, self.counts)
         return self if repeats is None else replace(self, repeats=repeats, schema=with_weight(self.schema))
+
+    @property
+    def image_columns(self) -> Sequence[str]:
+        """The columns whose values are the arguments of `picture`."""
+        return [*STORED.names, *([self.check] if self.check else [])]
 
     def counts_in(self, epoch: int) -> npt.NDArray[np.int64]:
         """(shards,): number of rows shown in an epoch, including repetitions."""

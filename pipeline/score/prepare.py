@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
-from pairmill.pipeline.columns.added_model import read_card
+from pairmill.pipeline.columns.added_model import fingerprints
 from pairmill.pipeline.columns.column_files import recorded_fingerprint
 from pairmill.pipeline.columns.common_columns import DATASET
 from pairmill.pipeline.columns.score_card import (
@@ -167,7 +167,7 @@ def _state(snapshot: Snapshot, kind: ScoreKind, tasks: Tasks, run: RunConfig) ->
     state = kind.prepare(snapshot, tasks, run)
     if _checksums(snapshot, kind) != files:
         raise ScoreError(f"{' or '.join(kind.files)} changed while it was being read; run the same command again")
-    known: dict[str, object] = {_FILES: files, SOURCES: _fingerprints(snapshot, read)}
+    known: dict[str, object] = {_FILES: files, SOURCES: fingerprints(snapshot.added, read)}
     if kind.needs.all_rows:
         known[_ROWS] = snapshot.chunk.num_rows
         if missing := snapshot.unfinished_shards:
@@ -206,21 +206,13 @@ def _check_free(snapshot: Snapshot, name: str, kind: ScoreKind) -> None:
             raise ScoreError(f"pairmill has its own column {column!r}; choose another name for the score")
 
 
-def _fingerprints(snapshot: Snapshot, names: Sequence[str]) -> Mapping[str, str]:
-    """The fingerprints of added models and scores by name."""
-    store, models = snapshot.store, snapshot.added.models
-    return {
-        name: (read_card(store, name) if name in models else read_score_card(store, name)).fingerprint for name in names
-    }
-
-
 def check_sources(snapshot: Snapshot, card: ScoreCard) -> None:
     """Raise ScoreError if a model or score that this score reads is gone or has been replaced by a different one."""
     where = f"columns/{card.name}"
     if missing := sorted(kind_of(card.name, card.score).needs.columns - set(snapshot.schema.names)):
         why = snapshot.added.missing(missing[0]) or f"{snapshot.store.root} lacks {missing[0]!r}; add it again"
         raise ScoreError(f"the score {card.name!r} is made from {', '.join(missing)}: {why}, or move {where} elsewhere")
-    now = _fingerprints(snapshot, sources(snapshot, kind_of(card.name, card.score)))
+    now = fingerprints(snapshot.added, sources(snapshot, kind_of(card.name, card.score)))
     recorded = read_state(snapshot.store, card).sources if now else {}
     for name in sorted(recorded.keys() & now.keys()):
         if recorded[name] != now[name]:

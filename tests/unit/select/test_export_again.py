@@ -1,5 +1,6 @@
 """Tests an export into a folder where one already stands: it is continued, repaired or refused with a remedy."""
 
+import json
 import shlex
 import shutil
 from dataclasses import asdict
@@ -12,12 +13,17 @@ from typer.testing import CliRunner
 
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.export import ExportResult, export
+from pairmill.jobs.export_mixture import export_any
+from pairmill.jobs.mix import mix
 from pairmill.jobs.select import select
 from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.feed.config import FeedConfig, FeedError
+from pairmill.pipeline.feed.pair_dataset import PairDataset
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
+from pairmill.schemas.mixture import MixJob
 from pairmill.schemas.pairs import score_columns
 from pairmill.schemas.subset import SelectJob
 from tests.committed_shards import CONTRACT, pair, write_dataset
@@ -36,10 +42,11 @@ def dataset(tmp_path: Path) -> Path:
     return root
 
 
-def add_model(dataset: Path) -> None:
+def add_model(dataset: Path, fingerprint: str = "f") -> None:
     """Add the columns of the model `more`, as `embed --add-model` does."""
     store = Store(str(dataset))
-    store.create("columns/more/model.json", b'{"name": "tiny", "alias": "more", "fingerprint": "f"}')
+    card = {"name": "tiny", "alias": "more", "fingerprint": fingerprint}
+    store.create("columns/more/model.json", json.dumps(card).encode())
     schema = pa.schema(score_columns("more", 2))
     values = [[0.5] * ROWS, [[1.0, 0.0]] * ROWS, [[0.0, 1.0]] * ROWS]
     table = pa.table([pa.array(each, field.type) for each, field in zip(values, schema, strict=True)], schema=schema)
@@ -82,6 +89,27 @@ def test_an_export_goes_on_with_its_own_columns_after_a_model_was_added_and_not_
     shutil.rmtree(dataset / "columns")
     with pytest.raises(JobError, match=r"another export \(also with .*similarity_more"):
         exported(dataset, form, models=models)
+
+
+def test_neither_an_export_nor_a_checkpoint_goes_on_with_values_that_were_replaced(dataset: Path) -> None:
+    mixture, columns = str(dataset.parent / "mix"), ("uid", "similarity_more")
+    add_model(dataset)
+    mix(MixJob.model_validate({"output": mixture, "sources": [{"dataset": str(dataset), "share": 1}]}))
+    exports = [{"dataset": str(dataset), "subset": "all", "output": str(dataset.parent / "of subset")},
+               {"dataset": mixture, "output": str(dataset.parent / "of mixture")}]  # fmt: skip
+    jobs = [ExportJob.model_validate({**each, "format": "parquet", "samples_per_file": 2}) for each in exports]
+    states = [(root, PairDataset(FeedConfig(root, columns=columns)).state_dict()) for root in (str(dataset), mixture)]
+    for job in jobs:
+        export_any(job)
+        Path(job.output, "00001.parquet").unlink()
+    shutil.rmtree(dataset / "columns")
+    add_model(dataset, "g")
+    for job, name in zip(jobs, ("more", "my data: more"), strict=True):
+        with pytest.raises(JobError, match=rf"another export \(with values of {name} from before they were replaced\)"):
+            export_any(job)
+    for root, state in states:
+        with pytest.raises(FeedError, match="more from before it was replaced: start a new epoch"):
+            PairDataset(FeedConfig(root, columns=columns)).load_state_dict(state)
 
 
 def test_a_model_that_the_job_names_is_never_left_out(dataset: Path) -> None:
