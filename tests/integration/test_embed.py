@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import pairmill
 from pairmill.jobs.add_model import add_model
 from pairmill.jobs.build import build, prepare
+from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_file import load_job
 from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.columns.added_model import pictures_left_out
+from pairmill.pipeline.columns.commands import command_to_continue
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.manifests import SupersededError, read_manifests
+from pairmill.pipeline.encode.weights import resolve_weights
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages.add_model import OpenColumnsWriter, OpenPairsReader
 from pairmill.pipeline.stages.pipelines import open_stages, process_shard
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
@@ -360,7 +367,8 @@ def test_adding_a_model_later_has_the_same_result_as_one_pass_with_both(
 
 def test_adding_a_model_counts_pictures_that_are_missing_or_have_changed(plain_loop: None, tmp_path: Path) -> None:
     """Such pairs have no scores, and a `where` treats null as false, so otherwise nobody would notice."""
-    folder, more = tmp_path / "pictures", {"name": "tiny", "alias": "more"}
+    folder = tmp_path / "pictures"
+    more = {"name": "tiny", "alias": "more", "weights_sha256": resolve_weights([ModelConfig(name="tiny")])[0]}
     folder.mkdir()
     for name, data in samples(9):
         (folder / name).write_bytes(data)
@@ -373,7 +381,9 @@ def test_adding_a_model_counts_pictures_that_are_missing_or_have_changed(plain_l
     for name, data in samples(9):
         (folder / name).write_bytes(data)
     (tmp_path / "out/columns/more/manifests/000000000.json").unlink()  # as the command tells the user to do
-    assert add_model(str(tmp_path / "out"), more).pictures_left_out == {}
+    command = command_to_continue(Store(str(tmp_path / "out")), "more", "model")
+    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0  # although it cannot give weights_sha256
+    assert pictures_left_out(Store(str(tmp_path / "out")), "more") == {}
     table = pairmill.open(tmp_path / "out").table(["similarity", "similarity_more"])
     assert table["similarity"].equals(table["similarity_more"])
 
