@@ -33,6 +33,7 @@ from pairmill.pipeline.purge.preview import preview
 from pairmill.pipeline.purge.purge import find, withdraw
 from pairmill.pipeline.purge.running import only_purge
 from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
+from pairmill.pipeline.purge.side_columns import refuse_lost_scores
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.search.build_index import build_index
@@ -113,13 +114,15 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
     """Withdraw rows. If interrupted, call it again to finish.
 
     Raises JobError, before anything changes, if a list is bad, the reason is missing, a path is not an export, or
-    another purge is running. Raises StorageError if this user may not delete files.
+    another purge is running, and ManifestError if the card or state of a score is lost. Raises StorageError if this
+    user may not delete files.
     """
     store.check_access()
     plan = load_plan(store)
     values = _values(store, job)
     exports = [absolute(path) for path in job.exports]
     refuse_no_exports(store, exports)
+    refuse_lost_scores(store)
     steps = Steps(on_step, "reading manifests")
     if job.dry_run:
         with open_tasks(job.run, plan.num_rows < ROWS_FOR_RAY, steps) as tasks:

@@ -8,17 +8,14 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.check.added import check_added
 from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.check.known_filters import check_known
 from pairmill.pipeline.check.other_files import check_other_files, check_sizes
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.search_indexes import check_indexes
 from pairmill.pipeline.check.subset_files import check_mixture, check_subsets
-from pairmill.pipeline.columns.added_columns import MODEL_CARD, ColumnSet, column_sets
-from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.columns.column_files import AddedFiles
-from pairmill.pipeline.columns.commands import command_of
-from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card, read_state
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted, pairmill_command
@@ -51,7 +48,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
     report = VerifyReport()
     plan = load_plan(store)
     scored: list[int] = []
-    added = [AddedFiles.of(each) for each in _added(store, report)]
+    added = [AddedFiles.of(each) for each in check_added(store, report)]
     is_corpus = plan.job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named, sizes, all_read = set[str](), dict[str, int](), True
@@ -117,29 +114,6 @@ def _verify_mixture(store: Store, on_step: OnStep) -> VerifyReport:
 def _unfinished_purge(store: Store) -> Iterator[str]:
     if unfinished_purges(store):
         yield f"a purge is not finished; finish it: {pairmill_command('purge', store.root)}"
-
-
-def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
-    """The models and scores that were added to the dataset. Reports missing or damaged card and state files as
-    problems."""
-    try:
-        added = list(column_sets(store))
-    except ManifestError as error:
-        report.problems.append(str(error))
-        return []
-    for name in sorted({*store.folders("columns")} - {each.name for each in added}):
-        if store.list(f"columns/{name}/manifests"):  # the card was written before them
-            where = f"{store.path(f'columns/{name}')} has neither {MODEL_CARD} nor {SCORE_CARD}"
-            report.problems.append(f"{where}; run: {command_of(store, name)}")
-    for each in added:
-        try:
-            if each.kind == "score":
-                read_state(store, read_score_card(store, each.name))
-            else:
-                read_card(store, each.name)
-        except ManifestError as error:
-            report.problems.append(str(error))
-    return added
 
 
 def foreign_files(store: Store, named: set[str]) -> list[str]:

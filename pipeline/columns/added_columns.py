@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pairmill.pipeline.columns.commands import command_to_continue
+from pairmill.pipeline.columns.commands import command_to_continue, without_card
 from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
@@ -93,3 +93,14 @@ def column_sets(store: Store) -> Iterator[ColumnSet]:
         elif store.exists(f"columns/{name}/{SCORE_CARD}"):
             columns = tuple(column.name for column in read_score_card(store, name).columns)
             yield ColumnSet(store, name, "score", columns)
+
+
+def lost_cards(store: Store) -> Iterator[str]:
+    """The problem with each folder in `columns/` that has values but no card, so that nothing can read them, with its
+    remedy."""
+    for name in store.folders("columns"):
+        if any(store.exists(f"columns/{name}/{card}") for card in (MODEL_CARD, SCORE_CARD)):
+            continue
+        if store.list(f"columns/{name}/manifests"):  # the card was written before them
+            where = store.path(f"columns/{name}")
+            yield f"{where} has neither {MODEL_CARD} nor {SCORE_CARD}; {without_card(store, name)}"

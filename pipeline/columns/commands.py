@@ -5,7 +5,8 @@ written these, so their values must be valid settings.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from pairmill.pipeline.dataset.parquet import read_schema
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.scores import ScoreConfig
 
+STATE_NAME = re.compile(r"state\.([0-9a-f]{32})\.safetensors")
+"""The name of the state of a score, in its folder."""
 _DAMAGED = (AttributeError, DamagedFileError, KeyError, RecursionError, TypeError, ValueError)
 """Errors from a card or footer that is damaged or not pairmill's."""
 _UNKNOWN = "the `pairmill score` or `pairmill embed --add-model` that made it"
@@ -43,21 +46,38 @@ def command_to_continue(store: Store, name: str, kind: Literal["model", "score"]
 
 def command_of(store: Store, name: str) -> str:
     """The command that made a folder in `columns/` whose card is lost, or words for it if no column file can tell."""
-    for file in store.list(f"columns/{name}"):
-        if file.endswith(".parquet"):
-            with suppress(*_DAMAGED, FileNotFoundError):
-                return _recorded_command(store, name, f"columns/{name}/{file}")
-    return _UNKNOWN
+    return next(_recorded_commands(store, name), (_UNKNOWN, False))[0]
+
+
+def without_card(store: Store, name: str) -> str:
+    """The remedy for a folder in `columns/` whose card is lost."""
+    return _again(store, name, "")
 
 
 def card_again(store: Store, name: str) -> str:
     """The remedy for a damaged card. The columns stay, since the command refuses those of another model or score."""
-    return f"move it elsewhere and run: {command_of(store, name)}"
+    return _again(store, name, "move it elsewhere and ")
 
 
-def _recorded_command(store: Store, name: str, path: str) -> str:
-    """The command that made a column file, according to its footer. Raises one of `_DAMAGED` or FileNotFoundError."""
-    footer = json.loads((read_schema(store, path).metadata or {})[b"pairmill"])
+def _again(store: Store, name: str, move_card: str) -> str:
+    """The values of a score whose state is lost too have to be computed again."""
+    command, is_score = next(_recorded_commands(store, name), (_UNKNOWN, False))
+    if is_score and not any(map(STATE_NAME.fullmatch, store.list(f"columns/{name}"))):
+        return f"move columns/{name} elsewhere and run: {command}"
+    return f"{move_card}run: {command}"
+
+
+def _recorded_commands(store: Store, name: str) -> Iterator[tuple[str, bool]]:
+    """The command that made each column file, according to its footer, and whether it adds a score."""
+    for file in store.list(f"columns/{name}"):
+        if file.endswith(".parquet"):
+            with suppress(*_DAMAGED, FileNotFoundError):
+                footer = json.loads((read_schema(store, f"columns/{name}/{file}").metadata or {})[b"pairmill"])
+                yield _recorded_command(store, name, footer), "score" in footer
+
+
+def _recorded_command(store: Store, name: str, footer: Mapping[str, Any]) -> str:
+    """The command that a footer records. Raises one of `_DAMAGED`."""
     if "score" not in footer:
         (model,) = footer["models"]
         return _model_command(store, name, model)

@@ -9,7 +9,6 @@ time when a shard was added, and `verify` can recompute them without the files t
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,14 +19,13 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pairmill.pipeline.columns.commands import card_again, command_of
+from pairmill.pipeline.columns.commands import STATE_NAME, card_again, command_of
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 
 SCORE_CARD = "score.json"
-_STATE_NAME = re.compile(r"state\.([0-9a-f]{32})\.safetensors")
 NOTES = "notes"
 """Key of the notes in `State.values`."""
 SOURCES = "sources"
@@ -128,16 +126,29 @@ def write_state(store: Store, name: str, state: State) -> DataFile:
 def stored_states(store: Store, name: str) -> Iterator[DataFile]:
     """The states in the folder of a score, as in the card. `read_state` checks their content."""
     for file in store.list(f"columns/{name}"):
-        if found := _STATE_NAME.fullmatch(file):
+        if found := STATE_NAME.fullmatch(file):
             path = f"columns/{name}/{file}"
             yield DataFile(path=path, num_bytes=store.num_bytes(path), blake2b=found[1])
+
+
+def stray_states(store: Store, name: str) -> list[str]:
+    """The states in a folder in `columns/` that belong to no score: an interrupted `score` prepared them. If the card
+    is lost, its state is still needed for the values. Raises ManifestError if the card is damaged."""
+    states = [state.path for state in stored_states(store, name)]
+    if not states:
+        return []
+    try:
+        used = [read_score_card(store, name).state.path]
+    except FileNotFoundError:
+        used = states if store.list(f"columns/{name}/manifests") else []
+    return [path for path in states if path not in used]
 
 
 def read_state(store: Store, card: ScoreCard) -> State:
     """The state of a score. Raises DamagedManifestError if the state is missing or has changed."""
     where = store.path(card.state.path)
     folder, _, file = card.state.path.rpartition("/")
-    if folder != f"columns/{card.name}" or not _STATE_NAME.fullmatch(file):
+    if folder != f"columns/{card.name}" or not STATE_NAME.fullmatch(file):
         raise DamagedManifestError(f"{where} is not a valid name for a state file; {_remedy(store, card.name)}")
     try:
         data = store.read(card.state.path)

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.columns.added_columns import column_sets
+from pairmill.pipeline.columns.added_columns import column_sets, lost_cards
 from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.columns.score_card import SCORE_CARD, State, read_score_card, read_state
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import read_columns_manifest, record_bytes
+from pairmill.pipeline.dataset.manifests import ManifestError, read_columns_manifest, record_bytes
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import digest
@@ -101,6 +101,16 @@ def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
         if name != "row_id":
             lacking = pc.and_(lacking, columns[name].filter(pa.array(gone)).is_null())
     return pc.sum(lacking).as_py() or 0
+
+
+def refuse_lost_scores(store: Store) -> None:
+    """Raise ManifestError if the card of a model or score is lost, or the card or state of a score is damaged: it would
+    be unknown whether the score depends on withdrawn rows."""
+    for problem in lost_cards(store):
+        raise ManifestError(problem)
+    for each in column_sets(store):
+        if each.kind == "score":
+            read_state(store, read_score_card(store, each.name))
 
 
 def scores_with(store: Store, uids: DigestSet, read_vectors: Callable[[], DigestSet]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pairmill.pipeline.columns.score_card import stray_states
 from pairmill.pipeline.common.storage import Store, is_in_use
 from pairmill.pipeline.dataset.manifests import (
     DamagedManifestError,
@@ -38,6 +39,9 @@ def unneeded_files(store: Store, min_age_s: float = ABANDONED_S) -> Iterator[Unn
     yield from _of_shards(store, min_age_s)
     for name in store.folders("columns"):
         yield from _of_columns(store, name, min_age_s)
+        for path in stray_states(store, name):
+            if _is_old(store, path, min_age_s):
+                yield Unneeded(path, "of no score")
     for name in store.folders("subsets"):
         yield from _of_subset(store, name, min_age_s)
     for name in store.folders("index"):

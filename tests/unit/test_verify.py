@@ -405,6 +405,38 @@ def test_a_lost_card_is_restored_with_the_state_of_its_values_even_if_the_datase
     assert verify(Store(str(folder))).holds
 
 
+def test_a_file_whose_record_is_lost_is_named_and_gone_after_following_the_advice(
+    furnished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(furnished, tmp_path / "out")
+    strays = [folder / f"columns/{name}" for name in ("words/state.{}.safetensors", "none/state.{}.safetensors")]
+    strays = [Path(str(stray).format("0" * 32)) for stray in strays]
+    strays += [folder / "columns/none/000000000.parquet", folder / "index/b32-image/000000000.a.b.faiss",
+               folder / "input/old-0123456789abcdef.parquet"]  # fmt: skip
+    for stray in strays:
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_bytes(b"values")
+    problems = verify(Store(str(folder)), rescore=0).problems
+    assert len(problems) == len(strays)
+    for stray in strays:
+        (problem,) = [each for each in problems if str(stray.relative_to(folder)) in each]
+        assert "delete it" in problem
+        stray.unlink()
+    assert verify(Store(str(folder)), rescore=0).holds
+
+
+def test_a_score_that_lost_its_card_and_its_state_is_made_again_by_one_remedy(furnished: Path, tmp_path: Path) -> None:
+    for damage in (cut, Path.unlink):
+        folder = shutil.copytree(furnished, tmp_path / damage.__name__ / "out")
+        card = folder / "columns/words/score.json"
+        damage(card)
+        next((folder / "columns/words").glob("state.*")).unlink()
+        (problem,) = verify(Store(str(folder)), rescore=0).problems
+        assert re.search("; move columns/words elsewhere and run: pairmill score ", problem), problem
+        follow(problem, folder, card, b"")
+        assert verify(Store(str(folder))).holds
+
+
 def _with_footer(path: Path, footer: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"row_id": ["0:0"]}).replace_schema_metadata({"pairmill": footer}), path)

@@ -31,7 +31,7 @@ from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.columns.score_card import ScoreCard, State, write_state
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import publish_manifest
-from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.dataset.manifests import ManifestError, read_manifests
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
@@ -249,6 +249,22 @@ def test_a_score_that_compares_with_a_withdrawn_row_is_deleted_with_its_mixes_an
         made = CliRunner().invoke(app, [*arguments, "--set", "partial=true"])
         assert made.exit_code == 0, made.output
     assert pairmill.verify(world.out, rescore=0).problems == []
+
+
+def test_a_purge_refuses_scores_of_which_it_cannot_know_whether_they_contain_the_rows(world: World) -> None:
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    for name in ("columns/words/score.json", "columns/words/state.*"):
+        (path,) = world.out.glob(name)
+        before = path.read_bytes()
+        path.unlink()
+        for dry_run in (True, False):
+            with pytest.raises(ManifestError, match=r"run: pairmill score"):
+                pairmill.purge(world.out, uids=uids, reason="asked for", dry_run=dry_run)
+        path.write_bytes(before)
+    stray = world.out / f"columns/words/state.{'0' * 32}.safetensors"
+    stray.write_bytes(b"from an interrupted command")
+    assert pairmill.purge(world.out, uids=uids, reason="asked for").purged.rows == 1
+    assert not stray.exists()
 
 
 def test_a_trainer_is_told_that_the_rows_have_changed(world: World) -> None:
