@@ -182,7 +182,7 @@ def what_if(title: str, values: Numbers, total: int, threshold: float | None) ->
     if ends is None:
         return None
     axis = Axis(*axis_limits(*ends, threshold))
-    ordered = np.sort(values[np.isfinite(values)])
+    ordered = np.sort(values[~np.isnan(values)])
 
     def share(at: float) -> float:
         with np.errstate(over="ignore"):

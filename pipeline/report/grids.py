@@ -29,7 +29,7 @@ def by_score(summary: Summary, score: str | None, threshold: float | None, only_
     """
     if score is not None:
         scores = summary.number(score)
-        scored = np.isfinite(scores)
+        scored = ~np.isnan(scores)
         ranked = scored & summary.is_chosen() if only_chosen else scored
         picker = _Picker(scores, summary.pair_refs())
         yield Grid("Best", f"The highest {score}.", picker.pick(ranked, EXTREMES, highest=True))

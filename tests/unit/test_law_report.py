@@ -139,7 +139,7 @@ def check_scores(query: Callable[[str], list[Any]], source: Source, summary: Sum
                 point.threshold.replace("−", "-").replace(",", ""),
             )
             share = query(
-                f"select count(*) filter (where isfinite({name}) and {name} >= {threshold}::{kind}) / count(*) "
+                f"select count(*) filter (where not isnan({name}) and {name} >= {threshold}::{kind}) / count(*) "
                 f"from pairs"
             )[0][0]
             assert abs(point.share - share) < 1e-9, point
