@@ -58,10 +58,13 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 def stay_exact(integers: pa.Array | pa.ChunkedArray) -> bool:
     """Whether NumPy can represent the integers exactly. It converts them to float64 if one of them is null."""
-    if not integers.null_count:
-        return True
+    return not integers.null_count or fit_float64(integers)
+
+
+def fit_float64(integers: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether no integer is beyond 2^53, so that float64 can tell all of them apart."""
     try:
-        integers.cast(pa.float64())  # raises beyond 2^53
+        integers.cast(pa.float64())
     except pa.ArrowInvalid:
         return False
     return True

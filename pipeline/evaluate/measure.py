@@ -26,10 +26,11 @@ from pairmill.pipeline.evaluate.results import (
 from pairmill.pipeline.evaluate.retrieval import Ranks, picture_to_text, text_to_picture
 from pairmill.pipeline.evaluate.retrieval_rows import read_retrieval
 from pairmill.pipeline.evaluate.sections import retrieval_section, threshold_section, zero_shot_section
-from pairmill.pipeline.evaluate.thresholds import Point, ThresholdCurve, exact_scores
+from pairmill.pipeline.evaluate.thresholds import Point, ThresholdCurve
 from pairmill.pipeline.evaluate.zero_shot import Accuracy, ClassIndex, check_dim
 from pairmill.pipeline.reader.embeddings import Embeddings, Floats
 from pairmill.pipeline.score.embeddings import read_vectors
+from pairmill.pipeline.select.comparisons import exact_numbers
 from pairmill.pipeline.select.keys import SAMPLE, uid_hashes
 
 _MAX_POINTS, _MAX_CONFUSIONS = 20, 50
@@ -112,7 +113,7 @@ def measure_threshold(
         raise EvaluateError(f"the column {score!r} is {kind}; a score must be a number")
     labels, kept, num_labeled = source.open(rows.snapshot), LowestHashes(_MAX_ROWS), 0
     for part in labeled_rows(rows, labels, [score], on_step):
-        values, has_score = exact_scores(part.rows[score].combine_chunks())
+        values, has_score = exact_numbers(part.rows[score].combine_chunks())
         num_labeled += len(values)
         hashes = uid_hashes(part.rows["uid"], SAMPLE, 0)
         kept.add(hashes[has_score], part.labels.filter(pa.array(has_score)), values[has_score])

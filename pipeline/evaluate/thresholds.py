@@ -4,13 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pairmill.pipeline.evaluate.intervals import Interval, wilson
-from pairmill.pipeline.select.comparisons import as_doubles
+from pairmill.pipeline.select.comparisons import Numbers
 
-Scores = npt.NDArray[np.float64 | np.int64 | np.uint64]
 Booleans = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
@@ -47,17 +45,7 @@ class Point:
         return wilson(self.hits, self.positives)
 
 
-def exact_scores(column: pa.Array) -> tuple[Scores, Booleans]:
-    """(scores [n], mask of the rows with a score [n]) of integers or floats. Integers stay integers, because float64
-    cannot tell them apart above 2^53. Null and NaN are no score; infinite values are."""
-    if not pa.types.is_integer(column.type):
-        values = as_doubles(column).to_numpy(zero_copy_only=False)
-        return values, ~np.isnan(values)
-    wide = column.cast(pa.uint64() if column.type == pa.uint64() else pa.int64())
-    return wide.fill_null(0).to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
-
-
-def roc_auc(scores: Scores, is_positive: Booleans) -> float:
+def roc_auc(scores: Numbers, is_positive: Booleans) -> float:
     """Area under the ROC curve of scores [n] and labels [n] of both kinds: the probability that a positive row has a
     higher score than a negative one."""
     ranks = np.unique(scores, return_inverse=True)[1]  # scikit-learn refuses infinite scores
@@ -68,14 +56,14 @@ def roc_auc(scores: Scores, is_positive: Booleans) -> float:
 class ThresholdCurve:
     """Precision and recall at every distinct score, from the highest down."""
 
-    thresholds: Scores
+    thresholds: Numbers
     kept: Counts
     hits: Counts
     auc: float
     average_precision: float
 
     @classmethod
-    def of(cls, scores: Scores, is_positive: Booleans) -> "ThresholdCurve":
+    def of(cls, scores: Numbers, is_positive: Booleans) -> "ThresholdCurve":
         """The curve for scores [n] without NaN and labels [n] of both kinds."""
         distinct, ranks = np.unique(scores, return_inverse=True)
         rows, hits = np.bincount(ranks), np.bincount(ranks[is_positive], minlength=len(distinct))

@@ -4,6 +4,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.arrow import fit_float64
+
+Doubles = npt.NDArray[np.float64]
+
+
+def numbers(column: pa.ChunkedArray) -> Doubles:
+    """The nearest float64 of each value of a numeric column; NaN for null."""
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+
+
+def sort_keys(column: pa.ChunkedArray) -> Doubles:
+    """Numbers that sort like the values of a numeric column, NaN for null: their `numbers` or, if float64 cannot tell
+    the integers apart, their ranks."""
+    if not pa.types.is_integer(column.type) or fit_float64(column):
+        return numbers(column)
+    ranks = pc.rank(column, sort_keys="ascending", tiebreaker="dense").to_numpy().astype(np.float64)
+    return np.where(column.is_valid().to_numpy(), ranks, np.nan)
 
 
 def first_sorted(keys: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:

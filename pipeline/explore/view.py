@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.dataset.subset import read_subset
 from pairmill.pipeline.explore.columns import ColumnCache
 from pairmill.pipeline.explore.memory import Memory
-from pairmill.pipeline.explore.order import first_sorted
+from pairmill.pipeline.explore.order import first_sorted, numbers, sort_keys
 from pairmill.pipeline.explore.query import Query, QueryError, RowsOf, clauses, expression
 from pairmill.pipeline.explore.row_lookup import CARD_COLUMNS, RowLookup
 from pairmill.pipeline.explore.sample import Sampled
@@ -192,22 +192,20 @@ class View:
 
     def _sorted(self, query: Query, column: str | None, size: int) -> Rows:
         rows = np.flatnonzero(self.mask(query))
-        keys = self._keys(column)[rows]
-        if column is not None and query.order == "around":
+        if column is None:
+            keys = self.lookup.uid_halves()[rows]
+        elif query.order == "around":
+            keys = self._of_column("numbers", column)[rows]
             keys = np.abs(keys - (float(query.around) if query.around else self._middle(keys)))
-        elif column is not None and query.order == "best":
-            keys = -keys
+        else:
+            keys = self._of_column("sort keys", column)[rows]
+            keys = -keys if query.order == "best" else keys
         return rows[first_sorted(keys, size)]
 
-    def _keys(self, column: str | None) -> npt.NDArray[Any]:
-        """The sort keys of all rows: the numbers of a column (NaN for null) or, without a column, the first half of
-        each uid."""
-        if column is None:
-            return self.lookup.uid_halves()
-        values = self.cache.table([column])[column]
-        return self.memory.remember(
-            ("keys", column), lambda: np.asarray(values.cast(pa.float64(), safe=False).to_numpy())
-        )
+    def _of_column(self, what: Literal["numbers", "sort keys"], column: str) -> npt.NDArray[Any]:
+        """The `numbers` or the `sort_keys` of a column, for all rows."""
+        values, function = self.cache.table([column])[column], numbers if what == "numbers" else sort_keys
+        return self.memory.remember((what, column), lambda: function(values))
 
     def _middle(self, keys: npt.NDArray[Any]) -> float:
         finite = keys[np.isfinite(keys)]

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.pages.templates import environment
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail
+from pairmill.pipeline.select.comparisons import Numbers, exact_numbers
 
 SIDE = 240
 """Maximum side of a picture in the grid, in pixels."""
@@ -61,13 +62,19 @@ class Order:
         """The value as a card shows it; None for a random sample."""
         if self.column == "uid":
             return None
-        return f"{number:,.0f}" if number.is_integer() else f"{number:.3f}"
+        return (
+            f"{number:,}" if isinstance(number, int) else f"{number:,.0f}" if number.is_integer() else f"{number:.3f}"
+        )
 
-    def keys(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def keys(self, values: Numbers) -> Numbers:
         """The sort key of each value. The lowest keys come first."""
         if self.around is not None:
             return np.abs(values - self.around)
-        return values if self.lowest or self.column == "uid" else -values
+        if self.lowest or self.column == "uid":
+            return values
+        return (
+            -values if values.dtype == np.float64 else np.invert(values)
+        )  # the highest integer has the lowest complement
 
 
 def first_rows(
@@ -80,19 +87,18 @@ def first_rows(
     """
     best: list[tuple[float, RowRef, float]] = []
     for position, rows, column in shards:
-        values = _numbers(column)
-        keys = order.keys(values)
-        valid = np.flatnonzero(~np.isnan(keys))
+        values, is_valid = _numbers(column)
+        keys, valid = order.keys(values), np.flatnonzero(is_valid)
         first = valid[np.argsort(keys[valid], kind="stable")[:n]]
-        best += [(float(keys[i]), RowRef(position, int(rows[i])), float(values[i])) for i in first]
+        best += [(keys[i].item(), RowRef(position, int(rows[i])), values[i].item()) for i in first]
         best = sorted(best)[:n]
     found = [(ref, value) for _, ref, value in best]
     return found if order.around is None else sorted(found, key=lambda pair: (-pair[1], pair[0]))
 
 
-def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """The values as float64 [rows], NaN for null. Uids, which are hashes, become the number in their first 13 hex
-    digits."""
+def _numbers(column: pa.ChunkedArray) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """(the values [rows], a mask of those that are neither null nor NaN [rows]). Uids, which are hashes, become the
+    number in their first 13 hex digits."""
     if pa.types.is_string(column.type):
-        return np.array([int(uid[:13], 16) for uid in column.to_pylist()], np.float64)
-    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
+        return np.array([int(uid[:13], 16) for uid in column.to_pylist()], np.int64), np.ones(len(column), np.bool_)
+    return exact_numbers(column.combine_chunks())

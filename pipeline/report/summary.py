@@ -38,10 +38,12 @@ SIDE, ASPECT, CHARS, WORDS = "longer side", "aspect", "characters", "words"
 """Names of the numbers that are computed for each pair."""
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-"""float64 for float64 columns, so that they compare with a threshold as in `select`; otherwise float32."""
+"""float32 for float32 and float16 scores, so that they compare with a threshold as in `select`, and for sizes and
+lengths; otherwise float64."""
 Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int32]
 
+_FLOAT32 = pa.float32()
 _STATUSES = pa.array([status.value for status in Status])
 
 
@@ -230,7 +232,7 @@ def _numbers(pairs: pa.Table, scores: Sequence[str]) -> dict[str, Floats]:
     sides = [pc.coalesce(pairs[f"original_{name}"], pairs[name]) for name in ("width", "height")]
     width, height = (_floats(side) for side in sides)
     return {
-        **{name: _floats(pairs[name]) for name in scores},
+        **{name: _floats(pairs[name], _score_type(pairs[name].type)) for name in scores},
         SIDE: np.maximum(width, height),
         ASPECT: width / np.where(height > 0, height, np.nan),
         CHARS: _floats(pc.utf8_length(captions)),
@@ -243,8 +245,11 @@ def _words(captions: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(captions, ""), 0, pc.add(pc.count_substring(captions, " "), 1))
 
 
-def _floats(column: pa.ChunkedArray) -> Floats:
-    kind = pa.float64() if pa.types.is_float64(column.type) else pa.float32()
+def _score_type(kind: pa.DataType) -> pa.DataType:
+    return pa.float32() if pa.types.is_float32(kind) or pa.types.is_float16(kind) else pa.float64()
+
+
+def _floats(column: pa.ChunkedArray, kind: pa.DataType = _FLOAT32) -> Floats:
     return np.asarray(column.cast(kind, safe=False).to_numpy(), kind.to_pandas_dtype())
 
 

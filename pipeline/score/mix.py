@@ -21,8 +21,8 @@ from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.pipeline.score.kind import Needs, NoFiles, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.score.scan import ShardReader, scan
-from pairmill.pipeline.score.value_sketch import Doubles, ValueSketch
-from pairmill.pipeline.select.comparisons import Value, as_doubles
+from pairmill.pipeline.score.value_sketch import ValueSketch
+from pairmill.pipeline.select.comparisons import Numbers, Value, exact_numbers
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression, column_name
 from pairmill.pipeline.select.tasks import Tasks
@@ -164,12 +164,14 @@ class _OpenMix:
     def _mixed(self, rows: pa.Table) -> pa.Table:
         table = rows
         for number, (call, sketch) in enumerate(zip(self.parsed.calls, self.sketches, strict=True)):
-            values = _values(call.argument, rows)
+            values, is_valid = _numbers(call.argument, rows)
             relative = sketch.ranks(values) if call.function == "rank" else sketch.zscores(values)
+            relative = np.where(is_valid, relative, np.nan)
             table = table.append_column(_STAND_IN.format(number), pa.array(relative, mask=np.isnan(relative)))
         with np.errstate(over="ignore"):  # an infinite value becomes null
-            mixed = _values(self.parsed.outer, table).astype(np.float32)
-        return pa.table({self.name: float_column(mixed, ~np.isnan(mixed))})
+            values, is_valid = _numbers(self.parsed.outer, table)
+            mixed = values.astype(np.float32)
+        return pa.table({self.name: float_column(mixed, is_valid)})
 
 
 def _check_moments(text: str, sketch: ValueSketch) -> None:
@@ -239,12 +241,10 @@ def _joined(shards: Sequence[list[ValueSketch]]) -> list[ValueSketch]:
     return [ValueSketch.merged(parts) for parts in zip(*shards, strict=True)]
 
 
-def _values(expression: Expression, rows: pa.Table) -> Doubles:
-    """The values of an expression, float64 [rows]; NaN for null."""
+def _numbers(expression: Expression, rows: pa.Table) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """The values of an expression [rows], and a mask of those that are neither null nor NaN."""
     found = expression.evaluate(rows)
-    array = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
-    values: Doubles = as_doubles(array).to_numpy(zero_copy_only=False).astype(np.float64)
-    return values
+    return exact_numbers(found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found)
 
 
 def _part(state: State, number: int) -> dict[str, npt.NDArray[np.generic]]:
@@ -258,4 +258,5 @@ def _sketch(reader: ShardReader, shard: int, generation: int, calls: tuple[_Call
     rows = reader.read(shard, generation)
     if over == "kept":
         rows = rows.filter(rows["kept"])
-    return [ValueSketch.of(_values(call.argument, rows)) for call in calls]
+    found = (_numbers(call.argument, rows) for call in calls)
+    return [ValueSketch.of(values[is_valid]) for values, is_valid in found]

@@ -4,22 +4,29 @@ Up to MAX_EXACT distinct values are counted individually, so ranks are exact. If
 buckets of values with the same 26 highest bits of a float64, reordered so that they sort like the numbers. The width of
 a bucket is at most 1/16,384 of its values, similar to HDR histograms (http://hdrhistogram.org). A bucket records its
 lowest and its highest value with their counts, so these also have exact ranks; between them, ranks are interpolated.
+Integers are compared as integers, because a float64 cannot tell them apart above 2^53.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pairmill.pipeline.select.comparisons import Numbers
+
 U64 = npt.NDArray[np.uint64]
 Doubles = npt.NDArray[np.float64]
+Kind = np.dtype[Any]
+"""float64, int64 or uint64."""
 
 MAX_EXACT = 1 << 18
 """If there are more distinct values than this, several share a bucket. This many values take 10 MB."""
 _SHIFT = np.uint64(64 - 26)
 _SIGN = np.uint64(1 << 63)
+_FLOAT = np.dtype(np.float64)
 _OLD_ROUNDING = 1e-7
 """In old sketches, which have sums instead of moments, deviations below this share of the mean are rounding errors."""
 
@@ -37,13 +44,14 @@ class Counts:
     """The number of values equal to the lowest."""
     at_high: U64
 
-    def grouped(self) -> "Counts":
-        """The same values with one bucket per distinct value or, if there are too many, per 26 highest bits."""
+    def grouped(self, kind: Kind) -> "Counts":
+        """The same values, of this type, with one bucket per distinct value or, if there are too many, per 26 highest
+        bits of their float64."""
         order = np.argsort(self.low, kind="stable")
         low, high = self.low[order], self.high[order]
         keys = low
         if (low != high).any() or np.count_nonzero(low[1:] != low[:-1]) >= MAX_EXACT:
-            keys = low >> _SHIFT
+            keys = _as_doubles(low, kind) >> _SHIFT
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.zeros(0, np.int64)
         group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(keys))))  # [values]
         lowest, highest = (ufunc.reduceat(each, starts) for ufunc, each in ((np.minimum, low), (np.maximum, high)))
@@ -62,17 +70,21 @@ class ValueSketch:
     """NaN or infinite if the sum of the values is not finite."""
     squares: float
     """Sum of the squares of (value - mean)."""
+    kind: Kind = _FLOAT
+    """The type of the values."""
 
     @classmethod
-    def of(cls, values: Doubles) -> "ValueSketch":
+    def of(cls, values: Numbers) -> "ValueSketch":
         """Sketch values. NaN is left out."""
-        finite = values[np.isfinite(values)]
+        finite = values[np.isfinite(values)].astype(np.float64)
         ordered, counts = np.unique(_ordered(values[~np.isnan(values)]), return_counts=True)
         number = counts.astype(np.uint64)
         mean = _sum(finite) / max(len(finite), 1)
         with np.errstate(over="ignore", invalid="ignore"):
             squares = (finite - mean) ** 2
-        return cls(Counts(ordered, ordered, number, number, number).grouped(), mean, _sum(squares))
+        return cls(
+            Counts(ordered, ordered, number, number, number).grouped(values.dtype), mean, _sum(squares), values.dtype
+        )
 
     @classmethod
     def merged(cls, parts: "Sequence[ValueSketch]") -> "ValueSketch":
@@ -82,7 +94,8 @@ class ValueSketch:
         means = [(size, part.mean) for part in parts if (size := part.num_finite)]
         mean = _sum([size * each for size, each in means]) / max(sum(size for size, _ in means), 1)
         moved = [size * (each - mean) * (each - mean) for size, each in means]
-        return cls(Counts(*columns).grouped(), mean, _sum([*(part.squares for part in parts), *moved]))
+        counts, kind = Counts(*columns), parts[0].kind
+        return cls(counts.grouped(kind), mean, _sum([*(part.squares for part in parts), *moved]), kind)
 
     @property
     def num_values(self) -> int:
@@ -103,13 +116,15 @@ class ValueSketch:
     @property
     def _is_finite(self) -> npt.NDArray[np.bool_]:
         """Which buckets have finite values. Infinite ones are in buckets of their own."""
+        if self.kind != _FLOAT:
+            return np.ones(len(self.counts.low), np.bool_)
         lowest, highest = _ordered(np.array([-np.inf, np.inf]))
         found: npt.NDArray[np.bool_] = (self.counts.low > lowest) & (self.counts.high < highest)
         return found
 
-    def ranks(self, values: Doubles) -> Doubles:
+    def ranks(self, values: Numbers) -> Doubles:
         """For each value, the share of counted values that are lower, from 0 to 1. NaN stays NaN."""
-        counts, bits = self.counts, _ordered(values)
+        counts, bits = self.counts, _ordered(values.astype(self.kind))
         below = np.concatenate([[0], np.cumsum(counts.count)]).astype(np.float64)  # [buckets + 1]
         at = np.searchsorted(counts.low, bits, side="right") - 1  # the last bucket that begins at or below the value
         bucket = np.maximum(at, 0)
@@ -122,16 +137,17 @@ class ValueSketch:
         found = np.where(at < 0, 0.0, below[bucket] + inside) / self.num_values
         return np.where(np.isnan(values), np.nan, found)
 
-    def zscores(self, values: Doubles) -> Doubles:
+    def zscores(self, values: Numbers) -> Doubles:
         """For each value, (value - mean) / standard deviation of the finite values; 0 if these are all equal."""
         if self.is_constant or self.squares == 0:
             return np.where(np.isfinite(values), 0.0, np.nan)
-        return (values - self.mean) / math.sqrt(self.squares / self.num_finite)
+        return (values.astype(np.float64) - self.mean) / math.sqrt(self.squares / self.num_finite)
 
     def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
         """The sketch as tensors, for `from_tensors`."""
         counts = {each.name: getattr(self.counts, each.name) for each in fields(Counts)}
-        return {**counts, "moments": np.array([self.mean, self.squares])}
+        kind = {} if self.kind == _FLOAT else {"kind": np.zeros(1, self.kind)}
+        return {**counts, "moments": np.array([self.mean, self.squares]), **kind}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> "ValueSketch":
@@ -139,7 +155,8 @@ class ValueSketch:
         if "buckets" in tensors:
             return cls._from_old(tensors)
         mean, squares = tensors["moments"].tolist()
-        return cls(Counts(*(tensors[each.name].astype(np.uint64) for each in fields(Counts))), mean, squares)
+        kind = tensors["kind"].dtype if "kind" in tensors else _FLOAT
+        return cls(Counts(*(tensors[each.name].astype(np.uint64) for each in fields(Counts))), mean, squares, kind)
 
     @classmethod
     def _from_old(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> "ValueSketch":
@@ -162,7 +179,19 @@ def _sum(values: Sequence[float] | Doubles) -> float:
         return math.inf
 
 
-def _ordered(values: Doubles) -> U64:
+def _ordered(values: Numbers) -> U64:
     """The bits of each number, reordered so that they sort like the numbers."""
+    if values.dtype == np.uint64:
+        return values.view(np.uint64)
+    if values.dtype == np.int64:
+        return values.view(np.uint64) ^ _SIGN
     bits = (values + 0.0).view(np.uint64)  # -0.0 becomes 0.0
     return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+def _as_doubles(ordered: U64, kind: Kind) -> U64:
+    """The numbers from `_ordered` for values of a type, as numbers for the nearest float64."""
+    if kind == _FLOAT:
+        return ordered
+    values = ordered if kind == np.uint64 else (ordered ^ _SIGN).view(np.int64)
+    return _ordered(values.astype(np.float64))

@@ -18,6 +18,7 @@ from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,6 +26,7 @@ from pairmill.pipeline.select import times
 
 Value: TypeAlias = Any
 """A pyarrow Array, ChunkedArray or Scalar."""
+Numbers = npt.NDArray[np.float64 | np.int64 | np.uint64]
 
 MAX_LITERAL_DIGITS = 38
 """As in DuckDB. Integers with more digits are refused; numbers with a decimal point or an exponent become doubles."""
@@ -129,6 +131,16 @@ def clip(value: Value, low: Value, high: Value) -> Value:
 def as_doubles(value: Value) -> Value:
     """The nearest float64 of each number."""
     return _cast(value, pa.float64())
+
+
+def exact_numbers(column: pa.Array) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """(the numbers [n], mask of those that are neither null nor NaN [n]). Integers stay integers, because float64
+    cannot tell them apart above 2^53; the number in place of null is 0. Anything else becomes float64."""
+    if not pa.types.is_integer(column.type):
+        values = as_doubles(column).to_numpy(zero_copy_only=False)
+        return values, ~np.isnan(values)
+    wide = column.cast(pa.uint64() if column.type == pa.uint64() else pa.int64())
+    return wide.fill_null(0).to_numpy(zero_copy_only=False), column.is_valid().to_numpy(zero_copy_only=False)
 
 
 def _extreme(function: Callable[..., Value], values: tuple[Value, ...]) -> Value:

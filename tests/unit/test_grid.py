@@ -1,6 +1,7 @@
 """Tests `dataset.show()`: which rows come first, and that a grid is inert HTML."""
 
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,16 +13,19 @@ from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> \u202egnp.exe {{ 7*7 }} javascript:alert(3)"
 
-values = st.lists(st.none() | st.floats(-2, 2) | st.just(float("nan")), max_size=12)
+floats = st.floats(-2, 2) | st.sampled_from([float("nan"), float("inf"), -float("inf")])
+integers = st.integers(0, 2) | st.integers((1 << 60) - 2, (1 << 60) + 2)
+kinds = st.sampled_from([(pa.float64(), floats), (pa.int64(), integers), (pa.uint64(), integers)])
 
 
-@given(st.lists(values, max_size=4), st.integers(1, 8), st.none() | st.floats(-2, 2), st.booleans())
+@given(st.data(), kinds, st.integers(1, 8), st.none() | st.floats(-2, 2), st.booleans())
 def test_the_first_rows_equal_those_of_a_full_sort(
-    shards: list[list[float | None]], n: int, around: float | None, lowest: bool
+    data: st.DataObject, kind: tuple[pa.DataType, Any], n: int, around: float | None, lowest: bool
 ) -> None:
+    shards = data.draw(st.lists(st.lists(st.none() | kind[1], max_size=12), max_size=4))
     order = Order("similarity", around, lowest)
     tables = [
-        (position, np.arange(len(column)), pa.chunked_array([pa.array(column, pa.float64())]))
+        (position, np.arange(len(column)), pa.chunked_array([pa.array(column, kind[0])]))
         for position, column in enumerate(shards)
     ]
     every = [

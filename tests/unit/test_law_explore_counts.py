@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from pairmill.pipeline.dataset.subset import read_subset
 from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.gallery import command
 from pairmill.pipeline.explore.labels import Labels
-from pairmill.pipeline.explore.order import first_sorted
+from pairmill.pipeline.explore.order import first_sorted, sort_keys
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.start import first_of_each
 from pairmill.pipeline.explore.view import View
@@ -178,6 +179,13 @@ def test_the_first_rows_equal_those_of_a_full_sort(values: list[float], size: in
     found = first_sorted(keys, size)
     assert found.tolist() == whole[: len(found)].tolist()
     assert len(found) >= min(size, len(keys))
+
+
+@given(st.lists(st.none() | st.integers(0, 3) | st.integers((1 << 60) - 3, (1 << 60) + 3), min_size=1))
+def test_integers_are_sorted_exactly(values: list[int | None]) -> None:
+    for kind in (pa.int64(), pa.uint64()):
+        found = np.argsort(sort_keys(pa.chunked_array([values[:3], values[3:]], kind)), kind="stable").tolist()
+        assert found == sorted(range(len(values)), key=lambda at: (values[at] is None, values[at] or 0, at))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.booleans()), max_size=40))

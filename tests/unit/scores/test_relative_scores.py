@@ -20,6 +20,7 @@ from pairmill.pipeline.score.value_sketch import ValueSketch
 from pairmill.pipeline.select.keys import key_halves, uid_hashes
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
+from tests.committed_shards import pair, write_dataset
 from tests.unit.scores.embedded import add, column, stored, unit_vectors, write_embedded
 
 ROWS = 800
@@ -202,6 +203,24 @@ def test_the_rank_of_tied_values_is_the_share_of_lower_values(most_exact: int) -
     ties = np.unique(np.concatenate([ends, near]))
     assert np.allclose(sketch.ranks(ties), [(values < value).mean() for value in ties], atol=1e-12)
     assert (ValueSketch.of(np.full(9, 1 / 3)).ranks(np.array([1 / 3])) == 0).all()
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()])
+def test_integers_that_are_equal_as_float64_have_different_ranks(
+    most_exact: int, tmp_path: Path, kind: pa.DataType
+) -> None:
+    offset = (1 << 60) if kind == pa.uint64() else -(1 << 60)
+    near = offset + np.random.default_rng(8).integers(0, 300, 1_000)
+    numbers: list[int | None] = [*near.tolist(), None, 0, (1 << 63) - 1]
+    rows = [pair(f"number {at}", 0.3, number=number) for at, number in enumerate(numbers)]
+    store = write_dataset(tmp_path, [rows[:200], rows[200:]], extra=pa.schema([("number", kind)]))
+    add(tmp_path, "ranked", mix="rank(number)")
+    table = Dataset.of(store).table(["number", "ranked"])
+    found = dict(zip(table["number"].to_pylist(), table["ranked"].to_pylist(), strict=True))
+    known = [number for number in numbers if number is not None]
+    assert found.pop(None) is None
+    expected = {number: sum(each < number for each in known) / len(known) for number in known}
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e8, -1.7e9])
