@@ -192,7 +192,8 @@ class Expression:
         the type of the other operand."""
         one, other = times.with_parsed_texts(self._values([left, right], table))
         if pa.types.is_null(one.type):
-            one = one.cast(other.type)
+            kind = pa.bool_() if pa.types.is_null(other.type) else other.type  # Arrow cannot compare two nulls
+            one, other = one.cast(kind), other.cast(kind)
         elif pa.types.is_null(other.type):
             other = other.cast(one.type)
         kinds = kind_of(one), kind_of(other)
