@@ -1,6 +1,6 @@
 """Defines the chunk, the unit of work of a select job: a few narrow columns of dozens of finished shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_mani
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import manifest_name
+from pairmill.schemas.pairs import embedding_type, is_embedding
 
 CHUNK_ROWS = 250_000
 """Rows per task: enough to outweigh a task's overhead, but few enough to fit in a worker's memory."""
@@ -57,15 +58,18 @@ class Chunk:
 
     def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
         """The given columns of a shard, from the files that contain them."""
-        if not shard.columns:
-            return read_table(self.store, shard.pairs, columns).replace_schema_metadata(None)
         fields, found = list[pa.Field](), dict[str, pa.ChunkedArray]()
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():
                 table = read_table(self.store, name, missing)
                 fields += table.schema
                 found |= dict(zip(table.column_names, table.columns, strict=True))
-        return pa.table(list(found.values()), schema=pa.schema(fields))
+        unified = _unified(fields)
+        arrays = [
+            array if array.type == kind else array.cast(kind)
+            for array, kind in zip(found.values(), unified.types, strict=True)
+        ]
+        return pa.table(arrays, schema=unified)
 
     def check(self, shard: ShardFiles) -> None:
         """Compare the files of a shard with their checksums. Raises DamagedFileError."""
@@ -93,7 +97,7 @@ class Chunk:
         for name in (self.shards[0].pairs, *self.shards[0].columns):
             for field in read_schema(self.store, name):
                 fields.setdefault(field.name, field)
-        return pa.schema(fields.values())
+        return _unified(fields.values())
 
     def spans(self) -> Iterator[tuple[ShardFiles, slice]]:
         """Each shard, with its slice of the chunk's rows."""
@@ -101,6 +105,12 @@ class Chunk:
         for shard in self.shards:
             yield shard, slice(start, start + shard.num_rows)
             start += shard.num_rows
+
+
+def _unified(fields: Collection[pa.Field]) -> pa.Schema:
+    """The schema of these columns in all shards: shards from earlier versions can differ in what may be null."""
+    types = [embedding_type(field.type.list_size) if is_embedding(field) else field.type for field in fields]
+    return pa.schema([pa.field(field.name, kind) for field, kind in zip(fields, types, strict=True)])
 
 
 def describe(store: Store, shards: Sequence[tuple[int, int]], aliases: Sequence[str]) -> Chunk:

@@ -177,14 +177,14 @@ class _Commit:
         pairs = self._pairs_table(bare.filter(table["is_pair"]))
         rejects = bare.filter(pc.invert(table["is_pair"])).select(self._rejects_schema.names)
         if previous is not None:
-            rejects = sort_by_row_id(pa.concat_tables([rejects, previous.rejects.select(rejects.column_names)]))
+            rejects = sort_by_row_id(pa.concat_tables([rejects, _like(rejects, previous.rejects)]))
             if not pairs.num_rows:  # no new pairs: pairs and pictures do not change
                 return (
                     previous.pairs,
                     rejects,
                     {**previous.manifest.files, "rejects": self._parquet("rejects", rejects)},
                 )
-            pairs = sort_by_row_id(pa.concat_tables([pairs, previous.pairs.select(pairs.column_names)]))
+            pairs = sort_by_row_id(pa.concat_tables([pairs, _like(pairs, previous.pairs)]))
         files: dict[Any, DataFile]
         stored = previous is not None and "images" in previous.manifest.files
         pictures = previous.pictures(self.writer.has_checksums) if previous is not None and stored else {}
@@ -279,3 +279,8 @@ class _Commit:
             name = f"{folder}/{stem}.{self.attempt}.{suffix}"
             self.writer.store.create_from(name, file)  # if taken, by this attempt: the reply was lost
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
+
+
+def _like(table: pa.Table, earlier: pa.Table) -> pa.Table:
+    """The rows of an earlier version's table with the schema of this one, which can differ in what may be null."""
+    return earlier.select(table.column_names).cast(table.schema)
