@@ -16,21 +16,18 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.mixture import is_mixture
 from pairmill.pipeline.feed.batches import item, read_ahead, rebatch, stack, texts_of, values_of
+from pairmill.pipeline.feed.checkpoint import check_checkpoint
 from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedState
 from pairmill.pipeline.feed.dataset_rows import DatasetRows, FeedRows
 from pairmill.pipeline.feed.epoch_order import Batches, Shares
 from pairmill.pipeline.feed.mixture_rows import MixtureRows
-from pairmill.pipeline.feed.ranks import check_ranks
+from pairmill.pipeline.feed.ranks import check_ranks, check_same_values
 from pairmill.pipeline.feed.shared_epoch import SharedEpoch
 from pairmill.pipeline.feed.transforms import on_tensors
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
-_OTHER_ROWS = (
-    "; after a retry, a purge or a new selection, the rows are not the same: start a new epoch with set_epoch, without "
-    "the checkpoint"
-)
 _UNBATCHED_ROWS = 256
 """Number of rows read and decoded together if each item is a single row."""
 Sample: TypeAlias = dict[str, Any]
@@ -97,6 +94,7 @@ class PairDataset(IterableDataset[Sample]):
             raise FeedError(f"{config.dataset} has no stored pictures that can each be read with one range read")
 
         self._check_ranks()
+        check_same_values(config, self.state_dict())
 
     @property
     def epoch(self) -> int:
@@ -139,26 +137,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. Raises FeedError if the rows would come in a different order."""
-        if not isinstance(state, Mapping) or not FeedState.__required_keys__ <= state.keys():
-            raise FeedError("this is not a checkpoint of a PairDataset")
-        current = self.state_dict()
-        if (state["consumer"], state["consumers"]) != self._consumer():
-            raise FeedError(
-                f"the checkpoint belongs to consumer {state['consumer']} of {state['consumers']}, not to "
-                f"{current['consumer']} of {current['consumers']}: use the same number of ranks and workers as before"
-            )
-        free = {"epoch", "rows_done", "added"}
-        if current["consumers"] == self.config.world_size:  # with one worker per rank, batches do not affect the shares
-            free |= {"batch_size", "drop_last"}
-        self._check_added(state)
-        for name, value in current.items():
-            if name not in free and state.get(name, value) != value:
-                label, why = name, ""
-                if name in ("choice", "rows"):
-                    label, why = "subset" if name == "choice" else name, _OTHER_ROWS
-                raise FeedError(
-                    f"the checkpoint belongs to another run: {label} was {state[name]!r}, now it is {value!r}{why}"
-                )
+        check_checkpoint(state, self.state_dict(), self.config.world_size)
         self._times_seen = self._next_epoch.get()[1]
         # Workers load it only when their loop begins: what `set_epoch` has requested until then is for the next loop
         if get_worker_info() is None or not self._times_seen:
@@ -166,15 +145,6 @@ class PairDataset(IterableDataset[Sample]):
         self._own_epoch, self._rows_done = state["epoch"], state["rows_done"]
         self._counted_for, self._is_resumed = self._consumer(), True
         self._is_old_checkpoint = "batch_size" not in state
-
-    def _check_added(self, state: Mapping[str, Any]) -> None:
-        """Raise FeedError if an added model or score has been replaced since the checkpoint."""
-        before, now = state.get("added", {}), self._rows.fingerprints
-        if changed := [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]:
-            raise FeedError(
-                f"the checkpoint has values of {', '.join(changed)} from before it was replaced: start a new epoch "
-                "with set_epoch, without the checkpoint"
-            )
 
     def __iter__(self) -> Iterator[Sample]:
         self._follow_set_epoch()  # now, not at the first sample, because a loader can save a checkpoint before that

@@ -1,6 +1,8 @@
 """Checks that no rank of torch.distributed would wait for the others forever."""
 
-from pairmill.pipeline.feed.config import FeedConfig, FeedError
+import json
+
+from pairmill.pipeline.feed.config import FeedConfig, FeedError, FeedState
 from pairmill.pipeline.feed.epoch_order import Batches
 
 
@@ -23,6 +25,27 @@ def check_ranks(config: FeedConfig, batches: Batches, num_rows: int, has_weights
         raise FeedError(
             f"ranks would have {fewest:,} or {highest:,} {unit}, and those with more would wait for the others "
             "forever: set even=True (for an evaluation without collective calls: allow_uneven=True)"
+        )
+
+
+def check_same_values(config: FeedConfig, state: FeedState) -> None:
+    """Raise FeedError if another rank of torch.distributed reads the same rows with other captions or other values,
+    because a model or score was added or replaced after it had started.
+
+    The first rank stores what it reads, so no rank waits for another.
+    """
+    values = {name: state[name] for name in ("captions", "added")}
+    if config.world_size == 1 or not any(values.values()) or not is_distributed():
+        return
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    rows = json.dumps([state["choice"], config.caption, sorted(config.columns)])
+    mine = json.dumps(values, sort_keys=True)
+    theirs = _get_default_store().compare_set(f"pairmill {rows}", "", mine).decode()
+    if theirs != mine:
+        raise FeedError(
+            f"a rank that started earlier reads other captions or scores ({theirs}) than this one ({mine}): they were "
+            "added or replaced in the meantime; start all ranks again"
         )
 
 

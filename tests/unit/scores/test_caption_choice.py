@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch import distributed
+from torch.testing._internal.distributed import fake_pg as fake_pg  # registers the backend `fake`
 
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
@@ -168,6 +171,22 @@ def test_the_feed_refuses_a_checkpoint_from_when_best_chose_from_other_captions(
     _add(store, "blip", "tiny", raised_by=0.5)
     with pytest.raises(FeedError, match=r"captions was \['coca'\], now it is \['blip', 'coca'\]"):
         PairDataset(config).load_state_dict(state)
+
+
+def test_a_rank_that_starts_after_captions_were_added_is_refused(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [[pair(row[0], row[1]) for row in ROWS]])
+    config = FeedConfig(store.root, None, ("caption",), caption="best", even=True, world_size=2)
+    _add(store, "coca", "tiny")
+    distributed.init_process_group("fake", rank=0, world_size=2, store=distributed.HashStore())
+    try:
+        for rank in (0, 1):
+            PairDataset(replace(config, rank=rank))
+        _add(store, "blip", "tiny", raised_by=0.5)
+        with pytest.raises(FeedError, match=r"started earlier reads other captions .*start all ranks again"):
+            PairDataset(replace(config, rank=1))
+        PairDataset(replace(config, rank=1, caption="coca"))
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_unavailable_choices_are_refused(dataset: Path, tmp_path: Path) -> None:
