@@ -106,11 +106,17 @@ def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
 def refuse_lost_scores(store: Store) -> None:
     """Raise ManifestError if the card of a model or score is lost, or the card or state of a score is damaged: it would
     be unknown whether the score depends on withdrawn rows."""
-    for problem in lost_cards(store):
-        raise ManifestError(problem)
-    for each in column_sets(store):
-        if each.kind == "score":
-            read_state(store, read_score_card(store, each.name))
+    try:
+        for problem in lost_cards(store):
+            raise ManifestError(problem)
+        for each in column_sets(store):
+            if each.kind == "score":
+                read_state(store, read_score_card(store, each.name))
+    except ManifestError as error:
+        raise ManifestError(
+            f"{error} (the purge cannot know whether these values depend on withdrawn rows; if you do not need them, "
+            "delete their folder)"
+        ) from None
 
 
 def scores_with(store: Store, uids: DigestSet, read_vectors: Callable[[], DigestSet]) -> dict[str, str]:
