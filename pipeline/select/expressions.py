@@ -214,11 +214,15 @@ class Expression:
         """Reword an Arrow error, which names kernels and types, in terms of the user's columns and operators."""
         if str(error) == "overflow":
             return f"{self._source(node)!r} exceeds the range of 64-bit integers in some row"
-        if not isinstance(error, pa.ArrowNotImplementedError):
-            return str(error).partition("\n")[0]
         operands = [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]
         if isinstance(node, ast.Call):
             operands = node.args
+        if isinstance(error, times.TimeTextError):
+            columns = [each for each in operands if column_name(each) is not None]
+            kinds = [f"{self._source(each)} is {kind_of(self._value(each, table))}, but " for each in columns]
+            return f"{''.join(kinds[:1])}{error}"
+        if not isinstance(error, pa.ArrowNotImplementedError):
+            return str(error).partition("\n")[0]
         kinds = [f"{self._source(each)} is {kind_of(self._value(each, table))}" for each in operands]
         return f"{self._source(node)!r} cannot be computed: {', and '.join(kinds)}"
 

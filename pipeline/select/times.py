@@ -16,6 +16,10 @@ _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 
+class TimeTextError(TypeError):
+    """A constant text beside a time or a duration is not one itself."""
+
+
 def plain(value: Value) -> Value:
     """Zoned times as times in UTC, without a zone and with all their digits. Anything else stays as it is."""
     return value.cast(pa.timestamp(value.type.unit)) if pa.types.is_timestamp(value.type) else value
@@ -23,7 +27,7 @@ def plain(value: Value) -> Value:
 
 def with_parsed_texts(values: Sequence[Value]) -> list[Value]:
     """The values, but constant texts beside a time are parsed as times, and those beside a duration as durations. As in
-    SQL, a date means midnight at its start. Raises TypeError if such a text is neither.
+    SQL, a date means midnight at its start. Raises TimeTextError if such a text is neither.
     """
     if any(pa.types.is_timestamp(value.type) or pa.types.is_date(value.type) for value in values):
         parse = _parsed_time
@@ -81,7 +85,7 @@ def _parsed_time(text: str) -> pa.Scalar:
             return plain(pa.scalar(text).cast(kind))
         except pa.ArrowInvalid:
             continue
-    raise TypeError(
+    raise TimeTextError(
         f"{text!r} is not a time; write '2024-01-31' or '2024-01-31 12:30', with a year of four digits, in UTC or with "
         "an offset such as +02:00"
     )
@@ -89,7 +93,7 @@ def _parsed_time(text: str) -> pa.Scalar:
 
 def _parsed_duration(text: str) -> pa.Scalar:
     if not (found := _DURATION.fullmatch(text)):
-        raise TypeError(f"{text!r} is not a duration; write it as '7 days' or '12 hours'")
+        raise TimeTextError(f"{text!r} is not a duration; write it as '7 days' or '12 hours'")
     return pa.scalar(int(found[1]) * _SECONDS[found[2]], pa.duration("s"))
 
 

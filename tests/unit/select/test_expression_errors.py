@@ -44,8 +44,16 @@ def refusal(text: str) -> tuple[str, str]:
         ("caption == 3", "caption is text, and 3 is a number; as text it is '3'", "3"),
         ("width in [1, 'a']", "width is a number, and 'a' is text", "'a'"),
         ("fetched_at > 3", "fetched_at is a time, and 3 is a number", "3"),
-        ("fetched_at > 'May'", "'May' is not a time; write '2024-01-31' or '2024-01-31 12:30'", "fetched_at > 'May'"),
-        ("fetched_at > '300000-01-01'", "'300000-01-01' is not a time; ", "fetched_at > '300000-01-01'"),
+        (
+            "fetched_at > 'May'",
+            "fetched_at is a time, but 'May' is not a time; write '2024-01-31' or '2024-01-31 12:30'",
+            "fetched_at > 'May'",
+        ),
+        (
+            "clip(fetched_at, '300000-01-01', '2024-01-01') is None",
+            "fetched_at is a time, but '300000-01-01' is not a time; ",
+            "clip(fetched_at, '300000-01-01', '2024-01-01')",
+        ),
         ("fetched_at > caption", "fetched_at is a time, and caption is text", "caption"),
         (
             "greatest(fetched_at, caption) > fetched_at",
