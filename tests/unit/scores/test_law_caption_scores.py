@@ -157,7 +157,7 @@ def _defined(text: str) -> dict[str, object]:
         if words
         else None,
         "toxic": _terms_in(text),
-        "relations": sum(word in ("on", "in") for word in bare),
+        "relations": sum(word in measures._RELATIONS.split() for word in bare),
         "bits_per_character": _bits(text) / len(text) if text else None,
     }
 
