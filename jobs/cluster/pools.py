@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
-from pairmill.schemas.job.run import DOWNLOAD_CPUS
+from pairmill.schemas.job.run import DOWNLOAD_CPUS, cpus_per_download_actor
 
 DOWNLOAD_CALLS = 4
 """Number of shards that a download actor works on at once. Nearly every shard has a row that takes the full timeout,
@@ -68,6 +68,8 @@ class _Machines:
     encoding: Sequence[Node]
     others: Sequence[Node]
     on_gpu: bool
+    on_cpu: bool
+    """Whether encoders share the CPUs with all other stages."""
 
     @classmethod
     def of(cls, pipeline: Pipeline, nodes: Sequence[Node]) -> "_Machines":
@@ -78,7 +80,8 @@ class _Machines:
             raise PoolError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
         on_gpu = encodes and device != "cpu" and bool(with_gpus)
         without = [node for node in nodes if node.cpus and not node.gpus]  # head nodes often offer no CPUs
-        return cls(with_gpus if on_gpu else nodes, without if on_gpu and without else nodes, on_gpu)
+        others = without if on_gpu and without else nodes
+        return cls(with_gpus if on_gpu else nodes, others, on_gpu, encodes and not on_gpu)
 
     @property
     def apart(self) -> bool:
@@ -93,8 +96,9 @@ class _Machines:
     @property
     def download_actors(self) -> int:
         """Number of download actors that keep all cores busy, except those that the other stages need."""
-        fit = sum(int(node.cpus / DOWNLOAD_CPUS) for node in self.others)
-        return max(1, min(fit, int((self.cpus - SPARE_CPUS) / DOWNLOAD_CPUS)))
+        cpus = cpus_per_download_actor(beside_models=self.on_cpu)
+        fit = sum(int(node.cpus / cpus) for node in self.others)
+        return max(1, min(fit, int((self.cpus - SPARE_CPUS) / cpus)))
 
     @property
     def labels(self) -> dict[str, str]:
@@ -154,7 +158,7 @@ def _encode_pool(pipeline: Pipeline, machines: _Machines, num_shards: int) -> Po
 
 
 def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pools: Mapping[StageName, Pool]) -> Pool:
-    """The download pool, with 1.5 CPUs per actor, or less if the other stages leave less."""
+    """The download pool, with a CPU per actor, or less if the other stages leave less."""
     left = _check_fit(machines, pools, pipeline.names, downloads * SMALL_CPUS)
     each = min(DOWNLOAD_CPUS, int(10 * left / downloads) / 10, max(node.cpus for node in machines.others))
     calls = 1 if pipeline.is_isolated else DOWNLOAD_CALLS

@@ -6,9 +6,14 @@ from pydantic import Field, field_validator
 
 from pairmill.schemas.settings import Settings
 
-DOWNLOAD_CPUS = 1.5
-"""One download actor keeps about one and a half cores busy: its event loop and its decoding threads share the GIL
-(decision 002)."""
+DOWNLOAD_CPUS = 1.0
+"""CPUs that a download actor requests. Alone, one keeps one and a half cores busy: its event loop and its decoding
+threads share the GIL (decision 002)."""
+
+
+def cpus_per_download_actor(beside_models: bool) -> float:
+    """The number of CPUs for each download actor. Models on the same CPUs are so slow that half as many actors do."""
+    return 2 * DOWNLOAD_CPUS if beside_models else DOWNLOAD_CPUS
 
 
 class RunConfig(Settings):
@@ -17,7 +22,8 @@ class RunConfig(Settings):
     address: str | None = None
     """Ray cluster to join (`auto` or ray://...). None: a local Ray instance for this run."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of download actors. None: two for every three of Ray's CPUs, not counting two CPUs for other stages."""
+    """Number of download actors. None: one for each of Ray's CPUs, except two
+    for other stages; half as many if models run on these CPUs."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None

@@ -24,8 +24,9 @@ from pairmill.schemas.manifest import ShardManifest
 BUILD: list[StageName] = ["read", "download", "encode", "commit"]
 
 
-def pipeline(**run: Any) -> Pipeline:
-    values = {"source": {"paths": ["in.parquet"]}, "output": "out", "models": [{"name": "tiny"}], "run": run}
+def pipeline(model: str | None = "tiny", **run: Any) -> Pipeline:
+    models = [{"name": model}] if model else []
+    values = {"source": {"paths": ["in.parquet"]}, "output": "out", "models": models, "run": run}
     mapping = ColumnMapping("url", "caption", None, None, None, pa.schema([]), ())
     return build_pipeline(BuildJob.model_validate(values), mapping, "0" * 32)
 
@@ -35,14 +36,14 @@ def test_machines_with_gpus_only_encode_if_there_are_other_machines() -> None:
     pools = plan_pools(pipeline(), 10_000, nodes)
     assert pools["encode"].actors == 8
     assert (pools["encode"].gpus, pools["encode"].calls, pools["encode"].labels) == (1.0, 2, {})
-    assert pools["download"].actors == 20
+    assert pools["download"].actors == 30
     for name in ("read", "download", "commit"):
         assert pools[name].labels == {"ray.io/accelerator-type": "!in(A100, H100)"}  # type: ignore[index]
 
 
 def test_a_machine_with_gpus_runs_all_stages_if_it_is_the_only_machine() -> None:
     pools = plan_pools(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
-    assert (pools["encode"].actors, pools["download"].actors) == (2, 9)
+    assert (pools["encode"].actors, pools["download"].actors) == (2, 14)
     assert not pools["download"].labels
     assert (
         plan_pools(pipeline(), 10_000, [Node(16)])["encode"].calls == 1
@@ -71,10 +72,13 @@ def test_pools_fit_the_machines_or_are_refused(
     assert sum(pool.actors * pool.gpus for pool in pools.values()) <= gpus
 
 
-def test_downloads_use_the_remaining_cores_and_fit_on_each_machine() -> None:
-    counts = {cpus: plan_pools(pipeline(), 10_000, [Node(cpus)])["download"].actors for cpus in (1, 2, 4, 16, 64)}
-    assert counts == {1: 1, 2: 1, 4: 1, 16: 9, 64: 41}
-    assert plan_pools(pipeline(), 10_000, [Node(4)] * 10)["download"].actors == 20  # two per machine, not 25 in total
+def test_downloads_use_the_remaining_cores_or_half_of_them_beside_models_and_fit_on_each_machine() -> None:
+    def actors(model: str | None, *cpus: int) -> int:
+        return plan_pools(pipeline(model), 10_000, [Node(each) for each in cpus])["download"].actors
+
+    assert [actors(None, cpus) for cpus in (1, 2, 4, 16, 64)] == [1, 1, 2, 14, 62]
+    assert [actors("tiny", cpus) for cpus in (1, 2, 4, 16, 64)] == [1, 1, 1, 7, 31]
+    assert actors("tiny", *[3] * 10) == 10  # one per machine, not 14 in total
 
 
 def test_pools_may_ask_an_autoscaling_cluster_for_more_than_it_has() -> None:

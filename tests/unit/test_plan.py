@@ -330,10 +330,13 @@ def test_the_description_advises_larger_shards_if_there_would_be_too_many_files(
     assert "shard_rows: 1,024 would make 472 files" in text
 
 
-def test_the_description_advises_smaller_shards_if_actors_would_be_idle(folder: Path) -> None:
-    write_parquet(folder, "a", 1000)
-    text = describe_plan(planned(folder, shard_rows=1000), job(folder, shard_rows=1000, run={"download_actors": 4}))
-    assert "shard_rows: 64 would give each of 4 download actors work" in text
+@pytest.mark.parametrize(("rows", "is_told"), [(3_999, False), (4_000, True)])
+def test_the_description_advises_smaller_shards_if_actors_would_be_idle_for_more_than_a_moment(
+    folder: Path, rows: int, is_told: bool
+) -> None:
+    write_parquet(folder, "a", rows)
+    text = describe_plan(planned(folder, shard_rows=4_000), job(folder, shard_rows=4_000, run={"download_actors": 4}))
+    assert ("shard_rows: 250 would give each of 4 download actors work" in text) is is_told
 
 
 def test_plan_files_are_plain_parquet_with_the_columns_of_the_schema(folder: Path) -> None:
