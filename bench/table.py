@@ -52,9 +52,9 @@ BENCHES = {
         f"bench.fetch --rows 6000 --only= --photos {PHOTOS}",
         {WALL: ("wall-clock time vs. img2dataset, 6,000 rows", 1.4)},
     ),
-    "laion": Bench("bench.fetch --rows 6000 --only=", {STEADY: ("download vs. img2dataset, LAION's sizes", 2.0)}),
+    "laion": Bench("bench.fetch --rows 12000 --only=", {STEADY: ("download vs. img2dataset, LAION's sizes", 2.0)}),
     "https": Bench(
-        f"bench.fetch --rows 4000 --only= --https --photos {PHOTOS}",
+        f"bench.fetch --rows 6000 --only= --https --photos {PHOTOS}",
         {STEADY: ("download vs. img2dataset, HTTPS", 1.7)},
     ),
     "slow": Bench("bench.fetch --rows 2000 --only= --slow", {STEADY: ("download vs. img2dataset, slow web", 4.0)}),
