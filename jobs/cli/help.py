@@ -43,13 +43,6 @@ class Command(TyperCommand):
         parser.parse_args = parse_args
         return parser
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command without pandas, which it does not need."""
-        from pairmill.pipeline.common.without_pandas import leave_pandas_out
-
-        leave_pandas_out()
-        return super().invoke(ctx)
-
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The arguments as in manual pages, `DATASET [NAME]`, where Typer writes `{DATASET} [NAME]`."""
         return list(_usage(super().collect_usage_pieces(ctx)))

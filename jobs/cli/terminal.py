@@ -80,9 +80,6 @@ def usage_errors() -> Iterator[None]:
     """Print what is wrong with the command line, as click does, and exit with status 2."""
     try:
         yield
-    except typer.Abort:  # Ctrl-C outside `errors`, or at a question
-        say_stopped("Stopped.")
-        sys.exit(exit_status(KeyboardInterrupt()))
     except _CLICK_ERROR as error:
         text = io.StringIO()
         error.show(text)  # type: ignore[attr-defined]

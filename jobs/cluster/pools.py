@@ -97,7 +97,7 @@ class _Machines:
     def download_actors(self) -> int:
         """Number of download actors that keep all cores busy, except those that the other stages need."""
         cpus = cpus_per_download_actor(beside_models=self.on_cpu)
-        fit = sum(int(node.cpus / cpus) for node in self.others)
+        fit = sum(int((node.cpus - 2 * SMALL_CPUS) / cpus) for node in self.others)  # beside a reader and a committer
         return max(1, min(fit, int((self.cpus - SPARE_CPUS) / cpus)))
 
     @property

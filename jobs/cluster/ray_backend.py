@@ -24,7 +24,6 @@ from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkCounts, WorkProgress
 from pairmill.pipeline.common.text import last_line
-from pairmill.pipeline.common.without_pandas import leave_pandas_out
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName, StageSpec, run_stage
 from pairmill.schemas.batch import ShardBatch
@@ -49,7 +48,6 @@ class _StageActor:
             self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
         except Exception as error:  # no weights, for example: `ready` reports it; Ray would print 200 lines
             self.broken = Failure.of(error)
-        leave_pandas_out()  # unless a custom rule uses it
         _collect_garbage_less_often()
 
     def ready(self) -> Report:

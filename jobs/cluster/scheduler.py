@@ -127,7 +127,7 @@ class Scheduler:
 
         `shards`: (shard, payload). Raises SchedulerError.
         """
-        for number in reversed(range(len(self.stages))):  # the encoder, which takes longest, before most others
+        for number in reversed(range(len(self.stages))):  # the encoder loads longest: not third in line
             for _ in range(self.stages[number].pool.actors):
                 self._start(number)
         self._moved = time.monotonic()

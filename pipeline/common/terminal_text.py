@@ -43,7 +43,7 @@ def without_controls(text: str) -> str:
     return _CONTROLS.sub("?", _COLORS.sub("", text))
 
 
-def columns_of(stream: TextIO) -> int:
+def columns_of(stream: TextIO | None) -> int:
     """The width of the terminal that a stream writes to, or COLUMNS if it is set. 80 if neither is known.
 
     shutil.get_terminal_size knows only the terminal of stdout, which may be a file while stderr is a terminal.
@@ -51,7 +51,7 @@ def columns_of(stream: TextIO) -> int:
     columns = 0
     with suppress(KeyError, ValueError):
         columns = int(os.environ["COLUMNS"])
-    if columns <= 0:
+    if columns <= 0 and stream is not None:  # None: Python started without it
         with suppress(OSError, ValueError):  # not a terminal, or closed
             columns = os.get_terminal_size(stream.fileno()).columns
     return columns if columns > 0 else _USUAL_COLUMNS
@@ -92,5 +92,6 @@ def _paths_with_spaces() -> Iterator[str]:
             yield here
     for word in sys.argv[1:]:
         value = word.partition("=")[2] if word.startswith("--") else word
+        value = value.strip(" /")
         if " " in value and ": " not in value:
-            yield value.rstrip("/")
+            yield value

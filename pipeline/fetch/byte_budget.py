@@ -9,12 +9,15 @@ from pairmill.pipeline.fetch.deadline import Deadline
 class ByteBudget:
     """Bytes that are arriving or waiting to be decoded: new requests wait while there are `limit_bytes` or more.
 
-    Requests already in progress may use up to twice the limit. Above that, only one of them proceeds at a time, so one
-    can always finish, and the total exceeds twice the limit by at most one body.
+    Requests already in progress may use up to `growth_bytes`. Above that, only one of them proceeds at a time, so one
+    can always finish, and the total exceeds this limit by at most one body. It should be far higher, because the one
+    that proceeds may be from a slow server.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, growth_bytes: int | None = None) -> None:
+        """`growth_bytes`: by default, twice the limit."""
         self.limit_bytes = limit_bytes
+        self._growth_bytes = growth_bytes or 2 * limit_bytes
         self._reserved = 0
         self._starts: deque[tuple[asyncio.Future[None], int]] = deque()
         """The requests that wait to start, and what they will reserve."""
@@ -57,22 +60,22 @@ class ByteBudget:
             if not turn.cancelled():
                 self.reserve(to_reserve)
                 turn.set_result(None)
-        if self._waiting and self._reserved < 2 * self.limit_bytes:
+        if self._waiting and self._reserved < self._growth_bytes:
             self._wake()
 
     async def wait_to_grow(self, reservation: "Reservation") -> None:
-        """Return once less than twice the limit is reserved, or this reservation is the only one growing above that."""
-        while self._reserved >= 2 * self.limit_bytes and self._sole_reservation not in (None, reservation):
+        """Return once fewer than `growth_bytes` are reserved, or only this reservation grows above that."""
+        while self._reserved >= self._growth_bytes and self._sole_reservation not in (None, reservation):
             self._waiting += 1
             try:
                 await self._changed.wait()
             finally:
                 self._waiting -= 1
-        if self._reserved >= 2 * self.limit_bytes:
+        if self._reserved >= self._growth_bytes:
             self._sole_reservation = reservation
 
     def stop_growing(self, reservation: "Reservation") -> None:
-        """Let another reservation grow above twice the limit."""
+        """Let another reservation grow above `growth_bytes`."""
         if self._sole_reservation is reservation:
             self._sole_reservation = None
             self._wake()

@@ -36,8 +36,10 @@ from pairmill.schemas.status import Status
 _log = logging.getLogger(__name__)
 
 _MAX_BUFFERED_BYTES = 64 << 20
-"""No new request starts while this many bytes are arriving or waiting for a decoding thread. Requests already in flight
-can raise the total to twice this many bytes, plus one body and one chunk."""
+"""No new request starts while this many bytes are arriving or waiting for a decoding thread: a second of work."""
+
+_MAX_GROWN_BYTES = 512 << 20
+"""Requests already in flight can raise the total to this many bytes, plus one body and one chunk."""
 
 HANG_CHECK_S = 10.0
 
@@ -108,7 +110,7 @@ class _Engine:
         self._redirect_rule = partial(refused_redirect, rules=SourceRules.of(job))
         self._processor = processor
         self._decoders = ThreadPoolExecutor(job.run.decode_threads, thread_name_prefix="decode")
-        self._budget = ByteBudget(_MAX_BUFFERED_BYTES)
+        self._budget = ByteBudget(_MAX_BUFFERED_BYTES, _MAX_GROWN_BYTES)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         started: Future[None] = Future()

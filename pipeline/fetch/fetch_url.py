@@ -65,7 +65,7 @@ _MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Stat
 _MAX_STALLS = 10
 
 _EXPECTED_SHARE = 0.25
-"""Share of the budget for requests in flight whose bodies have not arrived yet. By default, 67 kB for each of them."""
+"""Share of the budget for requests in flight whose bodies have not arrived yet. By default, 17 kB for each of them."""
 
 RedirectRule = Callable[[ParsedUrl], tuple[Status, str] | None]
 """The Status and detail with which the URL rules refuse a redirect's target; None if they allow it."""
@@ -193,6 +193,7 @@ class Fetcher:
                 delay_s = retry_delay_s(failure, download.attempts, self._config.retries)
                 if delay_s is None or delay_s >= download.deadline.remaining_s:
                     raise
+            await download.reservation.resize(0)  # otherwise, sleeping requests would keep others from starting
             await asyncio.sleep(delay_s)
 
     async def _fetch_with_redirects(self, url: HttpUrl, download: _Download) -> bytes:
@@ -263,7 +264,9 @@ class Fetcher:
             await reservation.resize(body.max_bytes_after(chunk))
             body.add(chunk)
             await reservation.resize(body.num_bytes)
-        return body.finish()
+        whole = body.finish()  # decompressed, so it can be larger
+        await reservation.resize(len(whole))
+        return whole
 
     async def _fetch_robots_txt(self, url: HttpUrl) -> tuple[int, bytes]:
         return await self._stalls.repeat_if_stalled(lambda: self._get_robots_txt(url), FetchError)

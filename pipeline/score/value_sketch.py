@@ -95,6 +95,8 @@ class ValueSketch:
         mean = _sum([size * each for size, each in means]) / max(sum(size for size, _ in means), 1)
         moved = [size * (each - mean) * (each - mean) for size, each in means]
         counts, kind = Counts(*columns), parts[0].kind
+        if any(part.kind != kind for part in parts):
+            raise TypeError("sketches of different types cannot be merged")
         return cls(counts.grouped(kind), mean, _sum([*(part.squares for part in parts), *moved]), kind)
 
     @property

@@ -529,6 +529,34 @@ def test_a_full_budget_delays_new_requests(web: HostileWeb) -> None:
     asyncio.run(main())
 
 
+def test_a_request_that_waits_to_be_tried_again_reserves_no_bytes(web: HostileWeb) -> None:
+    url = web.send("/busy", b"HTTP/1.1 429 Slow Down\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n")
+
+    async def main() -> None:
+        budget = ByteBudget(1 << 20)
+        async with Fetcher(config(timeout_s=30, concurrency=2), budget) as fetcher:
+            tasks = [asyncio.create_task(fetcher.fetch(f"{url}?{number}")) for number in range(12)]
+            for _ in range(1_000):
+                await asyncio.sleep(0.01)
+                if web.hits["/busy"] == 12 and not fetcher.in_flight:
+                    break
+            assert (web.hits["/busy"], budget._reserved) == (12, 0)
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_compressed_body_is_reserved_with_its_unpacked_size(web: HostileWeb) -> None:
+    body = JPEG + bytes(1_000_000)
+    packed = gzip.compress(body)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+    budget = ByteBudget(1 << 28)
+    (found,) = fetch_all([web.send("/a.jpg", head.encode() + packed)], budget)
+    assert found.body == body
+    assert budget._reserved == len(body)  # which the decoder releases
+
+
 def test_endless_bodies_together_take_little_more_than_twice_the_budget(web: HostileWeb) -> None:
     urls = [web.send(f"/{n}", b"HTTP/1.1 200 OK\r\n\r\n" + JPEG, *[bytes(100_000)] * 40, 60.0) for n in range(24)]
     limit, most = 2_000_000, 0

@@ -106,6 +106,17 @@ def test_requests_wait_for_a_full_budget_and_start_in_order_as_far_as_there_is_r
     asyncio.run(main())
 
 
+def test_bodies_in_flight_may_grow_far_beyond_the_limit_for_new_requests() -> None:
+    async def main() -> None:
+        budget = ByteBudget(10, 100)
+        async with Deadline(60) as deadline:
+            bodies = [Reservation(budget, deadline) for _ in range(9)]
+            await asyncio.wait_for(asyncio.gather(*(body.resize(11) for body in bodies)), 1)
+        assert budget.is_full
+
+    asyncio.run(main())
+
+
 def test_a_request_cancelled_when_its_turn_has_come_keeps_no_bytes() -> None:
     async def main() -> None:
         budget = ByteBudget(10)

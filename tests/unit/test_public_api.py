@@ -65,22 +65,6 @@ def test_commands_and_workers_do_not_load_torch_before_they_need_it() -> None:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-def test_commands_do_not_load_pandas_but_tables_can_still_become_data_frames(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "out", num_rows=4)
-    code = (
-        "import sys, atexit\n"
-        "from pairmill.jobs.cli.main import main\n"
-        "import pyarrow as pa\n"
-        "def check():\n"
-        "    print('pandas' in sys.modules, pa.table({'a': [1.0, None]}).to_pandas()['a'].isna().tolist())\n"
-        "atexit.register(check)\n"
-        f"sys.argv = ['pairmill', 'status', {str(tmp_path / 'out')!r}]\n"
-        "main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "False [False, True]", done.stderr
-
-
 def test_every_public_name_exists_and_is_documented() -> None:
     assert set(pairmill.__all__) <= set(dir(pairmill))
     for name in pairmill.__all__:
