@@ -108,6 +108,8 @@ class Reservation:
             self._budget.reserve(num_bytes - self._num_bytes)
         else:
             self._budget.release(self._num_bytes - num_bytes)
+        if not num_bytes:  # what follows may wait for others, which must be able to grow
+            self._budget.stop_growing(self)
         self._num_bytes = num_bytes
 
     def release(self) -> None:

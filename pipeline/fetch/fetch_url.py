@@ -203,8 +203,9 @@ class Fetcher:
         while True:
             await download.reservation.resize(0)  # the previous request's bytes
             if self._config.respect_robots_txt:
-                await self._robots.require_allowed(url)
-            async with self._request_slot(url.name, download), self._breaker.track(url.authority, download.deadline):
+                await self._require_allowed_by_robots_txt(url, download.deadline)
+            slot = self._request_slot(url.name, download.deadline, download.reservation)
+            async with slot, self._breaker.track(url.authority, download.deadline):
                 result = await self._request(url, download)
             if isinstance(result, bytes):
                 return result
@@ -221,16 +222,29 @@ class Fetcher:
             raise FetchError(*refusal)
 
     @asynccontextmanager
-    async def _request_slot(self, host: str, download: _Download) -> AsyncIterator[None]:
-        """Wait, with the clock paused, until the host's limit, the total limit and memory allow a request."""
+    async def _request_slot(
+        self, host: str, deadline: Deadline, reservation: Reservation | None = None
+    ) -> AsyncIterator[None]:
+        """Wait, with the clock paused, until the host's limit, the total limit and, for a body, memory allow a
+        request."""
         must_wait = self._limiter.would_wait(host) or self._budget.is_full
         if must_wait:
-            download.deadline.pause()
+            deadline.pause()
         async with self._limiter.acquire(host):
-            await download.reservation.start(self._expected_bytes)
+            if reservation is not None:
+                await reservation.start(self._expected_bytes)
             if must_wait:
-                download.deadline.resume()
+                deadline.resume()
             yield
+
+    async def _require_allowed_by_robots_txt(self, url: HttpUrl, deadline: Deadline) -> None:
+        """Raise FetchError if robots.txt does not allow the URL. The URL's clock is paused, because fetching the file
+        has its own deadline, and many URLs may wait for it."""
+        deadline.pause()
+        try:
+            await self._robots.require_allowed(url)
+        finally:
+            deadline.resume()
 
     async def _request(self, url: HttpUrl, download: _Download) -> bytes | HttpUrl:
         """The result of one request: the body, or the URL that it redirects to.
@@ -274,9 +288,9 @@ class Fetcher:
     async def _get_robots_txt(self, url: HttpUrl) -> tuple[int, bytes]:
         """(HTTP status, first bytes) of a robots.txt. Follows up to five redirects (RFC 9309 section 2.3.1.2)."""
         try:
-            async with Deadline(self._config.timeout_s, self._stalls):
+            async with Deadline(self._config.timeout_s, self._stalls) as deadline:
                 for _ in range(_ROBOTS_REDIRECTS + 1):
-                    async with self._limiter.acquire(url.name), self._client.get(url) as response:
+                    async with self._request_slot(url.name, deadline), self._client.get(url) as response:
                         head = response.head
                         if 200 <= head.status < 300:
                             body = await response.read_prefix(MAX_ROBOTS_BYTES)

@@ -67,7 +67,8 @@ class HostLimiter:
             now = asyncio.get_running_loop().time()
             start_at = max(now, host.next_start_at)
             host.next_start_at = start_at + self._interval_s
-            await asyncio.sleep(start_at - now)
+            if start_at > now:  # otherwise `acquire` must not let other tasks run, or `would_wait` may be wrong
+                await asyncio.sleep(start_at - now)
 
     def _leave(self, host: str, known: _Host) -> None:
         known.users -= 1

@@ -529,6 +529,14 @@ def test_a_full_budget_delays_new_requests(web: HostileWeb) -> None:
     asyncio.run(main())
 
 
+def test_waiting_for_another_hosts_robots_txt_takes_none_of_a_urls_time(web: HostileWeb) -> None:
+    with HostileWeb("127.0.0.3") as silent:
+        silent.send("/robots.txt", 60.0)
+        urls = [silent.url("/a.jpg"), *(web.serve(f"/{n}.jpg", JPEG) for n in range(3))]
+        found = fetch_all(urls, timeout_s=1.0, concurrency=1, respect_robots_txt=True)
+    assert [each.status for each in found] == [Status.TIMEOUT, *[Status.OK] * 3]
+
+
 def test_a_request_that_waits_to_be_tried_again_reserves_no_bytes(web: HostileWeb) -> None:
     url = web.send("/busy", b"HTTP/1.1 429 Slow Down\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n")
 

@@ -51,6 +51,28 @@ def test_a_queue_for_one_host_does_not_block_the_others() -> None:
     asyncio.run(main())
 
 
+def test_a_request_that_need_not_wait_starts_at_once_even_if_starts_are_spaced() -> None:
+    """Its clock is only stopped if it has to wait."""
+
+    async def main() -> None:
+        limiter = HostLimiter(per_host=1, total=1, interval_s=60)
+        must_wait, running, stop = dict[str, bool](), list[str](), asyncio.Event()
+
+        async def request(host: str) -> None:
+            must_wait[host] = limiter.would_wait(host)
+            async with limiter.acquire(host):
+                running.append(host)
+                await stop.wait()
+
+        tasks = [asyncio.create_task(request(host)) for host in "ab"]
+        await asyncio.sleep(0)
+        assert (must_wait, running) == ({"a": False, "b": True}, ["a"])
+        stop.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
 def test_a_waiter_that_times_out_leaves_nothing_behind() -> None:
     async def main() -> None:
         limiter = HostLimiter(per_host=1, total=1)
@@ -102,6 +124,21 @@ def test_requests_wait_for_a_full_budget_and_start_in_order_as_far_as_there_is_r
             await asyncio.sleep(0)
             assert started == expected
         assert budget._reserved == 20 - 9 - 2 - 4 - 8 + 4 * 4
+
+    asyncio.run(main())
+
+
+def test_a_download_that_begins_again_lets_other_bodies_grow() -> None:
+    async def main() -> None:
+        budget = ByteBudget(10, 20)
+        async with Deadline(60) as deadline:
+            broken, other = (Reservation(budget, deadline) for _ in range(2))
+            budget.reserve(20)
+            await broken.resize(8)  # only this one may grow
+            waiting = asyncio.create_task(other.resize(8))
+            await asyncio.sleep(0)
+            await broken.resize(0)  # its next attempt waits until fewer than 10 bytes are reserved
+            await asyncio.wait_for(waiting, 1)
 
     asyncio.run(main())
 
