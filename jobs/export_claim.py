@@ -57,7 +57,9 @@ def claim_output(output: Store, records: str, record: ExportRecord) -> ExportRec
     if output.create(f"{records}/export.json", record_bytes(record)):
         return record
     existing = _read(output, records)
-    of_version = {"layout", "columns", "added"} if existing.layout < record.layout else set()
+    of_version = {"layout", "columns"} if existing.layout < record.layout else set[str]()
+    if not existing.added:  # an earlier version did not record it
+        of_version.add("added")
     for name, value in record:
         if name not in of_version and getattr(existing, name) != value:
             difference = _difference(existing, record, name)

@@ -112,6 +112,19 @@ def test_neither_an_export_nor_a_checkpoint_goes_on_with_values_that_were_replac
             PairDataset(FeedConfig(root, columns=columns)).load_state_dict(state)
 
 
+def test_an_export_whose_record_does_not_name_the_added_models_goes_on(dataset: Path) -> None:
+    """Earlier versions did not record them."""
+    add_model(dataset)
+    exported(dataset, "parquet")
+    record = dataset.parent / "parquet/.pairmill/export.json"
+    values = json.loads(record.read_bytes())
+    assert values.pop("added")
+    del values["record_blake2b"]
+    record.write_text(json.dumps(values))
+    (dataset.parent / "parquet/00001.parquet").unlink()
+    assert exported(dataset, "parquet").written == 1
+
+
 def test_a_model_that_the_job_names_is_never_left_out(dataset: Path) -> None:
     exported(dataset, "datacomp")
     add_model(dataset)
