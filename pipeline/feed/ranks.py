@@ -1,9 +1,14 @@
 """Checks that no rank of torch.distributed would wait for the others forever."""
 
 import json
+import os
+from collections import Counter
 
 from pairmill.pipeline.feed.config import FeedConfig, FeedError, FeedState
 from pairmill.pipeline.feed.epoch_order import Batches
+
+_times_opened = Counter[str]()
+"""How often each rank of this process has opened the same rows and columns."""
 
 
 def check_ranks(config: FeedConfig, batches: Batches, num_rows: int, has_weights: bool) -> None:
@@ -32,16 +37,20 @@ def check_same_values(config: FeedConfig, state: FeedState) -> None:
     """Raise FeedError if another rank of torch.distributed reads the same rows with other captions or other values,
     because a model or score was added or replaced after it had started.
 
-    The first rank stores what it reads, so no rank waits for another.
+    The first rank stores what it reads, so no rank waits for another. Ranks compare their first opening, their second
+    and so on, because all ranks may open the dataset again after a score was replaced.
     """
     values = {name: state[name] for name in ("captions", "added")}
     if config.world_size == 1 or not any(values.values()) or not is_distributed():
         return
     from torch.distributed.distributed_c10d import _get_default_store
 
-    rows = json.dumps([state["choice"], config.caption, sorted(config.columns)])
+    rows = [os.fspath(config.dataset), config.subset, state["choice"], config.caption, sorted(config.columns)]
+    of_rank = json.dumps([config.rank, *rows])
+    _times_opened[of_rank] += 1
+    key = json.dumps([_times_opened[of_rank], *rows])
     mine = json.dumps(values, sort_keys=True)
-    theirs = _get_default_store().compare_set(f"pairmill {rows}", "", mine).decode()
+    theirs = _get_default_store().compare_set(f"pairmill {key}", "", mine).decode()
     if theirs != mine:
         raise FeedError(
             f"a rank that started earlier reads other captions or scores ({theirs}) than this one ({mine}): they were "

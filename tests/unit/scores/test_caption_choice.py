@@ -173,17 +173,20 @@ def test_the_feed_refuses_a_checkpoint_from_when_best_chose_from_other_captions(
         PairDataset(config).load_state_dict(state)
 
 
-def test_a_rank_that_starts_after_captions_were_added_is_refused(tmp_path: Path) -> None:
+def test_a_rank_that_starts_after_captions_were_added_is_refused_until_all_ranks_open_the_dataset_again(
+    tmp_path: Path,
+) -> None:
     store = write_dataset(tmp_path, [[pair(row[0], row[1]) for row in ROWS]])
     config = FeedConfig(store.root, None, ("caption",), caption="best", even=True, world_size=2)
     _add(store, "coca", "tiny")
     distributed.init_process_group("fake", rank=0, world_size=2, store=distributed.HashStore())
     try:
-        for rank in (0, 1):
-            PairDataset(replace(config, rank=rank))
+        PairDataset(config)
         _add(store, "blip", "tiny", raised_by=0.5)
         with pytest.raises(FeedError, match=r"started earlier reads other captions .*start all ranks again"):
             PairDataset(replace(config, rank=1))
+        for rank in (0, 1):
+            PairDataset(replace(config, rank=rank))
         PairDataset(replace(config, rank=1, caption="coca"))
     finally:
         distributed.destroy_process_group()
