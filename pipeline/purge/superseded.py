@@ -39,9 +39,7 @@ def unneeded_files(store: Store, min_age_s: float = ABANDONED_S) -> Iterator[Unn
     yield from _of_shards(store, min_age_s)
     for name in store.folders("columns"):
         yield from _of_columns(store, name, min_age_s)
-        for path in stray_states(store, name):
-            if _is_old(store, path, min_age_s):
-                yield Unneeded(path, "of no score")
+        yield from _of_score(store, name, min_age_s)
     for name in store.folders("subsets"):
         yield from _of_subset(store, name, min_age_s)
     for name in store.folders("index"):
@@ -112,6 +110,16 @@ def _of_columns(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]
         path = f"{folder}/{file}"
         if DATA_NAME.fullmatch(file) and path not in named and _is_old(store, path, min_age_s):
             yield Unneeded(path, "in no manifest")
+
+
+def _of_score(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
+    try:
+        strays = stray_states(store, name)
+    except DamagedManifestError:  # `verify` reports it, with the remedy
+        return
+    for path in strays:
+        if _is_old(store, path, min_age_s):
+            yield Unneeded(path, "of no score")
 
 
 def _of_subset(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
