@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pairmill.pipeline.columns.commands import STATE_NAME
+from pairmill.pipeline.columns.score_card import SCORE_CARD
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
@@ -91,9 +93,15 @@ def delete_failures(store: Store) -> None:
 
 
 def delete_scores(store: Store, names: Collection[str]) -> None:
-    """Delete scores. Their manifests go first, so that no manifest is left without its columns, and the card last."""
+    """Delete scores. Their manifests go first, so that no manifest is left without its columns. The card follows the
+    columns and the state follows the card: a purge needs the state of each card, and deletes a state without a card.
+    """
     for name in names:
         for folder in (f"columns/{name}/manifests", f"columns/{name}"):
-            files = store.list(folder)
-            for file in sorted(files, key=lambda file: file == "score.json"):
+            for file in sorted(store.list(folder), key=_place):
                 store.delete(f"{folder}/{file}")
+
+
+def _place(file: str) -> int:
+    """The place of a score's file in the order in which its files are deleted."""
+    return 2 if STATE_NAME.fullmatch(file) else int(file == SCORE_CARD)

@@ -256,6 +256,26 @@ def test_a_score_that_compares_with_a_withdrawn_row_is_deleted_with_its_mixes_an
     assert pairmill.verify(world.out, rescore=0).problems == []
 
 
+@pytest.mark.parametrize("killed_before", ["score.json", "state."])
+def test_a_purge_that_was_killed_while_it_deleted_a_score_is_finished_by_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, killed_before: str
+) -> None:
+    density = "density: {model: b32, neighbors: 2, clusters: 2, sample: 1000}"
+    pairmill.score(world.out, "crowd", score=density, settings={"partial": True})
+    uids, delete = world.write("uids.txt", [world.source.uid(1)]), Store.delete
+
+    def killed(store: Store, name: str) -> None:
+        if name.startswith(f"columns/crowd/{killed_before}"):
+            raise KeyboardInterrupt
+        delete(store, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "delete", killed)
+        pairmill.purge(world.out, uids=uids, reason="asked for")
+    assert list(pairmill.purge(world.out).purged.scores) == ["crowd"]
+    assert not [path for path in (world.out / "columns/crowd").rglob("*") if path.is_file()]
+
+
 def test_a_purge_refuses_scores_of_which_it_cannot_know_whether_they_contain_the_rows(world: World) -> None:
     uids = world.write("uids.txt", [world.source.uid(1)])
     for name in ("columns/words/score.json", "columns/words/state.*"):
