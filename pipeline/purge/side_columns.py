@@ -2,7 +2,7 @@
 withdrawn rows."""
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.columns.added_columns import column_sets, lost_cards
+from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets, lost_cards
 from pairmill.pipeline.columns.column_files import write_columns
-from pairmill.pipeline.columns.score_card import SCORE_CARD, State, read_score_card, read_state
+from pairmill.pipeline.columns.commands import score_command, score_footer
+from pairmill.pipeline.columns.score_card import SCORE_CARD, ScoreCard, State, read_score_card, read_state
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import ManifestError, read_columns_manifest, record_bytes
 from pairmill.pipeline.dataset.parquet import read_table
@@ -20,7 +21,9 @@ from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.matching import Mask
 from pairmill.pipeline.purge.witness import VECTOR
+from pairmill.pipeline.score.kinds import kind_of
 from pairmill.schemas.manifest import ColumnsManifest, ShardManifest, manifest_name
+from pairmill.schemas.pairs import score_column_names
 
 _OWN_FOOTER = ("schema_version", "shard")
 
@@ -104,14 +107,19 @@ def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
 
 
 def refuse_lost_scores(store: Store) -> None:
-    """Raise ManifestError if the card of a model or score is lost, or the card or state of a score is damaged: it would
-    be unknown whether the score depends on withdrawn rows."""
+    """Raise ManifestError if the card of a model or score is lost, the card or state of a score is damaged, or a score
+    that another one is made from is lost: it would be unknown whether the score depends on withdrawn rows."""
     try:
         for problem in lost_cards(store):
             raise ManifestError(problem)
-        for each in column_sets(store):
-            if each.kind == "score":
-                read_state(store, read_score_card(store, each.name))
+        cards, states = _scores(store)
+        for name, state in states.items():
+            for source in _lost_sources(store, cards, name, state):
+                again = score_command(store.root, name, score_footer(name, cards[name].score)["settings"])
+                raise ManifestError(
+                    f"{store.path(f'columns/{name}')} was made from the score {source!r}, which has since been deleted "
+                    f"or replaced; delete the folder and, once there is a score {source!r}, run: {again}"
+                )
     except ManifestError as error:
         raise ManifestError(
             f"{error} (the purge cannot know whether these values depend on withdrawn rows; if you do not need them, "
@@ -128,13 +136,31 @@ def scores_with(store: Store, uids: DigestSet, read_vectors: Callable[[], Digest
     Such a score was computed in relation to the row: its values can neither stay as they are nor be recomputed without
     the row. Raises ManifestError.
     """
-    cards = {each.name: read_score_card(store, each.name) for each in column_sets(store) if each.kind == "score"}
-    states = {name: read_state(store, card) for name, card in cards.items()}
+    cards, states = _scores(store)
     vectors = read_vectors() if any(map(_embeddings, states.values())) else DigestSet.of([])
     found = {name: None for name, state in states.items() if _holds(state, uids, vectors)}
     while more := [name for name, state in states.items() if name not in found and found.keys() & state.sources.keys()]:
         found |= dict.fromkeys(more)
     return {name: json.dumps(cards[name].score.model_dump(mode="json", exclude_defaults=True)) for name in found}
+
+
+def _scores(store: Store) -> tuple[dict[str, ScoreCard], dict[str, State]]:
+    """The cards and the states of all scores by name. Raises ManifestError."""
+    cards = {each.name: read_score_card(store, each.name) for each in column_sets(store) if each.kind == "score"}
+    return cards, {name: read_state(store, card) for name, card in cards.items()}
+
+
+def _lost_sources(store: Store, cards: Mapping[str, ScoreCard], name: str, state: State) -> Iterator[str]:
+    """The scores that a score is made from and that are gone or have other values now. Models do not matter: their
+    values depend only on the row itself."""
+    for source, fingerprint in state.sources.items():
+        if source in cards and cards[source].fingerprint == fingerprint:
+            continue
+        if store.exists(f"columns/{source}/{MODEL_CARD}"):
+            continue
+        columns = kind_of(name, cards[name].score).needs.columns
+        if columns.isdisjoint(score_column_names(source)):
+            yield source
 
 
 def _holds(state: State, uids: DigestSet, vectors: DigestSet) -> bool:

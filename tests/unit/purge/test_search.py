@@ -286,6 +286,17 @@ def test_a_purge_refuses_scores_of_which_it_cannot_know_whether_they_contain_the
             with pytest.raises(ManifestError, match=r"run: pairmill score"):
                 pairmill.purge(world.out, uids=uids, reason="asked for", dry_run=dry_run)
         path.write_bytes(before)
+    pairmill.score(world.out, "more", score="mix: words_words + similarity_b16")
+    pairmill.score(world.out, "twice", score="mix: 2 * more")
+    shutil.rmtree(world.out / "columns/b16")  # a model's values depend only on the row itself
+    assert pairmill.purge(world.out, uids=uids, dry_run=True).purged.scores == {}
+    shutil.rmtree(world.out / "columns/more")
+    for source in (None, "mix: 3 * words_words"):
+        if source:
+            pairmill.score(world.out, "more", score=source)
+        with pytest.raises(ManifestError, match=r"columns/twice was made from the score 'more', .* delete the folder"):
+            pairmill.purge(world.out, uids=uids, reason="asked for", dry_run=True)
+    shutil.rmtree(world.out / "columns/twice")
     stray = world.out / f"columns/words/state.{'0' * 32}.safetensors"
     stray.write_bytes(b"from an interrupted command")
     assert pairmill.purge(world.out, uids=uids, reason="asked for").purged.rows == 1
