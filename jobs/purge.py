@@ -122,6 +122,7 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
     values = _values(store, job)
     exports = [absolute(path) for path in job.exports]
     refuse_no_exports(store, exports)
+    known_exports(store, exports)  # finds a damaged note of an export before anything changes
     refuse_lost_scores(store)
     steps = Steps(on_step, "reading manifests")
     if job.dry_run:

@@ -106,6 +106,18 @@ def test_a_folder_that_is_not_an_export_is_refused_before_anything_changes(
     assert not (world.out / "withdrawn").exists()
 
 
+def test_a_damaged_note_of_an_export_is_refused_before_anything_changes(world: World) -> None:
+    note = next((world.out / "exports").iterdir())
+    damaged = note.read_bytes().replace(b'"format"', b'"Format"')
+    note.unlink()  # the file may be a hard link
+    note.write_bytes(damaged)
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    with pytest.raises(pairmill.PairmillError, match="is damaged or not pairmill's; move it elsewhere, and pass"):
+        pairmill.purge(world.out, uids=uids, reason="x")
+    assert not (world.out / "withdrawn").exists()
+    pairmill.open(world.out)  # no purge is unfinished
+
+
 def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.move(world.root / "tars", world.root / "moved")
     (world.root / "pool/.pairmill/export.json").unlink()
