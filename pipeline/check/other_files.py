@@ -78,10 +78,6 @@ def _check_inputs(store: Store, plan: Plan) -> Iterator[str]:
         if each.uri != each.source:
             remedy = f"{_RESTORE}, or make the dataset again in another folder; it was made from {each.source}"
             yield from _check_table(store, each.uri, remedy, each.num_rows)
-    used = {*(each.uri for each in plan.inputs), plan.mapping.shared_urls}
-    for name in store.list("input"):
-        if name.endswith(".parquet") and f"input/{name}" not in used:
-            yield f"{store.path(f'input/{name}')} is not in the plan; if no build is running, delete it"
 
 
 def _check_ledger(store: Store) -> Iterator[str]:

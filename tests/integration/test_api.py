@@ -58,7 +58,7 @@ def test_the_whole_path_from_urls_to_training_works(
     assert (len(dataset), dataset.statuses) == (16, result.statuses)
     table = dataset.table(["uid", "n", "similarity", "image_embedding_tiny"])
     expected = pa.concat_tables(pq.read_table(path) for path in sorted(out.glob("pairs/*.parquet")))
-    assert table.equals(expected.select(table.column_names).replace_schema_metadata(None))
+    assert table.equals(expected.select(table.column_names).cast(table.schema))  # which says nothing about null
     assert dataset.to_pandas()["n"].tolist() == dataset.to_polars("n")["n"].to_list() == table["n"].to_pylist()
     seen = 0
     for row in dataset:

@@ -87,7 +87,7 @@ def test_progress_advances_within_a_shard(ray_session: None, tmp_path: Path) -> 
     with SlowWeb(1.0) as web:
         source = write_input(tmp_path / "in.parquet", web.rows(24))
         fetch = {"allow_networks": ["127.0.0.0/8"], "per_host_concurrency": 4}
-        build(job(source, tmp_path / "out", fetch=fetch), told)
+        build(job(source, tmp_path / "out", shard_rows=24, fetch=fetch), told)
     assert told.moves >= 4  # six batches of responses, a second apart, arrive before the only shard is committed
     rows = [counts.rows for counts in told.work]
     assert rows == sorted(rows)

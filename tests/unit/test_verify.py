@@ -411,8 +411,7 @@ def test_a_file_whose_record_is_lost_is_named_and_gone_after_following_the_advic
     folder = shutil.copytree(furnished, tmp_path / "out")
     strays = [folder / f"columns/{name}" for name in ("words/state.{}.safetensors", "none/state.{}.safetensors")]
     strays = [Path(str(stray).format("0" * 32)) for stray in strays]
-    strays += [folder / "columns/none/000000000.parquet", folder / "index/b32-image/000000000.a.b.faiss",
-               folder / "input/old-0123456789abcdef.parquet"]  # fmt: skip
+    strays += [folder / "columns/none/000000000.parquet", folder / "index/b32-image/000000000.a.b.faiss"]
     for stray in strays:
         stray.parent.mkdir(parents=True, exist_ok=True)
         stray.write_bytes(b"values")
