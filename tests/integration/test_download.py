@@ -307,22 +307,25 @@ def test_requests_of_all_shards_together_are_limited(web: HostileWeb, open_downl
     assert web.max_concurrent["/a.jpg"] == 3
 
 
+def decode_slowly(monkeypatch: pytest.MonkeyPatch, seconds: float, on_picture: Callable[[], None]) -> None:
+    """Let each picture take longer to decode. `on_picture` is called before each."""
+    process = ImageProcessor.process
+
+    def slowly(self: ImageProcessor, data: bytes) -> Any:
+        time.sleep(seconds)
+        on_picture()
+        return process(self, data)
+
+    monkeypatch.setattr(ImageProcessor, "process", slowly)
+
+
 def test_slow_decoding_delays_the_download(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bodies do not pile up: the server sees new requests only as pictures are decoded."""
     body = jpeg(1)
-    decoded, ahead = 0, []
-    process = ImageProcessor.process
-
-    def slowly(self: ImageProcessor, data: bytes) -> Any:
-        nonlocal decoded
-        time.sleep(0.01)
-        decoded += 1
-        ahead.append(web.hits["/a.jpg"] - decoded)
-        return process(self, data)
-
-    monkeypatch.setattr(ImageProcessor, "process", slowly)
+    ahead: list[int] = []
+    decode_slowly(monkeypatch, 0.01, lambda: ahead.append(web.hits["/a.jpg"] - len(ahead) - 1))
     monkeypatch.setattr("pairmill.pipeline.fetch.downloader._MAX_BUFFERED_BYTES", 5 * len(body))
     web.serve("/a.jpg", body)
     urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
@@ -334,13 +337,8 @@ def test_slow_decoding_delays_the_download(
 def test_requests_that_wait_for_the_decoder_start_one_by_one_on_connections_that_are_free_again(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body, process = jpeg(1), ImageProcessor.process
-
-    def slowly(self: ImageProcessor, data: bytes) -> Any:
-        time.sleep(0.002)
-        return process(self, data)
-
-    monkeypatch.setattr(ImageProcessor, "process", slowly)
+    body = jpeg(1)
+    decode_slowly(monkeypatch, 0.002, lambda: None)
     monkeypatch.setattr("pairmill.pipeline.fetch.downloader._MAX_BUFFERED_BYTES", 40 * len(body))
     web.serve("/a.jpg", body)
     urls = [web.url(f"/a.jpg?{row}") for row in range(400)]

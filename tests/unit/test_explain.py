@@ -78,6 +78,7 @@ def test_downloads_use_the_remaining_cores_or_half_of_them_beside_models_and_fit
 
     assert [actors(None, cpus) for cpus in (1, 2, 4, 16, 64)] == [1, 1, 2, 14, 62]
     assert [actors("tiny", cpus) for cpus in (1, 2, 4, 16, 64)] == [1, 1, 1, 7, 31]
+    assert actors(None, 8, 8, 8) == 21  # a whole CPU of each machine stays free for the actors that need little
     assert actors("tiny", *[3] * 10) == 10  # one per machine, not 14 in total
 
 
