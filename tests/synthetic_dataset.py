@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.planned import PlannedInput, to_bytes
 from pairmill.schemas.jobs import BuildJob
@@ -52,7 +53,8 @@ def _write_shard(store: Store, folder: Path, shard: Shard, columns: dict[str, pa
     for name in columns:
         schema = schema if name in schema.names else schema.append(pa.field(name, columns[name].type))
     arrays = [columns.get(field.name, pa.nulls(shard.num_rows, field.type)) for field in schema]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=1_024, compression="zstd")
+    with path.open("wb") as file:
+        write_table(pa.Table.from_arrays(arrays, schema=schema), file)
     digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     statuses = {item["values"].as_py(): item["counts"].as_py() for item in pc.value_counts(columns["status"])}
     manifest = ShardManifest(

@@ -1,7 +1,7 @@
 """Writes tables to Parquet files and reads them back.
 
 All columns are compressed except embeddings, which would shrink by only a tenth and are twice as fast to read
-uncompressed (see docs/benchmarks.md).
+uncompressed (see docs/benchmarks.md). No column has a dictionary (see docs/decisions/029-parquet-layout.md).
 """
 
 from collections import Counter
@@ -18,7 +18,9 @@ from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
 from pairmill.schemas.pairs import is_embedding
 
-ROW_GROUP_ROWS = 1_024
+ROW_GROUP_ROWS = 16_384
+"""Maximum. A shard of the default size is one row group, because each one adds to the time to parse a footer and to
+read a column."""
 
 
 def write_table(table: pa.Table, file: IO[bytes]) -> None:
@@ -30,7 +32,7 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
         file,
         row_group_size=ROW_GROUP_ROWS,
         compression=compression,
-        use_dictionary=leaves,
+        use_dictionary=False,
         write_page_checksum=True,
     )
 
