@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from pairmill.schemas.settings import Settings, Uri
 from pairmill.schemas.share import Share
 
-CONCEPT, HOST = "concept", "host"
-"""Values of `by` that are not columns: list entries that captions contain, and the host of `url`."""
+CONCEPT, HOST, HOST_OF_URL = "concept", "host", "host(url)"
+"""Values of `by` that are not columns: list entries that captions contain, and the host of `url`. If there is a column
+`host`, only HOST_OF_URL is unambiguous."""
 
 
 DEFAULT_CAPTION, DEFAULT_REFERENCE = "caption_clean", "en"
@@ -25,7 +26,8 @@ class Balance(Settings):
 
     by: Annotated[str, Field(min_length=1)]
     """`concept` (the entries of a list that the caption contains), `host` (the host of the URL), or a column whose
-    values are the entries, such as a class, a language or a cluster."""
+    values are the entries, such as a class, a language or a cluster. If a column is itself called `host`, write
+    `host(url)` for the host of the URL and `col('host')` for the column; `col('concept')` is a column too."""
     curve: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Share
     """The t of the curve. `{fraction: 0.3}` or `{count: 1000000}`: the t that keeps about that many of the step's
     rows."""
@@ -49,7 +51,8 @@ class Balance(Settings):
     def _fits_together(self) -> Self:
         if (self.by == CONCEPT) != (self.entries is not None):
             raise ValueError(
-                "by: concept needs entries, a file with one entry per line; with any other by, leave entries out"
+                "by: concept needs entries, a file with one entry per line; with any other by, leave entries out; a "
+                "column of this name is col('concept')"
             )
         if self.by != CONCEPT and (self.language is not None or self.caption != DEFAULT_CAPTION):
             raise ValueError("caption and language work only with by: concept")

@@ -28,7 +28,7 @@ from pairmill.pipeline.dataset.subset import (
 from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.feed.config import FeedError
 from pairmill.pipeline.feed.repeats import Repeats
-from pairmill.pipeline.reader.weights import read_weighted, with_weight
+from pairmill.pipeline.reader.weights import read_weighted, renamed_weight, with_weight
 from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
@@ -68,6 +68,8 @@ class FeedShards:
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
     repeats: Repeats | None = None
     """How often each row is shown, if the subset has weights."""
+    own_weight: str | None = None
+    """With `repeats`, the name in `schema` of the dataset's own column `weight`. None: it has none."""
 
     @classmethod
     def open(cls, store: Store, subset: str | None) -> "FeedShards":
@@ -112,7 +114,9 @@ class FeedShards:
     def _with_repeats(self, store: Store, record: Subset) -> "FeedShards":
         """The same shards, with the weights of the selected rows if they have any."""
         repeats = Repeats.of(store, record, self.counts)
-        return self if repeats is None else replace(self, repeats=repeats, schema=with_weight(self.schema))
+        if repeats is None:
+            return self
+        return replace(self, repeats=repeats, schema=with_weight(self.schema), own_weight=renamed_weight(self.schema))
 
     @property
     def image_columns(self) -> Sequence[str]:
@@ -138,7 +142,7 @@ class FeedShards:
                 return self._read(shard, columns), selected
             weights = np.zeros(shard.num_rows, np.float32)
             weights[selected] = self.repeats.weights_in(index)
-            table = read_weighted(partial(self._read, shard), sorted(columns), weights)
+            table = read_weighted(partial(self._read, shard), sorted(columns), weights, self.own_weight)
             return table, np.repeat(selected, self.repeats.times(index, epoch))
         except FileNotFoundError as error:
             raise _gone(error, self.chunk.store.path(shard.pairs)) from error

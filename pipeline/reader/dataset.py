@@ -30,7 +30,7 @@ from pairmill.pipeline.reader.pictures import Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.reader.uid_finder import UidFinder
-from pairmill.pipeline.reader.weights import read_weighted, with_weight
+from pairmill.pipeline.reader.weights import read_weighted, renamed_weight, with_weight
 from pairmill.pipeline.source.uid import own_uid
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Dataset:
 
     @property
     def schema(self) -> pa.Schema:
-        """All columns, including those of added models, and the `weight` of a subset that has weights."""
+        """All columns, including those of added models, and the `weight` of a subset that has weights. There, the
+        dataset's own column `weight`, if it has one, is called `source_weight`."""
         return self._snapshot.schema if self._weights is None else with_weight(self._snapshot.schema)
 
     @property
@@ -274,7 +275,9 @@ class Dataset:
             table = self._snapshot.read(shard, names)
             return table if self._subset is None else take_rows(table, self._rows_of(position))
 
-        return read(columns) if self._weights is None else read_weighted(read, columns, self._weights[position])
+        if self._weights is None:
+            return read(columns)
+        return read_weighted(read, columns, self._weights[position], renamed_weight(self._snapshot.schema))
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows as one table per shard."""

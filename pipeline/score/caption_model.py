@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pairmill.pipeline.columns.caption_choice import similarity_column
+from pairmill.pipeline.columns.caption_choice import BEST, ORIGINAL, similarity_column
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.image.decode import ImageError
@@ -67,6 +67,8 @@ class CaptionModel(NoFiles):
     def resolved(self, snapshot: Snapshot) -> ScoreConfig:
         """Make the paths absolute, and check the model for the similarity."""
         settings = self.settings
+        if self.name in (ORIGINAL, BEST):
+            raise ScoreError(f"caption={self.name} has a meaning of its own; choose another name for the score")
         if settings.similarity is not None:
             chosen_model(snapshot, settings.similarity)
         found = {

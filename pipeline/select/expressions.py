@@ -237,6 +237,15 @@ def column_name(node: ast.AST) -> str | None:
     return None
 
 
+def named_column(text: str) -> str:
+    """The column for `col('host')`, as in an expression; any other text is the name itself."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
+    return column_name(node) or text if isinstance(node, ast.Call) else text
+
+
 def _contains(text: Value, part: str) -> Value:
     """Whether each text contains `part`.
 

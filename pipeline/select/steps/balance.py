@@ -8,9 +8,11 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.select.balance.balancer import balance_rows
 from pairmill.pipeline.select.balance.row_entries import ColumnEntries, ConceptEntries, Entries, HostEntries
 from pairmill.pipeline.select.balance.word_list import WordFile
+from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expressions import named_column
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
-from pairmill.schemas.balance import CONCEPT, HOST, Balance, BalanceReport
+from pairmill.schemas.balance import CONCEPT, HOST, HOST_OF_URL, Balance, BalanceReport
 from pairmill.schemas.subset import StepReport
 
 
@@ -25,8 +27,10 @@ class BalanceStep:
     @classmethod
     def open(cls, files: Files, balance: Balance) -> "BalanceStep":
         """Create the step. Reads the list of entries, if there is one, to check it. Raises StepError."""
+        if balance.by in (HOST, HOST_OF_URL):
+            return cls(balance, HostEntries())
         if balance.by != CONCEPT:
-            return cls(balance, HostEntries() if balance.by == HOST else ColumnEntries(balance.by))
+            return cls(balance, ColumnEntries(named_column(balance.by)))
         assert balance.entries is not None
         try:
             file = WordFile.of(files, balance.entries)
@@ -41,9 +45,13 @@ class BalanceStep:
         return self.entries.columns | {"uid"}
 
     def check(self, schema: pa.Schema) -> None:
-        """Check that values can be compared and that captions and languages are text. Raises ExpressionError."""
+        """Check that `by` has one meaning, that values can be compared and that captions and languages are text. Raises
+        ExpressionError."""
         if self.balance.by == HOST and HOST in schema.names:
-            self.entries = ColumnEntries(HOST)
+            raise ExpressionError(
+                f"by: {HOST} is the host of the URL, but also a column of this dataset; write by: {HOST_OF_URL} or by: "
+                f"col('{HOST}')"
+            )
         self.entries.check(schema)
 
     def run(self, selector: Selector, number: int) -> None:

@@ -191,13 +191,15 @@ def test_a_different_score_under_the_same_name_is_refused_and_the_differences_ar
         ("similarity", "already has a column 'similarity'"),
         ("kept", "already has a column"),
         ("b32", "no score 'b32'"),
+        ("best", "caption=best has a meaning of its own"),
     ],
 )
 def test_a_name_that_is_taken_or_unknown_is_refused_before_anything_is_written(
     folder: Path, head: str, name: str, message: str
 ) -> None:
+    settings: dict[str, dict[str, object]] = {"b32": {}, "best": {"caption_model": {"model": "coca_ViT-B-32"}}}
     with pytest.raises(ScoreError, match=message):
-        add(folder, name, **({} if name == "b32" else {"head": head}))
+        add(folder, name, **settings.get(name, {"head": head}))
     assert not (folder / "columns").exists()
 
 

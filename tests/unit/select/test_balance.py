@@ -25,6 +25,7 @@ from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.subset import StepReport, Subset
+from tests.synthetic_dataset import default_columns, write_dataset
 from tests.unit.select import whole_set
 from tests.unit.select.conftest import make_subset
 
@@ -332,6 +333,18 @@ def test_a_file_that_is_not_a_list_of_entries_is_refused(
 def test_a_contradictory_step_is_refused(balance: Row, says: str) -> None:
     with pytest.raises(JobError, match=says):
         load_select_job(None, {"dataset": "out", "name": "n", "steps": [{"balance": balance}]})
+
+
+def test_a_column_called_like_a_word_of_the_step_needs_a_spelling_of_its_own(tmp_path: Path) -> None:
+    def columns(shard: int, first: int, count: int, seed: int) -> dict[str, pa.Array]:
+        names = {"host": pa.array(["mine"] * count), "concept": pa.array(["all"] * count)}
+        return default_columns(shard, first, count, seed) | names
+
+    write_dataset(tmp_path, 60, columns=columns)
+    with pytest.raises(JobError, match=r"by: host is the host of the URL, but also a column .* by: col\('host'\)"):
+        make_subset(tmp_path, "refused", step("host", "", 5))
+    for by, entry in [("host(url)", "pictures.example"), ("col('host')", "mine"), ('col("concept")', "all")]:
+        assert [each.entry for each in found_by(make_subset(tmp_path, "b", step(by, "", 5))).head] == [entry]
 
 
 def test_unsuitable_columns_are_refused(dataset: Path, words: str) -> None:

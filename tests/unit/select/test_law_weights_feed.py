@@ -10,17 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pairmill
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_rows, read_subset
 from pairmill.pipeline.feed import pair_dataset
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from pairmill.pipeline.feed.ranks import check_ranks
 from pairmill.pipeline.select.weights import draws_of, times
-from tests.synthetic_dataset import write_dataset
+from tests.synthetic_dataset import default_columns, write_dataset
 from tests.unit.select.conftest import make_subset
 
 WEIGHTS = st.lists(st.floats(0, 50, width=32), min_size=1, max_size=20)
@@ -55,8 +57,6 @@ def test_fractions_average_out_over_many_rows_in_each_epoch() -> None:
 
 
 def draws_of_many(rows: int) -> Any:
-    import pyarrow as pa
-
     return draws_of(pa.chunked_array([[f"{number:032x}" for number in range(rows)]]))
 
 
@@ -135,6 +135,21 @@ def test_each_epoch_has_its_own_order_and_repeated_rows_are_spread_out(dataset: 
     assert orders[0] != orders[1]
     neighbors = sum(one == other for one, other in zip(orders[0], orders[0][1:], strict=False))
     assert neighbors < len(orders[0]) / 10
+
+
+def test_a_column_called_weight_is_read_beside_the_weights(tmp_path: Path) -> None:
+    def columns(shard: int, first: int, count: int, seed: int) -> dict[str, pa.Array]:
+        kilograms = pa.array([first + number for number in range(count)], pa.int32())
+        return default_columns(shard, first, count, seed) | {"weight": kilograms}
+
+    write_dataset(tmp_path, 60, columns=columns)
+    make_subset(tmp_path, "some", {"repeat": {"weight": "0.5 + weight / 60"}})
+    subset = pairmill.open(tmp_path).subset("some")
+    expected = [0.5 + own / 60 for own in subset.table()["source_weight"].to_pylist()]
+    assert subset.table("weight")["weight"].to_pylist() == pytest.approx(expected)
+    assert subset.table("source_weight")["source_weight"].type == pa.int32()
+    for row in PairDataset(FeedConfig(str(tmp_path), "some", ("weight", "source_weight"))):
+        assert row["weight"] == pytest.approx(0.5 + row["source_weight"] / 60)
 
 
 def test_weighted_subsets_need_even_shares_in_distributed_runs(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
