@@ -69,8 +69,10 @@ class FeedConfig:
     as fast. 1 to 2% of the values differ, nearly always by a single level of 255."""
     threads: int = 4
     """Number of threads per worker that read and decode pictures ahead."""
-    rank: int = 0
-    world_size: int = 1
+    rank: int | None = None
+    world_size: int | None = None
+    """The rows are divided among `world_size` processes, of which this is number `rank`, counted from 0. Set both or
+    neither: None means all rows, and is an error if torch.distributed runs with several ranks."""
     s3: S3Config = FROM_ENVIRONMENT
     """Access to the dataset's bucket if the environment does not configure it."""
     caption: str = "original"

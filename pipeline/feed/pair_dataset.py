@@ -21,7 +21,7 @@ from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedStat
 from pairmill.pipeline.feed.dataset_rows import DatasetRows, FeedRows
 from pairmill.pipeline.feed.epoch_order import Batches, Shares
 from pairmill.pipeline.feed.mixture_rows import MixtureRows
-from pairmill.pipeline.feed.ranks import check_ranks, check_same_values
+from pairmill.pipeline.feed.ranks import check_ranks, check_same_values, rank_of
 from pairmill.pipeline.feed.shared_epoch import SharedEpoch
 from pairmill.pipeline.feed.transforms import on_tensors
 from pairmill.pipeline.image.processor import ImageProcessor
@@ -51,8 +51,12 @@ class PairDataset(IterableDataset[Sample]):
     into a tensor (rows, length); with a tokenizer, no caption may be missing.
 
     A new loop continues where the last one stopped, except in loader workers, which read ahead: there, it starts from
-    the first pair. `set_epoch` starts over, even in persistent workers. `len()` is this rank's items per epoch. Raises
-    FeedError, SubsetError, CaptionChoiceError, UnfinishedPurgeError, and DamagedFileError for files that have changed.
+    the first pair. `set_epoch` starts over, even in persistent workers. `len()` is this rank's items per epoch.
+
+    With torch.distributed, `FeedConfig` must say which share of the rows this rank gets.
+
+    Raises FeedError, SubsetError, CaptionChoiceError, UnfinishedPurgeError, and DamagedFileError for files that have
+    changed.
     """
 
     def __init__(
@@ -61,8 +65,7 @@ class PairDataset(IterableDataset[Sample]):
         transform: Callable[[Image.Image], Any] | None = None,
         tokenizer: Callable[[list[str]], torch.Tensor] | None = None,
     ) -> None:
-        if not 0 <= config.rank < config.world_size:
-            raise FeedError(f"rank {config.rank} does not exist in a world of {config.world_size}")
+        self._rank = rank_of(config)
         if min(config.mix_shards, config.threads, 1 if config.batch_size is None else config.batch_size) < 1:
             raise FeedError("batch_size, mix_shards and threads must be 1 or more")
         if config.drop_last and config.batch_size is None:
@@ -96,6 +99,11 @@ class PairDataset(IterableDataset[Sample]):
         self._check_ranks()
         check_same_values(config, self.state_dict())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a loader's worker, which cannot tell whether torch.distributed was initialized meanwhile."""
+        rank_of(self.config)
+        return self.__dict__
+
     @property
     def epoch(self) -> int:
         """The current epoch. A loader that was given a checkpoint restores its epoch when its next loop begins."""
@@ -104,7 +112,7 @@ class PairDataset(IterableDataset[Sample]):
     @property
     def num_rows(self) -> int:
         """Number of this rank's rows per epoch, including those that `drop_last` leaves out."""
-        return len(self._order.share(self.config.rank, self.config.world_size))
+        return len(self._order.share(*self._rank))
 
     def __len__(self) -> int:
         return self._batches.count(self.num_rows)
@@ -137,7 +145,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. Raises FeedError if the rows would come in a different order."""
-        check_checkpoint(state, self.state_dict(), self.config.world_size)
+        check_checkpoint(state, self.state_dict(), self._rank.total)
         self._times_seen = self._next_epoch.get()[1]
         # Workers load it only when their loop begins: what `set_epoch` has requested until then is for the next loop
         if get_worker_info() is None or not self._times_seen:
@@ -213,7 +221,7 @@ class PairDataset(IterableDataset[Sample]):
         consumer, config = self._consumer(), self.config
         if self._is_old_checkpoint or (config.batch_size is None and not config.even):
             return self._order.share(*consumer)
-        rank, workers = self._order.share(config.rank, config.world_size), consumer.total // config.world_size
+        rank, workers = self._order.share(*self._rank), consumer.total // self._rank.total
         return self._order.worker_share(rank, consumer.number % workers, workers, self._batches)
 
     def _with_pictures(
@@ -258,7 +266,7 @@ class PairDataset(IterableDataset[Sample]):
     def _consumer(self) -> _Consumer:
         worker = get_worker_info()
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        return _Consumer(self.config.rank * workers + worker_id, self.config.world_size * workers)
+        return _Consumer(self._rank.number * workers + worker_id, self._rank.total * workers)
 
 
 @lru_cache

@@ -177,7 +177,7 @@ def test_a_rank_that_starts_after_captions_were_added_is_refused_until_all_ranks
     tmp_path: Path,
 ) -> None:
     store = write_dataset(tmp_path, [[pair(row[0], row[1]) for row in ROWS]])
-    config = FeedConfig(store.root, None, ("caption",), caption="best", even=True, world_size=2)
+    config = FeedConfig(store.root, None, ("caption",), caption="best", even=True, rank=0, world_size=2)
     _add(store, "coca", "tiny")
     distributed.init_process_group("fake", rank=0, world_size=2, store=distributed.HashStore())
     try:

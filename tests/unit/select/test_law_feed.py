@@ -2,11 +2,13 @@
 once, in an order of its own; `len()` is correct; and ranks never wait for each other forever.
 """
 
+import json
 import math
+import multiprocessing
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,43 @@ def test_the_ranks_are_checked_again_when_torch_distributed_starts_later(
         pairs.set_epoch(1)
     with pytest.raises(FeedError, match="set even=True"):
         next(iter(pairs))
+
+
+def _write_share(dataset: Path, folder: Path, rank: int) -> None:
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    with pytest.raises(FeedError, match="distributed runs with several ranks"):
+        feed(dataset)
+    pairs = feed(dataset, batch_size=10, rank=distributed.get_rank(), world_size=distributed.get_world_size())
+    rows = [rows_in(each) for each in (pairs, DataLoader(pairs, batch_size=None, num_workers=1))]
+    (folder / f"{rank}.json").write_text(json.dumps(rows))
+
+
+def test_each_rank_of_torch_distributed_gets_a_share_of_its_own_or_an_error(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_write_share, args=(dataset, tmp_path, rank)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    shares = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for share in zip(*shares, strict=True):  # without and with a loader's worker
+        assert sorted(chain(*share)) == sorted(row_ids(dataset, "some"))
+
+
+def test_a_dataset_without_a_rank_that_was_created_before_torch_distributed_is_refused_later(
+    dataset: Path, request: pytest.FixtureRequest
+) -> None:
+    early, explicit = feed(dataset), feed(dataset, rank=0, world_size=1)
+    with pytest.raises(FeedError, match="set both rank and world_size"):
+        feed(dataset, world_size=2)
+    request.getfixturevalue("two_ranks")
+    for serve in (lambda: early.set_epoch(1), lambda: iter(early), lambda: pickle.dumps(early)):
+        with pytest.raises(FeedError, match="distributed runs with several ranks"):
+            serve()
+    assert pickle.dumps(explicit) and len(list(explicit)) == len(explicit) == 15
 
 
 def test_drop_last_needs_batches(dataset: Path) -> None:

@@ -156,6 +156,6 @@ def test_weighted_subsets_need_even_shares_in_distributed_runs(dataset: Path, mo
     """This holds even if this epoch's rows can be divided evenly, because another epoch's rows may not be."""
     monkeypatch.setattr("pairmill.pipeline.feed.ranks.is_distributed", lambda: True)
     with pytest.raises(FeedError, match="set even=True"):
-        PairDataset(FeedConfig(str(dataset), "some", (), world_size=2))
-    PairDataset(FeedConfig(str(dataset), "some", (), world_size=2, even=True))
-    check_ranks(FeedConfig(str(dataset), world_size=2), pair_dataset.Batches(), 8, has_weights=False)
+        PairDataset(FeedConfig(str(dataset), "some", (), rank=0, world_size=2))
+    PairDataset(FeedConfig(str(dataset), "some", (), rank=0, world_size=2, even=True))
+    check_ranks(FeedConfig(str(dataset), rank=0, world_size=2), pair_dataset.Batches(), 8, has_weights=False)
