@@ -66,13 +66,15 @@ class UidFileReport(Settings):
 class StepReport(GrowingSettings):
     """What one step did."""
 
-    later = frozenset({"uids", "balance", "repeat", "not_compared", "known", "leak"})
+    later = frozenset({"uids", "balance", "repeat", "not_compared", "known", "leak", "without_score"})
 
     step: str
     rows_in: int
     rows_out: int
     threshold: float | None = None
     """`top` only: the lowest score that is kept. None if all rows are kept."""
+    without_score: int = 0
+    """`top` only: rows that are kept although their score is null or NaN, because too few rows have a score."""
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
     not_compared: int = 0

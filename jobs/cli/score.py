@@ -75,7 +75,7 @@ def _print(result: "ScoreResult") -> None:
         columns = [column for column, rows in result.rows_without.items() if rows == number]
         names = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")
         advice = ": check the settings and the inputs of the score" if number == result.rows_scored else ""
-        say(f"{names}: no value for {number:,} of these rows{advice}", err=True)
+        say(f"{names}: no value for {number:,} of these rows (no input, or no finite result){advice}", err=True)
     if left_out := result.pictures_left_out:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")

@@ -38,6 +38,8 @@ def print_reports(reports: Sequence[StepReport], steps: Sequence[SelectStep | No
 def _print_details(report: StepReport, step: SelectStep | None) -> None:
     if report.threshold is not None:
         say(f"    threshold {report.threshold:.6g}")
+    if report.without_score:
+        say(f"    {counted(report.without_score, 'row')} kept without a score, because too few rows have one")
     if step and step.count and step.count > report.rows_in:
         say(f"    fewer rows than the {step.count:,} requested")
     if report.uids:

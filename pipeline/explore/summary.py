@@ -37,6 +37,8 @@ class Column:
     is_integer: bool = False
     is_boolean: bool = False
     nulls: int = 0
+    not_finite: int = 0
+    """Number of rows of a numeric column that are NaN or infinite, which the histogram leaves out."""
     low: float = 0.0
     """The lowest finite value of a numeric column."""
     high: float = 0.0
@@ -124,16 +126,17 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
     is_integer = pa.types.is_integer(column.type)
     values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
     finite = values[np.isfinite(values)]
+    not_finite = len(values) - len(finite) - column.null_count
     if not len(finite):
-        return Column(name, "number", is_integer=is_integer, nulls=column.null_count)
+        return Column(name, "number", is_integer=is_integer, nulls=column.null_count, not_finite=not_finite)
     low, high = float(finite.min()), float(finite.max())
     bins = np.zeros(BINS, np.int64)
     scaled = finite / (max(abs(low), abs(high)) or 1.0)  # so that no difference overflows
     if width := float(np.ptp(scaled)):
         at = ((scaled - scaled.min()) * (BINS / width)).astype(np.int64)
         bins = np.bincount(np.clip(at, 0, BINS - 1), minlength=BINS)
-    return Column(name, "number", is_integer=is_integer, nulls=column.null_count, low=low, high=high,
-                  histogram=tuple(bins.tolist()))  # fmt: skip
+    return Column(name, "number", is_integer=is_integer, nulls=column.null_count, not_finite=not_finite, low=low,
+                  high=high, histogram=tuple(bins.tolist()))  # fmt: skip
 
 
 def _choice(name: str, column: pa.ChunkedArray) -> Column:

@@ -34,6 +34,8 @@ class ScorePanel:
     name: str
     scored: int
     """Number of pairs with this score, among those that were read."""
+    unscored: int
+    """Number of pairs that were read whose score is null, NaN or infinite."""
     chart: BarChart | None
     curve: Curve | None
 
@@ -90,7 +92,8 @@ def score_panels(
         threshold = thresholds.get(name)
         chart = histogram(name, [values[chosen], values[~chosen]], series, threshold, cut=0.0005)
         curve = what_if(name, values, pairs, threshold)
-        panels.append(ScorePanel(name, int(np.isfinite(values).sum()), chart, curve))
+        scored = int(np.isfinite(values).sum())
+        panels.append(ScorePanel(name, scored, len(values) - scored, chart, curve))
     return panels
 
 

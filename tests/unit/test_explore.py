@@ -1,5 +1,6 @@
 """Tests the parts of the explorer: labels, the column cache, samples, filters and reloads."""
 
+import math
 import shlex
 import shutil
 import threading
@@ -251,11 +252,14 @@ def test_a_column_gets_the_kind_of_filter_that_fits_its_values(values: list[obje
     assert kind_of(pa.field("x", array.type), column) == kind
 
 
-@pytest.mark.parametrize("values", [[], [None], [float("nan")], [1.0], [0.0, 1e300], [-5, -4], [1, None, 2.0**62]])
+@pytest.mark.parametrize(
+    "values", [[], [None], [float("nan")], [1.0], [0.0, 1e300], [-5, -4], [1, None, 2.0**62, math.inf]]
+)
 def test_a_range_has_a_slider_whatever_its_values(values: list[float | None]) -> None:
     made = describe("x", "number", pa.chunked_array([pa.array(values, pa.float64())]))
     assert made.slider_low <= made.low <= made.high <= made.slider_high
     assert all(0 <= top <= 100 and 0 < height <= 100 for _, top, height in bars(made))
+    assert made.high == made.low or sum(made.histogram) + made.nulls + made.not_finite == len(values)
 
 
 @pytest.mark.parametrize("shared", ["pairmill/explore", "pairmill"])

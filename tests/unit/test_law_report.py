@@ -128,6 +128,7 @@ def check_scores(query: Callable[[str], list[Any]], source: Source, summary: Sum
         name = panel.name
         scored = f"from pairs where isfinite({name})"
         assert panel.scored == query(f"select count(*) {scored}")[0][0]
+        assert panel.scored + panel.unscored == query("select count(*) from pairs")[0][0]
         if panel.chart is None or panel.curve is None:
             assert not panel.scored
             continue

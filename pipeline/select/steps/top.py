@@ -35,6 +35,8 @@ class TopStep:
     share: Top | Sample
     threshold: float | None = None
     """The lowest score that stays."""
+    without_score: int = 0
+    """Rows that stay although they have no score."""
 
     @classmethod
     def of(cls, share: Top | Sample) -> "TopStep":
@@ -74,19 +76,21 @@ class TopStep:
                 break
             sigmas *= 4  # about once in a million jobs
         last = OrderKey(*within[-from_window].item())
-        if self.order.by and last.rank == NO_SCORE.rank and not self._has_scores(selector):
-            raise StepError(f"{self.order.by!r} is null in all rows; use another column")
+        if self.order.by and last.rank == NO_SCORE.rank:
+            if not (scored := self._num_scored(selector)):
+                raise StepError(f"{self.order.by!r} is null in all rows; use another column")
+            self.without_score = to_keep - scored
         selector.filters.append(AtLeast(number, self.order, last))
         self.threshold = score_of(last.rank, last.low_bits) if self.order.by else None
 
-    def _has_scores(self, selector: Selector) -> bool:
-        """Whether any remaining row has a score that is neither null nor NaN."""
+    def _num_scored(self, selector: Selector) -> int:
+        """The number of remaining rows with a score that is neither null nor NaN."""
         _, above = selector.scan_sorted(KeysWithin(self.order, NO_SCORE, NO_SCORE))
-        return bool(above.any())
+        return int(above.sum())
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the threshold to the report."""
-        return report.model_copy(update={"threshold": self.threshold})
+        """Add the threshold to the report, and the rows without a score."""
+        return report.model_copy(update={"threshold": self.threshold, "without_score": self.without_score})
 
 
 def _sample(selector: Selector, order: Order) -> tuple[Array, int]:

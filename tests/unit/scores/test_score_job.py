@@ -305,7 +305,7 @@ def test_a_score_that_fails_in_every_shard_is_not_added_and_its_name_stays_free(
 
 def test_a_score_without_any_value_says_so(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["score", str(folder), "nothing", "--score", "mix: similarity / 0"]).output
-    assert "nothing: no value for 200 of these rows: check the settings" in shown
+    assert "nothing: no value for 200 of these rows (no input, or no finite result): check" in shown
     shown = CliRunner().invoke(app, ["score", str(folder), "all", "--score", "mix: similarity + 1"]).output
     assert "no value" not in shown
 

@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.select import near_duplicates
 from pairmill.pipeline.select.keys import TIES, uid_hashes
@@ -97,9 +99,12 @@ def test_equal_values_that_look_like_hex_are_duplicates_whatever_else_their_shar
 
 
 def test_nulls_rank_last_and_a_top_fraction_can_include_them(dataset: Path) -> None:
-    make_subset(dataset, "nulls", {"top": {"by": "similarity", "fraction": 0.9999}})
+    subset = make_subset(dataset, "nulls", {"top": {"by": "similarity", "fraction": 0.9999}})
     scored = oracle(dataset, "select * from rows where similarity is not null")
     assert set(scored) < set(row_ids(dataset, "nulls"))
+    assert subset.reports[-1].without_score == subset.rows_out - len(scored)
+    printed = CliRunner().invoke(app, ["select", str(dataset), "--refresh", "nulls"]).output
+    assert f"{subset.rows_out - len(scored)} rows kept without a score" in printed
 
 
 @pytest.mark.parametrize("sampled", [1, 20, 1_000])
