@@ -12,7 +12,7 @@ A literal with a decimal point, or of more than 64 bits, is a decimal. Operation
 comparison with NaN: in DuckDB NaN is the largest number, but here it passes neither a threshold nor its opposite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import reduce
 from typing import Any, TypeAlias
@@ -42,6 +42,13 @@ def is_number(kind: pa.DataType) -> bool:
 
 def _are_numbers(*values: Value) -> bool:
     return all(is_number(value.type) for value in values)
+
+
+def with_type(values: Sequence[Value], kind: pa.DataType) -> list[Value]:
+    """The values, but a column of the type null, which Arrow's functions do not accept, gets the type of the first
+    other value, or `kind` if all are null."""
+    kind = next((value.type for value in values if not pa.types.is_null(value.type)), kind)
+    return [value.cast(kind) if pa.types.is_null(value.type) else value for value in values]
 
 
 def integer_literal(number: int) -> pa.Scalar:

@@ -59,6 +59,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": comparisons.absolute,
     "clip": comparisons.clip,
 }
+_OF_TEXT = ("length", "lower")
+"""Functions whose only argument is text."""
+_NUMBER, _TEXT, _BOOLEAN = pa.int64(), pa.string(), pa.bool_()
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ class Expression:
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
         if not self.columns:
             raise ExpressionError(f"{self.text!r} uses no column; name one, such as `width` in `width / 1000`")
-        if expected == "boolean" and not pa.types.is_boolean(value.type):
+        if pa.types.is_null(value.type) and expected == "number":
+            raise ExpressionError(f"{self.text!r} is null in all rows; use another column")
+        if expected == "boolean" and not (pa.types.is_boolean(value.type) or pa.types.is_null(value.type)):
             raise ExpressionError(f"{self.text!r} is {value.type}, not true or false")
         if expected == "number" and not comparisons.is_number(value.type):
             raise ExpressionError(f"{self.text!r} is {value.type}, not a number")
@@ -134,12 +139,10 @@ class Expression:
                 return comparisons.decimal_literal(self._source(node))
             case ast.BoolOp():
                 combine = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
-                result = self._value(node.values[0], table)
-                for operand in node.values[1:]:
-                    result = combine(result, self._value(operand, table))
-                return result
+                operands = (self._values([operand], table, _BOOLEAN) for operand in node.values)
+                return reduce(combine, (operand for (operand,) in operands))
             case ast.UnaryOp(op=ast.Not()):
-                return pc.invert(self._value(node.operand, table))
+                return pc.invert(*self._values([node.operand], table, _BOOLEAN))
             case ast.UnaryOp(op=ast.USub()):
                 return comparisons.negate(*self._values([node.operand], table))
             case ast.BinOp() if type(node.op) in _ARITHMETIC:
@@ -147,12 +150,13 @@ class Expression:
             case ast.Compare():
                 return self._comparison(node, table)
             case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
-                return _FUNCTIONS[name](*self._values(node.args, table))
+                return _FUNCTIONS[name](*self._values(node.args, table, _TEXT if name in _OF_TEXT else _NUMBER))
             case _:
                 raise self._unsupported_error(node)
 
-    def _values(self, nodes: Sequence[ast.expr], table: pa.Table) -> list[Value]:
-        return [self._value(node, table) for node in nodes]
+    def _values(self, nodes: Sequence[ast.expr], table: pa.Table, kind: pa.DataType = _NUMBER) -> list[Value]:
+        """The values of operands. `kind`: the type of a column of the type null if no operand has another type."""
+        return comparisons.with_type([self._value(node, table) for node in nodes], kind)
 
     def _comparison(self, node: ast.Compare, table: pa.Table) -> Value:
         """Evaluate a chain of comparisons: `a < b < c` means `a < b and b < c`."""
@@ -188,14 +192,8 @@ class Expression:
         return reduce(pc.or_kleene, (_compare(pc.equal, *self._comparable(value, item, table)) for item in items))
 
     def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
-        """The operands as values of one kind. Users write times and durations as text. A column of the type null gets
-        the type of the other operand."""
+        """The operands as values of one kind. Users write times and durations as text."""
         one, other = times.with_parsed_texts(self._values([left, right], table))
-        if pa.types.is_null(one.type):
-            kind = pa.bool_() if pa.types.is_null(other.type) else other.type  # Arrow cannot compare two nulls
-            one, other = one.cast(kind), other.cast(kind)
-        elif pa.types.is_null(other.type):
-            other = other.cast(one.type)
         kinds = kind_of(one), kind_of(other)
         if kinds[0] != kinds[1]:
             raise mismatch(self._stripped, right, (self._source(left), self._source(right)), kinds)

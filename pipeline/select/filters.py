@@ -116,7 +116,7 @@ class NotDuplicate:
 
 def to_mask(column: pa.ChunkedArray | pa.Array) -> RowMask:
     """Convert a column of booleans to an array; null becomes False."""
-    filled = pc.fill_null(column, False)
+    filled = pc.fill_null(column.cast(pa.bool_()), False)  # a column of the type null is null in all rows
     array = filled.combine_chunks() if isinstance(filled, pa.ChunkedArray) else filled
     mask: RowMask = array.to_numpy(zero_copy_only=False)
     return mask

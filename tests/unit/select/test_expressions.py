@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.filters import to_mask
 from tests.unit.select.conftest import DUCKDB
 
 TABLE = pa.table(
@@ -204,6 +205,33 @@ def test_days_durations_and_times_are_written_and_computed_as_in_duckdb(text: st
     DUCKDB.execute("set timezone = 'UTC'").register("t", table)
     expected = [row[0] for row in DUCKDB.execute(f"select {sql} from t").fetchall()]
     assert Expression(text).evaluate(table).to_pylist() == expected
+
+
+def test_a_column_of_the_type_null_behaves_as_a_column_of_nulls_does_in_duckdb() -> None:
+    times = pa.array([0, 1, None], pa.timestamp("us"))
+    columns = {"nothing": pa.nulls(3), "yes": pa.array([True, False, None]), "width": pa.array([1, None, 3])}
+    table = pa.table(columns | {"time": times, "caption": pa.array(["a", None, "b"])})
+    DUCKDB.register("t", table)
+    same = ["nothing", "not nothing", "nothing and yes", "yes and nothing", "nothing or yes", "not (nothing or yes)",
+            "length(nothing)", "lower(nothing)", "contains(nothing, 'a')", "starts_with(nothing, 'a')", "-nothing",
+            "abs(nothing)", "nothing + 1", "0.5 * nothing", "width - nothing", "nothing / width", "nothing + nothing",
+            "nothing < 3", "nothing >= caption", "length(nothing) > 3 or yes", "nothing in (1, 2)",
+            "nothing is not Null", "1 < nothing", "time > nothing", "least(nothing, nothing)",
+            "abs(nothing + 0.5) > 3 or width > 2"]  # fmt: skip
+    answers = DUCKDB.execute(f"select {', '.join(same)} from t").fetchall()
+    for text, expected in zip(same, zip(*answers, strict=True), strict=True):
+        found = Expression(text.replace("Null", "None"))
+        assert found.evaluate(table).to_pylist() == list(expected), text
+    for text in ("least(nothing, 3)", "greatest(width, nothing)", "clip(nothing, 0, 1)", "least(time, nothing)",
+                 "time - nothing"):  # fmt: skip
+        assert Expression(text).evaluate(table).to_pylist() == [None] * 3
+    for text in ("nothing", "not nothing", "nothing and yes"):
+        Expression(text).check(table.schema, "boolean")
+        assert not to_mask(Expression(text).evaluate(table)).any()
+    with pytest.raises(ExpressionError, match="'nothing' is null in all rows; use another column"):
+        Expression("nothing").check(table.schema, "number")
+    with pytest.raises(ExpressionError, match="second argument must be text"):
+        Expression("contains(nothing, 3)").evaluate(table)
 
 
 @given(st.lists(st.none() | st.text(st.sampled_from("aAäß.\\[\x00\n\u202e😀 "))), st.text(max_size=4), st.data())
