@@ -22,8 +22,10 @@ NETWORK_FAILURES = (Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LO
 WARN_SHARE = 0.4
 """Warn if a larger share of a shard's rows fails on the network. Old lists normally lose a quarter to dead hosts."""
 WARN_JUMP = 2.0
-"""Warn only if the share is this many times that of all earlier shards."""
+"""Warn only if the share is this many times that of all rows that were judged earlier."""
 WARN_INTERVAL_S = 60.0
+WARN_ROWS = 100
+"""Shards with fewer rows are judged together: a share of a few rows says nothing."""
 
 
 class ProgressListener(Protocol):
@@ -88,6 +90,8 @@ class ConsoleProgress(ProgressListener):
         self.state = RunState()
         self.failures = 0
         self._next_warning = 0.0
+        self._judged, self._recent = Counter[str](), Counter[str]()
+        """Status -> rows, of the shards that were judged by their network failures, and of those since then."""
         self._last_line = time.monotonic()
         self._shown = self._latest = ""
         """The line on the terminal or the last line in the log, and the newest line, which may not be shown yet."""
@@ -178,16 +182,21 @@ class ConsoleProgress(ProgressListener):
 
     def _warn_of_failures(self, manifest: ShardManifest) -> None:
         """Warn if many rows of a shard failed: a DNS outage shows in one shard long before it shows in the totals."""
-        failures = Counter({name: manifest.statuses.get(name, 0) for name in NETWORK_FAILURES})
-        share = failures.total() / max(manifest.rows_in, 1)
-        before = sum(self.state.statuses[name] for name in NETWORK_FAILURES) / max(self.state.rows, 1)
+        self._recent.update(manifest.statuses)
+        if (rows := self._recent.total()) < WARN_ROWS:
+            return
+        failures = Counter({name: self._recent[name] for name in NETWORK_FAILURES})
+        share = failures.total() / rows
+        before = sum(self._judged[name] for name in NETWORK_FAILURES) / max(self._judged.total(), 1)
+        self._judged, self._recent = self._judged + self._recent, Counter()
         now = time.monotonic()
         if share < WARN_SHARE or share < WARN_JUMP * before or now < self._next_warning:
             return
         self._next_warning = now + WARN_INTERVAL_S
         (reason, count), *_ = failures.most_common(1)
+        of = f"shard {manifest.shard:09d}" if rows == manifest.rows_in else f"the last {rows:,} rows"
         self.say(
-            f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, most often with {reason} "
+            f"warning: {share:.0%} of {of} failed on the network, most often with {reason} "
             f"({count:,}): check the name servers and the network, or lower fetch.concurrency; `pairmill retry` "
             "fetches these rows again"
         )

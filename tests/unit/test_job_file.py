@@ -109,13 +109,14 @@ def test_the_fingerprint_is_stable_across_versions_and_changes_with_settings_tha
     assert len({of(), of("images.quality=94"), of("rules.caption_min_words=1"), of("models=[{name: tiny}]")}) == 4
 
 
-def test_a_sudden_increase_in_network_failures_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def committed(shard: int, **statuses: int) -> ShardManifest:
-        rows = sum(statuses.values())
-        counts = {"num_rows": rows, "rows_in": rows, "pairs": 0, "rejects": 0, "kept": 0, "bytes_fetched": 0}
-        more = {"uri": "", "first_row": 0, "job_fingerprint": "", "files": {}, "seconds": {}, "versions": {}}
-        return ShardManifest(shard=shard, attempt="", statuses=statuses, **counts, **more)  # type: ignore[arg-type]
+def committed(shard: int, **statuses: int) -> ShardManifest:
+    rows = sum(statuses.values())
+    counts = {"num_rows": rows, "rows_in": rows, "pairs": 0, "rejects": 0, "kept": 0, "bytes_fetched": 0}
+    more = {"uri": "", "first_row": 0, "job_fingerprint": "", "files": {}, "seconds": {}, "versions": {}}
+    return ShardManifest(shard=shard, attempt="", statuses=statuses, **counts, **more)  # type: ignore[arg-type]
 
+
+def test_a_sudden_increase_in_network_failures_is_reported_once() -> None:
     stream = io.StringIO()
     listener = ConsoleProgress(stream)
     for shard in range(5):
@@ -126,6 +127,17 @@ def test_a_sudden_increase_in_network_failures_is_reported_once(monkeypatch: pyt
     assert stream.getvalue().count("failed on the network, most often with dns_error (70)") == 1
     assert stream.getvalue().count("warning: 90% of shard 000000005") == 1
     assert stream.getvalue().count("warning") == 1
+
+
+def test_shards_of_a_few_rows_are_judged_together() -> None:
+    stream = io.StringIO()
+    listener = ConsoleProgress(stream)
+    for shard in range(100):
+        listener.committed(committed(shard, ok=1) if shard % 4 else committed(shard, timeout=1))
+    assert "warning" not in stream.getvalue()
+    for shard in range(100, 200):
+        listener.committed(committed(shard, timeout=1))
+    assert "warning: 100% of the last 100 rows failed on the network" in stream.getvalue()
 
 
 def test_a_flag_can_fill_a_section_that_the_job_file_leaves_empty(job_file: Path) -> None:
