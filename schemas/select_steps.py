@@ -21,7 +21,7 @@ class Top(Share):
 
     by: str
     """A column or a numeric expression such as `similarity_a + similarity_b`; `-width` keeps the narrowest pictures.
-    Integers are compared exactly, decimals as the nearest float64."""
+    Integers and decimals are compared exactly."""
 
 
 class Sample(Share):

@@ -18,9 +18,9 @@ def numbers(column: pa.ChunkedArray) -> Doubles:
 
 
 def sort_keys(column: pa.ChunkedArray) -> Doubles:
-    """Numbers that sort like the values of a numeric column, NaN for null: their `numbers` or, if float64 cannot tell
-    the integers apart, their ranks."""
-    if not pa.types.is_integer(column.type) or fit_float64(column):
+    """Numbers that sort like the values of a numeric column, NaN for null: their `numbers` or, if float64 may not tell
+    the integers or decimals apart, their ranks."""
+    if pa.types.is_floating(column.type) or (pa.types.is_integer(column.type) and fit_float64(column)):
         return numbers(column)
     ranks = pc.rank(column, sort_keys="ascending", tiebreaker="dense").to_numpy().astype(np.float64)
     return np.where(column.is_valid().to_numpy(), ranks, np.nan)

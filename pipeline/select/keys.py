@@ -13,15 +13,16 @@ from pairmill.pipeline.select.expressions import Expression
 
 U64 = npt.NDArray[np.uint64]
 
-RANK = np.dtype([("rank", "<u8"), ("low_bits", "<u2")])
+RANK = np.dtype([("rank", "<u8"), ("low_bits", "<u8")])
 """A score as two integers that sort like the score. `rank`: the bits of a float64, reordered. `low_bits`: the lowest
 11 bits of an integer score, which `rank` leaves out because a float64 cannot represent all 64 bits; 0 for other
-scores."""
+scores. For decimals, both together are the 128 bits of the digits, with the sign bit inverted."""
 
 Ranks = npt.NDArray[np.void]
 """An array of shape (rows,) and dtype RANK."""
 
 _LOW_BITS_MASK = 0x7FF
+_SIGN = np.uint64(1 << 63)
 
 HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
 """The columns in which pairmill stores hex digits."""
@@ -103,11 +104,17 @@ def mix(values: U64) -> U64:
 def ranks(table: pa.Table, by: str) -> Ranks:
     """The score of each row as a RANK; shape (rows,).
 
-    Null and NaN sort below all numbers. Integers sort exactly, decimals like the nearest float64.
+    Null and NaN sort below all numbers. Integers and decimals sort exactly, except decimals with more than 38 digits,
+    which only arithmetic makes: these sort like the nearest float64.
     """
     column = Expression(by).evaluate(table)
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     found = np.zeros(len(array), RANK)
+    if _has_digits(array.type):
+        words = _digits(array)
+        found["rank"], found["low_bits"] = words[:, 1] ^ _SIGN, words[:, 0]
+        found[array.is_null().to_numpy(zero_copy_only=False)] = 0
+        return found
     if pa.types.is_integer(array.type):
         wide = pc.cast(array, pa.uint64() if array.type == pa.uint64() else pa.int64())
         integers = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False)
@@ -119,10 +126,20 @@ def ranks(table: pa.Table, by: str) -> Ranks:
         numbers = as_doubles(array).to_numpy(zero_copy_only=False) + 0.0  # null is NaN here, and -0.0 becomes 0.0
         is_missing = np.isnan(numbers)
     bits = numbers.view(np.uint64)
-    sign = np.uint64(1 << 63)
-    found["rank"] = np.where(bits & sign, ~bits, bits | sign)
+    found["rank"] = np.where(bits & _SIGN, ~bits, bits | _SIGN)
     found[is_missing] = 0
     return found
+
+
+def _has_digits(kind: pa.DataType) -> bool:
+    """Whether the values are decimals whose digits fit into 128 bits."""
+    return bool(pa.types.is_decimal(kind) and not pa.types.is_decimal256(kind))
+
+
+def _digits(array: pa.Array) -> U64:
+    """The digits of decimals as 128-bit integers in two's complement, (rows, [low, high])."""
+    wide = array.cast(pa.decimal128(array.type.precision, array.type.scale))
+    return np.frombuffer(wide.buffers()[1] or b"", "<u8").reshape(-1, 2)[wide.offset : wide.offset + len(wide)]
 
 
 def fill_ranks(keys: npt.NDArray[np.void], found: Ranks) -> None:
@@ -130,9 +147,11 @@ def fill_ranks(keys: npt.NDArray[np.void], found: Ranks) -> None:
     keys["rank"], keys["low_bits"] = found["rank"], found["low_bits"]
 
 
-def score_of(rank: int, low_bits: int) -> float | None:
-    """The score for a RANK, the inverse of `ranks`; None for (0, 0)."""
+def score_of(rank: int, low_bits: int, kind: pa.DataType) -> float | None:
+    """The score for a RANK of scores of a type, the inverse of `ranks`; None for (0, 0)."""
     if rank == 0:
         return None
+    if _has_digits(kind):
+        return float((((rank - (1 << 63)) << 64) | low_bits) / 10**kind.scale)
     bits = rank ^ (1 << 63) if rank >> 63 else rank ^ ((1 << 64) - 1)
     return float(np.uint64(bits).view(np.float64)) + low_bits

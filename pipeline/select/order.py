@@ -34,9 +34,9 @@ class OrderKey(NamedTuple):
 
 
 LOWEST = OrderKey(0, 0, 0)
-NO_SCORE = OrderKey(0, 2**16 - 1, 2**64 - 1)
+NO_SCORE = OrderKey(0, 2**64 - 1, 2**64 - 1)
 """A key at or above the key of every row without a score, and below the keys of all other rows."""
-HIGHEST = OrderKey(2**64 - 1, 2**16 - 1, 2**64 - 1)
+HIGHEST = OrderKey(2**64 - 1, 2**64 - 1, 2**64 - 1)
 """A key above the key of every row, because no number has this rank."""
 
 

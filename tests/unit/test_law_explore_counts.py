@@ -182,8 +182,8 @@ def test_the_first_rows_equal_those_of_a_full_sort(values: list[float], size: in
 
 
 @given(st.lists(st.none() | st.integers(0, 3) | st.integers((1 << 60) - 3, (1 << 60) + 3), min_size=1))
-def test_integers_are_sorted_exactly(values: list[int | None]) -> None:
-    for kind in (pa.int64(), pa.uint64()):
+def test_integers_and_decimals_are_sorted_exactly(values: list[int | None]) -> None:
+    for kind in (pa.int64(), pa.uint64(), pa.decimal128(38, 10)):
         found = np.argsort(sort_keys(pa.chunked_array([values[:3], values[3:]], kind)), kind="stable").tolist()
         assert found == sorted(range(len(values)), key=lambda at: (values[at] is None, values[at] or 0, at))
 

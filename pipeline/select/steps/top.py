@@ -1,7 +1,7 @@
 """The steps `top` and `sample`: keep the first rows of an order."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,8 @@ class TopStep:
     """The lowest score that stays."""
     without_score: int = 0
     """Rows that stay although they have no score."""
+    kind: pa.DataType = field(default_factory=pa.float64)
+    """The type of the scores, which `check` sets."""
 
     @classmethod
     def of(cls, share: Top | Sample) -> "TopStep":
@@ -51,7 +53,9 @@ class TopStep:
     def check(self, schema: pa.Schema) -> None:
         """Check that the score is a number. Raises ExpressionError."""
         if self.order.by is not None:
-            Expression(self.order.by).check(schema, "number")
+            score = Expression(self.order.by)
+            score.check(schema, "number")
+            self.kind = score.evaluate(schema.empty_table()).type
 
     def run(self, selector: Selector, number: int) -> None:
         """Find the key of the last row to keep, and drop the rows below it.
@@ -81,7 +85,7 @@ class TopStep:
                 raise StepError(f"{self.order.by!r} is null in all rows; use another column")
             self.without_score = to_keep - scored
         selector.filters.append(AtLeast(number, self.order, last))
-        self.threshold = score_of(last.rank, last.low_bits) if self.order.by else None
+        self.threshold = score_of(last.rank, last.low_bits, self.kind) if self.order.by else None
 
     def _num_scored(self, selector: Selector) -> int:
         """The number of remaining rows with a score that is neither null nor NaN."""

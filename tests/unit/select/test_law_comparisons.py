@@ -44,7 +44,8 @@ TEXTS = {
     "large": pa.large_string(),
     "lang": pa.dictionary(pa.int32(), pa.string()),
 }
-TYPES = NUMBERS | TEXTS | {"flag": pa.bool_()}
+RANKED = NUMBERS | {"wide": pa.decimal128(38, 10)}
+TYPES = RANKED | TEXTS | {"flag": pa.bool_()}
 
 WORDS = st.text("aAbBßİé\n .%_\\'\"🙂", max_size=4)
 
@@ -58,6 +59,10 @@ def _numbers(kind: pa.DataType) -> st.SearchStrategy[Any]:
         return st.one_of(near, st.integers(low, high), st.integers(max(low, -3), 3))
     if pa.types.is_decimal(kind):
         limit = 10 ** (kind.precision - kind.scale) - 1
+        if kind == RANKED["wide"]:  # values that are equal as float64
+            first = st.sampled_from([(1, *[0] * 36), (0,)])
+            signs, last = st.integers(0, 1), st.integers(0, 3)
+            return st.builds(lambda sign, start, end: Decimal((sign, (*start, end), -10)), signs, first, last)
         return st.one_of(st.sampled_from(["0.70", "-0.5", "3", "0"]).map(Decimal), st.decimals(-limit, limit, places=2))
     width = {pa.float16(): 16, pa.float32(): 32}.get(kind, 64)
     few = [0.7, 0.25, -0.0, 0.0, 1.0, 3.0, math.nan, math.inf, -math.inf, 2.0**24 + 1, 2.0**53, 2.0**63, 2.0**64]
@@ -333,7 +338,7 @@ def _score(name: str) -> str:
     return f"nullif({name}, 'nan'::{'double' if kind == pa.float64() else 'float'})"
 
 
-@given(table=st.sampled_from(sorted(NUMBERS)).flatmap(lambda name: tables([name], max_rows=12)), data=st.data())
+@given(table=st.sampled_from(sorted(RANKED)).flatmap(lambda name: tables([name], max_rows=12)), data=st.data())
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=settings.default.max_examples // 4)
 def test_law_comparisons_top_keeps_the_rows_that_duckdb_puts_first(table: pa.Table, data: st.DataObject) -> None:
     name = table.column_names[0]
@@ -357,7 +362,7 @@ def test_law_comparisons_top_keeps_the_rows_that_duckdb_puts_first(table: pa.Tab
 
 
 @given(
-    table=st.tuples(st.sampled_from(sorted(TYPES)), st.sampled_from(sorted(NUMBERS))).flatmap(
+    table=st.tuples(st.sampled_from(sorted(TYPES)), st.sampled_from(sorted(RANKED))).flatmap(
         lambda names: tables(sorted(set(names)), max_rows=12).map(lambda table: (table, *names))
     ),
     with_best=st.booleans(),
