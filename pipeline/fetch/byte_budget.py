@@ -102,9 +102,8 @@ class Reservation:
         """Change the reservation to `num_bytes`, before these bytes arrive."""
         if num_bytes > self._num_bytes:
             if self._budget.is_full:
-                self._deadline.pause()
-                await self._budget.wait_to_grow(self)
-                self._deadline.resume()
+                with self._deadline.paused():
+                    await self._budget.wait_to_grow(self)
             self._budget.reserve(num_bytes - self._num_bytes)
         else:
             self._budget.release(self._num_bytes - num_bytes)

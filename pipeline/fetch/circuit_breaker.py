@@ -43,9 +43,9 @@ class CircuitBreaker:
     with timeouts would block its requests for hours. Once a host has timed out, its concurrent requests are limited to
     the number of timeouts left before the circuit opens.
 
-    `max_timeouts`: this many timeouts in a row open the circuit. `min_wait_s`: a canceled request that had less time
-    than this does not count, because other hosts took most of the URL's time. A request during which this machine
-    stalled does not count either.
+    `max_timeouts`: this many timeouts in a row open the circuit. `min_wait_s`: a canceled request for which the URL's
+    clock ran less than this does not count, because other hosts took most of the URL's time. A request during which
+    this machine stalled does not count either.
     """
 
     def __init__(self, max_timeouts: int, min_wait_s: float, stalled_since: Callable[[float], bool]) -> None:
@@ -63,7 +63,7 @@ class CircuitBreaker:
             await self._wait_for_a_chance(name, host, deadline)
             host.in_flight += 1
             try:
-                async with self._counting(host):
+                async with self._counting(host, deadline):
                     yield
             finally:
                 host.in_flight -= 1
@@ -81,17 +81,16 @@ class CircuitBreaker:
             has_chance = not host.timeouts or host.timeouts + host.in_flight < self._max_timeouts
             if has_chance or not host.in_flight:
                 return
-            deadline.pause()
-            await host.changed.wait()
-            deadline.resume()
+            with deadline.paused():
+                await host.changed.wait()
 
     @asynccontextmanager
-    async def _counting(self, host: _Host) -> AsyncIterator[None]:
-        started = time.monotonic()
+    async def _counting(self, host: _Host, deadline: Deadline) -> AsyncIterator[None]:
+        started, remaining_s = time.monotonic(), deadline.remaining_s
         try:
             yield
         except asyncio.CancelledError:  # the URL's deadline
-            if time.monotonic() - started >= self._min_wait_s and not self._stalled_since(started):
+            if remaining_s - deadline.remaining_s >= self._min_wait_s and not self._stalled_since(started):
                 self._count_timeout(host)
             raise
         except FetchError as failure:

@@ -1,6 +1,8 @@
 """Provides a timeout whose clock can be paused: waiting for our own limits must not consume a URL's time."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
@@ -43,6 +45,15 @@ class Deadline:
     def expired(self) -> bool:
         """True once the time is up and the `async with` block has been interrupted."""
         return self._timeout.expired()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock during the `with` block."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
 
     def pause(self) -> None:
         """Stop the clock."""

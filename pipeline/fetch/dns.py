@@ -6,6 +6,7 @@ private addresses.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 
 from pairmill.pipeline.common.faults import LOCAL_ERRNOS
 from pairmill.pipeline.fetch.addresses import AddressGuard
@@ -16,6 +17,8 @@ _NO_SUCH_NAME_TTL_S = 60.0  # RFC 2308 section 5 allows up to three hours
 _NO_ANSWER_TTL_S = 15.0  # name servers that do not answer may soon be back (RFC 9520 section 3.2: 1 s to 5 min)
 _MAX_NAMES = 20_000
 _MAX_CONCURRENT_LOOKUPS = 128  # each look-up sends two packets, and small resolvers drop packets beyond that
+_SLOT_S = 1.0
+"""A look-up no longer counts as running after this time, so that silent name servers do not delay other names."""
 
 
 class AddressRefused(OSError):
@@ -48,7 +51,10 @@ class DnsCache:
 
     async def _resolve(self, name: str) -> list[str] | OSError:
         try:
-            async with self._concurrency:
+            with ExitStack() as slot:
+                await self._concurrency.acquire()
+                slot.callback(self._concurrency.release)
+                slot.callback(asyncio.get_running_loop().call_later(_SLOT_S, slot.close).cancel)
                 addresses = list(await self._look_up(name))
         except OSError as error:
             return error

@@ -240,18 +240,15 @@ class Fetcher:
     async def _require_allowed_by_robots_txt(self, url: HttpUrl, deadline: Deadline) -> None:
         """Raise FetchError if robots.txt does not allow the URL. The URL's clock is paused, because fetching the file
         has its own deadline, and many URLs may wait for it."""
-        deadline.pause()
-        try:
+        with deadline.paused():
             await self._robots.require_allowed(url)
-        finally:
-            deadline.resume()
 
     async def _request(self, url: HttpUrl, download: _Download) -> bytes | HttpUrl:
         """The result of one request: the body, or the URL that it redirects to.
 
         If the body is not needed, closes the connection instead of reading on.
         """
-        async with self._client.get(url) as response:
+        async with self._client.get(url, download.deadline) as response:
             head = response.head
             download.http_status = head.status
             download.final_url = str(url)
@@ -290,7 +287,8 @@ class Fetcher:
         try:
             async with Deadline(self._config.timeout_s, self._stalls) as deadline:
                 for _ in range(_ROBOTS_REDIRECTS + 1):
-                    async with self._request_slot(url.name, deadline), self._client.get(url) as response:
+                    slot = self._request_slot(url.name, deadline)
+                    async with slot, self._client.get(url, deadline) as response:
                         head = response.head
                         if 200 <= head.status < 300:
                             body = await response.read_prefix(MAX_ROBOTS_BYTES)

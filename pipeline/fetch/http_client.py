@@ -1,6 +1,6 @@
 """Sends GET requests over HTTP/1.1, on connections to allowed addresses that are kept alive for a while.
 
-    async with client.get(url) as response:
+    async with client.get(url, deadline) as response:
         response.head.status, response.head.get("location")
         async for chunk in response.chunks(): ...
 
@@ -86,12 +86,14 @@ class HttpClient:
         )
 
     @asynccontextmanager
-    async def get(self, url: HttpUrl) -> AsyncIterator[Response]:
+    async def get(self, url: HttpUrl, deadline: Deadline) -> AsyncIterator[Response]:
         """Send a request and wait for the head of the final response. Raises FetchError and LocalFault.
+
+        Pauses the URL's deadline while its name is looked up, because look-ups wait for each other and have their own.
 
         Leaving the `async with` block before the body is complete closes the connection, so no more bytes are read.
         """
-        connection, response = await self._request(url)
+        connection, response = await self._request(url, deadline)
         try:
             yield response
         finally:
@@ -104,7 +106,7 @@ class HttpClient:
         """Close the connections that are kept alive."""
         self._idle.close()
 
-    async def _request(self, url: HttpUrl) -> tuple[HttpConnection, Response]:
+    async def _request(self, url: HttpUrl, deadline: Deadline) -> tuple[HttpConnection, Response]:
         request = f"GET {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._fields}".encode()
         if (kept := self._idle.take(url.origin)) is not None:
             try:
@@ -113,12 +115,12 @@ class HttpClient:
                 # The server may have closed the idle connection, or sent something after its last response (RFC 9112
                 # section 9.3.1). Only a new connection can return the response to this request.
                 pass
-        connection = await self._connect(url)
+        connection = await self._connect(url, deadline)
         return connection, await _exchange(connection, request)
 
-    async def _connect(self, url: HttpUrl) -> HttpConnection:
+    async def _connect(self, url: HttpUrl, deadline: Deadline) -> HttpConnection:
         name = url.name
-        addresses = [name] if is_ipv4(name) or ":" in name else _to_try(await self._resolve(name))
+        addresses = [name] if is_ipv4(name) or ":" in name else _to_try(await self._resolve(name, deadline))
         infos = [
             (
                 (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, url.port, 0, 0))
@@ -138,9 +140,10 @@ class HttpClient:
         except OSError as error:  # includes ssl.SSLError
             raise _connect_error(error) from error
 
-    async def _resolve(self, name: str) -> list[str]:
+    async def _resolve(self, name: str, deadline: Deadline) -> list[str]:
         try:
-            return await self._resolver.resolve(name)
+            with deadline.paused():
+                return await self._resolver.resolve(name)
         except AddressRefused as error:
             raise FetchError(Status.ADDRESS_REFUSED, str(error)) from error
         except OSError as error:

@@ -38,7 +38,7 @@ class FetchOutcome:
     content_type: str | None = None
     fetch_attempts: int | None = None
     fetch_s: float | None = None
-    """Seconds spent on this URL, not counting the time it waited for our own limits."""
+    """Seconds spent on this URL, not counting look-ups of names and the time it waited for our own limits."""
     fetched_at: datetime | None = None
     original_bytes: int | None = None
     sha256: str | None = None

@@ -22,7 +22,8 @@ class FetchConfig(Settings):
     img2dataset's downloader and resizer, for comparison. It has no per-host limits, applies `timeout_s` to each attempt
     on its own, reports less about each download, and ignores orientation and color profiles."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    """Total time for one URL, including redirects and retries."""
+    """Total time for one URL, including redirects and retries. Waiting for the job's limits does not count, nor do
+    look-ups of host names, which take at most 5 s each."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Time to connect to a host."""
     max_bytes: Annotated[int, Field(ge=1_000)] = 20_000_000

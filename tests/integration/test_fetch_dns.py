@@ -54,3 +54,13 @@ def test_a_name_without_a_response_or_an_address_is_a_dns_error(web: HostileWeb,
         fetched = fetch(web.url("/a.jpg", host="empty.example"), nameservers=[server.address], timeout_s=2)
         assert fetched.status is Status.DNS_ERROR
         assert "empty.example" in (fetched.detail or "")
+
+
+def test_rows_lose_no_time_to_hundreds_of_names_whose_name_servers_are_silent(web: HostileWeb) -> None:
+    """They wait until their own names are looked up, with their clocks stopped."""
+    silent: dict[str, list[list[str]]] = {f"silent{number}.example": [] for number in range(400)}
+    good = {f"good{number}.example": [["127.0.0.1"]] for number in range(20)}
+    with NameServer(silent | good) as server:
+        urls = [web.url("/a.jpg", host=name) for name in server.addresses]
+        found = fetch_all(urls, nameservers=[server.address], timeout_s=1)
+    assert [fetched.status for fetched in found] == [Status.DNS_ERROR] * 400 + [Status.OK] * 20

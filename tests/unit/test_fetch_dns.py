@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from pairmill.pipeline.fetch import dns
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import AddressRefused, DnsCache, NoSuchHost
 
@@ -65,5 +66,28 @@ def test_a_caller_that_gives_up_does_not_cancel_the_lookup_for_the_others() -> N
         assert await second == ["8.8.8.8"]
         assert service.queries == ["good"]
         await cache.close()
+
+    asyncio.run(main())
+
+
+def test_names_whose_name_servers_are_silent_do_not_delay_the_others_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns, "_SLOT_S", 0.01)
+
+    async def look_up(name: str) -> Sequence[str]:
+        if name.startswith("silent"):
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        return ["8.8.8.8"]
+
+    async def main() -> None:
+        cache = DnsCache(look_up, AddressGuard())
+        names = [f"silent{number}" for number in range(600)] + [f"good{number}" for number in range(600)]
+        found = [asyncio.create_task(cache.resolve(name)) for name in names]
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*found[600:]) == [["8.8.8.8"]] * 600
+        assert not any(task.done() for task in found[:600])
+        await cache.close()
+        await asyncio.gather(*found, return_exceptions=True)
+        assert cache._concurrency._value == dns._MAX_CONCURRENT_LOOKUPS  # each slot was released once
 
     asyncio.run(main())

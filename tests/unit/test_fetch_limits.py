@@ -1,12 +1,15 @@
 """Tests the fetcher's limits: requests per host, deadlines, bytes in memory."""
 
 import asyncio
+from contextlib import nullcontext
 
 import pytest
 
 from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
+from pairmill.pipeline.fetch.circuit_breaker import CircuitBreaker
 from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.host_limiter import HostLimiter
+from pairmill.pipeline.fetch.outcome import FetchError
 
 
 def test_requests_are_limited_per_host_and_in_total() -> None:
@@ -91,15 +94,33 @@ def test_a_paused_deadline_does_not_expire() -> None:
     async def main() -> None:
         deadline = Deadline(5)
         async with deadline:
-            deadline.pause()
-            await asyncio.sleep(0.5)
-            deadline.resume()
+            with deadline.paused():
+                await asyncio.sleep(0.5)
             assert deadline.remaining_s == pytest.approx(5, abs=0.4)
             assert not deadline.expired
         with pytest.raises(TimeoutError):
             async with (again := Deadline(0.02)):
                 await asyncio.sleep(5)
         assert again.expired
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("paused_s", [0.0, 0.1])
+def test_a_timeout_counts_against_a_host_only_if_the_clock_ran_long_enough(paused_s: float) -> None:
+    async def main() -> None:
+        breaker = CircuitBreaker(1, min_wait_s=0.1, stalled_since=lambda _: False)
+        with pytest.raises(TimeoutError):
+            async with Deadline(0.15 - paused_s) as deadline, breaker.track("host", deadline):
+                with deadline.paused():
+                    await asyncio.sleep(paused_s)
+                await asyncio.sleep(60)
+        async with Deadline(60) as deadline:
+            with (
+                nullcontext() if paused_s else pytest.raises(FetchError, match="the last 1 requests to host timed out")
+            ):
+                async with breaker.track("host", deadline):
+                    pass
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline.common.url_parser import HttpUrl
 from pairmill.pipeline.fetch.byte_budget import ByteBudget
+from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.fetch_url import Fetcher
 from pairmill.pipeline.fetch.http_connection import HttpConnection
 from pairmill.pipeline.fetch.outcome import FetchOutcome
@@ -64,7 +65,7 @@ def verdicts(answer: bytes, cuts: Sequence[Sequence[int]], max_bytes: int = 1_00
                 ends = [*sorted(positions), len(answer)]
                 pieces = [answer[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
 
-                async def connect(_: HttpUrl, pieces: list[bytes] = pieces) -> HttpConnection:
+                async def connect(_: HttpUrl, _deadline: Deadline, pieces: list[bytes] = pieces) -> HttpConnection:
                     connection = HttpConnection()
                     _Server(connection, pieces)
                     return connection
