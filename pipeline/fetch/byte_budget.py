@@ -5,13 +5,20 @@ from collections import deque
 
 from pairmill.pipeline.fetch.deadline import Deadline
 
+_TURN_S, _TURN_BYTES = 0.25, 4 << 10
+"""A body that grows by fewer bytes in this time loses its turn to the next one."""
+
+_MAX_UNFINISHED_SHARE = 1 / 8
+"""Bodies that lost their turn can exceed the limit for growth by this share of it."""
+
 
 class ByteBudget:
     """Bytes that are arriving or waiting to be decoded: new requests wait while there are `limit_bytes` or more.
 
     Requests already in progress may use up to `growth_bytes`. Above that, only one of them proceeds at a time, so one
-    can always finish, and the total exceeds this limit by at most one body. It should be far higher, because the one
-    that proceeds may be from a slow server.
+    can always finish. A body that hardly grows loses its turn and then waits behind the others, because otherwise, slow
+    servers would delay everyone. The total exceeds `growth_bytes` by at most an eighth, from such turns, and one body:
+    once the eighth is used up, a body keeps its turn until it ends.
     """
 
     def __init__(self, limit_bytes: int, growth_bytes: int | None = None) -> None:
@@ -21,9 +28,11 @@ class ByteBudget:
         self._reserved = 0
         self._starts: deque[tuple[asyncio.Future[None], int]] = deque()
         """The requests that wait to start, and what they will reserve."""
-        self._sole_reservation: Reservation | None = None
-        self._changed = asyncio.Event()
-        self._waiting = 0
+        self._growing: Reservation | None = None
+        """Whose turn it is to grow above `growth_bytes`."""
+        self._turns: deque[tuple[asyncio.Future[None], Reservation]] = deque()
+        """The bodies that wait to grow."""
+        self._review: asyncio.TimerHandle | None = None
 
     @property
     def is_full(self) -> bool:
@@ -57,32 +66,57 @@ class ByteBudget:
         self._reserved -= num_bytes
         while self._starts and not self.is_full:
             turn, to_reserve = self._starts.popleft()
-            if not turn.cancelled():
+            if _grant(turn):
                 self.reserve(to_reserve)
-                turn.set_result(None)
-        if self._waiting and self._reserved < self._growth_bytes:
-            self._wake()
+        if self._reserved < self._growth_bytes:
+            while self._turns:
+                _grant(self._turns.popleft()[0])
 
     async def wait_to_grow(self, reservation: "Reservation") -> None:
-        """Return once fewer than `growth_bytes` are reserved, or only this reservation grows above that."""
-        while self._reserved >= self._growth_bytes and self._sole_reservation not in (None, reservation):
-            self._waiting += 1
-            try:
-                await self._changed.wait()
-            finally:
-                self._waiting -= 1
-        if self._reserved >= self._growth_bytes:
-            self._sole_reservation = reservation
+        """Return once fewer than `growth_bytes` are reserved, or it is this reservation's turn to grow above that."""
+        while self._reserved >= self._growth_bytes and self._growing is not reservation:
+            if self._growing is None:
+                self._give_turn(reservation)
+            else:
+                turn = asyncio.get_running_loop().create_future()
+                self._turns.append((turn, reservation))
+                await turn
 
     def stop_growing(self, reservation: "Reservation") -> None:
         """Let another reservation grow above `growth_bytes`."""
-        if self._sole_reservation is reservation:
-            self._sole_reservation = None
-            self._wake()
+        if self._growing is reservation:
+            self._pass_turn()
 
-    def _wake(self) -> None:
-        self._changed.set()  # wakes everyone who is waiting now
-        self._changed = asyncio.Event()
+    def _give_turn(self, reservation: "Reservation") -> None:
+        self._growing = reservation
+        self._review = asyncio.get_running_loop().call_later(
+            _TURN_S, self._review_turn, reservation, reservation.num_bytes
+        )
+
+    def _pass_turn(self) -> None:
+        """Give the turn to the reservation that has waited longest."""
+        self._growing = None
+        if self._review is not None:
+            self._review.cancel()
+        while self._turns and self._growing is None:
+            turn, reservation = self._turns.popleft()
+            if _grant(turn):
+                self._give_turn(reservation)
+
+    def _review_turn(self, reservation: "Reservation", num_bytes_before: int) -> None:
+        is_slow = reservation.num_bytes - num_bytes_before < _TURN_BYTES
+        if is_slow and self._turns and self._reserved < (1 + _MAX_UNFINISHED_SHARE) * self._growth_bytes:
+            self._pass_turn()
+        else:
+            self._give_turn(reservation)
+
+
+def _grant(turn: "asyncio.Future[None]") -> bool:
+    """End the wait for a turn. False if the waiting task was cancelled."""
+    if turn.cancelled():
+        return False
+    turn.set_result(None)
+    return True
 
 
 class Reservation:
@@ -92,6 +126,11 @@ class Reservation:
         self._budget = budget
         self._deadline = deadline
         self._num_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are reserved now."""
+        return self._num_bytes
 
     async def start(self, num_bytes: int) -> None:
         """Reserve the expected bytes of a request, which may then start."""

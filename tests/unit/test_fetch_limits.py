@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from pairmill.pipeline.fetch import byte_budget
 from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
 from pairmill.pipeline.fetch.circuit_breaker import CircuitBreaker
 from pairmill.pipeline.fetch.deadline import Deadline
@@ -209,6 +210,44 @@ def test_above_twice_the_budget_bodies_grow_one_at_a_time_and_the_others_do_not_
         assert sorted(order) == list("abcd")
         assert budget._reserved == 0
         assert max(most) <= 2 * 10 + 8 + 4 * 8  # twice the budget, the step that crosses it, and one whole body
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("burst_bytes", [1, 5_000])
+def test_slow_bodies_keep_neither_the_turn_to_grow_nor_more_memory_than_allowed(
+    burst_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They begin with a burst, then send one byte at a time."""
+    monkeypatch.setattr(byte_budget, "_TURN_S", 0.02)
+
+    async def main() -> None:
+        budget, most, whole_bytes = ByteBudget(10_000, 80_000), list[int](), 40_000
+
+        async def body(burst_bytes: int, step_bytes: int, pause_s: float, timeout_s: float) -> None:
+            async with Deadline(timeout_s) as deadline:
+                reservation = Reservation(budget, deadline)
+                try:
+                    for num_bytes in range(burst_bytes, whole_bytes + 1, step_bytes):
+                        await reservation.resize(num_bytes)
+                        most.append(budget._reserved)
+                        await asyncio.sleep(pause_s)
+                finally:
+                    reservation.release()
+
+        budget.reserve(80_000)
+        slow = [asyncio.create_task(body(burst_bytes, 1, 0.005, timeout_s=60)) for _ in range(4)]
+        good = [asyncio.create_task(body(10_000, 10_000, 0.001, timeout_s=2)) for _ in range(20)]
+        if burst_bytes == 1:
+            await asyncio.wait_for(asyncio.gather(*good), 5)
+        else:  # two such bursts are the eighth above the limit, so the second body keeps its turn
+            await asyncio.sleep(0.2)
+        for task in slow:
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*good), 5)
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert max(most) <= 80_000 * 9 / 8 + whole_bytes
+        assert budget._reserved == 80_000
 
     asyncio.run(main())
 
