@@ -16,9 +16,9 @@ class ByteBudget:
     """Bytes that are arriving or waiting to be decoded: new requests wait while there are `limit_bytes` or more.
 
     Requests already in progress may use up to `growth_bytes`. Above that, only one of them proceeds at a time, so one
-    can always finish. A body that hardly grows loses its turn and then waits behind the others, because otherwise, slow
-    servers would delay everyone. The total exceeds `growth_bytes` by at most an eighth, from such turns, and one body:
-    once the eighth is used up, a body keeps its turn until it ends.
+    can always finish, and the next one waits until that body is decoded. A body that hardly grows loses its turn and
+    then waits behind the others, because otherwise, slow servers would delay everyone. The total exceeds `growth_bytes`
+    by at most an eighth, from such turns, and one body: once the eighth is used up, a body keeps its turn to the end.
     """
 
     def __init__(self, limit_bytes: int, growth_bytes: int | None = None) -> None:
@@ -26,6 +26,8 @@ class ByteBudget:
         self.limit_bytes = limit_bytes
         self._growth_bytes = growth_bytes or 2 * limit_bytes
         self._reserved = 0
+        self._decoding = 0
+        """Bytes of whole bodies, which a decoder will release."""
         self._starts: deque[tuple[asyncio.Future[None], int]] = deque()
         """The requests that wait to start, and what they will reserve."""
         self._growing: Reservation | None = None
@@ -75,12 +77,24 @@ class ByteBudget:
     async def wait_to_grow(self, reservation: "Reservation") -> None:
         """Return once fewer than `growth_bytes` are reserved, or it is this reservation's turn to grow above that."""
         while self._reserved >= self._growth_bytes and self._growing is not reservation:
-            if self._growing is None:
+            if self._growing is None and not self._decoding:
                 self._give_turn(reservation)
             else:
                 turn = asyncio.get_running_loop().create_future()
                 self._turns.append((turn, reservation))
                 await turn
+
+    def hand_over(self, reservation: "Reservation") -> None:
+        """Leave the bytes of a whole body to its decoder, which calls `release_decoded`."""
+        self._decoding += reservation.num_bytes
+        self.stop_growing(reservation)
+
+    def release_decoded(self, num_bytes: int) -> None:
+        """Subtract the bytes of a whole body."""
+        self._decoding -= num_bytes
+        self.release(num_bytes)
+        if self._growing is None:
+            self._pass_turn()
 
     def stop_growing(self, reservation: "Reservation") -> None:
         """Let another reservation grow above `growth_bytes`."""
@@ -94,11 +108,11 @@ class ByteBudget:
         )
 
     def _pass_turn(self) -> None:
-        """Give the turn to the reservation that has waited longest."""
+        """Give the turn to the reservation that has waited longest, unless a decoder is about to make room."""
         self._growing = None
         if self._review is not None:
             self._review.cancel()
-        while self._turns and self._growing is None:
+        while self._turns and self._growing is None and not self._decoding:
             turn, reservation = self._turns.popleft()
             if _grant(turn):
                 self._give_turn(reservation)
@@ -152,10 +166,10 @@ class Reservation:
 
     def release(self) -> None:
         """Release all bytes."""
-        self.hand_over()
+        self._budget.stop_growing(self)
         self._budget.release(self._num_bytes)
         self._num_bytes = 0
 
     def hand_over(self) -> None:
-        """Stop growing. The bytes stay reserved, and the receiver of the body releases them."""
-        self._budget.stop_growing(self)
+        """Stop growing. The bytes stay reserved, and the receiver of the body calls `release_decoded`."""
+        self._budget.hand_over(self)

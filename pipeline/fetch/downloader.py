@@ -206,7 +206,7 @@ class _Engine:
                 self._decoders, self._decode, fetched, fetched.body, expected_sha256
             )
         finally:
-            self._budget.release(len(fetched.body))
+            self._budget.release_decoded(len(fetched.body))
 
     def _decode(self, fetched: FetchOutcome, body: bytes, expected_sha256: frozenset[str]) -> FetchOutcome:
         """Compute the checksums, then decode the picture unless every row expects other bytes. For decoding threads."""

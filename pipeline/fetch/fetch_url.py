@@ -151,8 +151,8 @@ class Fetcher:
     async def fetch(self, url: str) -> FetchOutcome:
         """Download one picture; the outcome includes its body. Raises only LocalFault, never because of a server.
 
-        The body's bytes stay reserved in the budget until the caller releases them. A URL that fails while this machine
-        stalls is tried again with its full time limit.
+        The body's bytes stay reserved in the budget until the caller calls `release_decoded`. A URL that fails while
+        this machine stalls is tried again with its full time limit.
         """
         for _ in range(_MAX_STALLS):
             started = time.monotonic()

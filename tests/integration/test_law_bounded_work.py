@@ -39,7 +39,7 @@ def fetch_together(urls: list[str]) -> Run:
 
             async def fetch_one(url: str) -> None:
                 outcomes[url] = outcome = await fetcher.fetch(url)
-                budget.release(len(outcome.body or b""))
+                budget.release_decoded(len(outcome.body or b""))
 
             started = time.monotonic()
             await asyncio.gather(*(fetch_one(url) for url in interleave_hosts(urls)))

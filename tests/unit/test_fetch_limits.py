@@ -195,14 +195,16 @@ def test_above_twice_the_budget_bodies_grow_one_at_a_time_and_the_others_do_not_
         budget, order, most = ByteBudget(10), list[str](), list[int]()
 
         async def body(name: str, steps: int) -> None:
-            async with Deadline(1.2) as deadline:
+            async with Deadline(0.6) as deadline:
                 reservation = Reservation(budget, deadline)
                 for n in range(1, steps + 1):
                     await reservation.resize(8 * n)
                     most.append(budget._reserved)
-                    await asyncio.sleep(0.1)
-                reservation.release()
-                order.append(name)
+                    await asyncio.sleep(0.05)
+                reservation.hand_over()
+            await asyncio.sleep(0.1)  # the decoder is busy
+            budget.release_decoded(8 * steps)
+            order.append(name)
 
         async with asyncio.TaskGroup() as group:
             for name in "abcd":
