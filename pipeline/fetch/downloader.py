@@ -39,7 +39,7 @@ _MAX_BUFFERED_BYTES = 64 << 20
 """No new request starts while this many bytes are arriving or waiting for a decoding thread: a second of work."""
 
 _MAX_GROWN_BYTES = 512 << 20
-"""Requests already in flight can raise the total to this many bytes, plus one body and one chunk."""
+"""Requests already in flight can raise the total to this many bytes, and a little more: see `ByteBudget`."""
 
 HANG_CHECK_S = 10.0
 

@@ -24,6 +24,8 @@ from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.fetch import http_client
 from pairmill.pipeline.fetch.addresses import AddressGuard
+from pairmill.pipeline.fetch.byte_budget import Reservation
+from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.downloader import Downloader
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob
@@ -73,6 +75,26 @@ def open_downloader() -> Iterator[Open]:
     yield open_
     for downloader in opened:
         downloader.close()
+
+
+def test_no_request_starts_above_64_mb_and_bodies_fill_512_mb_before_they_grow_one_at_a_time(
+    open_downloader: Open,
+) -> None:
+    budget = open_downloader()._start()._budget
+
+    async def main() -> None:
+        async with Deadline(60) as deadline:
+            bodies = [Reservation(budget, deadline) for _ in range(4)]
+            budget.reserve((64 << 20) - 1)
+            await asyncio.wait_for(bodies[0].start(1), 1)
+            assert budget.is_full
+            budget.reserve((512 << 20) - (64 << 20) - 1)
+            for body in bodies[1:3]:  # one fills the last byte, and one has the turn to grow above that
+                await asyncio.wait_for(body.resize(1), 1)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(bodies[3].resize(1), 0.05)
+
+    asyncio.run(main())
 
 
 def shard(
