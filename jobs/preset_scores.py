@@ -43,14 +43,15 @@ class PresetScores:
 
     def _command(self, score: str) -> str:
         """The command that adds a missing score."""
-        command = pairmill_command("score", self.store.root, score)
+        words = ["score", self.store.root, score]
         if any(each.name == score and each.kind == "score" for each in self.added.incomplete):
-            return command
+            return pairmill_command(*words)
         ((kind, given),) = self.preset.scores[score].items()
         settings = [f"{kind}.{field}={field.upper()}" for field in required_settings(kind, given)]
         if len(self.models) > 1 and (place := _model_of(kind, given)):
             settings.append(f"{kind}.{place}={self.models[0]}")
-        return " ".join([command, f"--preset {self.name}", *(f"--set {each}" for each in settings)])
+        words += ["--preset", self.name, *(word for each in settings for word in ("--set", each))]
+        return pairmill_command(*words)
 
     def _differences(self, score: str) -> list[str]:
         card = read_score_card(self.store, score)

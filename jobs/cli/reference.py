@@ -10,6 +10,7 @@ import typer
 from pairmill.jobs.cli.options import Json
 from pairmill.jobs.cli.terminal import errors, print_json, say, say_as_is
 from pairmill.pipeline.common.terminal_text import columns_of
+from pairmill.pipeline.common.text import pairmill_command
 
 if TYPE_CHECKING:
     from pairmill.jobs.job_fields import JobField
@@ -136,6 +137,6 @@ def _fields(prefix: str, command: str) -> list["JobField"]:
         names = [field.name for field in job_fields("", jobs[command])]
         names += [name.partition(".")[0] for name in names]
         close = get_close_matches(prefix, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; `pairmill fields --of {command}` lists all"
-        raise JobError(f"no field of {command} begins with {prefix!r}{hint}")
+        hint = f"did you mean {close[0]!r}?" if close else f"`{pairmill_command('fields', '--of', command)}` lists all"
+        raise JobError(f"no field of {command} begins with {prefix!r}; {hint}")
     return found

@@ -1,12 +1,12 @@
 """Collects the content of the gallery page for the query in its address."""
 
 import json
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
 
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.query import Query
@@ -121,11 +121,11 @@ def command(explorer: Explorer, query: Query, where: str) -> str:
     """The command that selects the same rows."""
     base = read_subset(explorer.store, query.subset) if query.subset else None
     steps = [*(base.steps if base else []), *([SelectStep(where=where)] if where else [])]
-    words = ["pairmill", "select", explorer.store.root, "NAME"]
+    words = ["select", explorer.store.root, "NAME"]
     words += [word for step in steps for word in ("--step", step_text(step))]
     words += ["--set", "partial=true"] if explorer.was_unfinished else []
     words += ["--all-pairs"] if (base.rows if base else query.rows) == "pairs" else []
-    return shlex.join(words)
+    return pairmill_command(*words)
 
 
 def step_text(step: SelectStep) -> str:

@@ -103,8 +103,9 @@ def test_every_parameter_of_a_command_is_a_field_of_its_options(name: str, optio
 def test_commands_in_messages_name_the_real_paths_and_quote_them() -> None:
     """Such commands are made by `pairmill_command`, so that they can be pasted into a shell."""
     commands = "|".join(" ".join(name) for name in names() if name and name[0] not in ("jobs", "demo"))
-    by_hand = re.compile(rf"pairmill ({commands}) (?:\{{|OUT\b|DATASET\b|MIX\b)")
-    for path in (path for folder in ("jobs", "pipeline", "schemas") for path in (ROOT / folder).rglob("*.py")):
+    by_hand = re.compile(rf"pairmill ({commands})(?: [\w-]+)*? (?:\{{|OUT\b|DATASET\b|MIX\b)")
+    paths = [path for folder in ("jobs", "pipeline", "schemas") for path in (ROOT / folder).rglob("*")]
+    for path in (path for path in paths if path.suffix in (".py", ".j2", ".js")):
         code = re.sub(r'"""[\s\S]*?"""', "", path.read_text())
         assert not by_hand.search(code), path
 
