@@ -1,16 +1,17 @@
 """The values that a search for purged rows looks for, and how it finds them in text of any kind."""
 
-import html
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import pyarrow as pa
 
 from pairmill.pipeline.image.pdq import MATCH_DISTANCE
-from pairmill.pipeline.purge.keys import canonical_url, domains, hosts_in, url_host, urls_in
+from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
 from pairmill.pipeline.purge.lists import Values
+from pairmill.pipeline.purge.notations import readings
 from pairmill.pipeline.purge.pdq import PDQ, PdqIndex
 
 _HEX = r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
@@ -19,6 +20,9 @@ _WORD = re.compile(r"[^\s\"'<>^`{|}\x00-\x20\x7f]+")
 _ODD_URL = re.compile(r"(?![^\s\"'<>\\^`{|}]*//[^\s\"'<>\\^`{|}]*$)[^\x00-\x20\x7f]+")
 """A URL with characters that end a word, or without slashes. Blanks are excluded: a URL with blanks cannot be
 requested."""
+
+_UNREADABLE = "\ufffd"
+"""Replaces backslashes in URLs. No listed URL contains it, so what precedes an escape does not count as a whole URL."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,26 @@ class Needles:
         return max((len(value) for listed in self.values.values() for value in listed), default=0)
 
     def in_text(self, text: str) -> Iterator[str]:
-        """The listed values that occur as words in a text, which can be HTML or JSON."""
+        """The listed values, and the uids of withdrawn rows, that occur as words in a text in any notation."""
+        for reading in chain([text], readings(text)):
+            yield from self._in_words(reading)
+
+    def _in_words(self, text: str) -> Iterator[str]:
         digits = {kind: self.values.get(kind, frozenset()) for kind in ("uid", "sha256", "pdq")}
-        if any(digits.values()):
+        if any(digits.values()) or self.uids:
             runs = {run.replace("-", "").lower() for run in _HEX_RUN.findall(text)}
             for kind, listed in digits.items():
                 yield from (f"{kind} {value}" for value in runs & listed)
+            unlisted = runs - digits["uid"] if self.uids else ()
+            withdrawn = (run for run in unlisted if digest("uid", run.encode()) in self.uids)
+            yield from (f"the withdrawn row with uid {uid}" for uid in withdrawn)
         if hosts := self.values.get("host"):
             yield from (f"host {name}" for name in hosts_in(text) & hosts)
         if self._has_urls:
             for word in set(_WORD.findall(text)):
-                if "//" in word or "\\/\\/" in word:  # JSON may escape slashes
-                    yield from self._in_url(word)
+                if "//" in word:
+                    yield from self._urls(urls_in(word.rstrip("\\").replace("\\", _UNREADABLE)))
+                    yield from self._hosts(urls_in(word))
 
     def in_cells(self, cells: Iterable[str]) -> Iterator[str]:
         """The listed values that match a cell consisting of one URL, even if `in_text` cannot tell where it ends."""
@@ -59,7 +71,8 @@ class Needles:
                 if (stripped := cell.strip()) in urls:
                     yield f"url {stripped}"
                 elif stripped[:4].lower() == "http" and _ODD_URL.fullmatch(stripped):
-                    yield from self._matching(stripped)
+                    yield from self._urls([stripped])
+                    yield from self._hosts([stripped])
 
     def near_pdq(self, rows: pa.Table) -> Iterator[str]:
         """The hashes of rows that are near a listed hash."""
@@ -81,13 +94,10 @@ class Needles:
     def _has_urls(self) -> bool:
         return bool(self.values.get("url") or self.values.get("host"))
 
-    def _in_url(self, text: str) -> Iterator[str]:
-        for form in {text, html.unescape(text), text.replace("\\/", "/").replace("\\u0026", "&")}:
-            for url in urls_in(form):
-                yield from self._matching(url)
+    def _urls(self, urls: Iterable[str]) -> Iterator[str]:
+        if listed := self.values.get("url"):
+            yield from (f"url {found}" for url in urls if (found := canonical_url(url)) in listed)
 
-    def _matching(self, url: str) -> Iterator[str]:
-        if (canonical := canonical_url(url)) in self.values.get("url", ()):
-            yield f"url {canonical}"
+    def _hosts(self, urls: Iterable[str]) -> Iterator[str]:
         if hosts := self.values.get("host"):
-            yield from (f"host {name}" for name in domains(url_host(url)) if name in hosts)
+            yield from (f"host {name}" for url in urls for name in domains(url_host(url)) if name in hosts)

@@ -4,14 +4,12 @@ Compressed files are unpacked. At most one window of text, one batch of Parquet 
 """
 
 import hashlib
-import html
-import json
-import re
+import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import IO
 
 import numpy as np
@@ -22,20 +20,22 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.needles import Needles
+from pairmill.pipeline.purge.notations import csv_fields, strings_in, strings_in_cell
 from pairmill.pipeline.purge.pdq import PDQ, comparable
 from pairmill.pipeline.purge.tensors import read_tensors
 from pairmill.pipeline.purge.unpack import HEAD_BYTES, UnsearchableError, is_packed, unpacked
-from pairmill.pipeline.purge.windows import Part, Reads, Window, blocks, windows
+from pairmill.pipeline.purge.windows import Part, Reads, blocks, in_utf8, wide_encoding, windows
 from pairmill.pipeline.purge.witness import PICTURE, caption_digests, vector_digests
 from pairmill.pipeline.search.local_copy import local_copy
 from pairmill.pipeline.search.vector_index import VectorIndex
 from pairmill.schemas.manifest import DataFile
 
-_BETWEEN_TAGS = re.compile(r"<[^<>]*>|[\"'\0]")
-_JSON_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, tarfile.TarError)  # Arrow raises the first three
 _BATCH_ROWS = 4_096
 _MIN_OVERLAP = 1 << 16
+_MAX_ESCAPE_CHARS = 12
+"""Maximum number of characters for one: `\\ud83d\\ude00`."""
+_HASH_BYTES = (16, 32)
 _MAX_DEPTH = 3
 """Maximum depth to which files inside files are unpacked."""
 _USTAR = slice(257, 262)
@@ -60,6 +60,7 @@ def search_file(store: Store, needles: Needles, name: str) -> FileReport:
     """Search one file of the output folder."""
     report = FileReport(name)
     search = _FileSearch(needles, report)
+    search.text(name, " (its name)")
     with store.open(name) as file:
         search.file(file, name)
     if name.endswith(".faiss"):
@@ -92,7 +93,7 @@ class _FileSearch:
         file.seek(0)
         if name.endswith(".safetensors"):
             self._tensors(file, where)
-        self._bytes(file, where, is_binary=b"\0" in head)
+        self._bytes(file, where, name)
 
     def _packed(self, file: IO[bytes], head: bytes, name: str, where: str, depth: int) -> None:
         if depth == _MAX_DEPTH:
@@ -100,21 +101,21 @@ class _FileSearch:
             return
         try:
             for member, content in unpacked(file, head):
-                self._text(member, where)
+                self.text(member, where)
                 inner = f" (member {member}){where}" if member else where
                 self.file(content, member or name.rpartition(".")[0], inner, depth + 1)
         except UnsearchableError as error:
             self._report.unsearched.add(f"{error}{where}")
 
-    def _text(self, text: str, where: str = "") -> None:
+    def text(self, text: str, where: str = "") -> None:
         """Look for listed values."""
         self._report.counts["bytes"] += len(text)
         self._report.found.update(f"{value}{where}" for value in self._needles.in_text(text))
 
-    def _cells(self, cells: Sequence[str], where: str) -> None:
+    def _cells(self, cells: Collection[str], where: str) -> None:
         """Look for listed values and captions of withdrawn rows in whole strings."""
         self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(cells))
-        self.captions(cells)
+        self.captions(list(cells))
 
     def captions(self, texts: Sequence[str | None]) -> None:
         """Look for captions of withdrawn rows."""
@@ -141,8 +142,8 @@ class _FileSearch:
     def _parquet(self, file: IO[bytes], where: str) -> None:
         """Search the metadata and every value of every column in a Parquet file, and look for withdrawn rows."""
         with open_parquet(file) as parquet:
-            metadata = {str(key): str(value) for key, value in (parquet.metadata.metadata or {}).items()}
-            self._text(json.dumps(metadata), where)
+            metadata = parquet.metadata.metadata or {}
+            self._texts([value.decode("utf-8", "replace") for value in (*metadata, *metadata.values())], where)
             for batch in parquet.iter_batches(_BATCH_ROWS):
                 table = comparable(pa.Table.from_batches([batch]))
                 self._rows(table)
@@ -150,12 +151,8 @@ class _FileSearch:
                     self._column(field_.name, column.combine_chunks(), where)
 
     def _rows(self, table: pa.Table) -> None:
-        """Look for rows with a withdrawn uid, position or PDQ hash."""
+        """Look for rows with a withdrawn position or PDQ hash."""
         names = set(table.column_names)
-        if "uid" in names and pa.types.is_string(table.schema.field("uid").type):
-            for uid in table["uid"].to_pylist():
-                if uid is not None and digest("uid", uid.encode()) in self._needles.uids:
-                    self._report.found.add(f"the withdrawn row with uid {uid}")
         if "row_id" in names and not self._report.name.startswith("withdrawn/"):
             for row_id in set(table["row_id"].to_pylist()) & self._needles.row_ids:
                 self._report.found.add(f"the withdrawn row {row_id}")
@@ -186,12 +183,15 @@ class _FileSearch:
             self._binaries(column.drop_null().to_pylist(), here)
 
     def _texts(self, texts: list[str], where: str) -> None:
-        self._text("\n".join(texts), where)
-        self._cells(texts, where)
+        self.text("\n".join(texts), where)
+        self._cells({string for text in texts for string in strings_in_cell(text)}, where)
 
     def _binaries(self, values: list[bytes], where: str) -> None:
-        self._texts([value.decode("utf-8", "replace") for value in values], where)
+        """Search binary values, which can be text, pictures, or the bytes of a uid or hash."""
+        if not self._report.name.startswith("withdrawn/"):  # the ledger contains the listed PDQ hashes
+            self.text("\n".join(value.hex() for value in values if len(value) in _HASH_BYTES), where)
         for value in values:
+            self._bytes(BytesIO(value), where)
             self.picture([value], where)
 
     def _tar(self, file: IO[bytes], where: str) -> None:
@@ -199,23 +199,31 @@ class _FileSearch:
         for name, offset, length in read_tar(file):
             self._report.counts["members"] += 1
             inner = f" (member {name}){where}"
-            self._text(name, where)
-            if digest("uid", name.partition(".")[0][:32].encode("utf-8", "replace")) in self._needles.uids:
-                self._report.found.add(f"a sample of a withdrawn row{inner}")
-            if name.endswith((".txt", ".json")):
-                self._bytes(Part(file, offset, length), inner, is_binary=False)
-            else:
+            self.text(name, where)
+            head = Part(file, offset, length).read(HEAD_BYTES)
+            is_caption_or_json = name.endswith((".txt", ".json"))
+            if is_caption_or_json or b"\0" not in head or wide_encoding(head):
+                self._bytes(file, inner, name, offset, length)
+            if not is_caption_or_json:
                 self.picture(blocks(Part(file, offset, length)), inner)
-                if is_packed(Part(file, offset, length).read(HEAD_BYTES)):
+                if is_packed(head):
                     self._report.unsearched.add(f"is packed{inner}")
 
-    def _bytes(self, file: Reads, where: str, is_binary: bool) -> None:
-        """Search the bytes of any other file; in text, JSON or HTML, also everything that could be a caption or URL."""
-        for window in windows(file, max(_MIN_OVERLAP, 4 * self._needles.longest)):
-            self._report.counts["bytes"] += window.num_bytes
-            self._report.found.update(f"{value}{where}" for value in self._needles.in_text(window.text))
-            if not is_binary:
-                self._cells(_pieces(window), where)
+    def _bytes(self, file: IO[bytes], where: str, name: str = "", offset: int = 0, length: int = sys.maxsize) -> None:
+        """Search any other file, or a range of a file; in text, JSON, HTML or CSV, also everything that could be a
+        caption or URL."""
+        head = Part(file, offset, length).read(HEAD_BYTES)
+        contents: list[tuple[Reads, bool]] = [(Part(file, offset, length), b"\0" not in head)]
+        if encoding := wide_encoding(head):
+            contents.append((in_utf8(Part(file, offset, length), encoding), True))
+        for content, is_text in contents:
+            for window in windows(content, max(_MIN_OVERLAP, _MAX_ESCAPE_CHARS * self._needles.longest), is_text):
+                self._report.counts["bytes"] += window.num_bytes
+                self._report.found.update(f"{value}{where}" for value in self._needles.in_text(window.text))
+                if is_text:
+                    self._cells(strings_in(window), where)
+                    if name.lower().endswith((".csv", ".tsv")):
+                        self._cells(set(csv_fields(window)), where)
 
     def _tensors(self, file: IO[bytes], where: str) -> None:
         """Search the vectors and uids in a safetensors file."""
@@ -237,19 +245,3 @@ class _FileSearch:
             return
         for vectors in index.stored():
             self.vectors([digest("vector", row.tobytes()) for row in vectors])
-
-
-def _pieces(window: Window) -> list[str]:
-    """Everything that could be a caption or URL in text, JSON or HTML."""
-    text = window.text
-    pieces = [text] if window.is_first and window.is_last else []
-    pieces += window.inner(text.splitlines())
-    pieces += map(html.unescape, window.inner(_BETWEEN_TAGS.split(text)))
-    return pieces + [_unescaped(piece) for piece in window.inner(_JSON_QUOTE.split(text)) if "\\" in piece]
-
-
-def _unescaped(piece: str) -> str:
-    """The text between two JSON quotes, unescaped."""
-    with suppress(ValueError):
-        return str(json.loads(f'"{piece}"', strict=False))
-    return piece

@@ -36,7 +36,7 @@ class PurgedReport:
     listed: dict[str, int] = field(default_factory=dict)
     """Kind -> number of listed values."""
     withdrawn: int = 0
-    """Rows in the ledger whose captions, pictures and vectors were looked for."""
+    """Rows in the ledger whose uids, captions, pictures and vectors were looked for."""
     shared: int = 0
     """Captions, pictures and vectors of these rows that also belong to rows that were not withdrawn."""
     found: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class PurgedReport:
         """What was searched, as lines to print."""
         listed = ", ".join(counted(number, _NOUNS[kind]) for kind, number in self.listed.items())
         yield (
-            f"looked for {listed}, and for the captions, pictures and embeddings of "
+            f"looked for {listed}, and for the uids, captions, pictures and embeddings of "
             f"{counted(self.withdrawn, 'withdrawn row')}"
         )
         yield (

@@ -1,9 +1,10 @@
 """Reads a file of any size as overlapping windows of text, so that a search needs little memory and misses nothing at
 the cuts."""
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
 BLOCK_BYTES = 1 << 22
 _STOPS = [bytes([byte]) for byte in b"\n\r\t \"'<>{}|^`\0"]
@@ -52,16 +53,42 @@ def blocks(file: Reads) -> Iterator[bytes]:
         yield data
 
 
-def windows(file: Reads, overlap: int) -> Iterator[Window]:
+def wide_encoding(head: bytes) -> str | None:
+    """UTF-16 with its byte order, if a file begins like this encoding: with its mark or, because every ASCII character
+    contains a zero, with zeros at either even or odd positions."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16-le" if head.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if max(even, odd) > max(4 * min(even, odd), len(head) // 32):
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return None
+
+
+def in_utf8(file: Reads, encoding: str) -> Reads:
+    """The same text in UTF-8."""
+    return codecs.EncodedFile(cast(IO[bytes], file), "utf-8", encoding, "replace")
+
+
+def decoded(data: bytes, is_text: bool = True) -> Iterator[str]:
+    """The data as UTF-8 and, if it is text in another encoding, also as Windows-1252, which includes Latin-1."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    yield (text := data.decode("utf-8", "replace"))
+    if is_text and "\ufffd" in text:
+        yield data.decode("cp1252", "replace")
+
+
+def windows(file: Reads, overlap: int, is_text: bool = True) -> Iterator[Window]:
     """The content as text, in windows that are cut between words, so that words of up to `overlap` bytes are whole.
-    Lines and other pieces that are shorter than that are whole in at least one window."""
+    Lines and other pieces that are shorter than that are whole in at least one window. There are several windows of the
+    same text if its encoding is unknown."""
     kept, is_first, size = b"", True, BLOCK_BYTES + overlap
     block = file.read(size)
     while True:
         following = file.read(size)
         data = kept + block
         end = _last_stop(data, overlap) if following else len(data)
-        yield Window(data[:end].decode("utf-8", "replace"), len(block), is_first, not following)
+        for number, text in enumerate(decoded(data[:end], is_text)):
+            yield Window(text, 0 if number else len(block), is_first, not following)
         if not following:
             return
         kept, block, is_first = data[_first_stop(data, max(0, end - overlap), end) :], following, False

@@ -1,0 +1,185 @@
+"""Tests that a search for purged rows finds a value in every notation, encoding and kind of file, but no others."""
+
+import codecs
+import csv
+import gzip
+import html
+import io
+import json
+import tarfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.purge.keys import canonical_url, digest
+from pairmill.pipeline.purge.needles import Needles
+from pairmill.pipeline.purge.search_file import FileReport, search_file
+from pairmill.pipeline.purge.witness import CAPTION
+
+UID, SHA256 = "e9112233445566778899aabbccddee2f", "3d" * 32
+URL = "https://pictures.example/caf\u00e9/a%2Fb,c.jpg?x=1&y=2"
+CAPTION_TEXT = 'two "caf\u00e9s" & a dog\'s\\cat, again'
+NEEDLES = Needles(
+    {"uid": frozenset([UID]), "url": frozenset([canonical_url(URL)])},
+    captions=frozenset([digest(CAPTION, CAPTION_TEXT.encode())]),
+)
+NEAR: dict[str, list[str]] = {
+    UID: [f"{UID}0", f"2{UID}", f"{UID[:-1]}e", UID[1:]],
+    URL: [f"{URL}&z=3", f"{URL}\u00e9", URL[:-1], URL.replace("%2F", "/"), URL.replace("%2F", "%252F"), URL + "%20"],
+    CAPTION_TEXT: [f"{CAPTION_TEXT} ", CAPTION_TEXT[:-1], html.escape(CAPTION_TEXT[1:])],
+}
+"""Value -> other values that must not be taken for it."""
+
+
+def references(form: str) -> Callable[[str], str]:
+    return lambda value: f"<p>{''.join(form.format(ord(each)) for each in value)}</p>"
+
+
+def utf16_escapes(value: str) -> str:
+    return "".join(
+        f"\\u{unit[0]:02x}{unit[1]:02X}" for unit in zip(*[iter(value.encode("utf-16-be"))] * 2, strict=True)
+    )
+
+
+def csv_line(value: str) -> str:
+    csv.writer(text := io.StringIO()).writerow([1, value, "end"])
+    return text.getvalue()
+
+
+NOTATIONS: dict[str, Callable[[str], str]] = {
+    "whole": str,
+    "plain": lambda value: f"\n{value}\n",
+    "JSON": lambda value: json.dumps([value]),
+    "JSON of PHP": lambda value: json.dumps([value]).replace("/", "\\/"),
+    "JSON of Go": lambda value: json.dumps([value], ensure_ascii=False).replace("&", "\\u0026"),
+    "JSON with only escapes": lambda value: f'["{utf16_escapes(value)}"]',
+    "JSON in JSON in JSON": lambda value: json.dumps([json.dumps([json.dumps({"x": value})])]),
+    "YAML": lambda value: str(yaml.safe_dump([value], default_style='"', width=1_000)),
+    "HTML": lambda value: f"<p>{html.escape(value)}</p>",
+    "HTML with quotes": lambda value: f"<p>{html.escape(value, quote=False)}</p>",
+    "HTML in an attribute": lambda value: f"<p title='{html.escape(value)}'>",
+    "HTML, decimal": references("&#{};"),
+    "HTML, hexadecimal": references("&#x{:x};"),
+    "JSON in HTML": lambda value: f'<p data-x="{html.escape(json.dumps([value]))}">x</p>',
+    "HTML in JSON": lambda value: json.dumps(f"<p>{html.escape(value)}</p>"),
+    "CSV": csv_line,
+}
+NOTATIONS_OF_WORDS: dict[str, Callable[[str], str]] = {
+    "in a query": lambda value: f"https://proxy.example/?u={quote(value, safe='')}&w=3",
+    "in a path": lambda value: f"https://proxy.example/fetch/{quote(value)}",
+    "lower case": lambda value: f"x={quote(value, safe='').replace('%3A', '%3a').replace('%2F', '%2f')}",
+    "twice": lambda value: f"https://proxy.example/?u={quote(quote('https://b.example/?u=' + quote(value, safe='')))}",
+    "JSON in a query": lambda value: f"https://proxy.example/?q={quote(json.dumps({'x': value}), safe='')}&w=3",
+}
+
+
+def _parquet(path: Path, cell: object) -> None:
+    pq.write_table(pa.table({"x": [None, cell]}), path)
+
+
+def _tar(path: Path, data: bytes) -> None:
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("x.csv")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+
+
+FILES: dict[str, Callable[[Path, str], object]] = {
+    "utf8.csv": lambda path, text: path.write_text(text, "utf-8"),
+    "bom.csv": lambda path, text: path.write_text(text, "utf-8-sig"),
+    "utf16.csv": lambda path, text: path.write_text(text, "utf-16"),
+    "be.csv": lambda path, text: path.write_bytes(text.encode("utf-16-be")),
+    "le.csv": lambda path, text: path.write_bytes(text.encode("utf-16-le")),
+    "latin1.csv": lambda path, text: path.write_text(text, "latin-1"),
+    "x.csv.gz": lambda path, text: path.write_bytes(gzip.compress(text.encode("utf-16"))),
+    "x.tar": lambda path, text: _tar(path, codecs.BOM_UTF16_BE + text.encode("utf-16-be")),
+    "text.parquet": _parquet,
+    "binary.parquet": lambda path, text: _parquet(path, text.encode("latin-1")),
+}
+
+
+def search(folder: Path, name: str, needles: Needles = NEEDLES) -> FileReport:
+    report = search_file(Store(str(folder)), needles, name)
+    assert not report.unsearched
+    return report
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_value_is_found_in_every_notation_and_no_other_value_is_taken_for_it(tmp_path: Path, name: str) -> None:
+    for value, others in NEAR.items():
+        notations = {**NOTATIONS, **(NOTATIONS_OF_WORDS if value != CAPTION_TEXT else {})}
+        if name.endswith(".parquet"):
+            del notations["CSV"]
+        for notation, write in notations.items():
+            FILES[name](tmp_path / name, write(value))
+            report = search(tmp_path, name)
+            assert len(report.found) + len(report.digests) == 1, (notation, value)
+            for other in others:
+                FILES[name](tmp_path / name, write(other))
+                report = search(tmp_path, name)
+                assert not (report.found or report.digests), (notation, other, report.found)
+
+
+@pytest.mark.parametrize("rest", ["", ".", "\\", "\\n", '\\"', "&quot;", "&lt;/a&gt;"])
+def test_a_url_ends_where_the_notation_ends_it(rest: str) -> None:
+    needles = Needles({"url": frozenset(["https://a.example/p?id=1"])})
+    assert set(needles.in_text(f"see https://a.example/p?id=1{rest}")) == {"url https://a.example/p?id=1"}
+    for more in ("\\u0026w=2", "\\x26w=2", "\\u00e9", "\\/x", "\\\\u0026w=2", "&amp;w=2", "&#38;w=2", "&lt=2", "%20"):
+        assert not list(needles.in_text(f"see https://a.example/p?id=1{more}{rest}")), more
+
+
+def test_characters_beyond_16_bits_and_of_windows_1252_are_read(tmp_path: Path) -> None:
+    caption = "a smile \U0001f600 for 5 \u20ac"
+    needles = Needles({}, captions=frozenset([digest(CAPTION, caption.encode())]))
+    texts = [json.dumps(caption), yaml.safe_dump(caption), html.escape(caption).encode("ascii", "xmlcharrefreplace")]
+    for text in [
+        *texts,
+        json.dumps(caption, ensure_ascii=False).replace("\U0001f600", "\\ud83d\\uDE00").encode("cp1252"),
+    ]:
+        (tmp_path / "x").write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert search(tmp_path, "x", needles).digests, text
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_uids_are_found_in_any_column_in_the_name_of_a_file_and_as_bytes(tmp_path: Path, listed: bool) -> None:
+    needles = Needles({"uid": frozenset([UID])} if listed else {}, uids=frozenset([digest("uid", UID.encode())]))
+    raw, values = (
+        bytes.fromhex(UID),
+        [str(uuid.UUID(UID)).upper(), UID.upper(), f"id={UID}", f"urn:uuid:{uuid.UUID(UID)}"],
+    )
+    arrays = [pa.array(values), pa.array([raw, b"x"]), pa.array([raw], pa.binary(16)), pa.array([[raw]])]
+    for array in [*arrays, pa.array([raw]).dictionary_encode(), pa.ExtensionArray.from_storage(pa.uuid(), arrays[2])]:
+        pq.write_table(pa.table({"x": array}), tmp_path / "x.parquet")
+        assert search(tmp_path, "x.parquet", needles).found, array
+    (tmp_path / UID.upper()).write_bytes(b"")
+    assert search(tmp_path, UID.upper(), needles).found
+
+
+def test_hashes_are_found_as_bytes_except_in_the_ledger(tmp_path: Path) -> None:
+    """The ledger contains the listed PDQ hashes."""
+    needles = Needles({"sha256": frozenset([SHA256]), "pdq": frozenset([SHA256])})
+    (tmp_path / "withdrawn").mkdir()
+    for name, found in (
+        ("x.parquet", {f"{kind} {SHA256} (column x)" for kind in ("sha256", "pdq")}),
+        ("withdrawn/x.parquet", set()),
+    ):
+        pq.write_table(pa.table({"x": pa.array([bytes.fromhex(SHA256)], pa.binary(32))}), tmp_path / name)
+        assert search(tmp_path, name, needles).found == found
+
+
+def test_windows_of_utf16_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a pair of bytes nor a value is lost at the cuts."""
+    text = "".join(f"\u5199\u771f\U0001f600 {number}\n" for number in range(3_000)) + json.dumps(URL)
+    (tmp_path / "x").write_text(text, "utf-16")
+    monkeypatch.setattr("pairmill.pipeline.purge.windows.BLOCK_BYTES", 1_001)
+    monkeypatch.setattr("pairmill.pipeline.purge.search_file._MIN_OVERLAP", 100)
+    report = search(tmp_path, "x")
+    assert report.found == {f"url {canonical_url(URL)}"}
+    assert report.counts["bytes"] > len(text.encode())
