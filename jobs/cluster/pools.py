@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
-from pairmill.schemas.job.run import DOWNLOAD_CPUS, cpus_per_download_actor
+from pairmill.schemas.job.run import DOWNLOAD_CPUS, ROWS_WORTH_AN_ACTOR, cpus_per_download_actor
 
 DOWNLOAD_CALLS = 4
 """Number of shards that a download actor works on at once. Nearly every shard has a row that takes the full timeout,
@@ -108,13 +108,15 @@ class _Machines:
 
 
 def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
-    """Size the pools as the job says, otherwise by the machines. If some machines have no GPU, the others only encode.
+    """Size the pools as the job says, otherwise by the rows and the machines. If some machines have no GPU, the others
+    only encode.
 
     Raises PoolError if the pools do not fit.
     """
     run, machines = pipeline.job.run, _Machines.of(pipeline, nodes)
     encode = _encode_pool(pipeline, machines, num_shards)
-    downloads = run.download_actors or machines.download_actors
+    worthwhile = max(1, num_shards * pipeline.job.shard_rows // ROWS_WORTH_AN_ACTOR)
+    downloads = run.download_actors or min(machines.download_actors, worthwhile)
     small = -(-max(downloads, run.max_download_actors or 0) // SMALL_PER_DOWNLOADS)
     pools: dict[StageName, Pool] = {
         "read": Pool(small, SMALL_CPUS, labels=machines.labels),

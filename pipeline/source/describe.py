@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
 from pairmill.pipeline.source.planned import Plan, describe_formats, describe_left_out, describe_uncaptioned
-from pairmill.schemas.job.run import cpus_per_download_actor
+from pairmill.schemas.job.run import ROWS_WORTH_AN_ACTOR, cpus_per_download_actor
 from pairmill.schemas.jobs import BuildJob
 
 _MAX_OBJECTS = 200_000
 _STORED_PICTURE_BYTES = 30_000
 _SHARDS_PER_ACTOR = 4
-_ROWS_WORTH_AN_ACTOR = 1_000
-"""Fewer rows would take an actor about a second."""
 
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
@@ -88,7 +86,7 @@ def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:
         if rows > job.shard_rows:
             return advice.format(rows, f"make {counted(-(-plan.num_rows // rows) * per_shard, 'file')}")
     workers = _download_actors(job)
-    if workers is not None and plan.num_shards < workers and plan.num_rows >= workers * _ROWS_WORTH_AN_ACTOR:
+    if workers is not None and plan.num_shards < workers and plan.num_rows >= workers * ROWS_WORTH_AN_ACTOR:
         rows = max(plan.num_rows // (workers * _SHARDS_PER_ACTOR), 64)
         if rows < job.shard_rows:
             return advice.format(rows, f"give each of {workers} download actors work")

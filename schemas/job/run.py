@@ -10,6 +10,9 @@ DOWNLOAD_CPUS = 1.0
 """CPUs that a download actor requests. Alone, one keeps one and a half cores busy: its event loop and its decoding
 threads share the GIL (decision 002)."""
 
+ROWS_WORTH_AN_ACTOR = 1_000
+"""An actor downloads fewer rows than these in about the time that it takes to start another one."""
+
 
 def cpus_per_download_actor(beside_models: bool) -> float:
     """The number of CPUs for each download actor. Models on the same CPUs are so slow that half as many actors do."""
@@ -22,8 +25,8 @@ class RunConfig(Settings):
     address: str | None = None
     """Ray cluster to join (`auto` or ray://...). None: a local Ray instance for this run."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of download actors. None: one for each of Ray's CPUs, except two
-    for other stages; half as many if models run on these CPUs."""
+    """Number of download actors. None: one for each of Ray's CPUs, except two for other stages; half as many if models
+    run on these CPUs; at most one per 1,000 rows."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None

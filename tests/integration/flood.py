@@ -106,6 +106,7 @@ def flooding(hosts: range) -> Iterator[Flood]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(hosts, there), daemon=True)
     process.start()
+    there.close()  # so that `recv` fails if the process ends before it sends anything
     try:
         yield Flood(hosts, here.recv())
     finally:

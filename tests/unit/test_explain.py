@@ -1,6 +1,7 @@
 """Tests `--explain`: it writes nothing and shows the pools of the actual run."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_downloads_use_the_remaining_cores_or_half_of_them_beside_models_and_fit
     assert [actors("tiny", cpus) for cpus in (1, 2, 4, 16, 64)] == [1, 1, 1, 7, 31]
     assert actors(None, 8, 8, 8) == 21  # a whole CPU of each machine stays free for the actors that need little
     assert actors("tiny", *[3] * 10) == 10  # one per machine, not 14 in total
+
+
+def test_few_rows_get_one_download_actor_unless_the_job_asks_for_more() -> None:
+    def actors(shards: int, **run: Any) -> int:
+        spec = pipeline(None, **run)
+        small = replace(spec, job=spec.job.model_copy(update={"shard_rows": 200}))
+        return plan_pools(small, shards, [Node(16)])["download"].actors
+
+    assert [actors(shards) for shards in (1, 9, 10, 20, 1_000)] == [1, 1, 2, 4, 14]
+    assert actors(9, download_actors=3) == 3
 
 
 def test_pools_may_ask_an_autoscaling_cluster_for_more_than_it_has() -> None:
