@@ -8,7 +8,7 @@ from pairmill.schemas.errors import PairmillError
 
 
 class SessionError(PairmillError, RuntimeError):
-    """A local Ray instance could not be started."""
+    """A local Ray instance could not be started, or a cluster could not be joined."""
 
 
 def user_token() -> str | None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from pairmill.jobs.cluster.few_processes import few_processes
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
@@ -53,11 +54,23 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     )
     with _held_back_stderr(), _unchanged_sigterm():
         if run.address:
-            start()
+            _join(start, run.address)
         else:
             check_token_folder()
             with few_processes():
                 _twice(start)
+
+
+def _join(start: Callable[[], object], address: str) -> None:
+    """Join a cluster. Raises SessionError if it does not answer, or does not let this process in."""
+    try:
+        start()
+    except (ConnectionError, AuthenticationError) as error:
+        raise SessionError(
+            f"cannot join the Ray cluster at {address}: {describe(error)}; is it running? If it requires a token, copy "
+            "~/.ray/auth_token from its head node to the same file here, and set RAY_AUTH_MODE=token: otherwise, "
+            "Ray sends it to no address"
+        ) from error
 
 
 def _twice(start: Callable[[], object]) -> None:
@@ -111,13 +124,16 @@ def _unchanged_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Hold back what Ray's C++ core writes to stderr while it starts, and show it only if the start fails."""
+    """Hold back what Ray's C++ core writes to stderr while it starts, and show it only if the start fails without a
+    SessionError."""
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as aside:
         os.dup2(aside.fileno(), 2)
         try:
             yield
+        except SessionError:
+            raise
         except BaseException:
             aside.seek(0)
             os.write(real, aside.read())

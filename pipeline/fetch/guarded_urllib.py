@@ -9,7 +9,6 @@ import http.client
 import secrets
 import socket
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -25,7 +24,8 @@ from pairmill.pipeline.fetch import optout
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import AddressRefused, NoSuchHost
 from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
-from pairmill.pipeline.fetch.retry_policy import require_success
+from pairmill.pipeline.fetch.retry_policy import is_redirect, require_success
+from pairmill.pipeline.fetch.timed_http import TimedConnection, TimedTlsConnection
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
@@ -81,7 +81,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         """Like OpenerDirector.open, but raises tickets. Called again, from inside the first call, for each redirect."""
         try:
             fullurl.full_url = str(request_url(fullurl.full_url))  # `fullurl` is a Request
-            response = super().open(fullurl, data, timeout)
+            response = super().open(fullurl, data, self._config.timeout_s)
             self._require_usable(response)
         except _Ticket:
             raise
@@ -101,19 +101,21 @@ class GuardedOpener(urllib.request.OpenerDirector):
             raise
 
     def _bound(self, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
-        """Limit the size and time of every body, including those of redirects."""
-        ends_at = time.monotonic() + self._config.timeout_s
-        response.read = partial(self._read_bounded, response, response.read, ends_at)  # type: ignore[method-assign]
+        """Limit the size of every body, including those of redirects."""
+        response.read = partial(self._read_bounded, response, response.read)  # type: ignore[method-assign]
         return response
 
     def _read_bounded(
-        self,
-        response: http.client.HTTPResponse,
-        read: Callable[[int], bytes],
-        ends_at: float,
-        amount: int | None = None,
+        self, response: http.client.HTTPResponse, read: Callable[[int], bytes], amount: int | None = None
     ) -> bytes:
         """The whole body, whatever `amount` is."""
+        try:
+            return self._whole_body(response, read)
+        except Exception as error:
+            response.close()
+            raise self._ticket(error) from None
+
+    def _whole_body(self, response: http.client.HTTPResponse, read: Callable[[int], bytes]) -> bytes:
         chunks, size = [], 0
         try:
             while chunk := read(_CHUNK_BYTES):
@@ -121,11 +123,10 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 size += len(chunk)
                 if size > self._config.max_bytes:
                     raise FetchError(Status.BODY_TOO_LARGE, f"more than {self._config.max_bytes} bytes")
-                if time.monotonic() > ends_at:
-                    raise FetchError(Status.TIMEOUT, f"not done within {self._config.timeout_s:g} s")
-        except Exception as error:
-            response.close()
-            raise self._ticket(error) from None
+        except ConnectionError as error:
+            raise FetchError(Status.BODY_TRUNCATED, str(error)) from None
+        if response.length and 200 <= response.status < 300:  # nobody needs the body of a redirect
+            raise FetchError(Status.BODY_TRUNCATED, f"{response.length:,} bytes are missing")
         return b"".join(chunks)
 
     def _ticket(self, error: Exception) -> _Ticket:
@@ -188,12 +189,12 @@ class _GuardedHandler(urllib.request.AbstractHTTPHandler):
 
 
 class _HttpHandler(_GuardedHandler):
-    connection = http.client.HTTPConnection
+    connection = TimedConnection
     http_open = _GuardedHandler._open
 
 
 class _HttpsHandler(_GuardedHandler):
-    connection = http.client.HTTPSConnection
+    connection = TimedTlsConnection
     https_open = _GuardedHandler._open
 
 
@@ -236,7 +237,7 @@ def _http_status(code: int) -> Status:
     too many redirects, or a target that is not http(s)."""
     if code == 429:
         return Status.HTTP_429
-    if 300 <= code < 400:
+    if is_redirect(code):
         return Status.BAD_REDIRECT
     if 400 <= code < 500:
         return Status.HTTP_4XX

@@ -34,6 +34,7 @@ from pairmill.pipeline.image.measures import measure
 from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import ProcessedImage
+from pairmill.pipeline.image.sniff import FORMAT_HEAD_BYTES, image_format
 from pairmill.pipeline.rules import SourceRules
 from pairmill.schemas.job.pictures import Measure, used_measures
 from pairmill.schemas.jobs import BuildJob
@@ -152,7 +153,7 @@ class _Collector:
             self.outcomes[meta["url"]] = self._failed(meta["error_message"] or "")
         else:
             body, self._original = self._original, b""
-            processed = ProcessedImage(Status.IMAGE_CORRUPT, clean_text(meta["error_message"]))
+            processed = ProcessedImage(_refusal(body), clean_text(meta["error_message"]))
             if image is not None:
                 processed = _processed(image, meta, body, self._measures)
             outcome = FetchOutcome(Status.OK, fetched_at=datetime.now(UTC))  # img2dataset reports nothing else
@@ -168,6 +169,13 @@ class _Collector:
             return failure
         # urllib refused the URL before it called the opener.
         return FetchOutcome(Status.PROTOCOL_ERROR, clean_text(ticket), fetched_at=datetime.now(UTC))
+
+
+def _refusal(body: bytes) -> Status:
+    """The Status of a body that OpenCV cannot decode."""
+    if not body:
+        return Status.EMPTY_BODY
+    return Status.IMAGE_CORRUPT if image_format(body[:FORMAT_HEAD_BYTES]) else Status.NOT_AN_IMAGE
 
 
 def _if_expected(outcome: FetchOutcome, expected_sha256: frozenset[str]) -> FetchOutcome:

@@ -1,8 +1,12 @@
 """Tests img2dataset's engine in our pipeline: the same rows and outputs as with our own, and the same limits."""
 
+import asyncio
 import errno
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,27 @@ def hostile() -> Iterator[HostileWeb]:
         yield hostile
 
 
+async def _drip(writer: Any, head: bytes) -> None:
+    writer.write(head)
+    while not writer.is_closing():
+        writer.write(b"a")
+        await writer.drain()
+        await asyncio.sleep(0.2)
+
+
+async def _dripping_head(request: Request, writer: Any) -> None:
+    await _drip(writer, b"HTTP/1.1 200 OK\r\nX: ")
+
+
+async def _dripping_body(request: Request, writer: Any) -> None:
+    await _drip(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 40000\r\n\r\n" + JPEG)
+
+
+async def _cut(request: Request, writer: Any) -> None:
+    writer.write(response(jpeg(4), length=40_000))
+    writer.close()
+
+
 async def _endless_redirect(request: Request, writer: Any) -> None:
     writer.write(b"HTTP/1.1 302 Found\r\nLocation: /good.jpg\r\n\r\n")
     while not writer.is_closing():
@@ -93,8 +118,26 @@ def test_running_out_of_file_descriptors_fails_the_shard_and_blames_no_url(
     downloader.close()
 
 
+@pytest.fixture
+def dripping_handshake() -> Iterator[str]:
+    """A URL whose server begins a TLS record of 16 kB and sends a byte of it now and then."""
+
+    def serve() -> None:
+        with server.accept()[0] as connection, suppress(OSError):
+            connection.sendall(bytes.fromhex("1603034000"))
+            while True:
+                connection.sendall(b"a")
+                time.sleep(0.2)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}/a.jpg"
+        thread.join()
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb) -> None:
+def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb, dripping_handshake: str) -> None:
     with HostileWeb("127.0.0.2") as private:
         urls = {
             hostile.serve("/good.jpg", jpeg(1)): "ok",
@@ -103,6 +146,13 @@ def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb)
             hostile.send("/to-file", redirect("file:///etc/passwd")): "bad_redirect",
             hostile.route("/endless.jpg", _endless(JPEG)): "body_too_large",
             hostile.send("/silent.jpg", 60.0): "timeout",
+            hostile.route("/dripping-head.jpg", _dripping_head): "timeout",
+            hostile.route("/dripping-body.jpg", _dripping_body): "timeout",
+            dripping_handshake: "timeout",
+            hostile.route("/cut.jpg", _cut): "body_truncated",
+            hostile.send("/empty.jpg", response(b"")): "empty_body",
+            hostile.send("/page.jpg", response(b"<!doctype html><p>gone")): "not_an_image",
+            hostile.send("/300.jpg", response(b"", "300 Multiple Choices")): "http_other",
             hostile.send("/gone.jpg", response(b"", "404 Not Found")): "http_4xx",
             hostile.send("/liar.jpg", response(b"", "404 X-Robots-Tag timed out SSL: CERTIFICATE")): "http_4xx",
             hostile.route("/endless-redirect", _endless_redirect): "body_too_large",

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.core import TyperGroup
@@ -66,9 +68,11 @@ def metrics_ports() -> list[int]:
 
 
 @contextmanager
-def ray_head(ray: Sequence[str | Path], environment: Mapping[str, str], metrics_ports: Sequence[int]) -> Iterator[str]:
+def ray_head(
+    ray: Sequence[str | Path], environment: Mapping[str, str], metrics_ports: Sequence[int]
+) -> Iterator[tuple[str, str]]:
     """Run `ray start --head`, and start another node for each additional port. Each node has two CPUs. Yields the
-    dashboard's address."""
+    addresses to submit jobs to, and to join the cluster at."""
     port, dashboard = free_port(), free_port()
     folder = Path("/tmp") / f"pairmill-ray-{port}"  # Ray's socket paths must be short
     node = ["--num-cpus=2", "--object-store-memory=500000000", "--disable-usage-stats"]
@@ -80,7 +84,7 @@ def ray_head(ray: Sequence[str | Path], environment: Mapping[str, str], metrics_
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stdout + done.stderr
             place = [f"--address=127.0.0.1:{port}"]
-        yield f"http://127.0.0.1:{dashboard}"
+        yield f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
     finally:
         for process in _processes_of(folder):
             with suppress(psutil.Error):
@@ -92,7 +96,7 @@ def cluster(s3: FaultyS3, metrics_ports: list[int]) -> Iterator[str]:
     """A head in an activated environment, without tokens, and a second node. S3's keys are in their environment."""
     ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with ray_head(ray, {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}, metrics_ports) as address:
+    with ray_head(ray, {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}, metrics_ports) as (address, _):
         yield address
 
 
@@ -106,12 +110,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare_cluster(s3: FaultyS3, home: Path) -> Iterator[str]:
+def bare_head(s3: FaultyS3, home: Path) -> Iterator[tuple[str, str]]:
     """A head started by its absolute path, without an activated environment, by a user who has a token. The head
     therefore requires that token."""
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", **CREDENTIALS}
-    with ray_head([Path(sys.executable).with_name("ray")], environment, [free_port()]) as address:
-        yield address
+    with ray_head([Path(sys.executable).with_name("ray")], environment, [free_port()]) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="module")
+def bare_cluster(bare_head: tuple[str, str]) -> str:
+    """Where to submit jobs to that head."""
+    return bare_head[0]
 
 
 def _processes_of(folder: Path) -> list[psutil.Process]:
@@ -248,6 +258,23 @@ def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_
     assert asked["status"].startswith(f"{job_id}: SUCCEEDED, exit status 0")
     assert asked["logs"] == asked["logs --follow"] == built.stdout
     assert asked["stop"] == f"{job_id}: had already ended: SUCCEEDED\n"
+
+
+@pytest.mark.parametrize("mode", ["token", None])
+def test_a_cluster_with_a_token_is_joined_if_ray_is_told_to_send_it_and_otherwise_one_line_says_so(
+    bare_head: tuple[str, str], home: Path, tmp_path: Path, mode: str | None
+) -> None:
+    pq.write_table(pa.table({"url": ["http://a.invalid/1.jpg"], "caption": ["one"]}), tmp_path / "in.parquet")
+    command = ["build", "in.parquet", "out", "--set", f"run.address={bare_head[1]}"]
+    done = pairmill(tmp_path, *command, HOME=str(home), **({"RAY_AUTH_MODE": mode} if mode else {}))
+    if mode:
+        assert done.returncode == 0, done.stderr
+        assert "dns_error" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert "cannot join the Ray cluster" in done.stderr.splitlines()[-1]
+        assert "RAY_AUTH_MODE=token" in done.stderr.splitlines()[-1]
+        assert "gcs" not in done.stderr
 
 
 def _asked_in_one_process(address: str, job_id: str, home: Path) -> dict[str, str]:
