@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import pyarrow.compute as pc
+
 from pairmill.jobs.check import check, difference, open_output
 from pairmill.jobs.cluster.pools import (
     SPARE_CPUS,
@@ -89,7 +91,7 @@ def explain(job: BuildJob) -> Explanation:
     left = plan.shards.filter([shard not in done for shard in plan.shards["shard"].to_pylist()])
     nodes = _nodes(job)
     try:
-        pools = plan_pools(pipeline, max(left.num_rows, 1), nodes)
+        pools = plan_pools(pipeline, max(left.num_rows, 1), pc.sum(left["num_rows"]).as_py() or 0, nodes)
     except PoolError as error:
         raise JobError(str(error)) from None
     newest = sorted(done.items())[-_SAMPLE:]

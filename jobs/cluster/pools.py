@@ -107,15 +107,16 @@ class _Machines:
         return {ACCELERATOR_LABEL: f"!in({', '.join(known)})"} if self.apart and known else {}
 
 
-def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
+def plan_pools(pipeline: Pipeline, num_shards: int, num_rows: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
     """Size the pools as the job says, otherwise by the rows and the machines. If some machines have no GPU, the others
     only encode.
 
-    Raises PoolError if the pools do not fit.
+    `num_rows`: the rows of these shards in the input, of which `retry` downloads only some. Raises PoolError if the
+    pools do not fit.
     """
     run, machines = pipeline.job.run, _Machines.of(pipeline, nodes)
     encode = _encode_pool(pipeline, machines, num_shards)
-    worthwhile = max(1, num_shards * pipeline.job.shard_rows // ROWS_WORTH_AN_ACTOR)
+    worthwhile = max(1, num_rows // ROWS_WORTH_AN_ACTOR)
     downloads = run.download_actors or min(machines.download_actors, worthwhile)
     small = -(-max(downloads, run.max_download_actors or 0) // SMALL_PER_DOWNLOADS)
     pools: dict[StageName, Pool] = {

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from pairmill.jobs.cluster.arrow_ipc import pack
@@ -69,7 +70,7 @@ def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[E
     downloads = any(spec.name == "download" for spec in pipeline.stages)
     slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD) if downloads else 0.0
     try:
-        pools = plan_pools(pipeline, shards.num_rows, cluster_nodes())
+        pools = plan_pools(pipeline, shards.num_rows, pc.sum(shards["num_rows"]).as_py() or 0, cluster_nodes())
         scheduler = Scheduler(
             backend=RayBackend(pipeline, live),
             stages=[PooledStage(spec.name, pools[spec.name], spec.returns_changes) for spec in pipeline.stages],

@@ -1,7 +1,7 @@
 """Tests `--explain`: it writes nothing and shows the pools of the actual run."""
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,14 @@ def pipeline(model: str | None = "tiny", **run: Any) -> Pipeline:
     return build_pipeline(BuildJob.model_validate(values), mapping, "0" * 32)
 
 
+def pools_for(spec: Pipeline, shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
+    """The pools for full shards."""
+    return plan_pools(spec, shards, shards * spec.job.shard_rows, nodes)
+
+
 def test_machines_with_gpus_only_encode_if_there_are_other_machines() -> None:
     nodes = [Node(16), Node(16), Node(8, gpus=4, accelerator="A100"), Node(8, gpus=4, accelerator="H100")]
-    pools = plan_pools(pipeline(), 10_000, nodes)
+    pools = pools_for(pipeline(), 10_000, nodes)
     assert pools["encode"].actors == 8
     assert (pools["encode"].gpus, pools["encode"].calls, pools["encode"].labels) == (1.0, 2, {})
     assert pools["download"].actors == 30
@@ -43,11 +48,11 @@ def test_machines_with_gpus_only_encode_if_there_are_other_machines() -> None:
 
 
 def test_a_machine_with_gpus_runs_all_stages_if_it_is_the_only_machine() -> None:
-    pools = plan_pools(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
+    pools = pools_for(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
     assert (pools["encode"].actors, pools["download"].actors) == (2, 14)
     assert not pools["download"].labels
     assert (
-        plan_pools(pipeline(), 10_000, [Node(16)])["encode"].calls == 1
+        pools_for(pipeline(), 10_000, [Node(16)])["encode"].calls == 1
     )  # on a CPU, a second call would fill no idle time
 
 
@@ -63,7 +68,7 @@ def test_pools_fit_the_machines_or_are_refused(
 ) -> None:
     nodes = [Node(float(count)) for count in cpus] + ([Node(8.0, gpus=gpus)] if gpus else [])
     try:
-        pools = plan_pools(pipeline(download_actors=download, encode_actors=encode), shards, nodes)
+        pools = pools_for(pipeline(download_actors=download, encode_actors=encode), shards, nodes)
     except PoolError as refused:
         assert "run." in str(refused)
         return
@@ -75,7 +80,7 @@ def test_pools_fit_the_machines_or_are_refused(
 
 def test_downloads_use_the_remaining_cores_or_half_of_them_beside_models_and_fit_on_each_machine() -> None:
     def actors(model: str | None, *cpus: int) -> int:
-        return plan_pools(pipeline(model), 10_000, [Node(each) for each in cpus])["download"].actors
+        return pools_for(pipeline(model), 10_000, [Node(each) for each in cpus])["download"].actors
 
     assert [actors(None, cpus) for cpus in (1, 2, 4, 16, 64)] == [1, 1, 2, 14, 62]
     assert [actors("tiny", cpus) for cpus in (1, 2, 4, 16, 64)] == [1, 1, 1, 7, 31]
@@ -84,17 +89,16 @@ def test_downloads_use_the_remaining_cores_or_half_of_them_beside_models_and_fit
 
 
 def test_few_rows_get_one_download_actor_unless_the_job_asks_for_more() -> None:
-    def actors(shards: int, **run: Any) -> int:
-        spec = pipeline(None, **run)
-        small = replace(spec, job=spec.job.model_copy(update={"shard_rows": 200}))
-        return plan_pools(small, shards, [Node(16)])["download"].actors
+    def actors(rows: int, shards: int = 100, **run: Any) -> int:
+        return plan_pools(pipeline(None, **run), shards, rows, [Node(16)])["download"].actors
 
-    assert [actors(shards) for shards in (1, 9, 10, 20, 1_000)] == [1, 1, 2, 4, 14]
-    assert actors(9, download_actors=3) == 3
+    assert [actors(rows) for rows in (0, 1, 1_999, 2_000, 4_500, 1_000_000)] == [1, 1, 1, 2, 4, 14]
+    assert actors(4_500, shards=3) == 3
+    assert actors(1_999, download_actors=3) == 3
 
 
 def test_pools_may_ask_an_autoscaling_cluster_for_more_than_it_has() -> None:
-    pools = plan_pools(pipeline(max_download_actors=64, max_encode_actors=8), 1_000, [Node(4)])
+    pools = pools_for(pipeline(max_download_actors=64, max_encode_actors=8), 1_000, [Node(4)])
     assert (pools["download"].actors, pools["download"].max_actors) == (1, 64)
     assert (pools["encode"].actors, pools["encode"].max_actors) == (1, 8)
     assert pools["read"].actors == 8
@@ -102,31 +106,31 @@ def test_pools_may_ask_an_autoscaling_cluster_for_more_than_it_has() -> None:
 
 def test_a_fraction_of_a_gpu_per_encoder_puts_several_encoders_on_each_gpu() -> None:
     nodes = [Node(16), Node(8, gpus=4, accelerator="A100")]
-    halves = plan_pools(pipeline(gpus_per_encoder=0.5), 10_000, nodes)["encode"]
+    halves = pools_for(pipeline(gpus_per_encoder=0.5), 10_000, nodes)["encode"]
     assert (halves.actors, halves.gpus, halves.cpus) == (8, 0.5, 1.0)
-    pairs = plan_pools(pipeline(gpus_per_encoder=2), 10_000, nodes)["encode"]
+    pairs = pools_for(pipeline(gpus_per_encoder=2), 10_000, nodes)["encode"]
     assert (pairs.actors, pairs.gpus, pairs.cpus) == (2, 2.0, 4.0)
     with pytest.raises(PoolError, match=r"gpus_per_encoder is 8, but no machine has that many"):
-        plan_pools(pipeline(gpus_per_encoder=8), 10, nodes)
+        pools_for(pipeline(gpus_per_encoder=8), 10, nodes)
     with pytest.raises(PoolError, match=r"Ray has 4 GPUs, and each encoder takes 0\.5"):
-        plan_pools(pipeline(gpus_per_encoder=0.5, encode_actors=9), 10, nodes)
+        pools_for(pipeline(gpus_per_encoder=0.5, encode_actors=9), 10, nodes)
     with pytest.raises(ValueError, match="a fraction of one GPU or a whole number"):
         pipeline(gpus_per_encoder=1.5)
 
 
 def test_an_encoder_reserves_the_cpus_that_its_threads_keep_busy() -> None:
-    alone = plan_pools(pipeline(encode_threads=6), 10_000, [Node(16)])
+    alone = pools_for(pipeline(encode_threads=6), 10_000, [Node(16)])
     assert alone["encode"].cpus == 6.0
     assert sum(pool.actors * pool.cpus for pool in alone.values()) <= 16
-    apart = plan_pools(pipeline(), 10_000, [Node(16), Node(8, gpus=2, accelerator="A100")])
+    apart = pools_for(pipeline(), 10_000, [Node(16), Node(8, gpus=2, accelerator="A100")])
     with pytest.raises(PoolError, match="encode_threads is 6, but no machine has more than 4 CPUs"):
-        plan_pools(pipeline(encode_threads=6), 10, [Node(4), Node(4)])
+        pools_for(pipeline(encode_threads=6), 10, [Node(4), Node(4)])
     assert apart["encode"].cpus == 4.0  # half of the cores of the GPU machine, which runs only two encoders
 
 
 def test_an_isolated_shard_runs_alone() -> None:
     alone = pipeline().isolated()
-    pools = plan_pools(alone, 50, [Node(64)])
+    pools = pools_for(alone, 50, [Node(64)])
     assert {(pool.actors, pool.calls) for pool in pools.values()} == {(1, 1)}
     assert shards_in_flight(alone, pools, 1) == 1
 

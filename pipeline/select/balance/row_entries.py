@@ -64,7 +64,7 @@ class ColumnEntries:
     def check(self, schema: pa.Schema) -> None:
         """Check that the column's values can be compared. Raises ExpressionError."""
         if self.column not in schema.names:
-            raise ExpressionError(f"{no_column(schema, self.column)}; `by` also accepts concept and host")
+            raise ExpressionError(f"{no_column(schema, self.column)}; `by` also accepts concept, host and host(url)")
         if not can_be_key(kind := schema.field(self.column).type):
             raise ExpressionError(f"column {self.column!r} is {kind}, and balance cannot compare such values")
 

@@ -71,6 +71,8 @@ class TopStep:
             remaining = selector.counts[NOT_DROPPED]  # no longer an estimate
             to_keep = self.share.rows_to_keep(remaining)
             if to_keep == remaining:
+                if self.order.by and remaining:
+                    self._count_without_score(selector, to_keep)
                 return
             if not to_keep:
                 selector.filters.append(AtLeast(number, self.order, HIGHEST))
@@ -81,16 +83,16 @@ class TopStep:
             sigmas *= 4  # about once in a million jobs
         last = OrderKey(*within[-from_window].item())
         if self.order.by and last.rank == NO_SCORE.rank:
-            if not (scored := self._num_scored(selector)):
-                raise StepError(f"{self.order.by!r} is null in all rows; use another column")
-            self.without_score = to_keep - scored
+            self._count_without_score(selector, to_keep)
         selector.filters.append(AtLeast(number, self.order, last))
         self.threshold = score_of(last.rank, last.low_bits, self.kind) if self.order.by else None
 
-    def _num_scored(self, selector: Selector) -> int:
-        """The number of remaining rows with a score that is neither null nor NaN."""
+    def _count_without_score(self, selector: Selector, to_keep: int) -> None:
+        """Count the rows to keep whose score is null or NaN. Raises StepError if no remaining row has a score."""
         _, above = selector.scan_sorted(KeysWithin(self.order, NO_SCORE, NO_SCORE))
-        return int(above.sum())
+        if not (scored := int(above.sum())):
+            raise StepError(f"{self.order.by!r} is null in all rows; use another column")
+        self.without_score = to_keep - scored
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
         """Add the threshold to the report, and the rows without a score."""

@@ -98,8 +98,9 @@ def test_equal_values_that_look_like_hex_are_duplicates_whatever_else_their_shar
     assert row_ids(tmp_path / "own", "once") == oracle(tmp_path / "own", f"with {firsts} {expected}")
 
 
-def test_nulls_rank_last_and_a_top_fraction_can_include_them(dataset: Path) -> None:
-    subset = make_subset(dataset, "nulls", {"top": {"by": "similarity", "fraction": 0.9999}})
+@pytest.mark.parametrize("fraction", [0.9999, 1.0])
+def test_nulls_rank_last_and_a_top_fraction_can_include_them(dataset: Path, fraction: float) -> None:
+    subset = make_subset(dataset, "nulls", {"top": {"by": "similarity", "fraction": fraction}})
     scored = oracle(dataset, "select * from rows where similarity is not null")
     assert set(scored) < set(row_ids(dataset, "nulls"))
     assert subset.reports[-1].without_score == subset.rows_out - len(scored)
