@@ -71,8 +71,8 @@ class TopStep:
             remaining = selector.counts[NOT_DROPPED]  # no longer an estimate
             to_keep = self.share.rows_to_keep(remaining)
             if to_keep == remaining:
-                if self.order.by and remaining:
-                    self._count_without_score(selector, to_keep)
+                if self.order.by:
+                    self.without_score = to_keep - self._num_scored(selector)
                 return
             if not to_keep:
                 selector.filters.append(AtLeast(number, self.order, HIGHEST))
@@ -83,16 +83,16 @@ class TopStep:
             sigmas *= 4  # about once in a million jobs
         last = OrderKey(*within[-from_window].item())
         if self.order.by and last.rank == NO_SCORE.rank:
-            self._count_without_score(selector, to_keep)
+            if not (scored := self._num_scored(selector)):
+                raise StepError(f"{self.order.by!r} is null in all rows; use another column")
+            self.without_score = to_keep - scored
         selector.filters.append(AtLeast(number, self.order, last))
         self.threshold = score_of(last.rank, last.low_bits, self.kind) if self.order.by else None
 
-    def _count_without_score(self, selector: Selector, to_keep: int) -> None:
-        """Count the rows to keep whose score is null or NaN. Raises StepError if no remaining row has a score."""
+    def _num_scored(self, selector: Selector) -> int:
+        """The number of remaining rows with a score that is neither null nor NaN."""
         _, above = selector.scan_sorted(KeysWithin(self.order, NO_SCORE, NO_SCORE))
-        if not (scored := int(above.sum())):
-            raise StepError(f"{self.order.by!r} is null in all rows; use another column")
-        self.without_score = to_keep - scored
+        return int(above.sum())
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
         """Add the threshold to the report, and the rows without a score."""
