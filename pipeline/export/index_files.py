@@ -21,21 +21,19 @@ def write_index(
 ) -> tuple[str, ...]:
     """Write those files that are missing or different, once all parts are finished. Returns their names. `uids`: the
     content of `subset.npy`."""
+    # Earlier versions' exports need a README even as Parquet: otherwise, `datasets` would read their records as data.
+    if record.format == "parquet" and writer.records == EXPORT_RECORDS:
+        return ()
     files, sample, endings = dict[str, bytes](), None, set[str]()
+    manifests = (manifest_name(writer.records, number) for number in range(record.num_files))
+    parts = [read_record(writer.output, name, ExportedPart, OTHER_OUTPUT) for name in manifests]
     if record.format == "webdataset":
-        sizes: dict[str, int] = {}
-        for number in range(record.num_files):
-            part = read_record(writer.output, manifest_name(writer.records, number), ExportedPart, OTHER_OUTPUT)
-            sizes |= dict.fromkeys(part.files, part.rows)
-            endings |= set(part.image_endings)
-        files["sizes.json"] = sizes_table(sizes)
+        files["sizes.json"] = sizes_table({name: part.rows for part in parts for name in part.files})
+        endings.update(*(part.image_endings for part in parts))
         if endings:
             names = [name for name in writer.columns if name != "caption_clean"]
             sample = pa.schema([schema.field(name) for name in names])
-    # Earlier versions' exports need it even as Parquet: otherwise, `datasets` would read their records as data.
-    if record.format != "parquet" or writer.records != EXPORT_RECORDS:
-        text = readme(record.format, record.rows, sample, sorted(endings), record.caption)
-        files["README.md"] = text.encode()
+    files["README.md"] = readme(record.format, parts, sample, sorted(endings), record.caption).encode()
     if uids is not None:
         file = io.BytesIO()
         np.save(file, uids)

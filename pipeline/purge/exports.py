@@ -8,11 +8,11 @@ from contextlib import suppress
 import numpy as np
 
 from pairmill.pipeline.common.storage import Store, is_in_use
-from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.exports import noted_exports
 from pairmill.pipeline.dataset.manifests import read_record, record_bytes
 from pairmill.pipeline.dataset.output_folder import is_export, records_folder
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
+from pairmill.pipeline.export.readme import purged_readme
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.export_part import REMEDY, DamagedPartError, PartFiles, reading_export
 from pairmill.pipeline.purge.keys import digest
@@ -22,8 +22,6 @@ from pairmill.schemas.purge import ExportPurge
 from pairmill.schemas.s3 import S3Config
 
 _PART_FILE = re.compile(r"(?:metadata_|img_emb_|text_emb_)?\d+\.(?:tar|parquet|npy|npz)")
-_NUM_PAIRS = re.compile(rb"(?m)^[\d,]+ pairs?\b")
-"""The number of pairs in the README of an export."""
 
 
 def purge_exports(store: Store, uids: DigestSet, also: Sequence[str]) -> Iterator[ExportPurge]:
@@ -124,8 +122,8 @@ class _ExportFiles:
         if output.exists("sizes.json"):
             output.replace("sizes.json", sizes_table(_sizes(parts)))
         if output.exists("README.md"):
-            pairs = counted(record.rows, "pair").encode()
-            output.replace("README.md", _NUM_PAIRS.sub(pairs, output.read("README.md"), count=1))
+            text = output.read("README.md").decode(errors="surrogateescape")
+            output.replace("README.md", purged_readme(text, parts).encode(errors="surrogateescape"))
         output.replace(f"{self._records}/export.json", record_bytes(record))
 
 

@@ -18,6 +18,7 @@ from pairmill.pipeline.export.readme import readme
 from pairmill.pipeline.source.corpus import tar_members
 from pairmill.pipeline.source.describe import describe_passed_over
 from pairmill.pipeline.source.records import csv_records
+from pairmill.schemas.export import ExportedPart
 from pairmill.schemas.manifest import DataFile
 
 NOUNS = ("row", "class", "match", "hash", "entry", "day", "CPU")
@@ -72,7 +73,7 @@ MESSAGES = {
     one_known_member: "a link to gone.jpg, which is not among the first 1 member of the tar",
     one_byte: "a has changed since it was committed: 1 byte instead of 2",
     one_field: "1 field, not 2: alone",
-    lambda *_: readme("webdataset", 1, None, []).splitlines()[-1]: (
+    lambda *_: readme("webdataset", [ExportedPart(number=0, rows=1, files={})], None, []).splitlines()[-1]: (
         "1 pair of pictures and captions, exported by pairmill in the format webdataset."
     ),
     lambda *_: _announcement([], Web(80, 81, ("127.0.0.1",)), 7).splitlines()[0]: (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+import datasets
 import pytest
 from typer.testing import CliRunner
 
@@ -143,3 +144,29 @@ def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pyte
     words = ["export", str(world.out), "all", str(world.root / "new"), "--format", "parquet"]
     done = CliRunner().invoke(app, words)
     assert f"cannot be written to: purge this export with --export {world.root}/new" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_hugging_face_datasets_never_returns_cached_rows_of_an_earlier_export_or_from_before_a_purge(
+    world: World, tmp_path: Path
+) -> None:
+    def check(names: list[str], expected: set[str]) -> None:
+        for name in names:
+            rows = datasets.load_dataset(str(world.root / name), cache_dir=str(tmp_path), split="train")
+            assert set(rows["__key__" if name in ("tars", "mixed") else "uid"]) == expected, name
+
+    similarities = dict(pairmill.open(world.out).table(["uid", "similarity"]).to_pandas().values)
+    pairmill.mix(world.root / "mix", {f"{world.out}:all": 1.0})
+    names = [*EXPORTS, "mixed"]
+    pairmill.export(world.root / "mix", output=world.root / "mixed", format="webdataset")
+    check(names, {*similarities})
+    gone = {world.source.uid(row) for row in (1, 5, 17)}
+    pairmill.purge(world.out, uids=world.write("uids.txt", sorted(gone)), reason="asked for")
+    check(names, similarities.keys() - gone)
+    pairmill.select(world.out, "one", steps=["top: {by: similarity, count: 1}"], settings={"partial": True})
+    for name, form in EXPORTS.items():
+        shutil.rmtree(world.root / name)
+        models = "b32" if name in ("arrays", "pool") else None
+        pairmill.export(world.out, "one", world.root / name, format=form, models=models)
+    check([*EXPORTS], {max(similarities.keys() - gone, key=lambda uid: similarities[uid])})
