@@ -8,7 +8,7 @@ deviations.
 import ast
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,9 +20,9 @@ from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.pipeline.score.kind import Needs, NoFiles, OneNumber, RowScore, ScoreError, float_column
-from pairmill.pipeline.score.scan import ShardReader, scan
+from pairmill.pipeline.score.sketch_scan import numbers_of, sketch_values
 from pairmill.pipeline.score.value_sketch import ValueSketch
-from pairmill.pipeline.select.comparisons import Numbers, Value, exact_numbers
+from pairmill.pipeline.select.comparisons import Value
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression, column_name
 from pairmill.pipeline.select.tasks import Tasks
@@ -32,8 +32,6 @@ from pairmill.schemas.job.scores import MixScore, ScoreConfig
 _FUNCTIONS = ("rank", "zscore")
 _STAND_IN = "pairmill relative value {}"
 """Name of the column with the values of the n-th call of `rank` or `zscore`."""
-_SKETCHES_AT_ONCE = 32
-"""Number of shards whose sketches are in memory and merged at a time."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +127,13 @@ class Mix(OneNumber, NoFiles):
         parsed = self._parsed
         if not parsed.calls:
             return State()
-        arguments = (parsed.calls, self.settings.over)
-        columns = frozenset({"kept"}).union(*(call.argument.columns for call in parsed.calls))
-        sketches = _merged(scan(snapshot, columns, tasks, _sketch, arguments))
+        sketches = sketch_values(
+            snapshot,
+            tasks,
+            [call.argument for call in parsed.calls],
+            [call.function == "rank" for call in parsed.calls],
+            self.settings.over,
+        )
         tensors: dict[str, npt.NDArray[np.generic]] = {}
         for number, (call, sketch) in enumerate(zip(parsed.calls, sketches, strict=True)):
             if not sketch.num_values:
@@ -164,12 +166,12 @@ class _OpenMix:
     def _mixed(self, rows: pa.Table) -> pa.Table:
         table = rows
         for number, (call, sketch) in enumerate(zip(self.parsed.calls, self.sketches, strict=True)):
-            values, is_valid = _numbers(call.argument, rows)
+            values, is_valid = numbers_of(call.argument, rows)
             relative = sketch.ranks(values) if call.function == "rank" else sketch.zscores(values)
             relative = np.where(is_valid, relative, np.nan)
             table = table.append_column(_STAND_IN.format(number), pa.array(relative, mask=np.isnan(relative)))
         with np.errstate(over="ignore"):  # an infinite value becomes null
-            values, is_valid = _numbers(self.parsed.outer, table)
+            values, is_valid = numbers_of(self.parsed.outer, table)
             mixed = values.astype(np.float32)
         return pa.table({self.name: float_column(mixed, is_valid)})
 
@@ -226,37 +228,7 @@ def _columns_outside(tree: ast.AST, calls: Sequence[ast.Call]) -> frozenset[str]
     return frozenset().union(*(_columns_outside(child, calls) for child in children))
 
 
-def _merged(shards: Iterable[list[ValueSketch]]) -> list[ValueSketch]:
-    """Merge the sketches of all shards into one per call."""
-    merged: list[ValueSketch] = []
-    waiting: list[list[ValueSketch]] = []
-    for shard in shards:
-        waiting.append(shard)
-        if len(waiting) >= _SKETCHES_AT_ONCE:
-            merged, waiting = _joined([*([merged] if merged else []), *waiting]), []
-    return _joined([*([merged] if merged else []), *waiting])
-
-
-def _joined(shards: Sequence[list[ValueSketch]]) -> list[ValueSketch]:
-    return [ValueSketch.merged(parts) for parts in zip(*shards, strict=True)]
-
-
-def _numbers(expression: Expression, rows: pa.Table) -> tuple[Numbers, npt.NDArray[np.bool_]]:
-    """The values of an expression [rows], and a mask of those that are neither null nor NaN."""
-    found = expression.evaluate(rows)
-    return exact_numbers(found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found)
-
-
 def _part(state: State, number: int) -> dict[str, npt.NDArray[np.generic]]:
     """The tensors of the n-th call."""
     start = f"{number}."
     return {name.removeprefix(start): tensor for name, tensor in state.tensors.items() if name.startswith(start)}
-
-
-def _sketch(reader: ShardReader, shard: int, generation: int, calls: tuple[_Call, ...], over: str) -> list[ValueSketch]:
-    """Sketch the argument of each call over one shard."""
-    rows = reader.read(shard, generation)
-    if over == "kept":
-        rows = rows.filter(rows["kept"])
-    found = (_numbers(call.argument, rows) for call in calls)
-    return [ValueSketch.of(values[is_valid]) for values, is_valid in found]

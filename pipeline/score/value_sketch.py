@@ -4,12 +4,14 @@ Up to MAX_EXACT distinct values are counted individually, so ranks are exact. If
 buckets of values with the same 26 highest bits of a float64, reordered so that they sort like the numbers. The width of
 a bucket is at most 1/16,384 of its values, similar to HDR histograms (http://hdrhistogram.org). A bucket records its
 lowest and its highest value with their counts, so these also have exact ranks; between them, ranks are interpolated.
-Integers are compared as integers, because a float64 cannot tell them apart above 2^53.
+A bucket with more than MAX_ERROR of all values between its ends is crowded. Its values are counted again in Cells, the
+equal parts of its range, until no bucket is crowded, so no rank is off by more. Integers are compared as integers,
+because a float64 cannot tell them apart above 2^53.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,10 @@ Kind = np.dtype[Any]
 
 MAX_EXACT = 1 << 18
 """If there are more distinct values than this, several share a bucket. This many values take 10 MB."""
+MAX_ERROR = 1e-4
+"""The largest error of a rank, as a share of all values."""
+_LEAST_CELLS = 4
+"""A crowded bucket gets at least half as many cells, so each pass at least halves its width."""
 _SHIFT = np.uint64(64 - 26)
 _SIGN = np.uint64(1 << 63)
 _FLOAT = np.dtype(np.float64)
@@ -44,21 +50,84 @@ class Counts:
     """The number of values equal to the lowest."""
     at_high: U64
 
-    def grouped(self, kind: Kind) -> "Counts":
+    @classmethod
+    def of(cls, ordered: U64) -> "Counts":
+        """Count each distinct number of these from `_ordered`."""
+        numbers, counts = np.unique(ordered, return_counts=True)
+        count = counts.astype(np.uint64)
+        return cls(numbers, numbers, count, count, count)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Counts]") -> "Counts":
+        """The buckets of all parts, in ascending order. Several can have equal values."""
+        columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)]
+        return cls(*columns)[np.argsort(columns[0], kind="stable")]
+
+    def __getitem__(self, chosen: npt.NDArray[np.generic]) -> "Counts":
+        """The buckets with these indices, or of this mask."""
+        return Counts(*(getattr(self, each.name)[chosen] for each in fields(self)))
+
+    @property
+    def inside(self) -> U64:
+        """The number of values between the lowest and the highest."""
+        return np.where(self.low == self.high, np.uint64(0), self.count - self.at_low - self.at_high)
+
+    @property
+    def is_crowded(self) -> npt.NDArray[np.bool_]:
+        """Which buckets have too many values whose ranks are interpolated."""
+        found: npt.NDArray[np.bool_] = self.inside > MAX_ERROR * float(self.count.sum())
+        return found
+
+    def by_leading_bits(self, kind: Kind) -> "Counts":
         """The same values, of this type, with one bucket per distinct value or, if there are too many, per 26 highest
-        bits of their float64."""
-        order = np.argsort(self.low, kind="stable")
-        low, high = self.low[order], self.high[order]
-        keys = low
-        if (low != high).any() or np.count_nonzero(low[1:] != low[:-1]) >= MAX_EXACT:
-            keys = _as_doubles(low, kind) >> _SHIFT
+        bits of their float64. The buckets must be in ascending order."""
+        low = self.low
+        if (low != self.high).any() or np.count_nonzero(low[1:] != low[:-1]) >= MAX_EXACT:
+            return self.grouped(_as_doubles(low, kind) >> _SHIFT)
+        return self.grouped(low)
+
+    def grouped(self, keys: U64) -> "Counts":
+        """The same values, with one bucket for all neighbors with equal keys."""
+        low, high = self.low, self.high
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.zeros(0, np.int64)
         group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(keys))))  # [values]
         lowest, highest = (ufunc.reduceat(each, starts) for ufunc, each in ((np.minimum, low), (np.maximum, high)))
-        at_low = np.where(low == lowest[group], self.at_low[order], 0)
-        at_high = np.where(high == highest[group], self.at_high[order], 0)
-        sums = (np.add.reduceat(each, starts) for each in (self.count[order], at_low, at_high))
+        at_low = np.where(low == lowest[group], self.at_low, 0)
+        at_high = np.where(high == highest[group], self.at_high, 0)
+        sums = (np.add.reduceat(each, starts) for each in (self.count, at_low, at_high))
         return Counts(lowest, highest, *sums)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The equal parts of crowded buckets, in ascending order. Each array is [buckets]."""
+
+    low: U64
+    """The lowest value of the bucket, which is also the first of its first cell."""
+    high: U64
+    """The highest value of the bucket."""
+    shift: U64
+    """The width of the cells, as a power of two."""
+
+    @classmethod
+    def of(cls, crowded: Counts) -> "Cells":
+        """Divide at most MAX_EXACT cells among these buckets, in proportion to their values."""
+        share = crowded.inside / crowded.inside.sum()
+        width = (crowded.high - crowded.low).astype(np.float64) + 1
+        _, exponents = np.frexp(width / np.maximum(MAX_EXACT * share, _LEAST_CELLS))
+        return cls(crowded.low, crowded.high, np.maximum(exponents, 0).astype(np.uint64))
+
+    def count(self, values: Numbers) -> Counts:
+        """Count the values in these buckets, by cell."""
+        ordered = _ordered(values[~np.isnan(values)])
+        at = np.searchsorted(self.low, ordered, side="right") - 1
+        return self.merged([Counts.of(ordered[(at >= 0) & (ordered <= self.high[at])])])
+
+    def merged(self, parts: Sequence[Counts]) -> Counts:
+        """Add up the counts of several `count`."""
+        counts = Counts.joined(parts)
+        at = np.searchsorted(self.low, counts.low, side="right") - 1
+        return counts.grouped(self.low[at] + ((counts.low - self.low[at] >> self.shift[at]) << self.shift[at]))
 
 
 @dataclass(frozen=True)
@@ -77,27 +146,32 @@ class ValueSketch:
     def of(cls, values: Numbers) -> "ValueSketch":
         """Sketch values. NaN is left out."""
         finite = values[np.isfinite(values)].astype(np.float64)
-        ordered, counts = np.unique(_ordered(values[~np.isnan(values)]), return_counts=True)
-        number = counts.astype(np.uint64)
+        counts = Counts.of(_ordered(values[~np.isnan(values)]))
         mean = _sum(finite) / max(len(finite), 1)
         with np.errstate(over="ignore", invalid="ignore"):
             squares = (finite - mean) ** 2
-        return cls(
-            Counts(ordered, ordered, number, number, number).grouped(values.dtype), mean, _sum(squares), values.dtype
-        )
+        return cls(counts.by_leading_bits(values.dtype), mean, _sum(squares), values.dtype)
 
     @classmethod
     def merged(cls, parts: "Sequence[ValueSketch]") -> "ValueSketch":
         """Merge sketches into one. The moments are merged as in Chan, Golub and LeVeque 1983,
         https://doi.org/10.1080/00031305.1983.10483115."""
-        columns = [np.concatenate([getattr(part.counts, each.name) for part in parts]) for each in fields(Counts)]
         means = [(size, part.mean) for part in parts if (size := part.num_finite)]
         mean = _sum([size * each for size, each in means]) / max(sum(size for size, _ in means), 1)
         moved = [size * (each - mean) * (each - mean) for size, each in means]
-        counts, kind = Counts(*columns), parts[0].kind
+        kind = parts[0].kind
         if any(part.kind != kind for part in parts):
             raise TypeError("sketches of different types cannot be merged")
-        return cls(counts.grouped(kind), mean, _sum([*(part.squares for part in parts), *moved]), kind)
+        counts = Counts.joined([part.counts for part in parts]).by_leading_bits(kind)
+        return cls(counts, mean, _sum([*(part.squares for part in parts), *moved]), kind)
+
+    def crowded_cells(self) -> Cells:
+        """The cells in which the values of crowded buckets must be counted for `split`."""
+        return Cells.of(self.counts[self.counts.is_crowded])
+
+    def split(self, counts: Counts) -> "ValueSketch":
+        """The sketch with these counts, by cell, instead of the crowded buckets."""
+        return replace(self, counts=Counts.joined([self.counts[~self.counts.is_crowded], counts]))
 
     @property
     def num_values(self) -> int:

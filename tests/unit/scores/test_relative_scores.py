@@ -1,7 +1,10 @@
 """Tests that relative scores equal direct transcriptions of their formulas in NumPy, whatever the shard size."""
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +15,12 @@ from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.reader.dataset import Dataset
-from pairmill.pipeline.score import mix, value_sketch
+from pairmill.pipeline.score import sketch_scan, value_sketch
 from pairmill.pipeline.score.classes import Classes
 from pairmill.pipeline.score.density import Density
 from pairmill.pipeline.score.kind import ScoreError
 from pairmill.pipeline.score.value_sketch import ValueSketch
+from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.keys import key_halves, uid_hashes
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
@@ -210,7 +214,7 @@ def test_integers_that_are_equal_as_float64_have_different_ranks(
     most_exact: int, tmp_path: Path, kind: pa.DataType
 ) -> None:
     offset = (1 << 60) if kind == pa.uint64() else -(1 << 60)
-    near = offset + np.random.default_rng(8).integers(0, 300, 1_000)
+    near = offset + np.random.default_rng(8).integers(0, 3_000, 1_000)
     numbers: list[int | None] = [*near.tolist(), None, 0, (1 << 63) - 1]
     rows = [pair(f"number {at}", 0.3, number=number) for at, number in enumerate(numbers)]
     store = write_dataset(tmp_path, [rows[:200], rows[200:]], extra=pa.schema([("number", kind)]))
@@ -221,6 +225,50 @@ def test_integers_that_are_equal_as_float64_have_different_ranks(
     assert found.pop(None) is None
     expected = {number: sum(each < number for each in known) / len(known) for number in known}
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+_RNG = np.random.default_rng(9)
+_CUBES = np.abs(_RNG.standard_normal(5_000)) ** 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        1.7e9 + 1_000 * _CUBES,
+        1 - _CUBES / 1e6,
+        np.where(_RNG.random(5_000) < 0.5, -1.7e9 - _CUBES, np.where(_CUBES < 1, 1e-300 * _CUBES, np.inf)),
+        1.7e9 + np.where(_RNG.random(5_000) < 0.6, np.round(_CUBES), _CUBES / 1_000),
+        (1 << 60) + (1e6 * _CUBES).astype(np.int64),
+    ],
+    ids=["Unix seconds", "almost 1", "two scales", "ties", "integers that are equal as float64"],
+)
+def test_no_rank_is_off_by_more_than_the_bound_however_close_the_values_and_whatever_the_shard_size(
+    values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Shards:
+        rows: int
+
+        def scan(self, *scanned: Any) -> Iterator[object]:
+            *_, function, arguments = scanned
+            for number in range(0, len(values), self.rows):
+                yield function(self, number, 0, *arguments)
+
+        def read(self, start: int, generation: int) -> pa.Table:
+            return pa.table({"x": values[start : start + self.rows]})
+
+    most, exact = 0.001, np.searchsorted(np.sort(values), values) / len(values)
+    monkeypatch.setattr(value_sketch, "MAX_EXACT", 200)
+    monkeypatch.setattr(value_sketch, "MAX_ERROR", most)
+    found = []
+    for size in (300, 5_000):
+        monkeypatch.setattr(sketch_scan, "scan", Shards(size).scan)
+        scanned: Any = (None, None)
+        (sketch,) = sketch_scan.sketch_values(*scanned, [Expression("x")], [True], "all")
+        found.append(sketch.ranks(values))
+    assert np.array_equal(*found)
+    assert 0 < np.abs(found[0] - exact).max() <= most
+    assert len(sketch.counts.low) < len(set(values.tolist()))
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e8, -1.7e9])
@@ -250,7 +298,7 @@ def test_a_mix_of_many_shards_keeps_few_sketches_in_memory_and_ranks_over_all(
     write_embedded(tmp_path, IMAGES[:200], TEXTS[:200], 10, missing=(3,))
     sizes, honest = list[int](), ValueSketch.merged
     monkeypatch.setattr(ValueSketch, "merged", lambda parts: sizes.append(len(parts)) or honest(parts))
-    monkeypatch.setattr(mix, "_SKETCHES_AT_ONCE", 4)
+    monkeypatch.setattr(sketch_scan, "_SUMMARIES_AT_ONCE", 4)
     add(tmp_path, "mixed", mix="clip(rank(similarity), 0.25, 0.75)")
     assert max(sizes) <= 5
     values = column(tmp_path, "similarity")
