@@ -37,10 +37,13 @@ class RetryResult:
     """Rows that were fetched again."""
     recovered: int
     """How many of the retried rows have a new status: they became pairs, or were rejected for a permanent reason."""
+    withdrawn: int = 0
+    """How many of the retried rows were recognized as withdrawn; they are not stored."""
 
     def as_dict(self) -> dict[str, object]:
         """The result as plain JSON values."""
-        return {**self.build.as_dict(), "retried": self.retried, "recovered": self.recovered}
+        counts = {"retried": self.retried, "recovered": self.recovered, "retried_withdrawn": self.withdrawn}
+        return {**self.build.as_dict(), **counts}
 
 
 def retry(
@@ -63,7 +66,7 @@ def retry(
     if plan.job.source.is_corpus:
         raise JobError(f"{store.root} was made from a corpus: there is nothing to download again")
     pipeline = _pipeline(store, plan, settings or {}, wanted)
-    before, generations = _lost(store, wanted)
+    before, withdrawn_before, generations = _lost(store, wanted)
     column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
     shards = plan.shards.append_column("generation", column).filter(column.is_valid())
     check_lists(plan, set(shards["uri"].to_pylist()), store)
@@ -75,9 +78,10 @@ def retry(
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     drop_superseded(store)
     blank_withdrawn(store, plan)  # rows that were recognized as withdrawn only by their pictures
-    after, _ = _lost(store, wanted)
+    after, withdrawn, _ = _lost(store, wanted)
+    withdrawn -= withdrawn_before
     result = replace(finish(store, plan, failures, started), stopped=stopped)
-    return RetryResult(result, before, before - after)
+    return RetryResult(result, before, before - after - withdrawn, withdrawn)
 
 
 def _check_statuses(statuses: Collection[str]) -> set[str]:
@@ -101,12 +105,14 @@ def _pipeline(store: Store, plan: Plan, settings: Mapping[str, object], statuses
     return retry_pipeline(job, plan.mapping, fingerprint, statuses)
 
 
-def _lost(store: Store, statuses: Collection[str]) -> tuple[int, dict[int, int]]:
-    """(number of rows with these statuses, shard -> generation for the shards that have any)."""
-    rows, generations = 0, {}
+def _lost(store: Store, statuses: Collection[str]) -> tuple[int, int, dict[int, int]]:
+    """(number of rows with these statuses, number of withdrawn rows, shard -> generation for the shards with rows of
+    these statuses)."""
+    rows, withdrawn, generations = 0, 0, {}
     for manifest in read_manifests(store):
         lost = sum(manifest.statuses.get(status, 0) for status in statuses)
+        withdrawn += manifest.withdrawn
         if lost:
             rows += lost
             generations[manifest.shard] = manifest.generation
-    return rows, generations
+    return rows, withdrawn, generations

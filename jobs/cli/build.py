@@ -156,7 +156,8 @@ def retry(
         with progress(after_stop) as listener:
             result = run_retry(output, statuses, parse_settings(options.settings or []), listener)
     print_funnel(result.build)
-    say(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered")
+    withdrawn = f", {result.withdrawn:,} withdrawn" if result.withdrawn else ""
+    say(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered{withdrawn}")
     print_failures(result.build)
     print_stopped(result.build)
     if as_json:

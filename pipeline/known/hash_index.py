@@ -15,6 +15,7 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 U64 = npt.NDArray[np.uint64]
 Words = npt.NDArray[np.uint64]
@@ -44,6 +45,14 @@ def hash_words(digits: pa.ChunkedArray | pa.Array, words: int) -> Words:
     except ValueError:
         raise ValueError("a hash contains characters that are not hex digits") from None
     return np.frombuffer(found, ">u8").astype(np.uint64).reshape(-1, words)
+
+
+def is_hash(digits: pa.ChunkedArray | pa.Array, words: int) -> npt.NDArray[np.bool_]:
+    """Whether each value is a hash that `hash_words` reads: bool [rows]. False for null. `digits`: text."""
+    pattern = f"^[0-9a-fA-F]{{{16 * words}}}$"
+    matches = pc.match_substring_regex(digits.cast(pa.large_string()), pattern).fill_null(False)
+    found: npt.NDArray[np.bool_] = matches.to_numpy(zero_copy_only=False)
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,19 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.withdrawn import ledger_files
 from pairmill.pipeline.purge.ledger import Ledger
 from pairmill.pipeline.purge.matching import Matcher
+from pairmill.pipeline.purge.picture_hashes import PictureHashes
 from pairmill.schemas.status import Status
 
-_CHECK_S = 10.0
+CHECK_S = 10.0
 """How often a stage checks for new requests. The commit stage checks before each shard."""
 
 
 class Gate:
     """Sets the status `withdrawn` for rows that the ledger of an output folder withdraws. Thread-safe."""
 
-    def __init__(self, store: Store, check_s: float = _CHECK_S) -> None:
-        self._store, self._check_s = store, check_s
+    def __init__(self, store: Store, hashes: PictureHashes, check_s: float = CHECK_S) -> None:
+        """`hashes`: computes the PDQ hashes of pairs without one, if the ledger has any to compare them with."""
+        self._store, self._hashes, self._check_s = store, hashes, check_s
         self._files: dict[str, list[int]] | None = None
         self._matcher: Matcher | None = None
         self._checked_at = -float("inf")
@@ -27,8 +29,12 @@ class Gate:
     def __call__(self, table: pa.Table) -> pa.Table:
         """The in-flight table with the status of withdrawn rows set. Other columns stay as they are: these rows are not
         fetched, encoded or stored, and the commit stage drops them."""
-        matcher = self._current()
-        if matcher is None or not (mask := matcher.mask(table)).any():
+        if (matcher := self._current()) is None:
+            return table
+        mask = matcher.mask(table)
+        if matcher.has_pdq:
+            mask |= self._hashes.withdrawn(matcher, table)
+        if not mask.any():
             return table
         values = {
             "status": pa.scalar(Status.WITHDRAWN.value, pa.string()),

@@ -36,6 +36,11 @@ class Matcher:
         return not self.by_uid_only and bool(len(asked["url"]) or len(asked["host"]))
 
     @property
+    def has_pdq(self) -> bool:
+        """Whether PDQ hashes are compared."""
+        return not self.by_uid_only and bool(len(self.ledger.asked["pdq"]))
+
+    @property
     def columns(self) -> frozenset[str]:
         """The columns that `mask` reads, if the table has them."""
         names = {"uid"} if len(self.ledger.uids) else set()
@@ -43,7 +48,8 @@ class Matcher:
             names |= {*URL_COLUMNS, "status_detail"}
         if not self.by_uid_only:
             names |= {"sha256"} if len(self.ledger.asked["sha256"]) else set()
-            names |= PDQ_COLUMNS if len(self.ledger.asked["pdq"]) else set()
+        if self.has_pdq:
+            names |= PDQ_COLUMNS
         return frozenset(names)
 
     @cached_property
@@ -53,7 +59,7 @@ class Matcher:
 
     def prepared(self) -> "Matcher":
         """This matcher with its index built, so that workers do not each have to build one."""
-        if PDQ in self.columns:
+        if self.has_pdq:
             _ = self.pdq
         return self
 

@@ -5,6 +5,7 @@ Hashes that differ in up to 31 bits usually count as a match: https://github.com
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.image.pdq import MATCH_DISTANCE, MIN_QUALITY
-from pairmill.pipeline.known.hash_index import HashIndex, hash_words
+from pairmill.pipeline.known.hash_index import HashIndex, hash_words, is_hash
 from pairmill.pipeline.known.keys import PDQ_QUALITY, PDQ_WORDS
 
-PDQ = "pdq"
+PDQ: Final = "pdq"
 PDQ_COLUMNS = frozenset({PDQ, PDQ_QUALITY})
 
 
@@ -37,8 +38,8 @@ class PdqIndex:
         if not is_text(rows[PDQ].type):
             return found
         column = comparable(rows)[PDQ].cast(pa.string())
-        is_hash = pc.match_substring_regex(column, "^[0-9a-fA-F]{64}$").fill_null(False)
-        found[is_hash.to_numpy()] = self.hashes.has_near(hash_words(column.filter(is_hash), PDQ_WORDS))
+        valid = is_hash(column, PDQ_WORDS)
+        found[valid] = self.hashes.has_near(hash_words(column.filter(pa.array(valid)), PDQ_WORDS))
         return found
 
 
@@ -53,6 +54,14 @@ def comparable(rows: pa.Table) -> pa.Table:
     is_plain = pc.less(quality, MIN_QUALITY).fill_null(False)
     known = pc.if_else(is_plain, pa.scalar(None, pa.string()), hashes.cast(pa.string()))
     return rows.set_column(rows.schema.get_field_index(PDQ), PDQ, known)
+
+
+def has_hash(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Whether the column `pdq` of each row is a hash, of any quality: bool [rows]. The column can be missing, and users
+    can have their own."""
+    if PDQ not in rows.column_names or not is_text(rows[PDQ].type):
+        return np.zeros(rows.num_rows, np.bool_)
+    return is_hash(rows[PDQ], PDQ_WORDS)
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -38,7 +38,7 @@ class ReadRows(JobStage):
 
     def open_all(self) -> "OpenReader":
         """Open a reader of whole shards."""
-        return OpenReader(self, ShardReader(self.store, self.mapping), Gate(self.store))
+        return OpenReader(self, ShardReader(self.store, self.mapping), self.gate())
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Download(JobStage):
             from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 
             engine = Img2datasetDownloader(self.job, sha256_column)
-            return OpenDownload(self, engine, hooks.progress, Gate(self.store))
+            return OpenDownload(self, engine, hooks.progress, self.gate())
         from pairmill.pipeline.fetch.downloader import Downloader
 
         on_hang = None if self.isolated else hooks.on_hang
         downloader = Downloader(self.job, sha256_column, self.isolated, on_hang)
         hooks.progress.in_flight = downloader.in_flight
-        return OpenDownload(self, downloader, hooks.progress, Gate(self.store))
+        return OpenDownload(self, downloader, hooks.progress, self.gate())
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Load(JobStage):
         from pairmill.pipeline.source.corpus.load import Loader
 
         loader = Loader(self.job, self.store.files, self.isolated)
-        return OpenLoad(self, loader, hooks.progress, Gate(self.store))
+        return OpenLoad(self, loader, hooks.progress, self.gate())
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Commit(JobStage):
 
     def open(self, hooks: WorkerHooks) -> Stage:
         """Write with this job's fingerprint."""
-        return OpenCommit(self, self.writer(), Gate(self.store, check_s=0))
+        return OpenCommit(self, self.writer(), self.gate(check_s=0))
 
     def writer(self) -> ShardWriter:
         """The writer of this job's shards."""

@@ -58,7 +58,7 @@ class CommitNextGeneration(Commit):
 
     def open(self, hooks: WorkerHooks) -> Stage:
         """Write with this job's fingerprint."""
-        return OpenNextGeneration(self, self.writer(), Gate(self.store, check_s=0))
+        return OpenNextGeneration(self, self.writer(), self.gate(check_s=0))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pairmill.pipeline import rules
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import AccountingError
+from pairmill.pipeline.purge.gate import CHECK_S, Gate
+from pairmill.pipeline.purge.picture_hashes import PictureHashes
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.jobs import BuildJob
@@ -68,6 +70,10 @@ class JobStage:
     def isolate(self) -> Self:
         """The same stage, working in a child process."""
         return replace(self, isolated=True)
+
+    def gate(self, check_s: float = CHECK_S) -> Gate:
+        """What keeps withdrawn rows out. `check_s`: how often it looks for new requests."""
+        return Gate(self.store, PictureHashes(self.job.images, self.job.run.decode_threads), check_s)
 
     def apply_rules(self, batch: ShardBatch, step: Step) -> ShardBatch:
         """Apply the job's rules for one step, custom rules last."""

@@ -36,9 +36,9 @@ from tests.integration.conftest import SHARED_DATA, PictureWeb
 NOT_REPRODUCIBLE = ("fetched_at", "fetch_s", "fetch_attempts")
 
 
-def picture(seed: int, size: tuple[int, int] = (320, 240), kind: str = "JPEG") -> bytes:
-    """A smooth picture, different for every seed."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+def picture(seed: int, size: tuple[int, int] = (320, 240), kind: str = "JPEG", grid: tuple[int, int] = (6, 8)) -> bytes:
+    """A smooth picture, different for every seed. `grid`: how many spots it has."""
+    small = np.random.default_rng(seed).integers(0, 256, (*grid, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(file, kind, quality=90)
     return file.getvalue()

@@ -6,17 +6,20 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import pairmill
-from pairmill.jobs.build import build
+from pairmill.jobs.build import build, prepare
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.purge import PurgeJob, purge
 from pairmill.jobs.retry import retry
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.image.pdq import pdq
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, sequentially
 from tests.unit.purge.world import grep, write_world
@@ -78,6 +81,41 @@ def test_later_builds_and_retries_leave_out_withdrawn_rows(plain_loop: None, web
     for path in asked.values():
         done = CliRunner().invoke(app, ["verify", str(out), "--purged", path])
         assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("engine", ["aiohttp", "img2dataset"])
+@pytest.mark.filterwarnings("ignore")  # img2dataset's
+def test_builds_retries_and_corpora_leave_out_listed_pictures_without_a_column_of_hashes(
+    plain_loop: None, web: PictureWeb, tmp_path: Path, engine: str
+) -> None:
+    """The list is given before the first shard is committed. Picture 1 is listed, and its hash is computed by nothing
+    else. A retry finds it at another URL, and a corpus has it too."""
+    folder, out, corpus = tmp_path / "lists", tmp_path / "out", tmp_path / "corpus"
+    folder.mkdir()
+    corpus.mkdir()
+    bodies = [picture(number, grid=(48, 64)) for number in range(4)]
+    urls = [web.add(f"/{number}.jpg", bodies[number]) for number in range(4)]
+    web.pages["/3.jpg"] = (503, {}, b"")
+    write_list(folder / "a.jsonl", list(enumerate(urls)))
+    for number, body in enumerate(bodies):
+        (corpus / f"{number}.jpg").write_bytes(body)
+        (corpus / f"{number}.txt").write_text(f"the caption of picture {number}")
+    found = pdq(np.asarray(Image.open(io.BytesIO(bodies[1])).convert("L")))
+    assert found.quality >= 50
+    asked = lists(tmp_path, pdq=[found.digits])
+    fetch = {"engine": engine, "timeout_s": 5, "retries": 0, "allow_networks": ["127.0.0.0/8"]}
+    build_job = job(folder, out, fetch=fetch)
+    embed_job = job(corpus, tmp_path / "held", models=[{"name": "tiny"}], run={"device": "cpu"})
+    embed_job = embed_job.model_copy(update={"source": embed_job.source.model_copy(update={"kind": "corpus"})})
+    for each in (build_job, embed_job):
+        prepare(each)
+        purge(Store(each.output), PurgeJob(asked, "asked for"))  # type: ignore[arg-type]
+    assert sequentially(build_job).statuses == {"ok": 4, "withdrawn": 2, "http_5xx": 2}
+    web.pages["/3.jpg"] = (200, {}, bodies[1])
+    retried = retry(str(out))
+    assert retried.build.statuses == {"ok": 4, "withdrawn": 4}
+    assert (retried.retried, retried.recovered, retried.withdrawn) == (2, 0, 2)
+    assert sequentially(embed_job).statuses == {"ok": 3, "withdrawn": 1}
 
 
 def test_the_index_of_a_corpus_is_blanked_and_used_again(plain_loop: None, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Tests the lists that a purge accepts, what the ledger records, and that it then blocks withdrawn rows."""
 
+import io
 import json
 import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 import pairmill
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.hooks import NO_HOOKS
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
+from pairmill.pipeline.image.pdq import pdq
 from pairmill.pipeline.purge import running
 from pairmill.pipeline.purge.digests import DigestSet
-from pairmill.pipeline.purge.gate import Gate
 from pairmill.pipeline.purge.keys import canonical, domains
 from pairmill.pipeline.purge.ledger import Ledger, write_request
 from pairmill.pipeline.purge.lists import read_any_list, read_list
@@ -35,14 +39,15 @@ from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.pdq import PdqIndex
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.rows import ShardReader
-from pairmill.pipeline.stages.build import ReadRows
+from pairmill.pipeline.stages.build import Commit, ReadRows
+from pairmill.pipeline.stages.retry import CommitNextGeneration
 from pairmill.schemas.batch import BatchInfo, ShardBatch
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.manifest import shards_from_table
+from pairmill.schemas.manifest import ShardManifest, shards_from_table
 from pairmill.schemas.purge import LIST_KINDS, ListKind
 from tests.synthetic_dataset import write_dataset
 from tests.unit.purge.conftest import World
-from tests.unit.purge.world import EXPORTS
+from tests.unit.purge.world import CONTRACT, EXPORTS, in_flight
 
 UID = "00112233445566778899aabbccddeeff"
 FILES = Files()
@@ -207,16 +212,70 @@ def test_pdq_hashes_match_up_to_31_bits() -> None:
     assert near.tolist() == [flips is not None and flips <= 31 for flips in distances]
 
 
-def test_pdq_hashes_are_compared_only_if_there_is_a_column_of_them(tmp_path: Path) -> None:
+def test_pdq_hashes_of_plain_pictures_are_not_compared(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write_request(store, {"pdq": frozenset(["0" * 64])}, "a list of hashes")
     matcher = Matcher(Ledger.load(store))
     rows = pa.table({"uid": ["a", "b"], "pdq": ["0" * 56 + "7" * 8, "1" * 64]})
     assert matcher.mask(rows).tolist() == [True, False]
-    assert matcher.mask(rows.drop_columns("pdq")).tolist() == [False, False]
     rows = pa.table({"pdq": ["0" * 64] * 3, "pdq_quality": pa.array([50, 49, None], pa.uint8())})
     assert matcher.columns >= {"pdq", "pdq_quality"}
     assert matcher.mask(rows).tolist() == [True, False, True]  # low quality: plain pictures all have the same hash
+
+
+HASHES: dict[str, Callable[[str], pa.Array | None]] = {
+    "no column": lambda digits: None,
+    "null": lambda digits: pa.nulls(12, pa.string()),
+    "another type": lambda digits: pa.array(range(12)),
+    "other text": lambda digits: pa.array([f" {digits}", f"0x{digits}", digits[:60], "", *["zz"] * 8]),
+}
+"""What rows have instead of the hash of their picture."""
+
+
+@pytest.mark.parametrize("hashes", HASHES)
+def test_pictures_are_compared_with_listed_hashes_whatever_columns_their_rows_have(world: World, hashes: str) -> None:
+    """Rows 30 and 31 of shard 2 have the same picture, but row 31 was not fetched."""
+    store, source, plan = Store(str(world.out)), world.source, load_plan(Store(str(world.out)))
+    table = in_flight(source, shards_from_table(plan.shards)[2])
+    digits = pdq(np.asarray(Image.open(io.BytesIO(source.picture(30))).convert("L"))).digits
+    write_request(store, {"pdq": frozenset([f"{int(digits, 16) ^ 0x7F << 90:064x}"])}, "a list of hashes")
+    if (column := HASHES[hashes](digits)) is not None:
+        table = table.append_column("pdq", column)
+    passed = Commit(plan.job, plan.mapping).gate()(table)
+    assert [row for row, status in enumerate(passed["status"].to_pylist(), 24) if status == "withdrawn"] == [30]
+
+
+@pytest.mark.parametrize("kind", LIST_KINDS)
+@pytest.mark.parametrize("generation", [None, 0])
+def test_no_commit_stores_what_a_list_names(world: World, kind: ListKind, generation: int | None) -> None:
+    """A build of shard 4 or a retry of shard 3, during which the request is made."""
+    store, source = Store(str(world.out)), world.source
+    plan = load_plan(store)
+    job, shard = (
+        plan.job.model_copy(update={"output": str(world.out)}),
+        shards_from_table(plan.shards)[4 if generation is None else 3],
+    )
+    row = shard.first_row + 1
+    table = in_flight(source, shard)
+    stage = (Commit if generation is None else CommitNextGeneration)(job, plan.mapping).open(NO_HOOKS)
+    values = {
+        "uid": source.uid(row),
+        "url": source.url(row),
+        "host": "elsewhere.example",
+        "sha256": source.sha256(row),
+        "pdq": pdq(np.asarray(Image.open(io.BytesIO(source.picture(row))).convert("L"))).digits,
+    }
+    write_request(store, {kind: frozenset([canonical(kind, values[kind]) or ""])}, "asked for")
+    manifest = stage(ShardBatch(BatchInfo(shard, generation, rows_in=12, contracts=(CONTRACT,)), table))
+    gone = [
+        each
+        for each in range(shard.first_row, shard.first_row + 12)
+        if (each % 5 == 0 if kind == "host" else each == row)
+    ]
+    assert isinstance(manifest, ShardManifest)
+    assert manifest.withdrawn == len(gone)
+    stored = pq.read_table(world.out / manifest.files["pairs"].path)["uid"].to_pylist()
+    assert {source.uid(each) for each in gone}.isdisjoint(stored)
 
 
 def test_the_ledger_keeps_only_hashes(world: World) -> None:
@@ -360,14 +419,15 @@ def test_withdrawn_rows_are_never_read_fetched_or_stored_again(world: World) -> 
     for path in restored.iterdir():
         (world.out / "input" / path.name).unlink()
         (world.out / "input" / path.name).write_bytes(path.read_bytes())
-    stage = ReadRows(plan.job.model_copy(update={"output": str(world.out)}), plan.mapping).open_all()
+    spec = ReadRows(plan.job.model_copy(update={"output": str(world.out)}), plan.mapping)
+    stage = spec.open_all()
     batch = stage(ShardBatch(BatchInfo(shard), pa.table({})))
     stage.close()
     statuses = batch.table["status"].to_pylist()
     assert [row for row, status in enumerate(statuses) if status == "withdrawn"] == [2, 4, 7]
     fetched = pa.array([source.sha256(2) if row == 5 else None for row in range(12)])
     index = batch.table.schema.get_field_index("sha256")
-    table = Gate(store)(batch.table.set_column(index, batch.table.schema.field(index), fetched))
+    table = spec.gate()(batch.table.set_column(index, batch.table.schema.field(index), fetched))
     writer = ShardWriter(store, pa.schema([]), [], plan.job.images, "0" * 32, {})
     manifest = writer.commit(ShardBatch(BatchInfo(shard), table))
     assert (manifest.rows_in, manifest.pairs, manifest.rejects, manifest.withdrawn) == (12, 0, 8, 4)

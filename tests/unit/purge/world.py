@@ -109,7 +109,7 @@ def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
     shards = _plan(store, root / "in.csv", rows)
     writer = ShardWriter(store, NO_EXTRA, ["b32"], _job(store, root / "in.csv").images, "0" * 32, {"pairmill": "1"})
     for shard in shards[: len(shards) - uncommitted]:
-        writer.commit(ShardBatch(BatchInfo(shard, contracts=(CONTRACT,)), _table(source, shard)))
+        writer.commit(ShardBatch(BatchInfo(shard, contracts=(CONTRACT,)), in_flight(source, shard)))
     add_everything(out, source)
     return source
 
@@ -181,7 +181,8 @@ def _plan(store: Store, csv: Path, rows: int) -> list[Shard]:
     return shards
 
 
-def _table(source: Source, shard: Shard) -> pa.Table:
+def in_flight(source: Source, shard: Shard) -> pa.Table:
+    """The rows of a shard before its commit."""
     numbers = range(shard.first_row, shard.first_row + shard.num_rows)
     rows = [_row(source, shard, row) for row in numbers]
     table = pa.Table.from_pylist(rows, schema=in_flight_schema(NO_EXTRA))
