@@ -95,7 +95,7 @@ class Purged(BaseModel):
     """Search indexes that lost parts."""
     scores: dict[str, str] = {}
     """Names of deleted scores -> their settings, as for `score --score`. Scores are deleted if they compared rows with
-    withdrawn rows, or were computed from such a score."""
+    withdrawn rows, summarize all pairs, some of which were withdrawn, or were computed from such a score."""
     reports: list[str] = []
     failures: int = 0
     """Tracebacks of failed shards that were deleted."""

@@ -57,7 +57,7 @@ def preview(store: Store, ledger: Ledger, tasks: Tasks) -> Preview:
     def vectors() -> DigestSet:
         return DigestSet.union([withdrawn_vectors(store), *_vectors(store, matcher, hits, tasks)])
 
-    scores = scores_with(store, ledger.uids, vectors)
+    scores = scores_with(store, ledger.uids, vectors, lost_pairs=any(hit.pairs for hit in hits))
     return Preview(
         hits=hits,
         subset_rows=affected_subsets(store, ledger, generations, {hit.shard for hit in hits if hit.pairs}),

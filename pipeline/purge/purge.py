@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from pairmill.pipeline.common.progress import Steps
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.manifests import committed, manifests_of, read_manifest
 from pairmill.pipeline.purge.effects import Effects
 from pairmill.pipeline.purge.exports import purge_exports
 from pairmill.pipeline.purge.inputs import delete_unplanned, purge_inputs
@@ -30,6 +30,7 @@ from pairmill.pipeline.purge.subsets import naming_withdrawn, purge_subsets
 from pairmill.pipeline.purge.superseded import delete_all, unneeded_files
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.source.planned import Plan
+from pairmill.schemas.manifest import manifest_name
 from pairmill.schemas.purge import Purged
 
 _PER_CALL = 16
@@ -53,7 +54,7 @@ def withdraw(
     effects.note(named_in_steps=naming_withdrawn(store, matcher))
     _note_each(effects, "labels", purge_labels(store, ledger.uids))
     _note_each(effects, "indexes", purge_indexes(store, generations))
-    scores = scores_with(store, ledger.uids, lambda: withdrawn_vectors(store))
+    scores = scores_with(store, ledger.uids, lambda: withdrawn_vectors(store), _lost_pairs(store))
     effects.note(scores=effects.purged.scores | scores)
     delete_scores(store, list(reversed(scores)))  # a score goes before the scores it is made from
     steps.name = "withdrawing from input/ and exports"
@@ -73,6 +74,16 @@ def withdraw(
     if number is not None:
         effects.note(rows=merge_parts(store, number), files_deleted=effects.purged.files_deleted + deleted)
     return effects.purged
+
+
+def _lost_pairs(store: Store) -> bool:
+    """Whether a shard has fewer pairs than in an older generation, which exists until the end of the purge."""
+    for shard, generations in manifests_of(store).items():
+        if len(generations) > 1:
+            *older, newest = (read_manifest(store, manifest_name(shard, each)).pairs for each in sorted(generations))
+            if newest < max(older):
+                return True
+    return False
 
 
 def _note_each(effects: Effects, field: str, names: Iterable[str]) -> None:

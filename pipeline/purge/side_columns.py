@@ -4,6 +4,7 @@ withdrawn rows."""
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 import numpy as np
 import numpy.typing as npt
@@ -127,21 +128,29 @@ def refuse_lost_scores(store: Store) -> None:
         ) from None
 
 
-def scores_with(store: Store, uids: DigestSet, read_vectors: Callable[[], DigestSet]) -> dict[str, str]:
+def scores_with(
+    store: Store, uids: DigestSet, read_vectors: Callable[[], DigestSet], lost_pairs: bool
+) -> dict[str, str]:
     """Name -> settings, as given to `score --score`, of the scores that depend on withdrawn rows: those whose state
-    contains a row's uid or embedding, and those that are made from such a score. Each score comes after the scores
-    that it is made from. `read_vectors`: returns the digests of the rows' embeddings; called only if a state contains
-    embeddings.
+    contains a row's uid or embedding; if pairs are withdrawn (`lost_pairs`), those whose state summarizes all pairs;
+    and those that are made from such a score. Each score comes after the scores that it is made from. `read_vectors`:
+    returns the digests of the rows' embeddings; called only if a state contains embeddings.
 
     Such a score was computed in relation to the row: its values can neither stay as they are nor be recomputed without
     the row. Raises ManifestError.
     """
     cards, states = _scores(store)
     vectors = read_vectors() if any(map(_embeddings, states.values())) else DigestSet.of([])
-    found = {name: None for name, state in states.items() if _holds(state, uids, vectors)}
-    while more := [name for name, state in states.items() if name not in found and found.keys() & state.sources.keys()]:
-        found |= dict.fromkeys(more)
-    return {name: json.dumps(cards[name].score.model_dump(mode="json", exclude_defaults=True)) for name in found}
+    found = {name for name, state in states.items() if _holds(state, uids, vectors)}
+    if lost_pairs:
+        found |= {name for name, state in states.items() if _summarizes(cards[name], state)}
+    while more := [name for name, state in states.items() if name not in found and found & state.sources.keys()]:
+        found |= set(more)
+    ordered = TopologicalSorter({name: sorted(found & states[name].sources.keys()) for name in sorted(found)})
+    return {
+        name: json.dumps(cards[name].score.model_dump(mode="json", exclude_defaults=True))
+        for name in ordered.static_order()
+    }
 
 
 def _scores(store: Store) -> tuple[dict[str, ScoreCard], dict[str, State]]:
@@ -164,13 +173,25 @@ def _lost_sources(store: Store, cards: Mapping[str, ScoreCard], name: str, state
 
 
 def _holds(state: State, uids: DigestSet, vectors: DigestSet) -> bool:
-    for name, tensor in state.tensors.items():
-        if tensor.ndim == 2 and name.endswith("uids") and tensor.dtype == np.uint64:
-            texts = [f"{high:016x}{low:016x}" for high, low in tensor.tolist()]
-            if uids.contains([digest("uid", text.encode()) for text in texts]).any():
-                return True
+    for tensor in _uids(state):
+        texts = [f"{high:016x}{low:016x}" for high, low in tensor.tolist()]
+        if uids.contains([digest("uid", text.encode()) for text in texts]).any():
+            return True
     rows = (np.ascontiguousarray(tensor) for tensor in _embeddings(state))
     return any(vectors.contains([digest(VECTOR, row.tobytes()) for row in each]).any() for each in rows)
+
+
+def _summarizes(card: ScoreCard, state: State) -> bool:
+    """Whether the state is computed from all pairs and does not show from which: their values, or parts of their
+    captions, with counts."""
+    shows_rows = bool(_uids(state) or _embeddings(state))
+    return bool(state.tensors) and not shows_rows and kind_of(card.name, card.score).needs.all_rows
+
+
+def _uids(state: State) -> list[npt.NDArray[np.generic]]:
+    """The tensors of a state that contain uids [rows, 2]."""
+    tensors = state.tensors.items()
+    return [each for name, each in tensors if each.ndim == 2 and name.endswith("uids") and each.dtype == np.uint64]
 
 
 def _embeddings(state: State) -> list[npt.NDArray[np.generic]]:

@@ -237,15 +237,17 @@ def test_a_score_that_compares_with_a_withdrawn_row_is_deleted_with_its_mixes_an
     pairmill.score(world.out, "calm_share", score="mix: 1 - rank(crowd)", settings={"partial": True})
     pairmill.score(world.out, "aaa", score="mix: 2 * calm_share")
     pairmill.score(world.out, "words", score="captions: [words]")
+    pairmill.score(world.out, "place", score="mix: rank(similarity)", settings={"partial": True})
+    pairmill.score(world.out, "odd", score="captions: [bits_per_character]", settings={"partial": True})
     pairmill.select(world.out, "calm", steps=["where: crowd <= 2"], settings={"partial": True})
     rejected = world.write("uids.txt", [world.source.uid(3)])  # the row has no embedding
     assert pairmill.purge(world.out, uids=rejected, reason="asked for").purged.scores == {}
     uids = world.write("uids.txt", [world.source.uid(1)])
     planned = pairmill.purge(world.out, uids=uids, dry_run=True)
-    assert planned.score_shards == dict.fromkeys(["crowd", "calm_share", "aaa"], 4)
+    assert planned.score_shards == dict.fromkeys(["aaa", "calm_share", "crowd", "odd", "place"], 4)
     result = pairmill.purge(world.out, uids=uids, reason="asked for")
     assert planned.purged.scores == result.purged.scores
-    assert list(result.purged.scores) == ["crowd", "calm_share", "aaa"]
+    assert list(result.purged.scores) == ["crowd", "odd", "place", "calm_share", "aaa"]  # in the order to add them
     assert (world.out / "columns/words/score.json").exists()
     assert not [path for name in result.purged.scores for path in (world.out / "columns" / name).rglob("*.*")]
     assert grep(world.out, marks_of(world.source, [1])) == []
