@@ -21,6 +21,7 @@ from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge, unfinished_purges
+from pairmill.pipeline.known.keys import PDQ, hash_problem
 from pairmill.pipeline.purge.effects import together
 from pairmill.pipeline.purge.exports import known_exports, refuse_no_exports
 from pairmill.pipeline.purge.keys import key
@@ -28,7 +29,6 @@ from pairmill.pipeline.purge.ledger import Ledger, finish, read_request, with_va
 from pairmill.pipeline.purge.leftovers import reports_of
 from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
 from pairmill.pipeline.purge.needles import Needles
-from pairmill.pipeline.purge.pdq import PDQ, is_text
 from pairmill.pipeline.purge.preview import preview
 from pairmill.pipeline.purge.purge import find, withdraw
 from pairmill.pipeline.purge.running import only_purge
@@ -196,10 +196,8 @@ def _refuse_without_pdq(snapshot: Snapshot) -> None:
         add = f"add it: {pairmill_command('score', snapshot.store.root, 'hash', '--score', 'pictures: pdq')}"
         why = snapshot.added.missing(PDQ) or f"there is no column `{PDQ}`; {add}"
         raise JobError(f"--pdq: no picture can be compared: {why}")
-    if not is_text(kind := snapshot.schema.field(PDQ).type):
-        raise JobError(
-            f"--pdq: no picture can be compared: the column `{PDQ}` has the type {kind}, not text of 64 hex digits"
-        )
+    if problem := hash_problem(snapshot.schema, [PDQ]):
+        raise JobError(f"--pdq: no picture can be compared: {problem}")
 
 
 def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks) -> PurgeResult:

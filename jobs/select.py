@@ -27,7 +27,7 @@ from pairmill.pipeline.dataset.subset import (
 )
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.dataset.withdrawn import readable_shards
-from pairmill.pipeline.known.keys import columns_of
+from pairmill.pipeline.known.keys import PDQ, PDQ_QUALITY, columns_of
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.leak.step import LeakStep
 from pairmill.pipeline.select.expression_errors import ExpressionError
@@ -204,6 +204,11 @@ def _check_columns(step: Step, source: SelectInput) -> None:
         if problem is not None:
             raise ExpressionError(problem)
     for column in sorted(columns_of("pdq") & step.columns - {*source.schema.names}):
+        if column == PDQ_QUALITY and PDQ in source.schema.names:
+            raise ExpressionError(
+                f"there is no column {column!r} (0 to 100) beside the dataset's own column {PDQ!r}; without it, hashes "
+                "can only be compared without a distance"
+            )
         add = pairmill_command("score", source.store.root, "hash", "--score", "pictures: pdq")
         raise ExpressionError(f"there is no column {column!r}; add it: {add}")
     if "md5" in step.columns and not source.has_md5:

@@ -78,7 +78,8 @@ class StepReport(GrowingSettings):
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
     not_compared: int = 0
-    """`dedup` by embeddings only: rows without a usable embedding, which have no duplicates."""
+    """Rows without a usable embedding (`dedup` by embeddings) or without a PDQ hash of 64 hex digits (`dedup`, `known`
+    and `leak` by pdq), which were not compared by it."""
     uids: UidFileReport | None = None
     """`uids` only: the file. Its uids in excess of `rows_out` match no row that remained after the earlier steps."""
     balance: BalanceReport | None = None

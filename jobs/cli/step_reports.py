@@ -51,7 +51,7 @@ def _print_details(report: StepReport, step: SelectStep | None) -> None:
         say(f"    weights up to {found.highest:.6g}, {found.weight_sum:,.1f} samples per epoch in total")
         say(f"    {counted(found.rows_below_one, 'row')} with a weight below 1 (not in every epoch)")
     if report.not_compared:
-        say(f"    {counted(report.not_compared, 'row')} kept without a usable embedding")
+        say(f"    {counted(report.not_compared, 'row')} not compared by hash or embedding: missing or unusable")
     if report.known:
         _print_known(report.known)
     if report.leak:

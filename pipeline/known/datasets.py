@@ -16,7 +16,7 @@ from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import generations_digest, selected_rows
 from pairmill.pipeline.dataset.withdrawn import readable_shards
-from pairmill.pipeline.known.keys import Keys, columns_of, row_keys
+from pairmill.pipeline.known.keys import Keys, columns_of, hash_problem, row_keys
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.schemas.known import DEFAULT_KINDS, KnownRows, ValueKind
@@ -54,6 +54,8 @@ class KnownDataset:
             raise KnownError(f"{store.root}: some shards have no {' or '.join(sorted(missing))} yet") from None
         if missing := wanted - set(chunk.schema().names):
             raise KnownError(f"{store.root} has no column {' or '.join(map(repr, sorted(missing)))}")
+        if problem := hash_problem(chunk.schema(), wanted):
+            raise KnownError(f"{store.root}: {problem}")
         return cls(known, chunk)
 
     @property

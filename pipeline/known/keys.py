@@ -12,7 +12,8 @@ one with a probability of 5e-11.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.image.pdq import MIN_QUALITY
-from pairmill.pipeline.known.hash_index import hash_words
+from pairmill.pipeline.known.hash_index import hash_words, is_hash
 from pairmill.schemas.known import ValueKind
 
 Keys = npt.NDArray[np.uint64]
@@ -28,12 +29,36 @@ Mask = npt.NDArray[np.bool_]
 
 HEX_DIGITS: dict[ValueKind, int] = {"uid": 32, "sha256": 64, "md5": 32, "phash": 16, "pdq": 64}
 PDQ_WORDS = 4
+PDQ: Final = "pdq"
 PDQ_QUALITY = "pdq_quality"
+HASH_WORDS: Mapping[str, int] = {"phash": 1, PDQ: PDQ_WORDS}
+"""Column of perceptual hashes -> length of a hash in 64-bit words."""
+QUALITIES: Mapping[str, str] = {PDQ: PDQ_QUALITY}
+"""Column of perceptual hashes -> the column that says whether a hash can be compared."""
 
 
 def columns_of(kind: ValueKind) -> frozenset[str]:
     """The columns that `row_keys` reads if the dataset has them."""
     return frozenset({kind, PDQ_QUALITY}) if kind == "pdq" else frozenset({kind})
+
+
+def hash_problem(schema: pa.Schema, names: Iterable[str]) -> str | None:
+    """Why one of these columns, if it is to have perceptual hashes, cannot be compared. None if all can. Users can have
+    their own column `pdq`."""
+    compared = set(names) & set(schema.names)
+    for name in sorted(HASH_WORDS.keys() & compared):
+        if not is_text(kind := schema.field(name).type):
+            return f"the column {name!r} has the type {kind}, not text of {16 * HASH_WORDS[name]} hex digits"
+        quality = QUALITIES.get(name)
+        if quality in schema.names and not pa.types.is_integer(kind := schema.field(quality).type):
+            return f"the column {quality!r} has the type {kind}, not integers from 0 to 100"
+    return None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are text, with or without a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def row_keys(kind: ValueKind, rows: pa.Table) -> tuple[Keys, Mask]:
@@ -47,12 +72,16 @@ def row_keys(kind: ValueKind, rows: pa.Table) -> tuple[Keys, Mask]:
 def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Keys, Mask]:
     """(key of each row [rows] or [rows, PDQ_WORDS], mask of the rows with a value [rows]). Keys of other rows are zero.
 
-    `column`: as datasets store it; null, empty text and blank URLs do not count as values. Raises ValueError as
-    `keys_of` does.
+    `column`: as datasets store it; null, empty text, blank URLs and text in place of a perceptual hash do not count as
+    values. Raises ValueError as `keys_of` does.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     array = pc.utf8_trim_whitespace(array) if kind == "url" else array
-    is_value = pc.not_equal(array, "").fill_null(False)
+    if kind in HASH_WORDS:
+        array = array.cast(pa.large_string())
+        is_value = pa.array(is_hash(array, HASH_WORDS[kind]))
+    else:
+        is_value = pc.not_equal(array, "").fill_null(False)
     found = np.flatnonzero(is_value.to_numpy(zero_copy_only=False))
     values = array if len(found) == len(array) else array.filter(is_value)
     keys = np.zeros((len(array), PDQ_WORDS) if kind == "pdq" else len(array), np.uint64)

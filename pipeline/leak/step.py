@@ -29,6 +29,7 @@ from pairmill.pipeline.select.expression_errors import require_columns
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.tasks import Handle, Tasks
+from pairmill.pipeline.select.unreadable_hashes import count_without_hash, require_hashes
 from pairmill.schemas.leak import DEFAULT_THRESHOLD, MAX_PAIRS, Leak, LeakCounts, LeakKind, LeakPair, LeakReport
 from pairmill.schemas.subset import StepReport
 
@@ -60,6 +61,8 @@ class LeakStep:
     overlap: pa.Table = field(default_factory=OVERLAP_SCHEMA.empty_table, init=False)
     """The pictures found, with OVERLAP_SCHEMA."""
     found: LeakReport | None = field(default=None, init=False)
+    not_compared: int = field(default=0, init=False)
+    """Number of rows without a readable hash."""
 
     @classmethod
     def open(cls, files: Files, leak: Leak) -> "LeakStep":
@@ -91,6 +94,7 @@ class LeakStep:
             except KnownError as error:
                 raise StepError(str(error)) from None
         require_columns(schema, self.columns)
+        require_hashes(schema, self.columns)
 
     def run(self, selector: Selector, number: int) -> None:
         """Hash the evaluation pictures, and look the rows up in separate scans, each of which ends before its file is
@@ -98,6 +102,7 @@ class LeakStep:
         if self.evaluation.snapshot.store.root == selector.chunks[0].store.root:
             raise StepError(f"{self.leak.against} is the dataset itself: set `against` to the evaluation set")
         vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
+        self.not_compared = count_without_hash(selector, self.columns)
         pictures, digests = EvaluationPictures.read(self.evaluation), list[str]()
         entries, plain = _hashes(self.evaluation, pictures, selector.tasks)
         if "sha256" in self.leak.by:
@@ -146,7 +151,7 @@ class LeakStep:
         assert self.found is not None
         before = earlier.leak.blake2b if earlier and earlier.leak else None
         found = self.found.model_copy(update={"earlier_blake2b": before if before != self.found.blake2b else None})
-        return report.model_copy(update={"leak": found})
+        return report.model_copy(update={"leak": found, "not_compared": self.not_compared})
 
 
 def _hashes(

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
 from pairmill.pipeline.purge.ledger import Ledger
-from pairmill.pipeline.purge.pdq import PDQ, PDQ_COLUMNS, PdqIndex
+from pairmill.pipeline.purge.pdq import PDQ_COLUMNS, PdqIndex
 from pairmill.schemas.purge import ListKind
 
 Mask = npt.NDArray[np.bool_]

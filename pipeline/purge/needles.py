@@ -9,10 +9,11 @@ from itertools import chain
 import pyarrow as pa
 
 from pairmill.pipeline.image.pdq import MATCH_DISTANCE
+from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
 from pairmill.pipeline.purge.lists import Values
 from pairmill.pipeline.purge.notations import readings
-from pairmill.pipeline.purge.pdq import PDQ, PdqIndex
+from pairmill.pipeline.purge.pdq import PdqIndex
 
 _HEX = r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 _HEX_RUN = re.compile(_HEX + r"(?![0-9a-fA-F])")

@@ -5,7 +5,6 @@ Hashes that differ in up to 31 bits usually count as a match: https://github.com
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,8 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.image.pdq import MATCH_DISTANCE, MIN_QUALITY
 from pairmill.pipeline.known.hash_index import HashIndex, hash_words, is_hash
-from pairmill.pipeline.known.keys import PDQ_QUALITY, PDQ_WORDS
+from pairmill.pipeline.known.keys import PDQ, PDQ_QUALITY, PDQ_WORDS, is_text
 
-PDQ: Final = "pdq"
 PDQ_COLUMNS = frozenset({PDQ, PDQ_QUALITY})
 
 
@@ -62,9 +60,3 @@ def has_hash(rows: pa.Table) -> npt.NDArray[np.bool_]:
     if PDQ not in rows.column_names or not is_text(rows[PDQ].type):
         return np.zeros(rows.num_rows, np.bool_)
     return is_hash(rows[PDQ], PDQ_WORDS)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether values of this type are text, with or without a dictionary."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

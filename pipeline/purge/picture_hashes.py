@@ -6,8 +6,9 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.matching import Mask, Matcher
-from pairmill.pipeline.purge.pdq import PDQ, has_hash
+from pairmill.pipeline.purge.pdq import has_hash
 from pairmill.pipeline.score.kind import RowScore
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.job.pictures import PictureScore

@@ -18,10 +18,11 @@ import pyarrow as pa
 from pairmill.pipeline.common.foreign_parquet import PARQUET_MAGICS, open_parquet
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
+from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.notations import csv_fields, strings_in, strings_in_cell
-from pairmill.pipeline.purge.pdq import PDQ, comparable
+from pairmill.pipeline.purge.pdq import comparable
 from pairmill.pipeline.purge.tensors import read_tensors
 from pairmill.pipeline.purge.unpack import HEAD_BYTES, UnsearchableError, is_packed, unpacked
 from pairmill.pipeline.purge.windows import Part, Reads, blocks, in_utf8, wide_encoding, windows

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.known.hash_index import hash_words
+from pairmill.pipeline.known.keys import PDQ, is_text
 from pairmill.pipeline.select.comparisons import as_doubles, is_number
 from pairmill.pipeline.select.expressions import Expression
 
@@ -34,7 +35,8 @@ TIES, SAMPLE, SHUFFLE, BALANCE, CURVE, REPEAT = 1, 2, 3, 4, 5, 6
 def key_halves(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
     """The 128-bit dedup keys of the values of the column `name`, as (high, low), each of shape (rows,).
 
-    The key of a value in HEX_COLUMNS is its first 32 digits. The key of any other value is the BLAKE2b-128 of its text.
+    The key of a value in HEX_COLUMNS is its first 32 digits. The key of any other value is the BLAKE2b-128 of its text,
+    in lower case for a PDQ hash.
     Equal values have equal keys; different values have different keys, except for collisions of a 128-bit hash. The key
     of null is undefined. Raises ValueError if a column in HEX_COLUMNS contains anything but hex digits.
     """
@@ -43,6 +45,8 @@ def key_halves(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
         return _hex_digits(array)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
+    if name == PDQ and is_text(array.type):
+        array = pc.utf8_lower(array)
     if pa.types.is_floating(array.type):
         array = pc.add(pc.cast(array, pa.float64()), 0.0)  # turns -0.0 into 0.0
     hashed = bytearray()

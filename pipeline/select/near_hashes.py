@@ -8,19 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.image.pdq import MIN_QUALITY
-from pairmill.pipeline.known.hash_index import hash_words
+from pairmill.pipeline.known.hash_index import hash_words, is_hash
+from pairmill.pipeline.known.keys import HASH_WORDS, QUALITIES
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, split_by_chunk
 from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.filters import RowIndices, to_mask
+from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.keys import RANK, fill_ranks, mix, ranks
 from pairmill.pipeline.select.near_join import ALONE, MAX_ROWS, UNDECIDED
 from pairmill.pipeline.select.outputs import Array
 from pairmill.pipeline.select.step_error import StepError
-
-WORDS = {"phash": 1, "pdq": 4}
-"""Column of hashes -> length of a hash in 64-bit words."""
-QUALITIES = {"pdq": "pdq_quality"}
-"""Column of hashes -> the column that says whether a hash can be compared."""
 
 SAMPLED_ROWS = 1 << 17
 
@@ -29,7 +25,7 @@ SAMPLED_ROWS = 1 << 17
 class HashKeys:
     """Collects hashes with ranks, split by hash into `partitions` partitions.
 
-    Collects only the partitions `first` to `last - 1`. Rows without a hash are left out.
+    Collects only the partitions `first` to `last - 1`. Rows without a readable hash are left out.
     """
 
     by: str
@@ -49,7 +45,7 @@ class HashKeys:
         """The type of one row: the words of its hash, its index, its state (UNDECIDED or ALONE) and, if there is a
         score, its rank."""
         rank = RANK.descr if self.best else []
-        return np.dtype([("words", "<u8", (WORDS[self.by],)), ("row_index", "<i8"), ("state", "u1"), *rank])
+        return np.dtype([("words", "<u8", (HASH_WORDS[self.by],)), ("row_index", "<i8"), ("state", "u1"), *rank])
 
     @property
     def dtypes(self) -> Sequence[np.dtype[Any]]:
@@ -58,9 +54,10 @@ class HashKeys:
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
         """The hashes of each partition."""
-        valid = to_mask(table[self.by].is_valid())
+        words = HASH_WORDS[self.by]
+        valid = is_hash(table[self.by], words)
         rows = np.zeros(int(valid.sum()), self.dtype)
-        rows["words"], rows["row_index"] = hash_words(table[self.by].drop_null(), WORDS[self.by]), row_indices[valid]
+        rows["words"], rows["row_index"] = hash_words(table[self.by].filter(pa.array(valid)), words), row_indices[valid]
         if self.by in QUALITIES:
             quality = table[QUALITIES[self.by]].fill_null(0).to_numpy()[valid]
             rows["state"] = np.where(quality < MIN_QUALITY, ALONE, UNDECIDED)

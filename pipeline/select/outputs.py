@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pairmill.pipeline.known.hash_index import is_hash
+from pairmill.pipeline.known.keys import HASH_WORDS, PDQ, is_text
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices, to_mask
 from pairmill.pipeline.select.keys import RANK, U64, fill_ranks, is_comparable, key_halves, mix, ranks
@@ -120,8 +122,11 @@ class DedupKeys:
         return self.split(keys, mix(keys["high"] ^ keys["low"]))
 
     def keys(self, table: pa.Table, row_indices: RowIndices) -> Array:
-        """The DEDUP_KEYs of a table. Rows with null or NaN are left out because they have no duplicates."""
+        """The DEDUP_KEYs of a table. Rows with null, NaN, or text in place of a hash are left out: they have
+        no duplicates."""
         valid = to_mask(is_comparable(table[self.by]))
+        if self.by == PDQ and is_text(table[PDQ].type):
+            valid &= is_hash(table[PDQ], HASH_WORDS[PDQ])
         keys = np.empty(int(valid.sum()), DEDUP_KEY)
         high, low = key_halves(table[self.by], self.by)
         keys["high"], keys["low"], keys["row_index"] = high[valid], low[valid], row_indices[valid]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from pairmill.pipeline.known.keys import is_text
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, merge_duplicates
 from pairmill.pipeline.select.expression_errors import ExpressionError, no_column
 from pairmill.pipeline.select.expressions import Expression
@@ -18,6 +19,7 @@ from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.steps.described import described
 from pairmill.pipeline.select.tasks import Handle
+from pairmill.pipeline.select.unreadable_hashes import count_without_hash, require_hashes
 from pairmill.schemas.select_steps import EMBEDDINGS, Dedup
 from pairmill.schemas.subset import StepReport
 
@@ -31,6 +33,10 @@ class DedupStep:
     dedup: Dedup
     clusters: Array = field(default_factory=lambda: np.zeros(0, DUPLICATE_GROUP))
     """The largest groups; shape (groups,)."""
+    not_compared: int = 0
+    """Number of rows without a readable hash."""
+    is_text: bool = False
+    """Whether the values are text."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -49,9 +55,14 @@ class DedupStep:
             raise ExpressionError(f"there is no column {name!r}{hint}" if hint else no_column(schema, name))
         if not can_be_key(kind := schema.field(name).type):
             raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
+        if self.dedup.distance:
+            require_hashes(schema, [name])
+        self.is_text = is_text(kind)
 
     def run(self, selector: Selector, number: int) -> None:
         """Find equal values or, if the step has a distance, similar hashes."""
+        if self.is_text:  # a column of the user's own can have numbers, which are compared like any others
+            self.not_compared = count_without_hash(selector, [self.dedup.by])
         if self.dedup.distance:
             self.clusters = drop_near_duplicates(selector, number, self.dedup)
             return
@@ -60,8 +71,9 @@ class DedupStep:
         self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add the largest groups to the report."""
-        return report.model_copy(update={"largest_clusters": list(described(selector, self.clusters))})
+        """Add to the report the largest groups, and the number of rows that were not compared."""
+        found = {"largest_clusters": list(described(selector, self.clusters)), "not_compared": self.not_compared}
+        return report.model_copy(update=found)
 
 
 def exact_duplicates(

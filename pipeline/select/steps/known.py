@@ -21,6 +21,7 @@ from pairmill.pipeline.select.filters import RowIndices, RowMask
 from pairmill.pipeline.select.outputs import NoOutput
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.unreadable_hashes import count_without_hash, require_hashes
 from pairmill.schemas.known import DEFAULT_KINDS, DEFAULT_THRESHOLD, Known, KnownReport, KnownRows
 from pairmill.schemas.subset import StepReport
 
@@ -72,6 +73,8 @@ class KnownStep:
     model: str = field(default="", init=False)
     """Alias of the model whose embeddings are compared."""
     found: KnownReport | None = field(default=None, init=False)
+    not_compared: int = field(default=0, init=False)
+    """Number of rows without a readable hash."""
 
     @classmethod
     def open(cls, files: Files, known: Known) -> "KnownStep":
@@ -100,10 +103,12 @@ class KnownStep:
             except KnownError as error:
                 raise StepError(str(error)) from None
         require_columns(schema, self.columns)
+        require_hashes(schema, self.columns)
 
     def run(self, selector: Selector, number: int) -> None:
         """Write the known values to files, and drop the rows that have one of them. Scans immediately, while the
         files still exist."""
+        self.not_compared = count_without_hash(selector, self.columns)
         store: Store = selector.chunks[0].store
         with ExitStack() as files:
             values, unused, digests = dict[str, int](), dict[str, int](), list[str]()
@@ -129,4 +134,4 @@ class KnownStep:
         found = cast(KnownReport, self.found)
         before = earlier.known.blake2b if earlier and earlier.known else None
         found = found.model_copy(update={"earlier_blake2b": before if before != found.blake2b else None})
-        return report.model_copy(update={"known": found})
+        return report.model_copy(update={"known": found, "not_compared": self.not_compared})

@@ -82,6 +82,7 @@ def write_training(folder: Path, evaluation: Path, order: list[int], shard_rows:
             copy = changed(item["pixels"], how)
             hashes[8 * number + how], long[8 * number + how] = phash(copy), pdq(gray(copy)).digits
     sha256[250], sha256[251] = items[0]["sha256"], items[1]["sha256"]
+    long[252:254] = ["", "no hash"]
     columns |= {"phash": pa.array([*hashes[:-1], None]), "sha256": pa.array(sha256), "pdq": pa.array(long)}
     whole = {name: column.take(pa.array(order)) for name, column in columns.items()}
 
@@ -106,7 +107,8 @@ def expected_overlap(evaluation: Path, training: Path, limits: dict[LeakKind, in
     """The overlap by brute force: every row against every hash of every picture."""
     table = pa.concat_tables([pq.ParquetFile(each).read() for each in sorted(training.glob("pairs/*.parquet"))])
     rows = table.select(["uid", "sha256", *limits]).to_pylist()
-    hashed = {kind: [row for row in rows if row[kind] is not None] for kind in limits}
+    digits = {"phash": 16, "pdq": 64}
+    hashed = {kind: [row for row in rows if len(row[kind] or "") == digits[kind]] for kind in limits}
     hashes = {
         kind: np.array([np.frombuffer(bytes.fromhex(row[kind]), ">u8") for row in hashed[kind]], np.uint64)
         for kind in limits
@@ -146,6 +148,7 @@ def test_the_overlap_equals_brute_force(
     limit = {"phash": 6, "pdq": 31}[by]
     subset = make_subset(training, f"by_{by}", {"leak": {"against": str(evaluation), "by": ["sha256", by]}})
     expected = expected_overlap(evaluation, training, {by: limit})
+    assert subset.reports[2].not_compared == {"phash": 0, "pdq": 2}[by]
     found = overlap_of(training, subset)
     assert [each | {"cosine": None} for each in found] == expected
     report = subset.reports[2].leak
