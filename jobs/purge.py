@@ -32,6 +32,7 @@ from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.preview import preview
 from pairmill.pipeline.purge.purge import find, withdraw
 from pairmill.pipeline.purge.running import only_purge
+from pairmill.pipeline.purge.scan import count_without_hash
 from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
 from pairmill.pipeline.purge.side_columns import refuse_lost_scores
 from pairmill.pipeline.reader.embeddings import Embeddings
@@ -207,6 +208,7 @@ def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks)
     found = preview(store, with_values(Ledger.load(store), keys), tasks)
     purged = Purged(
         rows=sum(hit.pairs + hit.rejects for hit in found.hits),
+        not_compared=count_without_hash(store, committed(store), tasks) if "pdq" in values else 0,
         shards=[hit.shard for hit in found.hits],
         subsets=list(found.subset_rows),
         scores=dict(found.scores),

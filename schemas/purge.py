@@ -85,6 +85,8 @@ class Purged(BaseModel):
 
     rows: int = 0
     """Rows that were withdrawn: pairs and rejects."""
+    not_compared: int = 0
+    """Pairs without a readable PDQ hash, which a request with PDQ hashes could not compare."""
     shards: list[int] = []
     """Shards that contained withdrawn rows and were rewritten."""
     subsets: list[str] = []

@@ -11,7 +11,7 @@ from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress,
 if TYPE_CHECKING:
     from pairmill.jobs.purge import PurgeJob, PurgeResult
     from pairmill.jobs.upkeep import GcResult
-    from pairmill.schemas.purge import ListKind
+    from pairmill.schemas.purge import ListKind, Purged
 
 _SHOWN = 20
 _EXPORT_REMEDIES = {
@@ -89,6 +89,7 @@ def _print_purge(result: "PurgeResult") -> None:
     rows, shards = counted(done.rows, "row"), counted(len(done.shards), "shard")
     if result.dry_run:
         say(f"{shown}: {rows} in {shards} would be withdrawn; nothing was changed")
+        _print_not_compared(done)
         _print_names("shards", [f"{shard:,}" for shard in done.shards])
         of_subsets = [f"{name} (would lose {counted(rows, 'row')})" for name, rows in result.subset_rows.items()]
         _print_names("subsets that would be rewritten", of_subsets)
@@ -99,6 +100,7 @@ def _print_purge(result: "PurgeResult") -> None:
             say(f"export that would be searched for such rows: {shown_path(export.output)}")
         return
     say(f"{shown}: {rows} withdrawn; {shards} rewritten")
+    _print_not_compared(done)
     for title, names in (
         ("subsets rewritten", done.subsets),
         ("files of input/ blanked or deleted", done.inputs),
@@ -123,6 +125,16 @@ def _print_purge(result: "PurgeResult") -> None:
         )
     for command in result.remedies:
         say(f"to recreate what was deleted: {command}")
+
+
+def _print_not_compared(purged: "Purged") -> None:
+    from pairmill.pipeline.common.text import counted
+
+    if purged.not_compared:
+        say(
+            f"{counted(purged.not_compared, 'pair')} not compared with the PDQ hashes, because the column `pdq` has no "
+            "hash of 64 hex digits there; to withdraw them, list their uids"
+        )
 
 
 def _print_names(title: str, names: Sequence[str]) -> None:

@@ -37,7 +37,10 @@ class Effects:
 
 def together(several: list[Purged]) -> Purged:
     """What several requests did, combined."""
-    numbers = {name: sum(getattr(each, name) for each in several) for name in ("rows", "failures", "files_deleted")}
+    numbers = {
+        name: sum(getattr(each, name) for each in several)
+        for name in ("rows", "not_compared", "failures", "files_deleted")
+    }
     scores = {name: settings for each in several for name, settings in each.scores.items()}
     names = ("shards", "subsets", "inputs", "labels", "indexes", "reports", "named_in_steps")
     lists = {name: list(dict.fromkeys(item for each in several for item in getattr(each, name))) for name in names}

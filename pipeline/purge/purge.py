@@ -14,7 +14,7 @@ from pairmill.pipeline.dataset.manifests import committed, manifests_of, read_ma
 from pairmill.pipeline.purge.effects import Effects
 from pairmill.pipeline.purge.exports import purge_exports
 from pairmill.pipeline.purge.inputs import delete_unplanned, purge_inputs
-from pairmill.pipeline.purge.ledger import Ledger, merge_parts, withdrawn_vectors
+from pairmill.pipeline.purge.ledger import Ledger, merge_parts, read_request, withdrawn_vectors
 from pairmill.pipeline.purge.leftovers import (
     delete_failures,
     delete_reports,
@@ -24,7 +24,7 @@ from pairmill.pipeline.purge.leftovers import (
 )
 from pairmill.pipeline.purge.matching import Matcher
 from pairmill.pipeline.purge.next_generation import rewrite_shards
-from pairmill.pipeline.purge.scan import Hit, scan, shared
+from pairmill.pipeline.purge.scan import Hit, count_without_hash, scan, shared
 from pairmill.pipeline.purge.side_columns import scores_with
 from pairmill.pipeline.purge.subsets import naming_withdrawn, purge_subsets
 from pairmill.pipeline.purge.superseded import delete_all, unneeded_files
@@ -47,6 +47,8 @@ def withdraw(
     effects = Effects(store, number)
     _withdraw_from_shards(store, number, tasks, steps, effects)
     ledger, generations = Ledger.load(store, number), committed(store)
+    if number is not None and "pdq" in read_request(store, number).values:
+        effects.note(not_compared=count_without_hash(store, generations, tasks))
     matcher = Matcher(ledger)
     steps.name = "withdrawing from subsets and indexes"
     steps.part(0, 1)

@@ -1,16 +1,19 @@
 """Finds the shards with withdrawn rows, from a few narrow columns of all shards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.matching import Mask, Matcher
+from pairmill.pipeline.purge.pdq import has_hash
 from pairmill.pipeline.purge.side_columns import SideColumns
 from pairmill.pipeline.select.tasks import Handle, Tasks
 from pairmill.schemas.manifest import ShardManifest, manifest_name
@@ -65,16 +68,36 @@ def read_each(store: Store, shards: Sequence[tuple[int, int]], read: Callable[[S
         return list(readers.map(lambda shard: read(read_manifest(store, manifest_name(*shard))), shards))
 
 
+def count_without_hash(store: Store, generations: Mapping[int, int], tasks: Tasks) -> int:
+    """The number of pairs of these shards (shard -> generation) that have no readable PDQ hash to compare."""
+    shards = sorted(generations.items())
+    calls = [(store, shards[start : start + SHARDS_PER_CALL]) for start in range(0, len(shards), SHARDS_PER_CALL)]
+    return sum(tasks.get(tasks.map(_count_without_hash, calls)))
+
+
+def _count_without_hash(store: Store, shards: Sequence[tuple[int, int]]) -> int:
+    def count(manifest: ShardManifest) -> int:
+        table = _with_added(store, manifest, read_table(store, manifest.files["pairs"].path, {"row_id", PDQ}), {PDQ})
+        return int(np.count_nonzero(~has_hash(table)))
+
+    return sum(read_each(store, shards, count))
+
+
 def masks_of(store: Store, matcher: Matcher, manifest: ShardManifest) -> dict[RowFile, Mask]:
     """For the file `pairs` of a shard, and `rejects` if there is one: which of its rows are withdrawn."""
     masks: dict[RowFile, Mask] = {}
     for name in ROW_FILES:
         if name in manifest.files:
             table = read_table(store, manifest.files[name].path, matcher.columns)
-            if name == "pairs" and matcher.columns - set(table.column_names):
-                table = SideColumns.of(store, manifest).beside(table, matcher.columns)
+            if name == "pairs":
+                table = _with_added(store, manifest, table, matcher.columns)
             masks[name] = matcher.mask(table)
     return masks
+
+
+def _with_added(store: Store, manifest: ShardManifest, pairs: pa.Table, names: Collection[str]) -> pa.Table:
+    """The pairs with the columns among `names` that were added to them."""
+    return SideColumns.of(store, manifest).beside(pairs, names) if set(names) - set(pairs.column_names) else pairs
 
 
 def hit_of(manifest: ShardManifest, masks: Mapping[RowFile, Mask]) -> Hit:

@@ -105,8 +105,14 @@ def test_pdq_hashes_are_compared_with_an_added_column_and_refused_without_one(wo
         purge(world, "pdq", [row["pdq"]])
     assert not (world.out / "withdrawn").exists()
     card.write_bytes(saved)
+    added = world.out / "columns/hash/000000001.parquet"
+    other, good = pq.read_table(added), added.read_bytes()
+    hashes = pa.array(["no hash", None, *other["pdq"].to_pylist()[2:]])
+    pq.write_table(other.set_column(other.schema.get_field_index("pdq"), "pdq", hashes), added)
+    assert purge(world, "pdq", [row["pdq"]], dry_run=True).purged.not_compared == 2
     result = purge(world, "pdq", [row["pdq"]])
-    assert (result.purged.rows, result.purged.shards) == (2, [0, 2])
+    assert (result.purged.rows, result.purged.shards, result.purged.not_compared) == (2, [0, 2], 2)
+    added.write_bytes(good)
     listed = world.saved.parent / "pdq.parquet"
     pq.write_table(pa.table({"pdq": [row["pdq"]]}), listed)
     verified = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(listed)])
