@@ -18,13 +18,15 @@ _PART_OF_HASH = re.compile(r"(?=.*\d)[0-9a-f-]{8,}")
 """A truncated hash, or one of another kind."""
 _URL = re.compile(r"//|:[/\\]")
 """Matches in every URL, even in one that cannot be requested."""
+_MORE_THAN_A_URL = re.compile(r"""^["'<`]|["'>`]$|\t|,["']|["'],""")
+"""A quoted URL, or a line of CSV or TSV. A comma alone proves nothing: it is common within URLs."""
 
 Values = Mapping[ListKind, frozenset[str]]
 """Kind -> values in canonical form (see `keys.py`)."""
 
 _EXPECTED: dict[ListKind, str] = {
     "uid": "32 hex digits or a UUID",
-    "url": "a URL",
+    "url": "a URL alone, without quotation marks or other fields",
     "host": "a host such as example.com, without a scheme, port or path",
     "sha256": "64 hex digits",
     "pdq": "a PDQ hash of 64 hex digits",
@@ -39,7 +41,7 @@ def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
     """
     found = set[str]()
     for where, text in _texts(files, path, (kind,)):
-        value = canonical(kind, text)
+        value = _canonical(kind, where[0], text)
         if value is None:
             shown = clean_text(text, 60) or ""
             raise JobError(f"{path}, {where[1]}: {shown!r} is not {_EXPECTED[kind]}")
@@ -56,7 +58,7 @@ def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
     found: dict[ListKind, set[str]] = {kind: set() for kind in LIST_KINDS}
     for (column, place), text in _texts(files, path, LIST_KINDS):
         kinds = _kinds_of(text) if column is None else (column,)
-        matches = {kind: value for kind in kinds if (value := canonical(kind, text)) is not None}
+        matches = {kind: value for kind in kinds if (value := _canonical(kind, column, text)) is not None}
         if not matches:
             shown = clean_text(text, 60) or ""
             raise JobError(
@@ -68,6 +70,14 @@ def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
     if not any(found.values()):
         raise JobError(f"{path} has no values")
     return {kind: frozenset(values) for kind, values in found.items() if values}
+
+
+def _canonical(kind: ListKind, column: ListKind | None, text: str) -> str | None:
+    """The canonical form of a value of a list; None if it is not of this kind. Unlike a cell of Parquet, a line of text
+    can have quotation marks around the value, or other fields, so that nothing would match it."""
+    if kind == "url" and column is None and _MORE_THAN_A_URL.search(text):
+        return None
+    return canonical(kind, text)
 
 
 def _kinds_of(text: str) -> tuple[ListKind, ...]:

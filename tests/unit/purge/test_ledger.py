@@ -74,6 +74,9 @@ def test_different_spellings_of_a_value_are_equal(kind: ListKind, text: str, sam
     [
         ("uid", UID[1:]),
         ("url", "example.com/a.jpg"),
+        ("url", '"http://example.com/a.jpg"'),
+        ("url", "http://example.com/a.jpg,'a caption'"),
+        ("url", "http://example.com/a.jpg\ta caption"),
         ("host", "http://example.com/"),
         ("host", "4"),
         ("host", "0.3.4"),
@@ -88,6 +91,13 @@ def test_a_value_of_the_wrong_kind_is_refused_with_its_line_number(tmp_path: Pat
     (tmp_path / "list.txt").write_text(f"# a comment\n\n{text}\n")
     with pytest.raises(JobError, match=r"list\.txt, line 3: (.* is not |the line is longer than 1,048,576 bytes)"):
         read_list(FILES, str(tmp_path / "list.txt"), kind)
+
+
+def test_urls_of_a_dataset_are_accepted_whatever_they_contain(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("http://example.com/w_100,h_100/it's.jpg\n")
+    assert len(read_list(FILES, str(tmp_path / "list.txt"), "url")) == 1
+    pq.write_table(pa.table({"url": ['"http://example.com/a.jpg"']}), tmp_path / "list.parquet")
+    assert len(read_list(FILES, str(tmp_path / "list.parquet"), "url")) == 1
 
 
 @pytest.mark.parametrize(
