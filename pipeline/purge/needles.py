@@ -18,12 +18,13 @@ from pairmill.pipeline.purge.pdq import PdqIndex
 _HEX = r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 _HEX_RUN = re.compile(_HEX + r"(?![0-9a-fA-F])")
 _WORD = re.compile(r"[^\s\"'<>^`{|}\x00-\x20\x7f]+")
-_ODD_URL = re.compile(r"(?![^\s\"'<>\\^`{|}]*//[^\s\"'<>\\^`{|}]*$)[^\x00-\x20\x7f]+")
-"""A URL with characters that end a word, or without slashes. Blanks are excluded: a URL with blanks cannot be
-requested."""
-
+_PLAIN_URL = re.compile(r"[^\s\"'<>\\^`{|}]*")
+_ANY_URL = re.compile(r"[^\x00-\x20\x7f]+")
+"""Blanks are excluded: a URL with blanks cannot be requested."""
+_ESCAPE_IN_URL = re.compile(r"\\+(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[/&_%#=?~-])")
+"""An escape that can continue a URL. Other backslashes end it."""
 _UNREADABLE = "\ufffd"
-"""Replaces backslashes in URLs. No listed URL contains it, so what precedes an escape does not count as a whole URL."""
+"""Replaces escapes in URLs. No listed URL contains it, so what precedes an escape does not count as a whole URL."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,15 @@ class Needles:
             runs = {run.replace("-", "").lower() for run in _HEX_RUN.findall(text)}
             for kind, listed in digits.items():
                 yield from (f"{kind} {value}" for value in runs & listed)
-            unlisted = runs - digits["uid"] if self.uids else ()
-            withdrawn = (run for run in unlisted if digest("uid", run.encode()) in self.uids)
+            uids = (run for run in runs - digits["uid"] if len(run) == 32) if self.uids else ()
+            withdrawn = (run for run in uids if digest("uid", run.encode()) in self.uids)
             yield from (f"the withdrawn row with uid {uid}" for uid in withdrawn)
         if hosts := self.values.get("host"):
             yield from (f"host {name}" for name in hosts_in(text) & hosts)
         if self._has_urls:
             for word in set(_WORD.findall(text)):
                 if "//" in word:
-                    yield from self._urls(urls_in(word.rstrip("\\").replace("\\", _UNREADABLE)))
+                    yield from self._urls(urls_in(_ESCAPE_IN_URL.sub(_UNREADABLE, word)))
                     yield from self._hosts(urls_in(word))
 
     def in_cells(self, cells: Iterable[str]) -> Iterator[str]:
@@ -71,7 +72,7 @@ class Needles:
             for cell in cells:
                 if (stripped := cell.strip()) in urls:
                     yield f"url {stripped}"
-                elif stripped[:4].lower() == "http" and _ODD_URL.fullmatch(stripped):
+                elif stripped[:4].lower() == "http" and _is_odd_url(stripped):
                     yield from self._urls([stripped])
                     yield from self._hosts([stripped])
 
@@ -102,3 +103,8 @@ class Needles:
     def _hosts(self, urls: Iterable[str]) -> Iterator[str]:
         if hosts := self.values.get("host"):
             yield from (f"host {name}" for url in urls for name in domains(url_host(url)) if name in hosts)
+
+
+def _is_odd_url(text: str) -> bool:
+    """Whether a URL contains characters that end a word, or has no slashes."""
+    return bool(_ANY_URL.fullmatch(text)) and not ("//" in text and _PLAIN_URL.fullmatch(text))

@@ -7,7 +7,7 @@ import hashlib
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import IO
@@ -18,15 +18,16 @@ import pyarrow as pa
 from pairmill.pipeline.common.foreign_parquet import PARQUET_MAGICS, open_parquet
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
+from pairmill.pipeline.image.sniff import image_format
 from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.needles import Needles
-from pairmill.pipeline.purge.notations import csv_fields, strings_in, strings_in_cell
+from pairmill.pipeline.purge.notations import csv_fields, strings_in, strings_in_cells
 from pairmill.pipeline.purge.pdq import comparable
 from pairmill.pipeline.purge.tensors import read_tensors
-from pairmill.pipeline.purge.unpack import HEAD_BYTES, UnsearchableError, is_packed, unpacked
-from pairmill.pipeline.purge.windows import Part, Reads, blocks, in_utf8, wide_encoding, windows
-from pairmill.pipeline.purge.witness import PICTURE, caption_digests, vector_digests
+from pairmill.pipeline.purge.unpack import UnsearchableError, is_packed, unpacked
+from pairmill.pipeline.purge.windows import HEAD_BYTES, Part, Reads, Window, blocks, in_utf8, wide_encoding, windows
+from pairmill.pipeline.purge.witness import PICTURE, caption_digest, vector_digests
 from pairmill.pipeline.search.local_copy import local_copy
 from pairmill.pipeline.search.vector_index import VectorIndex
 from pairmill.schemas.manifest import DataFile
@@ -36,6 +37,7 @@ _BATCH_ROWS = 4_096
 _MIN_OVERLAP = 1 << 16
 _MAX_ESCAPE_CHARS = 12
 """Maximum number of characters for one: `\\ud83d\\ude00`."""
+_TEXTS = (".txt", ".json")
 _HASH_BYTES = (16, 32)
 _MAX_DEPTH = 3
 """Maximum depth to which files inside files are unpacked."""
@@ -53,6 +55,8 @@ class FileReport:
     """Descriptions of the listed values and withdrawn rows that were found."""
     digests: set[bytes] = field(default_factory=set)
     """Digests of captions, pictures and vectors of withdrawn rows that were found; other rows can have them too."""
+    parts: set[bytes] = field(default_factory=set)
+    """Digests of captions of withdrawn rows that were found as parts of longer texts."""
     unsearched: set[str] = field(default_factory=set)
     """Why the file, or parts of it, could not be searched."""
 
@@ -94,7 +98,7 @@ class _FileSearch:
         file.seek(0)
         if name.endswith(".safetensors"):
             self._tensors(file, where)
-        self._bytes(file, where, name)
+        self._bytes(Part(file, 0, sys.maxsize), where, name)
 
     def _packed(self, file: IO[bytes], head: bytes, name: str, where: str, depth: int) -> None:
         if depth == _MAX_DEPTH:
@@ -113,15 +117,19 @@ class _FileSearch:
         self._report.counts["bytes"] += len(text)
         self._report.found.update(f"{value}{where}" for value in self._needles.in_text(text))
 
-    def _cells(self, cells: Collection[str], where: str) -> None:
-        """Look for listed values and captions of withdrawn rows in whole strings."""
-        self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(cells))
-        self.captions(list(cells))
+    def _whole(self, texts: Collection[str], where: str) -> None:
+        """Look for listed values and captions of withdrawn rows in whole cells or files."""
+        self._report.digests |= self._captions(texts, where)
 
-    def captions(self, texts: Sequence[str | None]) -> None:
-        """Look for captions of withdrawn rows."""
+    def _parts(self, sets: Iterable[Collection[str]], where: str) -> None:
+        """The same in parts of texts, one set after the other because they can be large."""
+        for texts in sets:
+            self._report.parts |= self._captions(texts, where)
+
+    def _captions(self, texts: Collection[str], where: str) -> set[bytes]:
         self._report.counts["captions"] += len(texts)
-        self._report.digests |= {each for each in caption_digests(texts) if each in self._needles.captions}
+        self._report.found.update(f"{value}{where}" for value in self._needles.in_cells(texts))
+        return {each for text in texts if (each := caption_digest(text)) in self._needles.captions}
 
     def vectors(self, digests: Sequence[bytes | None]) -> None:
         """Look for embeddings of withdrawn rows."""
@@ -185,46 +193,55 @@ class _FileSearch:
 
     def _texts(self, texts: list[str], where: str) -> None:
         self.text("\n".join(texts), where)
-        self._cells({string for text in texts for string in strings_in_cell(text)}, where)
+        self._whole(texts, where)
+        self._parts(strings_in_cells(texts), where)
 
     def _binaries(self, values: list[bytes], where: str) -> None:
         """Search binary values, which can be text, pictures, or the bytes of a uid or hash."""
         if not self._report.name.startswith("withdrawn/"):  # the ledger contains the listed PDQ hashes
             self.text("\n".join(value.hex() for value in values if len(value) in _HASH_BYTES), where)
         for value in values:
-            self._bytes(BytesIO(value), where)
+            for window in self._windows(Part(BytesIO(value), 0, len(value)), where):
+                self._parts(strings_in_cells([window.text]), where)
             self.picture([value], where)
 
     def _tar(self, file: IO[bytes], where: str) -> None:
-        """Search the names, texts, JSON and pictures of a tar."""
+        """Search the names and contents of a tar's members. Pictures are only hashed."""
         for name, offset, length in read_tar(file):
             self._report.counts["members"] += 1
             inner = f" (member {name}){where}"
             self.text(name, where)
-            head = Part(file, offset, length).read(HEAD_BYTES)
-            is_caption_or_json = name.endswith((".txt", ".json"))
-            if is_caption_or_json or b"\0" not in head or wide_encoding(head):
-                self._bytes(file, inner, name, offset, length)
-            if not is_caption_or_json:
-                self.picture(blocks(Part(file, offset, length)), inner)
-                if is_packed(head):
-                    self._report.unsearched.add(f"is packed{inner}")
+            member = Part(file, offset, length)
+            head = member.head()
+            if is_packed(head) or head.startswith(PARQUET_MAGICS):
+                self._report.unsearched.add(f"is {'packed' if is_packed(head) else 'Parquet'}{inner}")
+            elif image_format(head) is None:
+                self._bytes(member, inner, name)
+            if not name.endswith(_TEXTS):
+                self.picture(blocks(member.again()), inner)
 
-    def _bytes(self, file: IO[bytes], where: str, name: str = "", offset: int = 0, length: int = sys.maxsize) -> None:
+    def _bytes(self, part: Part, where: str, name: str = "") -> None:
         """Search any other file, or a range of a file; in text, JSON, HTML or CSV, also everything that could be a
         caption or URL."""
-        head = Part(file, offset, length).read(HEAD_BYTES)
-        contents: list[tuple[Reads, bool]] = [(Part(file, offset, length), b"\0" not in head)]
+        for window in self._windows(part, where, name):
+            self._parts(strings_in(window), where)
+            if name.lower().endswith((".csv", ".tsv")):
+                self._parts(csv_fields(window), where)
+
+    def _windows(self, part: Part, where: str, name: str = "") -> Iterator[Window]:
+        """Search a range of a file for words, and as a whole text if it is small. Returns the windows that are text."""
+        head = part.head()
+        contents: list[tuple[Reads, bool]] = [(part, b"\0" not in head or name.endswith(_TEXTS))]
         if encoding := wide_encoding(head):
-            contents.append((in_utf8(Part(file, offset, length), encoding), True))
-        for content, is_text in contents:
-            for window in windows(content, max(_MIN_OVERLAP, _MAX_ESCAPE_CHARS * self._needles.longest), is_text):
+            contents.append((in_utf8(part.again(), encoding), True))
+        for content, can_be_text in contents:
+            for window in windows(content, max(_MIN_OVERLAP, _MAX_ESCAPE_CHARS * self._needles.longest), can_be_text):
                 self._report.counts["bytes"] += window.num_bytes
                 self._report.found.update(f"{value}{where}" for value in self._needles.in_text(window.text))
-                if is_text:
-                    self._cells(strings_in(window), where)
-                    if name.lower().endswith((".csv", ".tsv")):
-                        self._cells(set(csv_fields(window)), where)
+                if window.is_text:
+                    if window.is_first and window.is_last:
+                        self._whole([window.text], where)
+                    yield window
 
     def _tensors(self, file: IO[bytes], where: str) -> None:
         """Search the vectors and uids in a safetensors file."""

@@ -88,12 +88,12 @@ def search_folder(store: Store, values: Values, tasks: Tasks) -> PurgedReport:
         report.unsearched += [f"{each.name}: {why}" for why in sorted(each.unsearched)]
         if each.name in own:
             kept |= each.digests
-        elif each.digests:
+        elif each.digests or each.parts:
             rest.append(each)
     kinds = {"caption": needles.captions, "picture": needles.pictures, "embedding": needles.vectors}
     for each in rest:
         for kind, digests in kinds.items():
-            if left := each.digests & digests - kept:
+            if left := (each.digests | each.parts) & digests - kept:
                 report.found.append(f"{each.name}: {counted(len(left), kind)} of withdrawn rows")
     report.files, report.shared = len(names), len(kept)
     report.num_bytes = counts["bytes"]

@@ -17,9 +17,6 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 
 MAX_UNPACKED_BYTES = 1 << 32
 """A file that unpacks to more bytes than this is not searched: a few kilobytes can unpack to any size."""
-
-HEAD_BYTES = 512
-"""Number of bytes at the beginning of a file that identify its format."""
 _STREAMS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     rb"\x1f\x8b\x08": lambda file: gzip.GzipFile(fileobj=file),
     rb"BZh[1-9]1AY&SY": bz2.BZ2File,

@@ -6,9 +6,11 @@ import gzip
 import html
 import io
 import json
+import random
 import tarfile
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,9 +20,11 @@ import pytest
 import yaml
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.purge.keys import canonical_url, digest
+from pairmill.pipeline.purge.keys import canonical_url, digest, hosts_in
 from pairmill.pipeline.purge.needles import Needles
+from pairmill.pipeline.purge.notations import readings, strings_in, strings_in_cells
 from pairmill.pipeline.purge.search_file import FileReport, search_file
+from pairmill.pipeline.purge.windows import Window
 from pairmill.pipeline.purge.witness import CAPTION
 
 UID, SHA256 = "e9112233445566778899aabbccddee2f", "3d" * 32
@@ -117,21 +121,37 @@ def test_a_value_is_found_in_every_notation_and_no_other_value_is_taken_for_it(t
         notations = {**NOTATIONS, **(NOTATIONS_OF_WORDS if value != CAPTION_TEXT else {})}
         if name.endswith(".parquet"):
             del notations["CSV"]
+            if value == CAPTION_TEXT:
+                del notations["YAML"]
         for notation, write in notations.items():
             FILES[name](tmp_path / name, write(value))
             report = search(tmp_path, name)
-            assert len(report.found) + len(report.digests) == 1, (notation, value)
+            assert len(report.found) + len(report.digests | report.parts) == 1, (notation, value)
             for other in others:
                 FILES[name](tmp_path / name, write(other))
                 report = search(tmp_path, name)
-                assert not (report.found or report.digests), (notation, other, report.found)
+                assert not (report.found or report.digests or report.parts), (notation, other, report.found)
 
 
-@pytest.mark.parametrize("rest", ["", ".", "\\", "\\n", '\\"', "&quot;", "&lt;/a&gt;"])
+ENDS = ["\\par", "\\cite{a}", "\\Users", "\\012", "\\0", "\\v", "\\e[0m", "\\u00zz", "\\U0001F600", "\\,x"]
+
+
+@pytest.mark.parametrize("rest", ["", ".", "\\", "\\n", '\\"', "&quot;", "&lt;/a&gt;", *ENDS])
 def test_a_url_ends_where_the_notation_ends_it(rest: str) -> None:
     needles = Needles({"url": frozenset(["https://a.example/p?id=1"])})
     assert set(needles.in_text(f"see https://a.example/p?id=1{rest}")) == {"url https://a.example/p?id=1"}
-    for more in ("\\u0026w=2", "\\x26w=2", "\\u00e9", "\\/x", "\\\\u0026w=2", "&amp;w=2", "&#38;w=2", "&lt=2", "%20"):
+    for more in (
+        "\\u0026w=2",
+        "\\x26w=2",
+        "\\u00e9",
+        "\\/x",
+        "\\\\u0026w=2",
+        "&amp;w=2",
+        "&#38;w=2",
+        "&lt=2",
+        "%20",
+        "\\&w=2",
+    ):
         assert not list(needles.in_text(f"see https://a.example/p?id=1{more}{rest}")), more
 
 
@@ -144,7 +164,7 @@ def test_characters_beyond_16_bits_and_of_windows_1252_are_read(tmp_path: Path) 
         json.dumps(caption, ensure_ascii=False).replace("\U0001f600", "\\ud83d\\uDE00").encode("cp1252"),
     ]:
         (tmp_path / "x").write_bytes(text if isinstance(text, bytes) else text.encode())
-        assert search(tmp_path, "x", needles).digests, text
+        assert search(tmp_path, "x", needles).parts, text
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -183,3 +203,65 @@ def test_windows_of_utf16_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report = search(tmp_path, "x")
     assert report.found == {f"url {canonical_url(URL)}"}
     assert report.counts["bytes"] > len(text.encode())
+
+
+def test_captions_are_found_beside_fields_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pairmill.pipeline.purge.windows.BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr("pairmill.pipeline.purge.search_file._MIN_OVERLAP", 1 << 10)
+    captions = [f"number {number} of all" for number in range(60)]
+    needles = Needles({}, captions=frozenset(digest(CAPTION, each.encode()) for each in captions))
+    for name, delimiter in (("x.csv", ","), ("x.tsv", "\t")):
+        lines = [delimiter.join([each, "A" * (200_000 if each == captions[9] else 3_000)]) for each in captions]
+        (tmp_path / name).write_text("\n".join(lines))
+        assert len(search(tmp_path, name, needles).parts) == len(captions)
+
+
+def test_members_of_tars_are_searched_or_named(tmp_path: Path) -> None:
+    members = {
+        "a.txt": f"{CAPTION_TEXT}\n\0",
+        "b.npy": f"\x93NUMPY\0{URL}",
+        "c.json": f'\0"{UID}"',
+        "d.parquet": "PAR1",
+    }
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, text in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    report = search_file(Store(str(tmp_path)), NEEDLES, "x.tar")
+    assert report.found == {f"url {canonical_url(URL)} (member b.npy)", f"uid {UID} (member c.json)"}
+    assert (len(report.parts), report.unsearched) == (1, {"is Parquet (member d.parquet)"})
+
+
+TOKENS = [
+    *['"', "'", "<b>", "\n", "a", "b", "&quot;", "&#39;", "&lt;p&gt;", "&amp;quot;", "&amp;amp;#10;", '\\"', "\\\\n"],
+    *["\\u003cb\\u003e", "\\u0026quot;", "\\u0025", "%2F", "%26amp;", "%5C/"],
+]
+
+
+@pytest.mark.parametrize("read", [lambda text: strings_in(Window(text, 0, True, True)), readings, strings_in_cells])
+def test_reading_any_text_takes_linear_time_and_little_memory(read: Callable[[str], Iterable[Collection[str]]]) -> None:
+    """Each text makes at most a few times its own length, little of it at a time."""
+    text = "".join(random.Random(1).choices(TOKENS, k=10_000))
+    texts = [text[at : at + 500] for at in range(0, len(text), 500)] if read is strings_in_cells else text
+    lengths = [sum(map(len, strings)) for strings in read(texts)]  # type: ignore[arg-type]
+    assert max(lengths) < 5 * len(text)
+    assert sum(lengths) < 25 * len(text)
+
+
+@pytest.mark.parametrize("text", ["a." * 40_000 + "a", "http:" + "/" * 40_000 + '"x', f"http://{'a.' * 40_000}/'"])
+def test_searching_any_text_takes_linear_time(text: str) -> None:
+    needles = Needles({"host": frozenset(["bad.example"]), "url": frozenset(["https://a.example/b"])})
+    start = time.process_time()
+    assert not [*needles.in_text(text), *needles.in_cells([text])]
+    assert time.process_time() - start < 1
+    assert len(hosts_in(text)) < 130
+
+
+def test_numbers_of_two_bytes_are_not_taken_for_text(tmp_path: Path) -> None:
+    numbers = b"\0".join(bytes([number]) for number in range(256)) * 9
+    (tmp_path / "x").write_bytes(numbers)
+    report = search(tmp_path, "x")
+    assert (report.counts["bytes"], report.counts["captions"]) == (len(numbers) + len("x"), 0)
+    (tmp_path / "x").write_bytes(b"x" * 600 + bytes(range(256)) * 9)
+    assert search(tmp_path, "x").counts["captions"] == 0

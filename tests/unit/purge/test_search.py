@@ -174,15 +174,17 @@ def test_values_shared_with_other_rows_are_not_reported(world: World) -> None:
 
 
 def test_values_that_rows_share_are_no_leftovers_even_in_columns_older_than_their_pairs(world: World) -> None:
-    """A retry writes new pairs, and the columns of the old ones stay until the score is added again."""
+    """A retry writes new pairs, and the columns of the old ones stay until the score is added again. A caption that
+    another row only quotes is not shared."""
     store, told = Store(str(world.out)), "words of a model about one picture"
     scores: dict[str, dict[str, object]] = {"told": {"caption_model": {"model": "coca"}}, "kind": {"classes": {}}}
+    quote = json.dumps([f"{told}, told"])
     for name, score in scores.items():
         card = ScoreCard(name=name, score=score, columns=[], state=write_state(store, name, State()), versions={})  # type: ignore[arg-type]
         store.create(f"columns/{name}/score.json", card.model_dump_json().encode())
         for manifest in read_manifests(store):
             row_ids = pq.read_table(world.out / manifest.files["pairs"].path, columns=["row_id"])["row_id"]
-            values = [f"{told}, {name}" if each == f"0:{GONE}" else "words about many" for each in row_ids.to_pylist()]
+            values = [f"{told}, {name}" if each == f"0:{GONE}" else quote for each in row_ids.to_pylist()]
             write_columns(store, name, pa.table({"row_id": row_ids, name: values}), manifest, {"score": name}, "f")
     uids = world.write("uids.txt", [world.source.uid(GONE), world.source.uid(2)])
     pairmill.purge(world.out, uids=uids, reason="asked for")
