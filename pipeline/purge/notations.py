@@ -20,11 +20,11 @@ from pairmill.pipeline.purge.windows import Window
 MAX_NESTED = 3
 """Maximum number of notations inside each other."""
 _BACKSLASH = re.compile(
-    r"\\(u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[!-/:-@\[-`{-~bfnrt])"
+    r"(\\(?:u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[!-/:-@\[-`{-~bfnrt]))"
 )
 _NAMED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _SURROGATES = re.compile("[\ud800-\udfff]+")
-_REFERENCE = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+_REFERENCE = re.compile(r"(&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});)")
 """With its semicolon: browsers read `&lt` without one, too, but not the parameter `&lt=` of a URL."""
 _PERCENT = re.compile("%[0-9a-fA-F]{2}")
 _UNENCODED = re.compile(r"(?<!3[aA])//|[\s\"'<>^`{|}&?#=;,]")
@@ -34,7 +34,6 @@ _SPECIAL = re.compile(r"[\\&<\"'\0\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 """Text without such characters has neither escapes nor parts."""
 _DOCUMENT = re.compile(r"\s*+(?:\{.*\}|\[.*\]|<.*>|\".*\")\s*", re.DOTALL)
 """JSON or HTML that is a whole cell."""
-_BATCH_CHARS = 1 << 18
 
 _BORDER = "\0"
 """Separates texts that are searched together: it ends every part below."""
@@ -83,26 +82,14 @@ def strings_in(window: Window) -> Iterator[set[str]]:
 def strings_in_cells(texts: Iterable[str]) -> Iterator[set[str]]:
     """Everything that could be a caption or URL in cells, apart from the cells as they stand. Only cells that consist
     of JSON or HTML have parts: what is quoted in another row's caption is not a caption."""
-    for batch in _batches(text.strip("\r\n") for text in texts if _SPECIAL.search(text)):
-        level, seen = set(batch), set[str]()
-        for _ in range(MAX_NESTED + 1):
-            yield level
-            seen |= level
-            documents = {text for text in level if _DOCUMENT.fullmatch(text)}
-            if documents:
-                yield from strings_in(Window(_BORDER.join(documents), 0, True, True))
-            level = (_decoded(level - documents, "\\") | _decoded(level - documents, "&")) - seen
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch, num_chars = list[str](), 0
-    for text in texts:
-        batch.append(text)
-        num_chars += len(text)
-        if num_chars > _BATCH_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    yield batch
+    level, seen = {text.strip("\r\n") for text in texts if _SPECIAL.search(text)}, set[str]()
+    for _ in range(MAX_NESTED + 1):
+        yield level
+        seen |= level
+        documents = {text for text in level if _DOCUMENT.fullmatch(text)}
+        if documents:
+            yield from strings_in(Window(_BORDER.join(documents), 0, True, True))
+        level = (_decoded(level - documents, "\\") | _decoded(level - documents, "&")) - seen
 
 
 def csv_fields(window: Window) -> Iterator[set[str]]:
@@ -118,22 +105,30 @@ def _decoded(pieces: Iterable[str], mark: str) -> set[str]:
 
 
 def _unescaped(text: str) -> str:
-    text = _BACKSLASH.sub(_character, text)
+    text = _replaced(_BACKSLASH, _character, text)
     return _SURROGATES.sub(lambda run: run[0].encode("utf-16", "surrogatepass").decode("utf-16", "replace"), text)
 
 
-def _character(escape: re.Match[str]) -> str:
-    code = escape[1]
+@lru_cache(1 << 12)
+def _character(escape: str) -> str:
+    code = escape[1:]
     return chr(int(code[1:], 16)) if len(code) > 1 else _NAMED.get(code, code)
 
 
 def _dereferenced(text: str) -> str:
-    return _REFERENCE.sub(lambda reference: _referenced(reference[0]), text)
+    return _replaced(_REFERENCE, _referenced, text)
 
 
-@lru_cache(1 << 10)
+@lru_cache(1 << 12)
 def _referenced(reference: str) -> str:
     return html.unescape(reference)
+
+
+def _replaced(pattern: re.Pattern[str], read: Callable[[str], str], text: str) -> str:
+    """The same as `pattern.sub`, in less time."""
+    parts = pattern.split(text)
+    parts[1::2] = map(read, parts[1::2])
+    return "".join(parts)
 
 
 def _percent_decoded(text: str) -> str:

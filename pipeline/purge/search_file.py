@@ -26,7 +26,17 @@ from pairmill.pipeline.purge.notations import csv_fields, strings_in, strings_in
 from pairmill.pipeline.purge.pdq import comparable
 from pairmill.pipeline.purge.tensors import read_tensors
 from pairmill.pipeline.purge.unpack import UnsearchableError, is_packed, unpacked
-from pairmill.pipeline.purge.windows import HEAD_BYTES, Part, Reads, Window, blocks, in_utf8, wide_encoding, windows
+from pairmill.pipeline.purge.windows import (
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    Part,
+    Reads,
+    Window,
+    blocks,
+    in_utf8,
+    wide_encoding,
+    windows,
+)
 from pairmill.pipeline.purge.witness import PICTURE, caption_digest, vector_digests
 from pairmill.pipeline.search.local_copy import local_copy
 from pairmill.pipeline.search.vector_index import VectorIndex
@@ -192,9 +202,10 @@ class _FileSearch:
             self._binaries(column.drop_null().to_pylist(), here)
 
     def _texts(self, texts: list[str], where: str) -> None:
-        self.text("\n".join(texts), where)
-        self._whole(texts, where)
-        self._parts(strings_in_cells(texts), where)
+        for batch in _batches(texts):
+            self.text("\n".join(batch), where)
+            self._whole(batch, where)
+            self._parts(strings_in_cells(batch), where)
 
     def _binaries(self, values: list[bytes], where: str) -> None:
         """Search binary values, which can be text, pictures, or the bytes of a uid or hash."""
@@ -263,3 +274,15 @@ class _FileSearch:
             return
         for vectors in index.stored():
             self.vectors([digest("vector", row.tobytes()) for row in vectors])
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    """The texts, in batches of about the size of a window."""
+    batch, num_chars = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        num_chars += len(text)
+        if num_chars > BLOCK_BYTES:
+            yield batch
+            batch, num_chars = [], 0
+    yield batch
