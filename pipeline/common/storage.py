@@ -254,10 +254,13 @@ class Store:
             Path(aside).replace(target)
         _fsync_folder(target.parent)
 
-    def remove_temporary(self) -> None:
-        """Delete files that killed processes on this machine left behind in `tmp/`."""
+    def remove_temporary(self, own: bool = False) -> None:
+        """Delete files that killed processes on this machine left behind in `tmp/`. `own`: also those of this process,
+        if it has been interrupted and writes no more."""
+        mine = f"{socket.gethostname()}!{os.getpid()}!"
         for name in self.list("tmp") if not self.remote else []:
-            if name.partition("!")[0] == socket.gethostname() and not is_in_use(name):
+            of_this_machine = name.partition("!")[0] == socket.gethostname()
+            if of_this_machine and (not is_in_use(name) or (own and name.startswith(mine))):
                 self.delete(f"tmp/{name}")
         if not self.remote:
             with contextlib.suppress(OSError):  # not empty, or does not exist

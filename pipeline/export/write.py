@@ -93,7 +93,7 @@ def release_output(writer: PartWriter, record: ExportRecord) -> None:
     Does not touch a folder that another export has marked as its own.
     """
     output = writer.output
-    output.remove_temporary()
+    output.remove_temporary(own=True)
     manifests, record_name = f"{writer.records}/manifests", f"{writer.records}/export.json"
     if output.list(manifests):
         return

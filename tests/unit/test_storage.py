@@ -57,7 +57,7 @@ def test_no_temporary_files_are_left_behind(store: Store) -> None:
     assert sorted(path.name for path in Path(store.root).iterdir()) == ["a", "c"]
 
 
-def test_only_temporary_files_of_dead_processes_are_deleted(store: Store) -> None:
+def test_only_temporary_files_of_dead_processes_are_deleted_or_after_an_interruption_also_its_own(store: Store) -> None:
     folder = Path(store.root, "tmp")
     folder.mkdir(parents=True)
     host = os.uname().nodename
@@ -65,6 +65,8 @@ def test_only_temporary_files_of_dead_processes_are_deleted(store: Store) -> Non
         (folder / name).touch()
     store.remove_temporary()
     assert store.list("tmp") == sorted([f"{host}!{os.getpid()}!x", "elsewhere!1!x"])
+    store.remove_temporary(own=True)
+    assert store.list("tmp") == ["elsewhere!1!x"]
 
 
 def test_file_permissions_follow_the_umask(store: Store) -> None:
