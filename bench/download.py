@@ -3,10 +3,10 @@
     python -m bench.download [--rows 6000] [--rounds 5]
 
 Both sides of a round process the same pictures with the same settings (512 px, keep_ratio_largest, only if larger, JPEG
-quality 95, no model). `pipeline` is the slope of rows over time, shard by shard: it excludes Ray's start-up and
-includes Ray, the HTTP client, the web server (a separate process on the same cores) and the commits. `codec` is
-`ImageProcessor.process` on the bytes in memory, one thread per core. Rounds are interleaved; the table gives the median
-and the range of the ratio.
+quality 95, no model). `pipeline` is the slope of downloaded rows over time, without the first and the last twentieth:
+it excludes Ray's start-up and includes Ray, the HTTP client, the web server (a separate process on the same cores) and
+the commits. `codec` is `ImageProcessor.process` on the bytes in memory, one thread per core. Rounds are interleaved;
+the table gives the median and the range of the ratio.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,39 +22,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.pictures import draw
-from bench.rate import steady_rate
+from bench.rate import middle_rate
 from bench.web import serving
 from pairmill.jobs.build import build
 from pairmill.jobs.cluster.session import ray_session
 from pairmill.jobs.progress import ProgressListener
+from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.manifest import ShardManifest
 
 SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
 """Sizes of the pictures, with a median of half a megapixel. One in twenty is small, and one in twenty is large."""
 
 
 class Clock(ProgressListener):
-    """Records (time, rows) of each commit."""
+    """Records (time, downloaded rows), with those inside shards, about once a second."""
 
     def __init__(self) -> None:
-        self.commits: list[tuple[float, int]] = []
+        self.samples: list[tuple[float, int]] = []
 
-    def committed(self, manifest: ShardManifest) -> None:
-        self.commits.append((time.perf_counter(), manifest.rows_in))
+    def working(self, work: Mapping[str, WorkCounts]) -> None:
+        self.samples.append((time.perf_counter(), work["download"].rows if "download" in work else 0))
 
     def failed(self, shard: int, error: str) -> None:
         raise RuntimeError(error)
 
     @property
     def rows_per_s(self) -> float:
-        return steady_rate(self.commits)
+        return middle_rate(self.samples)
 
 
 def pipeline_rate(urls: list[str], folder: Path, shard_rows: int) -> float:
-    """Rows per second of one build, measured by its commits."""
+    """Rows per second of one build, without its start and end."""
     pq.write_table(pa.table({"url": urls, "caption": [f"number {n}" for n in range(len(urls))]}), folder / "in.parquet")
     values = {
         "source": {"paths": [str(folder / "in.parquet")]},
