@@ -11,9 +11,9 @@ hosts never answer, and failed rows count as done. `--photos` serves real photog
 All tools download from the same nginx on the same cores, resize pictures whose longer side exceeds 512 px, and store
 JPEGs at quality 95. Each run is a separate process. `steady` is the slope of rows over time, without start-up: for
 pairmill, of downloaded rows without the first and the last twentieth; for img2dataset, of the rows of finished shards;
-for Daft, rows over the time of its query. `wall` is the wall-clock time of the whole process. `codec in
-memory` is the upper limit: decode + resize + encode on the same bytes in memory, one thread per core. Rounds are
-interleaved; ratios are medians over the rounds.
+for Daft, rows over the time of its query. `wall` is the wall-clock time of the whole process. `codec in memory` is the
+upper limit: decode + resize + encode on the same bytes in memory, one thread per core. Rounds are interleaved; ratios
+are medians over the rounds.
 """
 
 import argparse

@@ -74,7 +74,8 @@ class StepReport(GrowingSettings):
     threshold: float | None = None
     """`top` only: the lowest score that is kept. None if all rows are kept."""
     without_score: int = 0
-    """`top` only: rows that are kept although their score is null or NaN, because too few rows have a score."""
+    """`top` only: rows that are kept although their score is null or NaN, because fewer rows have a score than are
+    kept."""
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
     not_compared: int = 0
