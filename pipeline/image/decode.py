@@ -3,7 +3,7 @@ for display.
 
 Only one parser sees the bytes: the one that matches their magic number. simplejpeg (libjpeg-turbo) decodes JPEGs, nine
 pictures in ten, at a half, a quarter or an eighth of their size if that leaves enough pixels. Pillow decodes the JPEGs
-that simplejpeg refuses, and all other formats.
+that simplejpeg refuses, and all other formats except most WebPs (webp.py).
 """
 
 import math
@@ -34,6 +34,7 @@ from pairmill.pipeline.image.salvage import without_metadata
 from pairmill.pipeline.image.strip import webp_size
 from pairmill.pipeline.image.tiff import TiffFile, read_tiff
 from pairmill.pipeline.image.unsupported import unsupported_kind
+from pairmill.pipeline.image.webp import StillWebp, read_still_webp
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
@@ -100,7 +101,8 @@ def open_image(
         _refuse_bomb(size, cost, max_pixels)
         reserve(cost.memory_bytes)
     png = read_png(body) if found == "PNG" else None
-    opened = _open(png.pixels if png else body, found, allowed)
+    still = read_still_webp(body) if found == "WEBP" else None
+    opened = still or _open(png.pixels if png else body, found, allowed)
     try:
         header = _header(body, found, opened, png)
         _refuse_bomb(opened.size, header.cost, max_pixels)
@@ -199,6 +201,8 @@ def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target:
     pixels = None
     if header.format == "JPEG" and opened.mode in ("RGB", "L"):
         pixels = _decode_jpeg(body, header, target)
+    elif isinstance(opened, StillWebp) and (pixels := opened.decode()) is None:
+        opened = _open(body, "WEBP", header.cost)  # for Pillow's opinion
     if pixels is None:
         pixels = _decode_with_pillow(body, header, opened)
     return apply_exif_orientation(pixels, header.orientation)

@@ -8,14 +8,12 @@ import re
 import struct
 from itertools import islice
 
-from pairmill.pipeline.image.strip import strip_metadata, webp_chunks
+from pairmill.pipeline.image.strip import MAX_WEBP_CHUNKS, strip_metadata, webp_chunks
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x21, 0x2C, 0xF9
 
 _WEBP_PIXELS = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"})
 _WEBP_METADATA_FLAGS = 0x20 | 0x08 | 0x04  # profile, EXIF, XMP
-
-_MAX_CHUNKS = 10_000  # an animation has two or three for each of its frames
 
 _AVIF_METADATA = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))(Exif|mime)", re.DOTALL)
 """An item's entry: box type, version and flags, item number, protection, then the item's type."""
@@ -55,7 +53,7 @@ def _gif(body: bytes) -> bytes:
 def _webp(body: bytes) -> bytes:
     """Keep only the pixel chunks, and the header without the metadata flags."""
     kept = []
-    for kind, chunk in islice(webp_chunks(body), _MAX_CHUNKS):
+    for kind, chunk in islice(webp_chunks(body), MAX_WEBP_CHUNKS):
         if kind == b"VP8X":
             chunk = chunk[:8] + bytes((chunk[8] & ~_WEBP_METADATA_FLAGS,)) + chunk[9:]
         if kind in _WEBP_PIXELS:

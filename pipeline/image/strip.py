@@ -20,6 +20,7 @@ _MAX_JPEG_SEGMENTS = 10_000
 """Real pictures have up to a few hundred segments. Each takes a microsecond, even an empty one of four bytes."""
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
 _FILL = re.compile(rb"\xff+(?=\xff)")  # optional bytes before a marker
+MAX_WEBP_CHUNKS = 10_000  # an animation has two or three for each of its frames
 _PNG_PALETTE = 3
 _PNG_CHANNELS = {0: 1, 2: 3, _PNG_PALETTE: 1, 4: 2, 6: 4}
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"

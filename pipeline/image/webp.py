@@ -1,0 +1,61 @@
+"""Reads WebP pictures that have neither frames nor alpha, nearly all of them, with OpenCV.
+
+Pillow reads every WebP as an animation: it clears two canvases, and holds the interpreter's lock while libwebp decodes,
+so no other picture makes progress. Other WebP files are left to it.
+Format: RFC 9649.
+"""
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pairmill.pipeline.image.resize import Pixels
+from pairmill.pipeline.image.strip import MAX_WEBP_CHUNKS, strip_metadata, webp_chunks, webp_size
+
+_METADATA = {b"ICCP": "icc_profile", b"EXIF": "exif", b"XMP ": "xmp"}
+"""Pillow's names of the chunks with metadata."""
+_ALPHA_FLAG = 0x10
+"""In the flags of VP8X, and in the byte of a VP8L header that follows width and height."""
+
+
+class StillWebp(Image.Image):
+    """The header of a WebP picture without frames or alpha: mode, size, and metadata in `info`."""
+
+    format = "WEBP"
+
+    def __init__(self, pixels: bytes, size: tuple[int, int], info: dict[str | tuple[int, int], bytes]) -> None:
+        """`pixels`: a file with just the chunk of pixels. `size`: (width, height)."""
+        super().__init__()
+        self._mode, self._size, self.info = "RGB", size, dict(info)
+        self._pixels = pixels
+
+    def decode(self) -> Pixels | None:
+        """uint8 [height, width, 3], RGB; None if libwebp refuses the file."""
+        try:
+            decoded = cv2.imdecode(np.frombuffer(self._pixels, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except cv2.error:
+            return None
+        return None if decoded is None else np.asarray(decoded, np.uint8)
+
+
+def read_still_webp(body: bytes) -> StillWebp | None:
+    """The header of a picture without frames or alpha; None if Pillow has to read the file. Never raises."""
+    pixels = strip_metadata(body, "WEBP")
+    if pixels is None or (size := webp_size(pixels)) is None or webp_size(body) != size:
+        return None
+    info: dict[str | tuple[int, int], bytes] = {}
+    pictures = 0
+    for number, (kind, chunk) in enumerate(webp_chunks(body)):
+        pictures += kind in (b"VP8 ", b"VP8L")
+        if number == MAX_WEBP_CHUNKS or pictures > 1 or _is_of_more(kind, chunk):
+            return None
+        if kind in _METADATA:
+            info.setdefault(_METADATA[kind], chunk[8 : 8 + int.from_bytes(chunk[4:8], "little")])
+    return StillWebp(pixels, size, info)
+
+
+def _is_of_more(kind: bytes, chunk: bytes) -> bool:
+    """Whether a chunk belongs to a picture with frames or alpha."""
+    flags = {b"VP8X": 8, b"VP8L": 12}.get(kind)
+    has_alpha = flags is not None and bool(int.from_bytes(chunk[flags : flags + 1]) & _ALPHA_FLAG)
+    return has_alpha or kind in (b"ANIM", b"ANMF", b"ALPH")

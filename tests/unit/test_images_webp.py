@@ -1,0 +1,66 @@
+"""OpenCV decodes WebPs without frames and alpha as Pillow does, and refuses what Pillow refuses."""
+
+import contextlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from pairmill.pipeline.image.decode import ImageError, decode_pixels, open_image
+from pairmill.pipeline.image.salvage import without_metadata
+from pairmill.pipeline.image.webp import StillWebp, read_still_webp
+from tests.picture_grid import photo, saved
+
+PHOTO = photo()
+EXIF = Image.Exif()
+EXIF[274] = 6  # stored on its side
+METADATA = {"exif": EXIF.tobytes(), "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+
+
+def by_pillow(body: bytes) -> Any:
+    """uint8 [height, width, 3] as stored; None if Pillow refuses the file, with and without its metadata."""
+    for file in (body, without_metadata(body, "WEBP")):
+        with contextlib.suppress(Exception), Image.open(BytesIO(file or b""), formats=["WEBP"]) as opened:
+            return np.asarray(opened.convert("RGB"))
+    return None
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}, {"quality": 80, **METADATA}], ids=str)
+def test_a_still_picture_has_the_pixels_and_metadata_that_pillow_reads(options: dict[str, Any]) -> None:
+    body = saved(PHOTO, "WEBP", **options)
+    header, opened = open_image(body, 10**6)
+    assert isinstance(opened, StillWebp)
+    assert header.orientation == (6 if "exif" in options else 1)
+    with Image.open(BytesIO(body)) as expected:
+        assert (opened.mode, opened.size) == (expected.mode, expected.size)
+        assert opened.info.get("icc_profile") == expected.info.get("icc_profile")
+    assert np.array_equal(opened.decode(), by_pillow(body))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_frames_and_alpha_are_left_to_pillow(lossless: bool) -> None:
+    translucent = PHOTO.convert("RGBA")
+    translucent.putalpha(128)
+    animation = {"save_all": True, "append_images": [PHOTO.rotate(90), PHOTO]}
+    assert read_still_webp(saved(translucent, "WEBP", lossless=lossless)) is None
+    assert read_still_webp(saved(PHOTO, "WEBP", lossless=lossless, **animation)) is None
+
+
+@given(at=st.floats(0, 1), flip=st.integers(0, 255), is_cut=st.booleans(), lossless=st.booleans())
+def test_a_damaged_picture_is_refused_if_pillow_refuses_it(at: float, flip: int, is_cut: bool, lossless: bool) -> None:
+    damaged = bytearray(saved(PHOTO, "WEBP", lossless=lossless, quality=80))
+    offset = 12 + int(at * (len(damaged) - 13))
+    damaged[offset] ^= flip
+    body = bytes(damaged[:offset] if is_cut else damaged)
+    expected = by_pillow(body)
+    try:
+        header, opened = open_image(body, 10**6)
+        found = decode_pixels(body, header, opened, None)
+    except ImageError:
+        assert expected is None
+    else:
+        assert np.array_equal(found, expected)
