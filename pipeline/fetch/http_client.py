@@ -32,8 +32,6 @@ from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 15.0  # some servers close earlier, others later: nginx after 75 by default, Apache after 5
-_PER_IDLE = 4
-"""One idle connection is kept per this many concurrent requests: with TLS, each connection has a buffer of 256 kB."""
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
 _MAX_ADDRESSES = 4  # per name: attempts overlap, and an untrusted name may have thousands of dead addresses
 _OTHER_FILES = 256  # files of name look-ups, Python and Ray
@@ -77,7 +75,9 @@ class HttpClient:
     ) -> None:
         self._stalls = stalls
         self._connect_timeout_s = config.connect_timeout_s
-        self._idle = _IdleConnections(max(1, config.concurrency // _PER_IDLE))
+        self._max_open = config.concurrency
+        self._num_requests = 0
+        self._idle = _IdleConnections()
         self._socket_factory = partial(open_allowed_socket, guard)
         self._resolver = resolver
         self._tls = tls_context()
@@ -92,15 +92,24 @@ class HttpClient:
         Pauses the URL's deadline while its name is looked up, because look-ups wait for each other and have their own.
 
         Leaving the `async with` block before the body is complete closes the connection, so no more bytes are read.
+        Idle connections are closed, oldest first, to have at most `fetch.concurrency` connections open.
         """
-        connection, response = await self._request(url, deadline)
+        self._num_requests += 1
         try:
-            yield response
+            connection, response = await self._request(url, deadline)
+            try:
+                yield response
+            finally:
+                if response.parser.reusable and connection.is_open:  # bytes that arrive from now on end the connection
+                    self._idle.keep(url.origin, connection)
+                else:
+                    connection.abort()
         finally:
-            if response.parser.reusable and connection.is_open:  # any bytes that arrive from now on end the connection
-                self._idle.keep(url.origin, connection)
-            else:
-                connection.abort()
+            self._num_requests -= 1
+            self._make_room()
+
+    def _make_room(self) -> None:
+        self._idle.trim(self._max_open - self._num_requests)
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
@@ -119,6 +128,7 @@ class HttpClient:
         return connection, await _exchange(connection, request)
 
     async def _connect(self, url: HttpUrl, deadline: Deadline) -> HttpConnection:
+        self._make_room()
         name = url.name
         addresses = [name] if is_ipv4(name) or ":" in name else _to_try(await self._resolve(name, deadline))
         infos = [
@@ -163,18 +173,15 @@ def _to_try(addresses: Sequence[str]) -> list[str]:
 
 
 class _IdleConnections:
-    """Keeps at most `limit` idle connections, each for at most `_KEEP_ALIVE_S`, and prefers recent ones."""
+    """Keeps idle connections, each for at most `_KEEP_ALIVE_S`, and prefers recent ones."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._since: dict[HttpConnection, tuple[float, str]] = {}  # oldest first: (loop's time, origin)
         self._by_origin: dict[str, list[HttpConnection]] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     def keep(self, origin: str, connection: HttpConnection) -> None:
-        """Keep a connection. Closes the oldest one if there are too many."""
-        if len(self._since) >= self._limit:
-            self._remove(next(iter(self._since))).abort()
+        """Keep a connection."""
         connection.idle()
         loop = asyncio.get_running_loop()
         self._since[connection] = loop.time(), origin
@@ -190,6 +197,11 @@ class _IdleConnections:
                 return connection
             connection.abort()
         return None
+
+    def trim(self, limit: int) -> None:
+        """Close the oldest connections, so that at most `limit` remain."""
+        while len(self._since) > max(0, limit):
+            self._remove(next(iter(self._since))).abort()
 
     def close(self) -> None:
         """Close all connections."""
@@ -262,7 +274,7 @@ def raise_file_limit(concurrency: int) -> None:
 
     If the machine allows it, leaves room for requests that connect to several addresses at once.
     """
-    required = concurrency + concurrency // _PER_IDLE + _OTHER_FILES
+    required = concurrency + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:
         raise LocalFault(f"only {hard} open files are allowed here, but fetch.concurrency needs {required}; lower it")

@@ -502,6 +502,26 @@ def test_requests_are_limited_per_host_and_in_total(web: HostileWeb) -> None:
     assert web.max_concurrent["/a.jpg"] == 5
 
 
+def test_connections_stay_open_for_other_pictures_up_to_the_concurrency() -> None:
+    async def main(web: HostileWeb, concurrency: int) -> tuple[int, int]:
+        urls = [web.url("/a.jpg", f"127.0.0.{host}") for host in range(1, 13)]
+        async with Fetcher(config(concurrency=concurrency), ByteBudget(1 << 28)) as fetcher:
+            for _ in range(2):
+                found = await asyncio.gather(*(fetcher.fetch(url) for url in urls))
+                assert {fetched.status for fetched in found} == {Status.OK}
+            while web.open_connections > concurrency:  # noqa: ASYNC110 - the server has yet to see that they were closed
+                await asyncio.sleep(0.01)
+            return web.open_connections, web.connections
+
+    with HostileWeb("0.0.0.0") as web:
+        web.serve("/a.jpg", JPEG)
+        assert asyncio.run(main(web, concurrency=12)) == (12, 12)
+    with HostileWeb("0.0.0.0") as web:
+        web.serve("/a.jpg", JPEG)
+        num_open, _ = asyncio.run(main(web, concurrency=4))
+        assert num_open == 4
+
+
 def test_two_hosts_that_redirect_to_each_other_do_not_deadlock(web: HostileWeb) -> None:
     with HostileWeb("127.0.0.3") as other:
         web.serve("/end.jpg", JPEG)

@@ -65,6 +65,7 @@ class HostileWeb:
     def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.hits: Counter[str] = Counter()
         self.connections = 0
+        self.open_connections = 0
         self.requests: list[Request] = []
         self.max_concurrent: Counter[str] = Counter()  # maximum number of simultaneous requests, by path
         self._host = host
@@ -135,6 +136,7 @@ class HostileWeb:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open_connections += 1
         try:
             while not writer.is_closing():
                 request = await _read_request(reader)
@@ -144,6 +146,7 @@ class HostileWeb:
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
+            self.open_connections -= 1
             writer.close()
 
     async def _handle(self, request: Request, writer: asyncio.StreamWriter) -> None:

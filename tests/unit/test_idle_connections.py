@@ -37,7 +37,7 @@ def run(check: Callable[[Open], Awaitable[None]]) -> None:
 
 def test_the_most_recent_connection_to_an_origin_is_reused_first() -> None:
     async def check(opened: Open) -> None:
-        idle = _IdleConnections(8)
+        idle = _IdleConnections()
         (first, _), (second, _), (other, _) = [await opened() for _ in range(3)]
         idle.keep("http://a", first)
         idle.keep("http://b", other)
@@ -50,10 +50,11 @@ def test_the_most_recent_connection_to_an_origin_is_reused_first() -> None:
 
 def test_with_too_many_idle_connections_the_oldest_is_closed() -> None:
     async def check(opened: Open) -> None:
-        idle = _IdleConnections(2)
+        idle = _IdleConnections()
         connections = [(await opened())[0] for _ in range(3)]
         for number, connection in enumerate(connections):
             idle.keep(f"http://{number}", connection)
+        idle.trim(2)
         assert [connection.is_open for connection in connections] == [False, True, True]
         assert idle.take("http://0") is None
         assert idle.take("http://2") is connections[2]
@@ -65,7 +66,7 @@ def test_an_idle_connection_is_closed_after_its_timeout(monkeypatch: pytest.Monk
     monkeypatch.setattr(http_client, "_KEEP_ALIVE_S", 0.1)
 
     async def check(opened: Open) -> None:
-        idle = _IdleConnections(8)
+        idle = _IdleConnections()
         (first, _), (second, _) = [await opened() for _ in range(2)]
         idle.keep("http://a", first)
         await asyncio.sleep(0.06)
@@ -82,7 +83,7 @@ def test_an_idle_connection_is_closed_after_its_timeout(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("is_known", [False, True])
 def test_a_connection_that_the_server_closed_or_wrote_to_is_not_reused(is_known: bool) -> None:
     async def check(opened: Open) -> None:
-        idle = _IdleConnections(8)
+        idle = _IdleConnections()
         (closed, its_server), (chatty, its_other), (good, _) = [await opened() for _ in range(3)]
         for connection in (good, closed, chatty):
             idle.keep("http://a", connection)
