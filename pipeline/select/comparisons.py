@@ -8,8 +8,10 @@ The common type of two numbers depends on their types:
     uint64 and signed            decimal, exact
     other integers               int64
 
-A literal with a decimal point, or of more than 64 bits, is a decimal. Operations on null give null, and so does every
-comparison with NaN: in DuckDB NaN is the largest number, but here it passes neither a threshold nor its opposite.
+Unlike in DuckDB, `+ - * /` widen floats and halves to doubles: in float32, all sums of a similarity and 1700000000 are
+the same. A literal with a decimal point, or of more than 64 bits, is a decimal. Operations on null give null, and so
+does every comparison with NaN: in DuckDB NaN is the largest number, but here it passes neither a threshold nor its
+opposite.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,12 +104,10 @@ def multiply(left: Value, right: Value) -> Value:
 
 
 def divide(left: Value, right: Value) -> Value:
-    """The quotient: a float if one operand is a float and neither is a double, otherwise a double. Division by zero
-    gives infinity or NaN."""
+    """The quotient, a double. Division by zero gives infinity or NaN."""
     if not _are_numbers(left, right):
         return pc.divide(left, right)
-    kind = _float_type(left.type, right.type) or pa.float64()
-    return pc.divide(_cast(left, kind), _cast(right, kind))
+    return pc.divide(as_doubles(left), as_doubles(right))
 
 
 def negate(value: Value) -> Value:
@@ -181,8 +181,8 @@ def _for_arithmetic(
     if not _are_numbers(left, right):
         left, right = times.in_one_unit([left, right])
         return left, right  # Arrow can calculate with times and rejects anything else
-    if (floating := _float_type(one, other)) is not None:
-        return _cast(left, floating), _cast(right, floating)
+    if pa.types.is_floating(one) or pa.types.is_floating(other):
+        return as_doubles(left), as_doubles(right)
     if pa.types.is_integer(one) and pa.types.is_integer(other) and pa.uint64() not in (one, other):
         return _cast(left, pa.int64()), _cast(right, pa.int64())
     digits = digits_of(one, other)
@@ -208,7 +208,7 @@ def _decimal_type(digits: int, scale: int) -> pa.DataType:
 
 
 def _float_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The floating-point type to calculate in; None if neither type is a floating-point type."""
+    """The floating-point type to compare in; None if neither type is a floating-point type."""
     if pa.float64() in (one, other):
         return pa.float64()
     return pa.float32() if pa.types.is_floating(one) or pa.types.is_floating(other) else None

@@ -161,12 +161,14 @@ def test_density_is_the_mean_cosine_to_the_nearest_other_pictures(folder: Path) 
 def test_a_mix_equals_its_formula_over_exact_ranks(folder: Path) -> None:
     add(folder, "mixed", mix="0.7 * rank(similarity) + 0.3 * rank(-similarity_b32) + 0 * zscore(similarity)")
     add(folder, "z", mix="zscore(similarity)")
+    add(folder, "far", mix="rank(1700000000 + similarity)")  # in float32, all sums are equal
     values = column(folder, "similarity")
     known = values[~np.isnan(values)]
     ranks = np.array([np.nan if np.isnan(value) else (known < value).mean() for value in values])
     reverse = np.array([np.nan if np.isnan(value) else (known > value).mean() for value in values])
     assert np.allclose(column(folder, "mixed"), 0.7 * ranks + 0.3 * reverse, atol=1e-3, equal_nan=True)
     assert np.allclose(column(folder, "z"), (values - known.mean()) / known.std(), atol=1e-4, equal_nan=True)
+    assert np.allclose(column(folder, "far"), ranks, atol=1e-3, equal_nan=True)
 
 
 def test_a_mix_of_a_missing_score_says_how_to_add_it(folder: Path) -> None:
