@@ -36,6 +36,8 @@ def build_job(options: BuildOptions) -> BuildJob:
 
 def embed_job(options: EmbedOptions) -> BuildJob:
     """The checked job of `embed`. Raises JobError."""
+    if options.alias:
+        raise JobError("--alias is for --add-model; in a job file, use models[].alias")
     names = [name for each in options.model or [] for name in each.split(",")]
     dtype = {"dtype": options.dtype} if options.dtype else {}
     fields = {
@@ -108,6 +110,14 @@ def added_model(options: EmbedOptions) -> dict[str, object]:
     """The model of `embed --add-model`, as fields of ModelConfig. Raises JobError."""
     if len(options.source or []) != 1:
         raise JobError("--add-model takes one argument, the output folder of a job")
+    other = {
+        "--limit": options.limit,
+        "--model": options.model,
+        "--job": options.job_file,
+        "--caption-from-name": options.caption_from_name,
+    }
+    if unused := [flag for flag, value in other.items() if value]:
+        raise JobError(f"--add-model adds one model to all rows of a dataset; leave out {', '.join(unused)}")
     given = {"dtype": options.dtype, "alias": options.alias}
     return {**model_fields(options.add_model or ""), **{name: value for name, value in given.items() if value}}
 

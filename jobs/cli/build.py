@@ -19,6 +19,7 @@ from pairmill.jobs.cli.options import (
 from pairmill.jobs.cli.report import NoReport, write_report
 from pairmill.jobs.cli.results import print_failures, print_funnel, print_private_addresses, print_stopped
 from pairmill.jobs.cli.terminal import errors, print_json, progress, say
+from pairmill.schemas.errors import JobError
 
 if TYPE_CHECKING:
     from pairmill.jobs.results import BuildResult
@@ -121,6 +122,8 @@ def embed(
 
         if add_model is None:
             _run(embed_job(options), explain, not no_report, as_json)
+        elif explain:
+            raise JobError("--explain does not work with --add-model")
         else:
             _add_model(options, not no_report, as_json)
 

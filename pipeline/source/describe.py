@@ -16,8 +16,13 @@ _SHARDS_PER_ACTOR = 4
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
     """The plan as text: shards, output files, memory per download actor, columns, a better `shard_rows` if there is
-    one, detected formats, and skipped files."""
-    told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs), *describe_left_out(plan.inputs)]
+    one, a limit that it exceeds, detected formats, and skipped files."""
+    told = [
+        *_describe_limit(plan, job),
+        *describe_formats(plan.inputs),
+        *describe_uncaptioned(plan.inputs),
+        *describe_left_out(plan.inputs),
+    ]
     seen = describe_passed_over(plan.seen, plan.rows_in_inputs, plan.parts, plan.passed_over)
     return "\n".join([_describe_shards(plan, job), *told, *([seen] if seen else [])])
 
@@ -48,6 +53,17 @@ def _describe_shards(plan: Plan, job: BuildJob) -> str:
     )
     better = _better_shard_rows(plan, job, per_shard)
     return text if better is None else f"{text}\n{better}"
+
+
+def _describe_limit(plan: Plan, job: BuildJob) -> list[str]:
+    """One line if an earlier run planned more rows than the limit, else nothing."""
+    limit = job.source.limit_rows
+    if limit is None or plan.num_rows <= limit:
+        return []
+    return [
+        f"limit of {counted(limit, 'row')}: no effect, because an earlier run planned {plan.num_rows:,}; to build "
+        "fewer rows, use another output"
+    ]
 
 
 def _describe_pictures(mapping: ColumnMapping) -> str:

@@ -66,7 +66,8 @@ class SourceConfig(Settings):
     """In a folder of pictures, use the file name as the caption if no .txt, .json or metadata table has
     one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
-    """Plan only this many input rows. Raising or removing the limit later extends the plan."""
+    """Plan only this many input rows. Raising or removing the limit later extends the plan; lowering it has no
+    effect."""
 
     @property
     def is_corpus(self) -> bool:

@@ -135,6 +135,20 @@ def test_submit_checks_the_command_before_it_looks_for_a_cluster() -> None:
     assert "did you mean 'timeout_s'?" in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--add-model tiny --limit 3 --caption-from-name", "leave out --limit, --caption-from-name"),
+        ("--add-model tiny --explain", "--explain does not work with --add-model"),
+        ("in --alias small", "--alias is for --add-model"),
+    ],
+)
+def test_a_flag_that_would_have_no_effect_is_refused(flags: str, message: str) -> None:
+    status, text = run("embed", "out", *flags.split())
+    assert (status, len(text.splitlines())) == (1, 1)
+    assert message in text
+
+
 def test_every_field_of_a_job_is_listed_with_type_default_and_meaning() -> None:
     status, text = run("fields")
     assert status == 0

@@ -132,7 +132,10 @@ def test_a_higher_limit_first_plans_the_rest_of_a_partially_planned_file(folder:
     write_parquet(folder, "b", 10)
     assert slices(planned(folder, limit=6)) == [("a.parquet", 0, 4), ("a.parquet", 4, 2)]
     assert slices(planned(folder, limit=12))[2:] == [("a.parquet", 6, 4), ("b.parquet", 0, 2)]
-    assert planned(folder, limit=1).num_rows == 12
+    lower = planned(folder, limit=1)
+    assert lower.num_rows == 12
+    assert "limit of 1 row: no effect, because an earlier run planned 12;" in describe_plan(lower, job(folder, limit=1))
+    assert "limit" not in describe_plan(lower, job(folder, limit=12))
     assert slices(planned(folder))[4:] == [("b.parquet", 2, 4), ("b.parquet", 6, 4)]
 
 
