@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
-from pairmill.schemas.settings import Settings, Uri
+from pairmill.schemas.settings import GrowingSettings, Settings, Uri
 
 ValueKind = Literal["uid", "url", "sha256", "md5", "phash", "pdq"]
 """The kinds of values by which rows are recognized, in the order of the checks in a build."""
@@ -130,13 +130,17 @@ class Known(_Known):
         return self
 
 
-class KnownReport(Settings):
+class KnownReport(GrowingSettings):
     """The known rows that a step compared its rows with."""
+
+    later = frozenset({"not_compared"})
 
     values: dict[str, int]
     """Kind -> number of distinct known values, or number of embeddings."""
     unused: dict[str, int] = {}
     """Reason -> number of lines or rows of the list without a value."""
+    not_compared: dict[str, int] = {}
+    """Kind -> number of remaining rows without such a value or a usable embedding, which were not compared by it."""
     blake2b: str
     """BLAKE2b-128 of all these values. Repetitions do not matter, nor does the order, except that of embeddings."""
     earlier_blake2b: str | None = None

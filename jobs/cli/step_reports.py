@@ -51,7 +51,7 @@ def _print_details(report: StepReport, step: SelectStep | None) -> None:
         say(f"    weights up to {found.highest:.6g}, {found.weight_sum:,.1f} samples per epoch in total")
         say(f"    {counted(found.rows_below_one, 'row')} with a weight below 1 (not in every epoch)")
     if report.not_compared:
-        say(f"    {counted(report.not_compared, 'row')} not compared by hash or embedding: missing or unusable")
+        say(f"    {counted(report.not_compared, 'row')} not compared: the value is missing or unusable")
     if report.known:
         _print_known(report.known)
     if report.leak:
@@ -99,6 +99,8 @@ def _print_known(known: KnownReport) -> None:
     values = ", ".join(f"{count:,} by {kind}" for kind, count in known.values.items() if count)
     unused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(known.unused.items()))
     say(f"    compared with known rows: {values or 'none'}{unused}")
+    for kind, count in known.not_compared.items():
+        say(f"    {counted(count, 'row')} not compared by {kind}: the value is missing or unusable")
     if known.earlier_blake2b:
         say("pairmill: the known rows have changed since the subset was last selected", err=True)
 

@@ -63,10 +63,13 @@ def is_text(kind: pa.DataType) -> bool:
 
 def row_keys(kind: ValueKind, rows: pa.Table) -> tuple[Keys, Mask]:
     """Like `lookup_keys`, for the rows of a dataset. PDQ hashes of low quality do not count as values."""
-    keys, has_value = lookup_keys(kind, rows[kind])
-    if kind == "pdq" and PDQ_QUALITY in rows.column_names:
-        has_value &= rows[PDQ_QUALITY].fill_null(0).to_numpy() >= MIN_QUALITY
-    return keys, has_value
+    keys, is_value = lookup_keys(kind, rows[kind])
+    return keys, is_value & _has_quality(kind, rows)
+
+
+def has_value(kind: ValueKind, rows: pa.Table) -> Mask:
+    """The mask of `row_keys`."""
+    return _is_value(kind, _plain(kind, rows[kind])) & _has_quality(kind, rows)
 
 
 def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Keys, Mask]:
@@ -75,20 +78,35 @@ def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Ke
     `column`: as datasets store it; null, empty text, blank URLs and text in place of a perceptual hash do not count as
     values. Raises ValueError as `keys_of` does.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = pc.utf8_trim_whitespace(array) if kind == "url" else array
-    if kind in HASH_WORDS:
-        array = array.cast(pa.large_string())
-        is_value = pa.array(is_hash(array, HASH_WORDS[kind]))
-    else:
-        is_value = pc.not_equal(array, "").fill_null(False)
-    found = np.flatnonzero(is_value.to_numpy(zero_copy_only=False))
-    values = array if len(found) == len(array) else array.filter(is_value)
+    array = _plain(kind, column)
+    is_value = _is_value(kind, array)
+    values = array if is_value.all() else array.filter(pa.array(is_value))
     keys = np.zeros((len(array), PDQ_WORDS) if kind == "pdq" else len(array), np.uint64)
-    keys[found] = keys_of(kind, values)
-    mask = np.zeros(len(array), np.bool_)
-    mask[found] = True
-    return keys, mask
+    keys[is_value] = keys_of(kind, values)
+    return keys, is_value
+
+
+def _plain(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The column as one array, without the white space around URLs."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if kind in HASH_WORDS:
+        return array.cast(pa.large_string())
+    return pc.utf8_trim_whitespace(array) if kind == "url" else array
+
+
+def _is_value(kind: ValueKind, array: pa.Array) -> Mask:
+    if kind in HASH_WORDS:
+        return is_hash(array, HASH_WORDS[kind])
+    found: Mask = pc.not_equal(array, "").fill_null(False).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _has_quality(kind: ValueKind, rows: pa.Table) -> Mask:
+    """Whether the hash of each row can be compared."""
+    if kind != PDQ or PDQ_QUALITY not in rows.column_names:
+        return np.ones(rows.num_rows, np.bool_)
+    found: Mask = rows[PDQ_QUALITY].fill_null(0).to_numpy() >= MIN_QUALITY
+    return found
 
 
 def keys_of(kind: ValueKind, values: pa.Array) -> Keys:

@@ -95,7 +95,7 @@ class KeysWithin:
 
 @dataclass(frozen=True)
 class DedupKeys:
-    """Collects the DEDUP_KEYs of a column, split by hash into `partitions` partitions.
+    """Collects the DEDUP_KEYs of a column, split by hash into `partitions` partitions, and the number of rows without.
 
     Collects only the partitions `first` to `last - 1`.
     """
@@ -113,13 +113,13 @@ class DedupKeys:
 
     @property
     def dtypes(self) -> Sequence[np.dtype[Any]]:
-        """One array per collected partition."""
-        return [DEDUP_KEY] * (self.last - self.first)
+        """One array per collected partition, and the number."""
+        return [*[DEDUP_KEY] * (self.last - self.first), np.dtype(np.int64)]
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
-        """The keys of each partition."""
+        """The keys of each partition, and the number of rows that have none."""
         keys = self.keys(table, row_indices)
-        return self.split(keys, mix(keys["high"] ^ keys["low"]))
+        return [*self.split(keys, mix(keys["high"] ^ keys["low"])), np.array([table.num_rows - len(keys)])]
 
     def keys(self, table: pa.Table, row_indices: RowIndices) -> Array:
         """The DEDUP_KEYs of a table. Rows with null, NaN, or text in place of a hash are left out: they have

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from pairmill.pipeline.known.keys import is_text
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, merge_duplicates
 from pairmill.pipeline.select.expression_errors import ExpressionError, no_column
 from pairmill.pipeline.select.expressions import Expression
@@ -34,9 +33,7 @@ class DedupStep:
     clusters: Array = field(default_factory=lambda: np.zeros(0, DUPLICATE_GROUP))
     """The largest groups; shape (groups,)."""
     not_compared: int = 0
-    """Number of rows without a readable hash."""
-    is_text: bool = False
-    """Whether the values are text."""
+    """Number of rows without a value, or without a readable hash."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -57,16 +54,15 @@ class DedupStep:
             raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
         if self.dedup.distance:
             require_hashes(schema, [name])
-        self.is_text = is_text(kind)
 
     def run(self, selector: Selector, number: int) -> None:
         """Find equal values or, if the step has a distance, similar hashes."""
-        if self.is_text:  # a column of the user's own can have numbers, which are compared like any others
-            self.not_compared = count_without_hash(selector, [self.dedup.by])
         if self.dedup.distance:
+            self.not_compared = count_without_hash(selector, [self.dedup.by])
             self.clusters = drop_near_duplicates(selector, number, self.dedup)
             return
-        groups, tasks = exact_duplicates(selector, number, self.dedup), selector.tasks
+        groups, self.not_compared = exact_duplicates(selector, number, self.dedup)
+        tasks = selector.tasks
         candidates = tasks.get(tasks.map(largest, [(each,) for each in groups]))
         self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
 
@@ -82,24 +78,23 @@ def exact_duplicates(
     step: Dedup,
     merge: Callable[..., Sequence[Array]] = merge_duplicates,
     before: Sequence[object] = (),
-) -> list[Handle[Array]]:
-    """Find exact duplicates and let the next scan drop them. Returns handles of the DUPLICATE_GROUPs.
+) -> tuple[list[Handle[Array]], int]:
+    """Find exact duplicates and let the next scan drop them. Returns (handles of the DUPLICATE_GROUPs, number of rows
+    without a value).
 
     `merge` decides which rows to drop; it receives `before` as its first arguments.
     """
     groups: list[Handle[Array]] = []
     duplicates: list[list[Handle[RowIndices] | RowIndices]] = [[] for _ in selector.chunks]
     for keys in _partitions(selector, step):
-        parts = selector.scan(keys)
-        calls = [
-            (*before, selector.chunk_starts, *(part[index] for part in parts)) for index in range(len(keys.dtypes))
-        ]
+        *parts, without = zip(*selector.scan(keys), strict=True)
+        calls = [(*before, selector.chunk_starts, *part) for part in parts]
         for group, *dropped in selector.tasks.map_split(merge, calls, outputs=1 + len(selector.chunks)):
             groups.append(group)
             for of_chunk, rows in zip(duplicates, dropped, strict=True):
                 of_chunk.append(rows)
     selector.drop(number, duplicates)
-    return groups
+    return groups, sum(int(each.sum()) for each in selector.tasks.get(without))
 
 
 def _partitions(selector: Selector, step: Dedup) -> list[DedupKeys]:

@@ -1,9 +1,10 @@
 """The step `known`: drops the rows that another dataset or a list contains."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,17 +13,17 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.known.datasets import KnownDataset
 from pairmill.pipeline.known.embeddings import SharedVectors, chosen_model, column_of, read_vectors, shared_vectors
-from pairmill.pipeline.known.keys import columns_of
+from pairmill.pipeline.known.keys import columns_of, has_value
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.shared import SharedKeys, shared_keys
 from pairmill.pipeline.known.sources import open_source
 from pairmill.pipeline.select.expression_errors import require_columns
 from pairmill.pipeline.select.filters import RowIndices, RowMask
-from pairmill.pipeline.select.outputs import NoOutput
+from pairmill.pipeline.select.outputs import Array
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
-from pairmill.pipeline.select.unreadable_hashes import count_without_hash, require_hashes
-from pairmill.schemas.known import DEFAULT_KINDS, DEFAULT_THRESHOLD, Known, KnownReport, KnownRows
+from pairmill.pipeline.select.unreadable_hashes import require_hashes
+from pairmill.schemas.known import DEFAULT_KINDS, DEFAULT_THRESHOLD, Known, KnownReport, KnownRows, ValueKind
 from pairmill.schemas.subset import StepReport
 
 
@@ -65,6 +66,44 @@ class NotNearKnown:
         return kept
 
 
+@dataclass(frozen=True)
+class _NotCompared:
+    """Counts the remaining rows that could not be compared, per kind."""
+
+    values: Sequence[ValueKind]
+    embeddings: Mapping[str, str]
+    """Kind -> column."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that were compared."""
+        return frozenset(self.embeddings.values()).union(*map(columns_of, self.values))
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """The kinds, in the order of the counts."""
+        return [*self.values, *self.embeddings]
+
+    @property
+    def dtypes(self) -> Sequence[np.dtype[Any]]:
+        """One number per kind."""
+        return [np.dtype(np.int64)] * len(self.kinds)
+
+    def count(self, selector: Selector) -> dict[str, int]:
+        """Scan, and return kind -> number of rows, without zeros."""
+        counts = zip(*selector.scan(self), strict=True)  # per kind, one handle per chunk
+        sums = [int(sum(each.sum() for each in selector.tasks.get(handles))) for handles in counts]
+        return {kind: count for kind, count in zip(self.kinds, sums, strict=True) if count}
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """The counts of some rows."""
+        masks = [
+            *(has_value(kind, table) for kind in self.values),
+            *(read_vectors(table[column])[1] for column in self.embeddings.values()),
+        ]
+        return [np.array([np.count_nonzero(~mask)]) for mask in masks]
+
+
 @dataclass
 class KnownStep:
     """Drops the rows that are known by a value or an embedding."""
@@ -73,8 +112,6 @@ class KnownStep:
     model: str = field(default="", init=False)
     """Alias of the model whose embeddings are compared."""
     found: KnownReport | None = field(default=None, init=False)
-    not_compared: int = field(default=0, init=False)
-    """Number of rows without a readable hash."""
 
     @classmethod
     def open(cls, files: Files, known: Known) -> "KnownStep":
@@ -108,16 +145,17 @@ class KnownStep:
     def run(self, selector: Selector, number: int) -> None:
         """Write the known values to files, and drop the rows that have one of them. Scans immediately, while the
         files still exist."""
-        self.not_compared = count_without_hash(selector, self.columns)
         store: Store = selector.chunks[0].store
         with ExitStack() as files:
             values, unused, digests = dict[str, int](), dict[str, int](), list[str]()
+            kinds = set[ValueKind]()
             if self.known.values is not None:
                 source, all_keys = files.enter_context(shared_keys(store, self.known.values))
                 unused |= source.unused
                 for keys in all_keys:
                     selector.filters.append(NotKnown(number, keys))
                     values[keys.which.label] = keys.values
+                    kinds |= {keys.which.kind} if keys.values else set()
                     digests.append(f"{keys.which} {keys.file.blake2b}")
             for kind in self.known.embeddings:
                 vectors = files.enter_context(shared_vectors(store, selector.chunks[0], self.known, kind, self.model))
@@ -125,13 +163,14 @@ class KnownStep:
                 selector.filters.append(NotNearKnown(number, column_of(kind, self.model), vectors, threshold))
                 values[kind] = vectors.num_vectors
                 digests.append(f"{kind} {vectors.file.blake2b}")
-            selector.scan(NoOutput())
+            embeddings = {str(kind): column_of(kind, self.model) for kind in self.known.embeddings}
+            not_compared = _NotCompared(sorted(kinds), embeddings).count(selector)
         blake2b = hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
-        self.found = KnownReport(values=values, unused=unused, blake2b=blake2b)
+        self.found = KnownReport(values=values, unused=unused, not_compared=not_compared, blake2b=blake2b)
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
         """Add to the report what the rows were compared with, and whether it has changed since the last selection."""
         found = cast(KnownReport, self.found)
         before = earlier.known.blake2b if earlier and earlier.known else None
         found = found.model_copy(update={"earlier_blake2b": before if before != found.blake2b else None})
-        return report.model_copy(update={"known": found, "not_compared": self.not_compared})
+        return report.model_copy(update={"known": found})

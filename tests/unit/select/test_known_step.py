@@ -18,11 +18,12 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.select_steps import SelectStep
 from pairmill.schemas.subset import SelectJob, StepReport
 from tests.embedded_dataset import add_embeddings
-from tests.synthetic_dataset import write_dataset
+from tests.synthetic_dataset import default_columns, write_dataset
 from tests.unit.select.conftest import Step, make_subset, oracle, row_ids
 
 DIM = 16
 THRESHOLD = 0.9
+OK = pa.array(["ok"] * 6)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,21 @@ def test_a_row_is_known_if_any_of_several_values_is_known(dataset: Path, other: 
     subset = make_subset(dataset, "default", step)
     assert row_ids(dataset, "default") == oracle(dataset, sql)
     assert subset.reports[2].known is not None and set(subset.reports[2].known.values) == {"url", "sha256"}
+
+
+def test_rows_that_stay_because_they_have_no_value_are_counted_per_kind(tmp_path: Path) -> None:
+    """As in an output of `embed`, which has no URLs."""
+    urls = pa.array(["http://a/1", None, "http://a/2", None, " ", "http://a/3"])
+    write_dataset(tmp_path / "out", 6, columns=lambda *of: {**default_columns(*of), "url": urls, "status": OK})
+    (tmp_path / "list.csv").write_text("url,md5\nhttp://a/1,\n,00112233445566778899aabbccddeeff\n")
+    known = {"path": str(tmp_path / "list.csv"), "by": ["url", "md5"]}
+    command = ["select", str(tmp_path / "out"), "new", "--step", json.dumps({"known": known}), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    report = StepReport.model_validate(json.loads(result.stdout[result.stdout.index("{") :])["reports"][2])
+    assert report.rows_out == 5 and report.known is not None
+    assert report.known.not_compared == {"md5": 5, "url": 3}
+    assert "3 rows not compared by url: the value is missing or unusable" in result.stdout
 
 
 def test_rows_outside_a_subset_can_be_selected(dataset: Path) -> None:
@@ -152,6 +168,7 @@ def test_rows_with_embeddings_near_known_ones_are_dropped(
     assert row_ids(mine, "new") == table["row_id"].take(pa.array(np.sort(first[is_new[first]]))).to_pylist()
     report = subset.reports[2].known
     assert report is not None and report.values == {"embedding": 1_500 - 17}
+    assert report.not_compared == {"embedding": int((norms[first, 0] == 0).sum())}
 
     for wrong, problem in [
         ({"other_model": None}, "has no column 'image_embedding_clip': set other_model to that dataset's alias"),

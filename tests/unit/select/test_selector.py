@@ -180,9 +180,9 @@ def test_a_dedup_split_into_many_partitions_selects_the_same_rows(
     assert row_ids(dataset, "many") == row_ids(dataset, "one")
 
 
-def test_a_null_is_never_a_duplicate(dataset: Path) -> None:
-    subset = make_subset(dataset, "none", {"dedup": {"by": "md5"}})
-    assert subset.rows_out == subset.reports[-1].rows_in
+def test_a_null_is_never_a_duplicate_and_is_counted(dataset: Path, many_chunks: None) -> None:
+    report = make_subset(dataset, "none", {"dedup": {"by": "md5"}}).reports[-1]
+    assert report.rows_out == report.rows_in == report.not_compared > 0
 
 
 def brute_force_pairs(hashes: Any, distance: int) -> set[tuple[int, int]]:
