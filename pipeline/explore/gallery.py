@@ -64,7 +64,8 @@ class Gallery:
     cards: Sequence[Card]
     pages: int
     groups: Sequence[Group]
-    equal_columns: Sequence[str]
+    equal_columns: Sequence[Column]
+    """The columns that have the same value, or none, in all rows."""
     sort_columns: Sequence[str]
     sort_column: str | None
     subsets: Sequence[str]
@@ -171,15 +172,15 @@ def number(view: View, column: str, value: object) -> str:
 
 def filter_groups(
     columns: Mapping[str, Column], added_scores: Collection[str], query: Query
-) -> tuple[list[Group], list[str]]:
-    """The filters in groups, and the names of the columns that have the same value in all rows."""
+) -> tuple[list[Group], list[Column]]:
+    """The filters in groups, and the columns without a filter, because they have the same value in all rows."""
     titles: dict[str, list[Column]] = {
         name: [] for name in ("Scores", "Caption", "Picture", "Outcome", "Download", "Other columns")
     }
     equal = []
     for name, each in columns.items():
         if not each.is_useful and not query.is_set(name):
-            equal.append(name)
+            equal.append(each)
         else:
             titles["Scores" if name in added_scores else _title(name)].append(each)
     is_first = True

@@ -50,8 +50,15 @@ class Column:
     def is_useful(self) -> bool:
         """Whether a filter on this column could keep some rows and drop others."""
         if self.kind == "number":
-            return self.high > self.low or (bool(self.histogram) and self.nulls > 0)
+            return self.high > self.low or bool(self.histogram) + (self.nulls > 0) + (self.not_finite > 0) > 1
         return self.kind != "choice" or len(self.choices) + (self.nulls > 0) > 1
+
+    @property
+    def only_value(self) -> str:
+        """The value of all rows as text, if there is a single one."""
+        if self.choices:
+            return self.choices[0].value or "empty"
+        return f"{self.low:.0f}" if self.is_integer else f"{self.low:.7g}"
 
     @property
     def has_values(self) -> bool:
@@ -60,8 +67,9 @@ class Column:
 
     @property
     def step(self) -> float:
-        """The step of the column's slider: a power of ten, at most a fiftieth of the range. At least 1 for integers."""
-        width = min(self.high - self.low, sys.float_info.max)
+        """The step of the column's slider: a power of ten, at most a fiftieth of the range or, if all values are equal,
+        of the value. At least 1 for integers."""
+        width = min(self.high - self.low or abs(self.low), sys.float_info.max)
         if self.is_integer:
             return max(1.0, float(10 ** math.floor(math.log10(max(width, 1) / 50))))
         return float(10 ** math.floor(math.log10(width / 50))) if width > 1e-300 else 1.0
@@ -131,6 +139,7 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
         return Column(name, "number", is_integer=is_integer, nulls=column.null_count, not_finite=not_finite)
     low, high = float(finite.min()), float(finite.max())
     bins = np.zeros(BINS, np.int64)
+    bins[BINS // 2] = len(finite)  # a single bar if all values are equal
     scaled = finite / (max(abs(low), abs(high)) or 1.0)  # so that no difference overflows
     if width := float(np.ptp(scaled)):
         at = ((scaled - scaled.min()) * (BINS / width)).astype(np.int64)

@@ -33,7 +33,7 @@ from pairmill.pipeline.explore.summary import describe, kind_of
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.schemas.errors import JobError, PairmillError
-from tests.synthetic_dataset import write_dataset
+from tests.synthetic_dataset import default_columns, write_dataset
 
 UIDS = [f"{n:032x}" for n in range(30)]
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -259,7 +259,25 @@ def test_a_range_has_a_slider_whatever_its_values(values: list[float | None]) ->
     made = describe("x", "number", pa.chunked_array([pa.array(values, pa.float64())]))
     assert made.slider_low <= made.low <= made.high <= made.slider_high
     assert all(0 <= top <= 100 and 0 < height <= 100 for _, top, height in bars(made))
-    assert made.high == made.low or sum(made.histogram) + made.nulls + made.not_finite == len(values)
+    assert sum(made.histogram) + made.nulls + made.not_finite == len(values)
+
+
+def test_a_column_without_a_filter_is_listed_with_the_value_of_all_rows(tmp_path: Path) -> None:
+    """If some rows are null or NaN, the column has a filter, with a single bar."""
+    some = {"equal": [0.25] * 4, "nan": [0.25, math.nan] * 2, "null": [0.25, None] * 2, "none": [math.nan] * 4}
+    own = {name: pa.array(values, pa.float32()) for name, values in some.items()} | {"word": pa.array(["a<b"] * 4)}
+    write_dataset(tmp_path / "out", 4, columns=lambda *of: {**default_columns(*of), **own})
+    explorer, shown = opened(Store(str(tmp_path / "out")))
+    with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
+        page = client.get("/").text
+    explorer.close()
+    assert "equal (0.25), word (a&lt;b)" in page
+    (empty,) = (line for line in page.splitlines() if "No value in any row" in line)
+    assert "none" in empty and "equal" not in empty
+    for name in ("nan", "null"):
+        assert f'data-column="{name}"' in page
+        assert [height for _, _, height in bars(shown.view.columns[name])] == [100]
+        assert shown.view.columns[name].decimals >= 2  # shown as the bounds
 
 
 @pytest.mark.parametrize("shared", ["pairmill/explore", "pairmill"])
