@@ -37,6 +37,15 @@ def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:
     return _UNPRINTABLE.sub(" ", text[: 4 * max_chars]).strip()[:max_chars] or None
 
 
+def utf8_bytes(text: str) -> bytes:
+    """The bytes that a text was decoded from (PEP 383). A lone surrogate, such as `\\ud800` in JSON, becomes invalid
+    UTF-8, which later steps detect or replace."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
 def message_of(error: BaseException) -> str:
     """The message of an exception, which may be of a user's class that fails to make one."""
     try:

@@ -25,6 +25,10 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,31}):")  # RFC 3986, section 3.
 # All clients percent-encode other white space.
 _FORBIDDEN_CHARACTERS = re.compile(r"[\x00-\x20\x7f]")
 
+# These can come from JSON (`\ud800`). The others stand for bytes that are not UTF-8 (PEP 383).
+_LONE_SURROGATES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+_LONE_SURROGATE = "a lone surrogate, which cannot be encoded"
+
 # Also forbidden in a host: C1 and every other kind of white space, which IDNA would map to blanks or drop.
 _FORBIDDEN_IN_HOSTS = re.compile(r"[\x80-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
@@ -107,6 +111,8 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
     `reference` can contain surrogates for bytes that are not UTF-8 (PEP 383). User name, password and fragment are
     dropped, because no client forwards them to a redirect's target.
     """
+    if _LONE_SURROGATES.search(reference):
+        return ParsedUrl(reference, base.scheme, problem=_LONE_SURROGATE)
     parts = _COMPONENTS.match(reference.strip())
     assert parts is not None
     scheme, authority, path, query = parts.group("scheme", "authority", "path", "query")
@@ -148,6 +154,8 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme)
     if _FORBIDDEN_CHARACTERS.search(url):
         return ParsedUrl(url, scheme, problem="white space or a control character")
+    if _LONE_SURROGATES.search(url):
+        return ParsedUrl(url, scheme, problem=_LONE_SURROGATE)
     if len(url.encode("utf-8", "surrogatepass")) > MAX_URL_BYTES:
         return ParsedUrl(url, scheme, problem=f"longer than {MAX_URL_BYTES} bytes")
     parts = _COMPONENTS.match(url)

@@ -124,7 +124,7 @@ class Expression:
         """Evaluate a node. Raises an ExpressionError that points at the innermost node that cannot be evaluated."""
         try:
             return self._evaluate(node, table)
-        except (pa.ArrowException, TypeError, OverflowError) as error:
+        except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError) as error:
             raise at_node(self._stripped, node, self._words(node, error, table)) from error
 
     def _evaluate(self, node: ast.expr, table: pa.Table) -> Value:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text, counted
+from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text, counted, utf8_bytes
 from pairmill.pipeline.source import text_file
 
 _MAX_READINGS = 4
@@ -227,13 +227,7 @@ def _to_json(value: Any) -> str:
 def _raw(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
-    text = value if isinstance(value, str) else _to_json(value)
-    try:
-        return text.encode("utf-8", "surrogateescape")  # the original bytes
-    except UnicodeEncodeError:
-        return text.encode(
-            "utf-8", "surrogatepass"
-        )  # a lone surrogate, such as \ud83d: not UTF-8, which is detected later
+    return utf8_bytes(value if isinstance(value, str) else _to_json(value))
 
 
 def _too_long(line: bytes) -> Record:

@@ -1,7 +1,10 @@
 """Tests which URLs are requested and where redirects lead."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pairmill.pipeline.common.url_parser import parse_url, resolve_url
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.schemas.status import Status
@@ -72,3 +75,16 @@ def test_urls_that_cannot_be_requested_are_refused(url: str, status: Status) -> 
     with pytest.raises(FetchError) as caught:
         request_url(url)
     assert caught.value.status is status
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.sampled_from("/:?#@[].\\% \ud800\udc80"))
+
+
+@given(text=ANY_TEXT, start=st.sampled_from(["", "http://", "http://a/", "http://a/?", "http://a/#", "//", "data:"]))
+def test_law_urls_any_text_is_a_url_that_can_be_written_or_has_a_problem(text: str, start: str) -> None:
+    """Includes lone surrogates, which JSON can contain."""
+    for parsed in (parse_url(start + text), resolve_url(BASE, start + text)):
+        assert parsed.parsed is None or str(parsed.parsed).isascii()
+        assert parsed.parsed is None or parsed.problem is None
+        assert "\ud800" not in start + text or parsed.parsed is None
+        (parsed.problem or "").encode()

@@ -30,12 +30,16 @@ from pairmill.pipeline.source.corpus.index import IndexRow
 from pairmill.pipeline.source.corpus.sidecar import TextUse
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import make_plan
+from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.passed_over import PassedOver, Tally
 from pairmill.schemas.record import JobRecord
 
 TEXTS = ["a dog", 'a "red" dog, running', "ein Hündchen 犬", "two\nlines", " blank ends ", "it's; a | tab\there", None]
+
+REPLACEMENT = "\ufffd"
 
 Row = dict[str, object]
 
@@ -168,6 +172,26 @@ def test_each_file_and_each_row_without_a_picture_is_accounted_for(tmp_path: Pat
         ("../c/d", (b"out",), "metadata.csv: there is no picture ../c/d.png"),
         (None, None, "metadata.csv: a row has no file_name"),
         (None, None, "metadata.csv: 4 fields, not 3: too,many,fields,here"),
+    ]
+
+
+def test_a_lone_surrogate_in_a_table_is_replaced_and_refuses_only_its_row(tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    rows = [{"file_name": "\ud800.png", "text": "lost"}, {"file_name": "a.png", "text": "found"}]
+    (tmp_path / "in/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = {"source": {"paths": [str(tmp_path / "in")], "kind": "corpus"}, "output": str(tmp_path / "out")}
+    store = Store(str(tmp_path / "out"))
+    plan = make_plan(JobRecord(BuildJob.model_validate({**job, "models": [{"name": "tiny"}]}), "f" * 32), store)
+    reader = ShardReader(store, plan.mapping)
+    (table,) = map(reader.read, shards_from_table(plan.shards))
+    reader.close()
+    assert table.select(["caption", "status", "status_detail"]).to_pylist() == [
+        {"caption": "found", "status": "ok", "status_detail": None},
+        {
+            "caption": "lost",
+            "status": "row_malformed",
+            "status_detail": f"metadata.jsonl: there is no picture {3 * REPLACEMENT}.png",
+        },
     ]
 
 

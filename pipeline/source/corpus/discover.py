@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
 from pairmill.pipeline.common.listing import Listing, entries_in
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.common.text import counted, utf8_bytes
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.source.columns import (
@@ -180,7 +180,7 @@ class Corpus:
         if kind == "folders":
             listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri, Tally()))
             listing += self._tables.fingerprint(uri.removesuffix("/"))
-            return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
+            return f"listing:{hashlib.blake2b(utf8_bytes(listing), digest_size=16).hexdigest()}"
         return _sampled_digest(uri, self._files) if kind == "tars" else self._files.fingerprint(uri)
 
     def mapping(self, files: Sequence[InputFile], needs_license: bool) -> ColumnMapping:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.common.text import clean_text, utf8_bytes
 from pairmill.pipeline.source.corpus.json_fields import FIELDS_COLUMN, FieldNotes
 from pairmill.pipeline.source.corpus.sidecar import Captions, TextRules, Texts
 from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN
@@ -190,7 +190,7 @@ class Sample:
 
 def readable_name(name: str) -> str:
     """An untrusted file name as text: truncated, with U+FFFD for invalid UTF-8."""
-    return name[:_MAX_KEY_CHARS].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return utf8_bytes(name[:_MAX_KEY_CHARS]).decode("utf-8", "replace")
 
 
 def split_name(name: str) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pairmill.pipeline.common.text import utf8_bytes
 from pairmill.pipeline.source.columns import CAPTION_NAMES
 from pairmill.pipeline.source.files import SourceError, shown
 from pairmill.pipeline.source.names import Names
@@ -267,7 +268,7 @@ def _captions_in(value: Any, depth: int = 0) -> Captions | None:
     if value is None or is_nan(value):
         return None
     if isinstance(value, str):
-        return (_raw(value),)
+        return (utf8_bytes(value),)
     if isinstance(value, list) and depth < 2:
         parts = [_captions_in(item, depth + 1) or (None,) for item in value]
         return tuple(caption for part in parts for caption in part) or None
@@ -275,7 +276,7 @@ def _captions_in(value: Any, depth: int = 0) -> Captions | None:
         found = [value[name] for name in _IN_OBJECTS if value.get(name) is not None]
         texts = [each for each in found if isinstance(each, str)]
         if any(text.strip() for text in texts) or (found and texts == found):
-            return (_raw(next((text for text in texts if text.strip()), texts[0])),)
+            return (utf8_bytes(next((text for text in texts if text.strip()), texts[0])),)
     raise UnreadableText(f"the caption is {_KINDS.get(type(value), 'not text')}")
 
 
@@ -290,16 +291,7 @@ _KINDS = {bool: "a boolean", int: "a number", float: "a number", list: "a list i
 def _text_in(value: dict[str, object], names: Names, wanted: str) -> bytes | None:
     name = names.find(wanted)
     text = None if name is None else value[name]
-    return _raw(text) if isinstance(text, str) else None
-
-
-def _raw(text: str) -> bytes:
-    """The bytes that the text was decoded from. A lone surrogate, such as \\ud800, becomes invalid UTF-8, which a later
-    step detects."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+    return utf8_bytes(text) if isinstance(text, str) else None
 
 
 def _is_blank(captions: Captions) -> bool:

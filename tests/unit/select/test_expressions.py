@@ -97,6 +97,7 @@ def test_expressions_mean_what_sql_means(text: str, values: list[bool | None] | 
         ("(" * 5_000 + "width" + ")" * 5_000, "longer than"),
         ("(" * 500 + "width" + ")" * 500, "cannot be parsed"),
         ("width > 1\0", "cannot be parsed"),
+        (r"caption in ['a', '\ud800']", "surrogates not allowed"),
         ("width > 9" + "9" * 5_000, "cannot be parsed"),
         ("width > 9" + "9" * 50, "too large"),
     ],
