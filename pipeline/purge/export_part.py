@@ -68,11 +68,15 @@ class PartFiles:
         names = [name for name in output.list(f"{records}/manifests") if name.endswith(".json")]
         return [cls(output, records, name, name in interrupted) for name in names]
 
+    def recorded(self) -> ExportedPart:
+        """The part according to its manifest. Raises DamagedPartError."""
+        with reading_export():
+            return read_record(self.output, self._manifest, ExportedPart, REMEDY)
+
     def purge(self, uids: DigestSet) -> tuple[int, ExportedPart]:
         """Remove withdrawn rows. Returns the number of rows before the purge, and the part as it is now. Raises
         DamagedPartError if a file cannot be read."""
-        with reading_export():
-            before = part = read_record(self.output, self._manifest, ExportedPart, REMEDY)
+        before = part = self.recorded()
         if self.is_interrupted:
             with reading_export():
                 removal = read_record(self.output, self._removal, PartRemoval, REMEDY)

@@ -68,7 +68,8 @@ class _ExportFiles:
         self._output, self._records = output, records_folder(output)
 
     def purge(self, uids: DigestSet) -> Iterator[ExportPurge]:
-        """Purge every part that can be read, then yield the outcome, then update the files that describe the export."""
+        """Purge every part that can be read, then yield the outcome, then update the files that describe the export.
+        The record keeps the number of rows unless all parts can be read."""
         _remove_temporary(self._output)
         try:
             with reading_export():
@@ -78,7 +79,7 @@ class _ExportFiles:
             return
         all_parts = PartFiles.of(self._output, self._records)
         is_finished = len(all_parts) >= record.num_files
-        before, parts = _purge_parts(all_parts, uids)
+        before, parts, described = _purge_parts(all_parts, uids)
         is_damaged = len(parts) < len(all_parts)
         if not is_finished and not is_damaged:
             self._delete_unfinished({name for part in parts for name in part.files})
@@ -93,8 +94,10 @@ class _ExportFiles:
         if not is_whole:
             found = found.model_copy(update={"outcome": "damaged" if is_damaged else "unfinished"})
         yield found
+        self._describe(described)
         if is_whole and gone:
-            self._describe(record.model_copy(update={"rows": rows}), parts)
+            record = record.model_copy(update={"rows": rows})
+            self._output.replace(f"{self._records}/export.json", record_bytes(record))
 
     def _delete_unfinished(self, named: Collection[str]) -> None:
         """Delete data files that no part names. An interrupted export wrote them."""
@@ -116,26 +119,33 @@ class _ExportFiles:
             np.save(data, array[~gone])
             self._output.replace("subset.npy", data.getvalue())
 
-    def _describe(self, record: ExportRecord, parts: Sequence[ExportedPart]) -> None:
-        """Rewrite the files that describe all parts. The record comes last."""
+    def _describe(self, parts: Sequence[ExportedPart]) -> None:
+        """Update the files that describe all parts. Whoever has cached the rows of an export, even of a damaged one,
+        recognizes by its README that they have changed."""
         output = self._output
         if output.exists("sizes.json"):
-            output.replace("sizes.json", sizes_table(_sizes(parts)))
+            self._update("sizes.json", sizes_table(_sizes(parts)))
         if output.exists("README.md"):
             text = output.read("README.md").decode(errors="surrogateescape")
-            output.replace("README.md", purged_readme(text, parts).encode(errors="surrogateescape"))
-        output.replace(f"{self._records}/export.json", record_bytes(record))
+            self._update("README.md", purged_readme(text, parts).encode(errors="surrogateescape"))
+
+    def _update(self, name: str, data: bytes) -> None:
+        if self._output.read(name) != data:
+            self._output.replace(name, data)
 
 
-def _purge_parts(files: Sequence[PartFiles], uids: DigestSet) -> tuple[int, list[ExportedPart]]:
-    """(number of rows before the purge, the parts as they are now). Parts that cannot be read are left out."""
-    before, parts = 0, []
+def _purge_parts(files: Sequence[PartFiles], uids: DigestSet) -> tuple[int, list[ExportedPart], list[ExportedPart]]:
+    """(number of rows before the purge, the parts that can be read as they are now, all parts according to their
+    manifests)."""
+    before, parts, described = 0, list[ExportedPart](), list[ExportedPart]()
     for each in files:
         with suppress(DamagedPartError):
             rows, part = each.purge(uids)
             before += rows
             parts.append(part)
-    return before, parts
+        with suppress(DamagedPartError):
+            described.append(each.recorded())
+    return before, parts, described
 
 
 def _sizes(parts: Sequence[ExportedPart]) -> Mapping[str, int]:

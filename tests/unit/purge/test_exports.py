@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 import pairmill
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
+from pairmill.pipeline.export.readme import purged_readme
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.export import ExportFormat
+from pairmill.schemas.export import ExportedPart, ExportFormat
 from tests.unit.purge.conftest import World
 from tests.unit.purge.test_purge import Killed, kill_at, marks_of
 from tests.unit.purge.world import EXPORTS, grep
@@ -27,6 +29,17 @@ def _cut(path: Path) -> None:
     data = path.read_bytes()
     path.unlink()  # the file is a hard link, so it must not be changed in place
     path.write_bytes(data[: len(data) // 2])
+
+
+def _check_readme(export: Store) -> None:
+    """The README describes the parts as their manifests do; otherwise, `datasets` would return cached rows."""
+    parts = list[ExportedPart]()
+    for name in export.list(".pairmill/manifests"):
+        with suppress(DamagedManifestError):
+            parts.append(read_record(export, f".pairmill/manifests/{name}", ExportedPart, ""))
+    text = export.read("README.md").decode()
+    assert text == purged_readme(text, parts)
+    assert f"{sum(part.rows for part in parts)} pairs of pictures" in text
 
 
 @pytest.mark.parametrize(
@@ -54,6 +67,9 @@ def test_a_damaged_export_is_named_and_does_not_keep_a_purge_from_finishing(
     assert grep(world.out, marks) == []
     for name in EXPORTS.keys() - damaged:
         assert grep(world.root / name, marks) == []
+    for name in damaged - {"tables"}:  # Parquet exports have no README
+        if f"{name}/.pairmill/export.json" not in files:  # without it, nothing is purged
+            _check_readme(Store(str(world.root / name)))
     assert pairmill.purge(world.out).purged.shards == []  # the purge is finished
 
 
