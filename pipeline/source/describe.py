@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.encode.device import resolve_device
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
 from pairmill.pipeline.source.planned import Plan, describe_formats, describe_left_out, describe_uncaptioned
 from pairmill.schemas.job.run import ROWS_WORTH_AN_ACTOR, cpus_per_download_actor
@@ -114,5 +115,5 @@ def _download_actors(job: BuildJob) -> int | None:
     run = job.run
     if run.download_actors is not None or run.address is not None:
         return run.download_actors
-    cpus = cpus_per_download_actor(beside_models=bool(job.models) and run.device != "cuda")
+    cpus = cpus_per_download_actor(beside_models=bool(job.models) and resolve_device(run) == "cpu")
     return max(int((os.cpu_count() or 1) / cpus), 1)

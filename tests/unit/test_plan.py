@@ -342,6 +342,19 @@ def test_the_description_advises_smaller_shards_if_actors_would_be_idle_for_more
     assert ("shard_rows: 250 would give each of 4 download actors work" in text) is is_told
 
 
+@pytest.mark.parametrize(("device", "actors"), [("cpu", 4), ("cuda", 8)])
+def test_the_description_advises_work_for_twice_as_many_actors_if_models_run_on_a_gpu(
+    folder: Path, device: str, actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("pairmill.pipeline.source.describe.resolve_device", lambda run: device)
+    write_parquet(folder, "a", 16_000)
+    plan = planned(folder, shard_rows=8_000)
+    for models, expected in (([{"name": "tiny"}], actors), ([], 8)):
+        text = describe_plan(plan, job(folder, shard_rows=8_000, models=models))
+        assert f"give each of {expected} download actors work" in text
+
+
 def test_plan_files_are_plain_parquet_with_the_columns_of_the_schema(folder: Path) -> None:
     write_parquet(folder, "a", 2)
     planned(folder)
