@@ -4,12 +4,13 @@
 
 The width of a box is the fraction of samples that contain its function. Frames of C libraries are shown where their
 names are known. `resize` runs the photographs of 640 px through `ImageProcessor`, and `large` does so for synthetic
-pictures of 1,600 px or more. `download` runs the download stage on photographs from nginx, without Ray. `select` runs
-the steps of bench.select on a million rows, in one process. `model` is a whole build with `tiny`, with all its
-processes, as in bench.model_cost; only the time on a CPU counts.
+pictures of 1,600 px or more. `download` runs the download stage on photographs from nginx, without Ray, and `laion` on
+synthetic pictures of LAION's sizes. `select` runs the steps of bench.select on a million rows, in one process. `model`
+is a whole build with `tiny`, with all its processes, as in bench.model_cost; only the time on a CPU counts.
 """
 
 import argparse
+import gc
 import os
 import re
 import subprocess
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.fetch import photos
+from bench.fetch import MEDIAN_PX, corpus, photos
 from bench.model_cost import build_seconds, write_urls
 from bench.nginx import nginx
 from bench.process import LARGE, MEDIUM, pictures, processor
@@ -44,22 +45,22 @@ def process(folder: Path, name: str) -> None:
     for_a_while(lambda: [work(body) for body in bodies])
 
 
-def download(folder: Path) -> None:
+def download(pictures: Path) -> None:
+    """Download the pictures of a folder, with garbage collection as in a worker."""
     from pairmill.pipeline.common.progress import unwatched
     from pairmill.pipeline.fetch.downloader import Downloader
     from pairmill.schemas.jobs import BuildJob
 
     fetch = {"allow_networks": ["127.0.0.0/8"], "retries": 0}
     job = BuildJob.model_validate({"source": {"paths": ["in.parquet"]}, "output": "out", "fetch": fetch})
-    with tempfile.TemporaryDirectory() as name:
-        web = Path(name)
-        web.chmod(0o755)  # nginx's worker runs as another user
-        files = photos(folder, web)
-        with nginx(web) as bases, ThreadPoolExecutor(4) as shards:
-            urls = {f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}": frozenset[str]() for n in range(2_000)}
-            engine = Downloader(job)._start()
-            for_a_while(lambda: list(shards.map(lambda _: engine.run(urls, unwatched()), range(4))))
-            engine.close()
+    files = sorted(path.name for path in pictures.iterdir())
+    with nginx(pictures) as bases, ThreadPoolExecutor(4) as shards:
+        urls = {f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}": frozenset[str]() for n in range(2_000)}
+        engine = Downloader(job)._start()
+        gc.freeze()
+        gc.set_threshold(20_000, 10, 10)
+        for_a_while(lambda: list(shards.map(lambda _: engine.run(urls, unwatched()), range(4))))
+        engine.close()
 
 
 def select(folder: Path) -> None:
@@ -85,6 +86,7 @@ WORKLOADS: dict[str, Callable[[Path], None]] = {
     "resize": lambda folder: process(folder, MEDIUM),
     "large": lambda folder: process(folder, LARGE),
     "download": download,
+    "laion": download,
     "select": select,
     "model": model,
 }
@@ -106,14 +108,32 @@ def main() -> None:
     if options.run:
         WORKLOADS[options.name](options.photos)
         return
-    work = [os.path.relpath(sys.executable), "-m", "bench.flame", options.name, str(options.photos), "--run"]
-    if options.name == "model":  # sampling many processes takes long
+    with tempfile.TemporaryDirectory() as web:
+        record(options.name, _pictures(options.name, options.photos, Path(web)), options.svg)
+
+
+def _pictures(name: str, folder: Path, web: Path) -> Path:
+    """The folder with pictures that a workload reads, prepared before recording starts."""
+    if name not in ("download", "laion"):
+        return folder
+    web.chmod(0o755)  # nginx's worker runs as another user
+    if name == "laion":
+        corpus(web, 500, MEDIAN_PX)
+    else:
+        photos(folder, web)
+    return web
+
+
+def record(name: str, folder: Path, svg: Path) -> None:
+    """Run a workload in a process of its own, and draw its flame graph."""
+    work = [os.path.relpath(sys.executable), "-m", "bench.flame", name, str(folder), "--run"]
+    if name == "model":  # sampling many processes takes long
         scope = ["--subprocesses", "--nonblocking", "--rate", str(RATE // 5)]
     else:
         scope = ["--native", "--rate", str(RATE)]
-    record = [str(PY_SPY), "record", *scope, "--output", str(options.svg), "--", *work]
-    subprocess.run(record, check=True)
-    options.svg.write_text(_COMMAND_LINE.sub(_process_name, options.svg.read_text()))
+    command = [str(PY_SPY), "record", *scope, "--output", str(svg), "--", *work]
+    subprocess.run(command, check=True)
+    svg.write_text(_COMMAND_LINE.sub(_process_name, svg.read_text()).replace(str(folder), "PICTURES"))
 
 
 if __name__ == "__main__":
