@@ -1,8 +1,8 @@
 """Decides which rows of a table the ledger withdraws."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,15 @@ import pyarrow.compute as pc
 from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
 from pairmill.pipeline.purge.ledger import Ledger
+from pairmill.pipeline.purge.notations import spellings
 from pairmill.pipeline.purge.pdq import PDQ_COLUMNS, PdqIndex
 from pairmill.schemas.purge import ListKind
 
 Mask = npt.NDArray[np.bool_]
 
 URL_COLUMNS = ("url", "final_url")
-"""A row belongs to a URL or host if its picture was requested from there or delivered from there."""
+"""A row belongs to a URL or host if its picture was requested from there or delivered from there, even through a proxy
+or an archive, whose URLs name theirs."""
 _ENCODING = ("utf-8", "surrogatepass")
 
 
@@ -83,34 +85,36 @@ class Matcher:
         return found
 
     def withdrawn_urls(self, urls: Sequence[str]) -> Mask:
-        """For each URL, whether the URL, its host or a parent domain is withdrawn: bool [urls]."""
-        asked, found = self.ledger.asked, np.zeros(len(urls), np.bool_)
-        if len(asked["url"]):
-            found |= asked["url"].contains([digest("url", canonical_url(url).encode(*_ENCODING)) for url in urls])
-        if len(asked["host"]):
-            hosts = [url_host(url) for url in urls]
-            names = {host: list(domains(host)) for host in set(hosts)}
-            is_withdrawn = _any_of(list(names.values()), self._withdrawn_hosts)
-            by_host = dict(zip(names, is_withdrawn.tolist(), strict=True))
-            found |= np.array([by_host[host] for host in hosts], np.bool_)
-        return found
-
-    def _withdrawn_hosts(self, names: Sequence[str]) -> Mask:
-        return self.ledger.asked["host"].contains([digest("host", name.encode(*_ENCODING)) for name in names])
+        """For each URL, whether the URL, its host or a parent domain is withdrawn, or it names such a URL or host, as
+        the URL of a proxy does: bool [urls]."""
+        return self._named(urls, lambda url: (url,))
 
     def _withdrawn_messages(self, details: Sequence[str]) -> Mask:
-        """For each message, whether it mentions a withdrawn URL or host."""
-        found = _any_of([list(urls_in(detail)) for detail in details], self.withdrawn_urls)
-        if len(self.ledger.asked["host"]):
-            found |= _any_of([sorted(hosts_in(detail)) for detail in details], self._withdrawn_hosts)
+        """For each message, whether it names a withdrawn URL or host."""
+        return self._named(details, lambda _: ())
+
+    def _named(self, texts: Sequence[str], whole: Callable[[str], Sequence[str]]) -> Mask:
+        """For each text, whether it names a withdrawn URL or host. `whole`: the URLs that a spelling of a text is."""
+        asked, found = self.ledger.asked, np.zeros(len(texts), np.bool_)
+        read = [list(spellings(text)) for text in texts]
+        urls = [{url for text in each for url in (*whole(text), *urls_in(text))} for each in read]
+        if len(asked["url"]):
+            found |= _any_of([[canonical_url(url) for url in each] for each in urls], partial(self._are_listed, "url"))
+        if len(asked["host"]):
+            own = ([name for host in set(map(url_host, each)) for name in domains(host)] for each in urls)
+            hosts = [set(names).union(*map(hosts_in, each)) for names, each in zip(own, read, strict=True)]
+            found |= _any_of(hosts, partial(self._are_listed, "host"))
         return found
+
+    def _are_listed(self, kind: ListKind, values: Sequence[str]) -> Mask:
+        return self.ledger.asked[kind].contains([digest(kind, value.encode(*_ENCODING)) for value in values])
 
     def _listed(self, column: pa.ChunkedArray, kind: ListKind) -> Mask:
         listed = self.ledger.uids if kind == "uid" else self.ledger.asked[kind]
         return listed.contains([None if text is None else digest(kind, text.encode()) for text in column.to_pylist()])
 
 
-def _any_of(texts: Sequence[Sequence[str]], holds: Callable[[Sequence[str]], Mask]) -> Mask:
+def _any_of(texts: Sequence[Collection[str]], holds: Callable[[Sequence[str]], Mask]) -> Mask:
     """For each list of strings, whether a condition holds for at least one of them."""
     hits = holds([text for each in texts for text in each])
     ends = np.cumsum([0, *map(len, texts)])

@@ -30,6 +30,8 @@ _PERCENT = re.compile("%[0-9a-fA-F]{2}")
 _UNENCODED = re.compile(r"(?<!3[aA])//|[\s\"'<>^`{|}&?#=;,]")
 """What no percent-encoded URL contains. In contrast to other slashes, `//` is always encoded, or follows `%3A`."""
 _MARKS = re.compile(r"[\\&%]")
+_ESCAPED = re.compile(rf"[\\%]|{_REFERENCE.pattern}")
+_DROPPED = dict.fromkeys(map(ord, "\t\n\r"))
 _SPECIAL = re.compile(r"[\\&<\"'\0\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 """Text without such characters has neither escapes nor parts."""
 _DOCUMENT = re.compile(r"\s*+(?:\{.*\}|\[.*\]|<.*>|\".*\")\s*", re.DOTALL)
@@ -58,6 +60,15 @@ def readings(text: str) -> Iterator[str]:
                 if new := decoded - seen:
                     seen |= new
                     yield "\n".join(new)
+
+
+def spellings(text: str) -> Iterator[str]:
+    """A URL or message as it stands and as it can be read: with its escapes decoded, and without the tabs and line
+    breaks that browsers drop."""
+    for each in dict.fromkeys((text, text.translate(_DROPPED))):
+        yield each
+        if _ESCAPED.search(each):
+            yield from readings(each)
 
 
 def strings_in(window: Window) -> Iterator[set[str]]:

@@ -31,7 +31,7 @@ from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.image.pdq import pdq
 from pairmill.pipeline.purge import running
 from pairmill.pipeline.purge.digests import DigestSet
-from pairmill.pipeline.purge.keys import canonical, domains
+from pairmill.pipeline.purge.keys import canonical, domains, key
 from pairmill.pipeline.purge.ledger import Ledger, write_request
 from pairmill.pipeline.purge.lists import read_any_list, read_list
 from pairmill.pipeline.purge.matching import Matcher
@@ -140,17 +140,73 @@ def test_a_host_has_parent_domains_and_an_ip_address_has_none(host: str, expecte
         "https://[evil.example]/a.jpg",
         "https://evil.example/a b\x07.jpg",
         "https://evil.example/" + "x" * 9_000,
+        "http://ev%69l.example/",
+        "http://evil%EF%BC%8Eexample/",
+        "http://ev\til.\r\nexample/",
+        "ht\ntp:evil.example",
+        "http://ev\u00adil.exa\u200bmple\ufe0f/",
+        "http://\uff45vil\u3002example/",
+        "feed:http://evil.example/",
+        "http:// evil.example/",
+        "http://*.evil.example/",
+        "http://<evil.example>/",
+        "url(http://evil.example/a.jpg)",
+        "http%3A%2F%2Fevil.example%2Fa",
+        "http://https//evil.example/a",
+        "https://cdn.example/?w=3&u=http://evil.example/a.jpg&h=3",
+        "https://cdn.example/?u=http%253A%252F%252Fevil.example",
+        "https://archive.example/web/2020/http:/evil.example/a.jpg",
+        "https://cdn.example/www.evil.example/a.jpg",
     ],
 )
 def test_a_row_belongs_to_the_host_of_its_url_even_if_the_url_cannot_be_fetched(tmp_path: Path, url: str) -> None:
     store = Store(str(tmp_path))
     write_request(store, {"host": frozenset(["evil.example"])}, "asked for")
     rows = {
-        "url": [url, "https://good.example/", "https://good.example/", "https://notevil.example/?evil.example"],
+        "url": [
+            url,
+            "https://good.example/",
+            "https://good.example/",
+            "https://notevil.example/evil.example.jpg?u=http://a-evil.example",
+        ],
         "final_url": [None, url, None, None],
         "status_detail": [None, None, f"redirect to {url}", "https://devil.example/, see example"],
     }
     assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/a.jpg",
+        "https://archive.example/web/2020/https://EVIL.example:443/a.jpg#x",
+        "https://archive.example/https:/evil.example/a.jpg",
+        "https://cdn.example/?u=https://evil.example/a.jpg&w=3",
+        "https://cdn.example/?u=https%3A%2F%2Fevil.example%2Fa.jpg&w=3",
+        "https://cdn.example/fetch?u=https://cdn.example/https%3A%2F%2Fevil.example%2Fa.jpg",
+    ],
+)
+def test_a_listed_url_inside_another_url_is_withdrawn_and_found(tmp_path: Path, url: str) -> None:
+    store, listed = Store(str(tmp_path)), {"url": frozenset(["https://evil.example/a.jpg"])}
+    write_request(store, listed, "asked for")
+    urls = [url, "https://good.example/", url.replace("a.jpg", "b.jpg"), url.lower().replace("evil", "good")]
+    rows = {"url": urls, "status_detail": [None, f"loop to {url}", None, None]}
+    assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == [True, True, False, False]
+    assert [bool(list(Needles(listed).in_text(each))) for each in urls] == [True, False, False, False]
+
+
+_PARTS = ["http:", "//", "/", "evil.example", "evil", ".example", "not", "a.", "a.jpg", ".", "-", "%2F", "%65", "%3A"]
+_PARTS += ["?u=", "&", "&#47;", "\\", "\\/", "@", ":", "\t", "\u00ad", "\uff0e", "#", ",", '"']
+
+
+@given(st.lists(st.sampled_from(_PARTS), max_size=12).map("".join))
+def test_law_a_purge_withdraws_every_url_that_a_search_would_find(url: str) -> None:
+    listed: list[tuple[ListKind, str]] = [("host", "evil.example"), ("url", "http://evil.example/a.jpg")]
+    for kind, value in listed:
+        needles = Needles({kind: frozenset([value])})
+        if {*needles.in_text(url), *needles.in_cells([url])}:
+            asked = {each: DigestSet.of([key(each, value)] if each == kind else []) for each in LIST_KINDS}
+            assert Matcher(Ledger(asked, DigestSet.of([]), frozenset())).withdrawn_urls([url]).all(), kind
 
 
 @settings(max_examples=settings.default.max_examples // 2)
