@@ -7,9 +7,10 @@ without the lists.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 
+import numpy as np
 from pydantic import ValidationError
 
 from pairmill.jobs.results import finish as count_and_clean
@@ -22,6 +23,7 @@ from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge, unfinished_purges
 from pairmill.pipeline.known.keys import PDQ, hash_problem
+from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.effects import together
 from pairmill.pipeline.purge.exports import known_exports, refuse_no_exports
 from pairmill.pipeline.purge.keys import key
@@ -87,6 +89,17 @@ def purge_job(
 
 
 @dataclass(frozen=True)
+class Unmatched:
+    """Listed values of one kind that no row in `pairs/` or `rejects/` had: they are wrong, or their rows were withdrawn
+    before or were never committed."""
+
+    values: int
+    listed: int
+    example: str
+    """One of them, in canonical form."""
+
+
+@dataclass(frozen=True)
 class PurgeResult:
     """What a purge did or, with `dry_run`, would do."""
 
@@ -99,6 +112,8 @@ class PurgeResult:
     """With `dry_run`: subset that would be rewritten -> the number of its rows that would be withdrawn."""
     score_shards: Mapping[str, int] = field(default_factory=dict)
     """With `dry_run`: score that would be deleted -> the number of shards that have it."""
+    unmatched: Mapping[ListKind, Unmatched] = field(default_factory=dict)
+    """Kind -> the listed values that no row had, if there are any. PDQ hashes are not counted."""
 
     def as_dict(self) -> dict[str, object]:
         """The result as plain JSON values."""
@@ -107,6 +122,7 @@ class PurgeResult:
             "dry_run": self.dry_run,
             **self.purged.model_dump(mode="json"),
             "remedies": self.remedies,
+            "unmatched": {kind: asdict(each) for kind, each in self.unmatched.items()},
             **({"subset_rows": self.subset_rows, "score_shards": self.score_shards} if self.dry_run else {}),
         }
 
@@ -149,15 +165,19 @@ def _purge(
             write_request(store, {}, _AGAIN)
         numbers: list[int | None] = [*unfinished_purges(store)] or [None]
         results = [_finish(store, plan, number, tasks, steps) for number in numbers]
-    remedies = dict.fromkeys(command for _, commands in results for command in commands)
-    return PurgeResult(store.root, False, together([purged for purged, _ in results]), list(remedies))
+    remedies = list(dict.fromkeys(command for _, commands, _ in results for command in commands))
+    unmatched = _unmatched(values, DigestSet.union([matched for *_, matched in results]))
+    return PurgeResult(store.root, False, together([purged for purged, *_ in results]), remedies, unmatched=unmatched)
 
 
-def _finish(store: Store, plan: Plan, number: int | None, tasks: Tasks, steps: Steps) -> tuple[Purged, list[str]]:
-    """Finish a request. Returns what was done, and the commands that recreate what had to be deleted."""
+def _finish(
+    store: Store, plan: Plan, number: int | None, tasks: Tasks, steps: Steps
+) -> tuple[Purged, list[str], DigestSet]:
+    """Finish a request. Returns what was done, the commands that recreate what had to be deleted, and the hashes of
+    the values that rows had."""
     started = time.perf_counter()
     exports = [] if number is None else read_request(store, number).exports
-    done = withdraw(store, plan, number, exports, tasks, steps)
+    done, matched = withdraw(store, plan, number, exports, tasks, steps)
     count_and_clean(store, plan, {}, started)  # writes images/sizes.json
     remedies = [pairmill_command("report", store.root)] if "report.html" in done.reports else []
     remedies += [
@@ -169,7 +189,17 @@ def _finish(store: Store, plan: Plan, number: int | None, tasks: Tasks, steps: S
     remedies += [problem for folder in done.indexes if (problem := _index_again(store, folder, steps.on_step))]
     if number is not None:
         finish(store, number, done.rows)
-    return done, remedies
+    return done, remedies, matched
+
+
+def _unmatched(values: Values, matched: DigestSet) -> dict[ListKind, Unmatched]:
+    found: dict[ListKind, Unmatched] = {}
+    for kind, listed in values.items():
+        ordered = sorted(listed) if kind != "pdq" else []
+        places = np.flatnonzero(~matched.contains([key(kind, value) for value in ordered]))
+        if len(places):
+            found[kind] = Unmatched(len(places), len(ordered), ordered[places[0]])
+    return found
 
 
 def _values(store: Store, job: PurgeJob) -> Values:
@@ -215,7 +245,14 @@ def _planned(store: Store, values: Values, exports: Sequence[str], tasks: Tasks)
         reports=reports_of(store) if found.hits else [],
         exports=[ExportPurge(output=output, outcome="known") for output in known_exports(store, exports)],
     )
-    return PurgeResult(store.root, True, purged, subset_rows=found.subset_rows, score_shards=found.score_shards)
+    return PurgeResult(
+        store.root,
+        True,
+        purged,
+        subset_rows=found.subset_rows,
+        score_shards=found.score_shards,
+        unmatched=_unmatched(values, found.matched),
+    )
 
 
 def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:

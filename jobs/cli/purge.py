@@ -90,6 +90,7 @@ def _print_purge(result: "PurgeResult") -> None:
     if result.dry_run:
         say(f"{shown}: {rows} in {shards} would be withdrawn; nothing was changed")
         _print_not_compared(done)
+        _print_unmatched(result)
         _print_names("shards", [f"{shard:,}" for shard in done.shards])
         of_subsets = [f"{name} (would lose {counted(rows, 'row')})" for name, rows in result.subset_rows.items()]
         _print_names("subsets that would be rewritten", of_subsets)
@@ -101,6 +102,7 @@ def _print_purge(result: "PurgeResult") -> None:
         return
     say(f"{shown}: {rows} withdrawn; {shards} rewritten")
     _print_not_compared(done)
+    _print_unmatched(result)
     for title, names in (
         ("subsets rewritten", done.subsets),
         ("files of input/ blanked or deleted", done.inputs),
@@ -135,6 +137,16 @@ def _print_not_compared(purged: "Purged") -> None:
             f"{counted(purged.not_compared, 'pair')} not compared with the PDQ hashes, because the column `pdq` has no "
             "hash of 64 hex digits there; to withdraw them, list their uids"
         )
+
+
+def _print_unmatched(result: "PurgeResult") -> None:
+    from pairmill.pipeline.common.text import clean_text, counted
+    from pairmill.pipeline.purge.lists import NOUNS
+
+    for kind, each in result.unmatched.items():
+        listed, matches = counted(each.listed, f"listed {NOUNS[kind]}"), "matches" if each.values == 1 else "match"
+        example = clean_text(each.example)
+        say(f"{each.values:,} of {listed} {matches} no row in pairs/ or rejects/, such as {example}")
 
 
 def _print_names(title: str, names: Sequence[str]) -> None:

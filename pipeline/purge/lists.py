@@ -24,6 +24,13 @@ _MORE_THAN_A_URL = re.compile(r"""^["'<`]|["'>`]$|\t|,["']|["'],""")
 Values = Mapping[ListKind, frozenset[str]]
 """Kind -> values in canonical form (see `keys.py`)."""
 
+NOUNS: dict[ListKind, str] = {
+    "uid": "uid",
+    "url": "URL",
+    "host": "host",
+    "sha256": "SHA-256 hash",
+    "pdq": "PDQ hash",
+}
 _EXPECTED: dict[ListKind, str] = {
     "uid": "32 hex digits or a UUID",
     "url": "a URL alone, without quotation marks or other fields",
@@ -109,6 +116,10 @@ def _texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tup
 def _lines(files: Files, path: str) -> Iterator[tuple[_Place, str]]:
     for number, line in enumerate(files.read_text_lines(path), start=1):
         text = line.strip()
+        if "\0" in text:  # in UTF-16, for example, which would match nothing
+            raise JobError(
+                f"{path}, line {number:,}: contains a zero byte; save the list in UTF-8 or, with gzip, as .gz"
+            )
         if text and not text.startswith("#"):
             yield (None, f"line {number:,}"), text
 

@@ -1,8 +1,8 @@
 """Decides which rows of a table the ledger withdraws."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.known.keys import PDQ
+from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
 from pairmill.pipeline.purge.ledger import Ledger
 from pairmill.pipeline.purge.notations import spellings
@@ -21,6 +22,7 @@ Mask = npt.NDArray[np.bool_]
 URL_COLUMNS = ("url", "final_url")
 """A row belongs to a URL or host if its picture was requested from there or delivered from there, even through a proxy
 or an archive, whose URLs name theirs."""
+_Whole = Callable[[str], Sequence[str]]
 _ENCODING = ("utf-8", "surrogatepass")
 
 
@@ -72,9 +74,9 @@ class Matcher:
         if not table.num_rows:
             return found
         if "uid" in names:
-            found |= self._listed(table["uid"], "uid")
+            found |= self._listed(table["uid"].to_pylist(), "uid")
         if "sha256" in names:
-            found |= self._listed(table["sha256"], "sha256")
+            found |= self._listed(table["sha256"].to_pylist(), "sha256")
         for name in URL_COLUMNS:
             if name in names:
                 found |= _where(table[name], self.withdrawn_urls)
@@ -84,34 +86,61 @@ class Matcher:
             found |= self.pdq.has_near(table)
         return found
 
+    def matched(self, rows: pa.Table) -> DigestSet:
+        """The hashes of the listed uids, URLs, hosts and digests that these withdrawn rows have. PDQ hashes are not
+        looked for: lists of them name pictures of all kinds of sources, so most match nothing."""
+        found, names = list[bytes](), set(rows.column_names) & self.columns
+        for name in ("uid", "sha256"):
+            if name in names:
+                found += self._listed_among(name, rows[name].drop_null().to_pylist())
+        for name in names & {*URL_COLUMNS, "status_detail"}:
+            whole = _itself if name in URL_COLUMNS else _nothing
+            for kind, named in self._named(rows[name].drop_null().to_pylist(), whole):
+                found += self._listed_among(kind, {value for each in named for value in each})
+        return DigestSet.of(found)
+
     def withdrawn_urls(self, urls: Sequence[str]) -> Mask:
         """For each URL, whether the URL, its host or a parent domain is withdrawn, or it names such a URL or host, as
         the URL of a proxy does: bool [urls]."""
-        return self._named(urls, lambda url: (url,))
+        return self._any_named(urls, _itself)
 
     def _withdrawn_messages(self, details: Sequence[str]) -> Mask:
         """For each message, whether it names a withdrawn URL or host."""
-        return self._named(details, lambda _: ())
+        return self._any_named(details, _nothing)
 
-    def _named(self, texts: Sequence[str], whole: Callable[[str], Sequence[str]]) -> Mask:
-        """For each text, whether it names a withdrawn URL or host. `whole`: the URLs that a spelling of a text is."""
-        asked, found = self.ledger.asked, np.zeros(len(texts), np.bool_)
-        read = [list(spellings(text)) for text in texts]
-        urls = [{url for text in each for url in (*whole(text), *urls_in(text))} for each in read]
-        if len(asked["url"]):
-            found |= _any_of([[canonical_url(url) for url in each] for each in urls], partial(self._are_listed, "url"))
-        if len(asked["host"]):
-            own = ([name for host in set(map(url_host, each)) for name in domains(host)] for each in urls)
-            hosts = [set(names).union(*map(hosts_in, each)) for names, each in zip(own, read, strict=True)]
-            found |= _any_of(hosts, partial(self._are_listed, "host"))
+    def _any_named(self, texts: Sequence[str], whole: _Whole) -> Mask:
+        """For each text, whether it names a withdrawn URL or host."""
+        found = np.zeros(len(texts), np.bool_)
+        for kind, named in self._named(texts, whole):
+            found |= _any_of(named, lambda values, kind=kind: self._listed(values, kind))  # type: ignore[misc]
         return found
 
-    def _are_listed(self, kind: ListKind, values: Sequence[str]) -> Mask:
-        return self.ledger.asked[kind].contains([digest(kind, value.encode(*_ENCODING)) for value in values])
+    def _named(self, texts: Sequence[str], whole: _Whole) -> Iterator[tuple[ListKind, list[set[str]]]]:
+        """The URLs that each text names and, apart from that, the hosts, if any are listed. `whole`: the URLs that a
+        spelling of a text is."""
+        read = [list(spellings(text)) for text in texts]
+        urls = [{url for text in each for url in (*whole(text), *urls_in(text))} for each in read]
+        if len(self.ledger.asked["url"]):
+            yield "url", [set(map(canonical_url, each)) for each in urls]
+        if len(self.ledger.asked["host"]):
+            own = ([name for host in set(map(url_host, each)) for name in domains(host)] for each in urls)
+            yield "host", [set(names).union(*map(hosts_in, each)) for names, each in zip(own, read, strict=True)]
 
-    def _listed(self, column: pa.ChunkedArray, kind: ListKind) -> Mask:
+    def _listed(self, values: Sequence[str | None], kind: ListKind) -> Mask:
         listed = self.ledger.uids if kind == "uid" else self.ledger.asked[kind]
-        return listed.contains([None if text is None else digest(kind, text.encode()) for text in column.to_pylist()])
+        return listed.contains([None if each is None else digest(kind, each.encode(*_ENCODING)) for each in values])
+
+    def _listed_among(self, kind: ListKind, values: Collection[str]) -> list[bytes]:
+        every = list(values)
+        return [digest(kind, every[place].encode(*_ENCODING)) for place in np.flatnonzero(self._listed(every, kind))]
+
+
+def _itself(url: str) -> Sequence[str]:
+    return (url,)
+
+
+def _nothing(_: str) -> Sequence[str]:
+    return ()
 
 
 def _any_of(texts: Sequence[Collection[str]], holds: Callable[[Sequence[str]], Mask]) -> Mask:

@@ -16,7 +16,7 @@ from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.ledger import Ledger, with_values, withdrawn_vectors
 from pairmill.pipeline.purge.matching import Matcher
-from pairmill.pipeline.purge.scan import SHARDS_PER_CALL, Hit, hit_of, masks_of, read_each, shared
+from pairmill.pipeline.purge.scan import SHARDS_PER_CALL, Hit, hit_of, read_each, shared, tables_of
 from pairmill.pipeline.purge.side_columns import SideColumns, scores_with
 from pairmill.pipeline.purge.subsets import affected_subsets
 from pairmill.pipeline.purge.witness import vector_digests
@@ -32,6 +32,8 @@ class Preview:
     """What a purge would withdraw, and from what."""
 
     hits: Sequence[Hit]
+    matched: DigestSet
+    """The hashes of the listed values that these rows have."""
     subset_rows: Mapping[str, int]
     """Name of each subset that would be rewritten -> the number of its rows that would be withdrawn."""
     scores: Mapping[str, str]
@@ -46,9 +48,10 @@ def preview(store: Store, ledger: Ledger, tasks: Tasks) -> Preview:
     Like the purge itself, repeats the search with the uids of the rows that were found, because other shards can have
     the same pairs without a value that matches.
     """
-    generations, matcher = committed(store), Matcher(ledger)
+    generations, matcher, matched = committed(store), Matcher(ledger), DigestSet.of([])
     while True:
         hits, rows = _search(store, matcher, sorted(generations.items()), tasks)
+        matched = DigestSet.union([matched, *(hit.matched for hit in hits)])
         before, ledger = len(ledger.uids), _with_rows(ledger, rows)
         if len(ledger.uids) == before:
             break
@@ -60,6 +63,7 @@ def preview(store: Store, ledger: Ledger, tasks: Tasks) -> Preview:
     scores = scores_with(store, ledger.uids, vectors, lost_pairs=any(hit.pairs for hit in hits))
     return Preview(
         hits=hits,
+        matched=matched,
         subset_rows=affected_subsets(store, ledger, generations, {hit.shard for hit in hits if hit.pairs}),
         scores=scores,
         score_shards={name: len(columns_done(store, name)) for name in scores},
@@ -90,10 +94,10 @@ def _search_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, i
 
 
 def _search_shard(store: Store, matcher: Matcher, manifest: ShardManifest) -> tuple[Hit, list[pa.Table]]:
-    masks = masks_of(store, matcher, manifest)
+    hit, masks = hit_of(matcher, manifest, tables_of(store, matcher, manifest))
     gone = {manifest.files[name].path: pa.array(mask) for name, mask in masks.items() if mask.any()}
     tables = [read_table(store, path, _NAMES.names).filter(rows) for path, rows in gone.items()]
-    return hit_of(manifest, masks), [table.select(_NAMES.names).cast(_NAMES) for table in tables]
+    return hit, [table.select(_NAMES.names).cast(_NAMES) for table in tables]
 
 
 def _vectors(store: Store, matcher: Matcher, hits: Sequence[Hit], tasks: Tasks) -> Iterator[DigestSet]:
@@ -108,7 +112,8 @@ def _vectors_of_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[in
 
 
 def _vectors_of_shard(store: Store, matcher: Matcher, manifest: ShardManifest) -> DigestSet:
-    gone, found = pa.array(masks_of(store, matcher, manifest)["pairs"]), list[bytes | None]()
+    _, masks = hit_of(matcher, manifest, tables_of(store, matcher, manifest))
+    gone, found = pa.array(masks["pairs"]), list[bytes | None]()
     for path in (manifest.files["pairs"].path, *SideColumns.of(store, manifest).paths):
         names = [field.name for field in read_schema(store, path) if is_embedding(field)]
         for column in read_table(store, path, names).filter(gone).columns if names else ():

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pairmill.pipeline.common.progress import Steps
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, manifests_of, read_manifest
+from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.effects import Effects
 from pairmill.pipeline.purge.exports import purge_exports
 from pairmill.pipeline.purge.inputs import delete_unplanned, purge_inputs
@@ -39,13 +40,13 @@ _PER_CALL = 16
 
 def withdraw(
     store: Store, plan: Plan, number: int | None, exports: Sequence[str], tasks: Tasks, steps: Steps
-) -> Purged:
+) -> tuple[Purged, DigestSet]:
     """Withdraw all rows of the ledger's requests up to `number`; None for all requests, without recording the effects.
     `exports`: paths of exports that the dataset does not know of. Returns what was done, including before an
-    interruption.
+    interruption, and the hashes of the listed values that rows had, apart from rows that an interrupted purge withdrew.
     """
     effects = Effects(store, number)
-    _withdraw_from_shards(store, number, tasks, steps, effects)
+    matched = _withdraw_from_shards(store, number, tasks, steps, effects)
     ledger, generations = Ledger.load(store, number), committed(store)
     if number is not None and "pdq" in read_request(store, number).values:
         effects.note(not_compared=count_without_hash(store, generations, tasks))
@@ -75,7 +76,7 @@ def withdraw(
     store.remove_temporary()
     if number is not None:
         effects.note(rows=merge_parts(store, number), files_deleted=effects.purged.files_deleted + deleted)
-    return effects.purged
+    return effects.purged, matched
 
 
 def _lost_pairs(store: Store) -> bool:
@@ -99,14 +100,16 @@ def find(store: Store, ledger: Ledger, tasks: Tasks) -> list[Hit]:
     return scan(store, Matcher(ledger), committed(store), tasks)
 
 
-def _withdraw_from_shards(store: Store, number: int | None, tasks: Tasks, steps: Steps, effects: Effects) -> None:
+def _withdraw_from_shards(store: Store, number: int | None, tasks: Tasks, steps: Steps, effects: Effects) -> DigestSet:
     """Rewrite the shards with withdrawn rows. Then search all shards for the uids of these rows: other shards can have
-    the same pairs without a value that matches, such as the SHA-256 of a picture that could not be fetched there."""
-    ledger = Ledger.load(store, number)
+    the same pairs without a value that matches, such as the SHA-256 of a picture that could not be fetched there.
+    Returns the hashes of the listed values that the rows had."""
+    ledger, matched = Ledger.load(store, number), DigestSet.of([])
     matcher = Matcher(ledger)
     while True:
         steps.name = "looking for rows"
         hits = scan(store, matcher, committed(store), tasks)
+        matched = DigestSet.union([matched, *(hit.matched for hit in hits)])
         effects.note(shards=sorted({*effects.purged.shards, *(hit.shard for hit in hits)}))
         steps.name = "rewriting shards"
         handle = shared(tasks, matcher)
@@ -116,5 +119,5 @@ def _withdraw_from_shards(store: Store, number: int | None, tasks: Tasks, steps:
             pass
         before, ledger = len(ledger.uids), Ledger.load(store, number)
         if len(ledger.uids) == before:
-            break
+            return matched
         matcher = Matcher(ledger, by_uid_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.known.keys import PDQ
+from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.matching import Mask, Matcher
 from pairmill.pipeline.purge.pdq import has_hash
 from pairmill.pipeline.purge.side_columns import SideColumns
@@ -36,6 +37,8 @@ class Hit:
     pairs: int
     """The number of withdrawn pairs."""
     rejects: int
+    matched: DigestSet = field(compare=False)
+    """The hashes of the listed values that these rows have: see `Matcher.matched`."""
 
 
 def scan(store: Store, matcher: Matcher, generations: Mapping[int, int], tasks: Tasks) -> list[Hit]:
@@ -58,7 +61,7 @@ def _itself(value: _T) -> _T:
 
 
 def _scan_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> list[Hit]:
-    found = read_each(store, shards, lambda manifest: hit_of(manifest, masks_of(store, matcher, manifest)))
+    found = read_each(store, shards, lambda manifest: hit_of(matcher, manifest, tables_of(store, matcher, manifest))[0])
     return [hit for hit in found if hit.pairs or hit.rejects]
 
 
@@ -83,16 +86,14 @@ def _count_without_hash(store: Store, shards: Sequence[tuple[int, int]]) -> int:
     return sum(read_each(store, shards, count))
 
 
-def masks_of(store: Store, matcher: Matcher, manifest: ShardManifest) -> dict[RowFile, Mask]:
-    """For the file `pairs` of a shard, and `rejects` if there is one: which of its rows are withdrawn."""
-    masks: dict[RowFile, Mask] = {}
+def tables_of(store: Store, matcher: Matcher, manifest: ShardManifest) -> dict[RowFile, pa.Table]:
+    """The rows of the file `pairs` of a shard, and of `rejects` if there is one, with the columns to compare."""
+    tables: dict[RowFile, pa.Table] = {}
     for name in ROW_FILES:
         if name in manifest.files:
-            table = read_table(store, manifest.files[name].path, matcher.columns)
-            if name == "pairs":
-                table = _with_added(store, manifest, table, matcher.columns)
-            masks[name] = matcher.mask(table)
-    return masks
+            tables[name] = read_table(store, manifest.files[name].path, matcher.columns)
+    tables["pairs"] = _with_added(store, manifest, tables["pairs"], matcher.columns)
+    return tables
 
 
 def _with_added(store: Store, manifest: ShardManifest, pairs: pa.Table, names: Collection[str]) -> pa.Table:
@@ -100,7 +101,11 @@ def _with_added(store: Store, manifest: ShardManifest, pairs: pa.Table, names: C
     return SideColumns.of(store, manifest).beside(pairs, names) if set(names) - set(pairs.column_names) else pairs
 
 
-def hit_of(manifest: ShardManifest, masks: Mapping[RowFile, Mask]) -> Hit:
-    """The numbers of withdrawn rows in `masks`."""
+def hit_of(
+    matcher: Matcher, manifest: ShardManifest, tables: Mapping[RowFile, pa.Table]
+) -> tuple[Hit, dict[RowFile, Mask]]:
+    """The withdrawn rows among `tables_of` a shard: their numbers, and which of the rows they are."""
+    masks = {name: matcher.mask(table) for name, table in tables.items()}
     pairs, rejects = (int(np.count_nonzero(masks.get(name, ()))) for name in ROW_FILES)
-    return Hit(manifest.shard, manifest.generation, pairs, rejects)
+    matched = [matcher.matched(tables[name].filter(pa.array(mask))) for name, mask in masks.items() if mask.any()]
+    return Hit(manifest.shard, manifest.generation, pairs, rejects, DigestSet.union(matched)), masks

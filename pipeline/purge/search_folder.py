@@ -8,15 +8,15 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, manifests_of, read_columns_manifest, read_manifest
 from pairmill.pipeline.purge.ledger import Ledger, withdrawn_rows
-from pairmill.pipeline.purge.lists import Values
+from pairmill.pipeline.purge.lists import NOUNS, Values
 from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.scan import shared
 from pairmill.pipeline.purge.search_file import FileReport, search_file
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.manifest import manifest_name
+from pairmill.schemas.purge import ListKind
 
 MAX_FOUND = 1_000
-_NOUNS = {"uid": "uid", "url": "URL", "host": "host", "sha256": "SHA-256 hash", "pdq": "PDQ hash"}
 
 
 @dataclass
@@ -33,7 +33,7 @@ class PurgedReport:
     captions: int = 0
     vectors: int = 0
     pictures: int = 0
-    listed: dict[str, int] = field(default_factory=dict)
+    listed: dict[ListKind, int] = field(default_factory=dict)
     """Kind -> number of listed values."""
     withdrawn: int = 0
     """Rows in the ledger whose uids, captions, pictures and vectors were looked for."""
@@ -55,7 +55,7 @@ class PurgedReport:
 
     def lines(self) -> Iterator[str]:
         """What was searched, as lines to print."""
-        listed = ", ".join(counted(number, _NOUNS[kind]) for kind, number in self.listed.items())
+        listed = ", ".join(counted(number, NOUNS[kind]) for kind, number in self.listed.items())
         yield (
             f"looked for {listed}, and for the uids, captions, pictures and embeddings of "
             f"{counted(self.withdrawn, 'withdrawn row')}"

@@ -83,13 +83,16 @@ def test_different_spellings_of_a_value_are_equal(kind: ListKind, text: str, sam
         ("host", "127.22.1.10:40469"),
         ("host", "example.com:80"),
         ("url", f"http://example.com/{'x' * (1 << 20)}"),
+        ("url", "http://example.com/".encode("utf-16-le").decode()),
         ("sha256", UID),
         ("pdq", "x" * 64),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_its_line_number(tmp_path: Path, kind: ListKind, text: str) -> None:
     (tmp_path / "list.txt").write_text(f"# a comment\n\n{text}\n")
-    with pytest.raises(JobError, match=r"list\.txt, line 3: (.* is not |the line is longer than 1,048,576 bytes)"):
+    with pytest.raises(
+        JobError, match=r"list\.txt, line 3: (.* is not |contains a zero byte|the line is longer than 1,048,576 bytes)"
+    ):
         read_list(FILES, str(tmp_path / "list.txt"), kind)
 
 
@@ -450,12 +453,13 @@ def test_a_dry_run_changes_nothing(world: World) -> None:
         return {str(path): path.read_bytes() for path in sorted(world.root.rglob("*")) if path.is_file()}
 
     before = files()
-    hosts = world.write("hosts.txt", ["elsewhere.example"])
+    hosts = world.write("hosts.txt", ["elsewhere.example", "host"])
     result = pairmill.purge(world.out, hosts=hosts, dry_run=True)
     assert (result.purged.rows, result.purged.shards, result.purged.reports) == (10, [0, 1, 2, 3], ["report.html"])
     assert sorted(Path(each.output).name for each in result.purged.exports) == sorted(EXPORTS)
     text = CliRunner().invoke(app, ["purge", str(world.out), "--hosts", str(hosts), "--dry-run"]).stdout
-    assert "10 rows in 4 shards would be withdrawn; nothing was changed\nshards: 0, 1, 2, 3\nsubsets that" in text
+    assert "10 rows in 4 shards would be withdrawn; nothing was changed\n1 of 2 listed hosts matches no row in" in text
+    assert "rejects/, such as host\nshards: 0, 1, 2, 3\nsubsets that" in text
     assert "subsets that would be rewritten: all (would lose 8 rows), half (" in text
     assert f"export that would be searched for such rows: {world.root}/pool\n" in text
     assert files() == before

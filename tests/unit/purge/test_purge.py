@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import pairmill
 from pairmill.jobs.cli.main import app
+from pairmill.jobs.purge import Unmatched
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.strays import SIZES_NAME
 from pairmill.pipeline.purge.effects import together
@@ -64,6 +65,14 @@ def marks_of(source: Source, gone: list[int]) -> list[bytes]:
     return [mark for row in gone for mark in source.marks(row) if mark not in kept]
 
 
+NOT_IN_DATASET = {
+    "uid": "f" * 32,
+    "url": "https://pictures.example/photo/0001/full.jpg,x",
+    "host": "host",
+    "sha256": "0" * 64,
+}
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_no_purged_values_are_left_and_everything_else_stays(world: World, kind: str) -> None:
     gone, make = CASES[kind]
@@ -74,7 +83,14 @@ def test_no_purged_values_are_left_and_everything_else_stays(world: World, kind:
     source, before = world.source, state_of(world.root)
     marks = marks_of(source, gone)
     assert len(grep(world.out, marks)) > len(gone)
-    result = purge(world, kind, make(source))
+    lines = [*make(source), NOT_IN_DATASET[kind]]
+    planned = purge(world, kind, lines, dry_run=True).unmatched
+    result = purge(world, kind, lines)
+    assert (
+        list(planned.items())
+        == list(result.unmatched.items())
+        == [(kind, Unmatched(1, len(lines), NOT_IN_DATASET[kind]))]
+    )
     committed = [row for row in gone if row in COMMITTED]
     assert result.purged.rows == len(committed)
     assert result.purged.shards == sorted({row // SHARD_ROWS for row in committed})
