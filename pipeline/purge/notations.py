@@ -13,6 +13,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from urllib.parse import unquote
 
 from pairmill.pipeline.purge.windows import Window
@@ -43,7 +44,8 @@ _LINE = re.compile("[\0\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _TAG = re.compile(r"<[^<>]*>|\0")
 _IN_TAG = re.compile(r"<[^<>]*>")
 _SINGLE = re.compile("['\0]")
-_DOUBLE = re.compile(r'(?<!\\)(?:\\\\)*"|\0')
+_DOUBLE = re.compile('["\0]')
+_UNESCAPED_DOUBLE = re.compile(r'(?<!\\)((?:\\\\)*)"|\0')
 _FIELDS = [re.compile(f"[\0\r\n{delimiter}]") for delimiter in ",;\t|"]
 _QUOTED_FIELD = re.compile(r'(?<![^,;\t|\r\n\0])"((?:[^"]|"")*+)"(?![^,;\t|\r\n\0])')
 
@@ -77,7 +79,7 @@ def strings_in(window: Window) -> Iterator[set[str]]:
     yield {piece for split in (_LINE.split, _SINGLE.split) for piece in window.inner(split(window.text))}
     for _ in range(MAX_NESTED):
         text = window.text
-        double, outside = set(window.inner(_DOUBLE.split(text))), set(window.inner(_TAG.split(text)))
+        double, outside = set(chain(*map(window.inner, _between_quotes(text)))), set(window.inner(_TAG.split(text)))
         yield (double | outside) - seen
         attributes = _SINGLE.split(_BORDER.join(_IN_TAG.findall(text))) if "'" in text else []
         new = _decoded(double, "\\") | _decoded(double.union(outside, attributes), "&")
@@ -87,7 +89,7 @@ def strings_in(window: Window) -> Iterator[set[str]]:
         yield new
         seen |= new
         window = Window(_BORDER.join(each for each in new if _SPECIAL.search(each)), 0, True, True)
-    yield {*_DOUBLE.split(window.text), *_TAG.split(window.text)} - seen
+    yield {*chain(*_between_quotes(window.text)), *_TAG.split(window.text)} - seen
 
 
 def strings_in_cells(texts: Iterable[str]) -> Iterator[set[str]]:
@@ -108,6 +110,16 @@ def csv_fields(window: Window) -> Iterator[set[str]]:
     for field in _FIELDS:
         yield set(window.inner(field.split(window.text)))
     yield {field.replace('""', '"') for field in _QUOTED_FIELD.findall(window.text)}
+
+
+def _between_quotes(text: str) -> Iterator[list[str]]:
+    """The text split at double quotes, except at those after a backslash; then, if there are any, also at those,
+    because a value in HTML or plain text can end with a backslash."""
+    parts = _UNESCAPED_DOUBLE.split(text)
+    ends = [*parts[1::2], None]  # backslashes in front of the quotation mark
+    yield [piece + (end or "") for piece, end in zip(parts[::2], ends, strict=True)]
+    if '\\"' in text:
+        yield _DOUBLE.split(text)
 
 
 def _decoded(pieces: Iterable[str], mark: str) -> set[str]:

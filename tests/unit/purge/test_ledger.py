@@ -202,6 +202,7 @@ _PARTS = ["http:", "//", "/", "evil.example", "evil", ".example", "not", "a.", "
 _PARTS += ["?u=", "&", "&#47;", "\\", "\\/", "@", ":", "\t", "\u00ad", "\uff0e", "#", ",", '"']
 
 
+@settings(max_examples=settings.default.max_examples * 5)
 @given(st.lists(st.sampled_from(_PARTS), max_size=12).map("".join))
 def test_law_a_purge_withdraws_every_url_that_a_search_would_find(url: str) -> None:
     listed: list[tuple[ListKind, str]] = [("host", "evil.example"), ("url", "http://evil.example/a.jpg")]

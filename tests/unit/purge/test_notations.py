@@ -11,6 +11,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
+from itertools import chain, product
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ import yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.purge.keys import canonical_url, digest, hosts_in
 from pairmill.pipeline.purge.needles import Needles
-from pairmill.pipeline.purge.notations import readings, strings_in, strings_in_cells
+from pairmill.pipeline.purge.notations import csv_fields, readings, strings_in, strings_in_cells
 from pairmill.pipeline.purge.search_file import FileReport, search_file
 from pairmill.pipeline.purge.windows import Window
 from pairmill.pipeline.purge.witness import CAPTION
@@ -131,6 +132,16 @@ def test_a_value_is_found_in_every_notation_and_no_other_value_is_taken_for_it(t
                 FILES[name](tmp_path / name, write(other))
                 report = search(tmp_path, name)
                 assert not (report.found or report.digests or report.parts), (notation, other, report.found)
+
+
+@pytest.mark.parametrize("notation", [*NOTATIONS, "HTML attribute"])
+def test_law_a_caption_is_found_whatever_it_begins_and_ends_with(notation: str) -> None:
+    write = {**NOTATIONS, "HTML attribute": lambda value: f'<p title="{html.escape(value)}">'}[notation]
+    for caption in map("".join, product("\\\"'&%nx", repeat=3)):
+        window = Window(write(caption), 0, True, True)
+        assert any(caption in strings for strings in chain(strings_in(window), csv_fields(window))), caption
+        if notation not in ("CSV", "YAML", "plain", "whole"):
+            assert any(caption in strings for strings in strings_in_cells([window.text])), caption
 
 
 ENDS = ["\\par", "\\cite{a}", "\\Users", "\\012", "\\0", "\\v", "\\e[0m", "\\u00zz", "\\U0001F600", "\\,x"]
