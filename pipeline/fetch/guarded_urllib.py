@@ -34,7 +34,9 @@ from pairmill.schemas.status import Status
 
 _CHUNK_BYTES = 1 << 16
 
-_Bound = Callable[[http.client.HTTPResponse], http.client.HTTPResponse]
+_Bound = Callable[[urllib.request.Request, http.client.HTTPResponse], http.client.HTTPResponse]
+_ASKED = "asked_url"
+"""The attribute of a request that contains the URL that it began with, before redirects."""
 
 # The first match counts, so subclasses come before their base classes.
 _STATUS_OF: tuple[tuple[type[BaseException], Status], ...] = (
@@ -66,6 +68,8 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self._token = optout.agent_token(config.user_agent)
         self.failures: dict[str, FetchOutcome | LocalFault] = {}
         """Outcomes, keyed by the text of the exception that `open` or the response's `read` raised."""
+        self.final_urls: dict[str, str] = {}
+        """URL -> the URL of its last response, after redirects. No entry if there was no response."""
         connect = partial(_connect, guard=AddressGuard(config.allow_networks), timeout_s=config.connect_timeout_s)
         for handler in (
             _HttpHandler(connect, config.user_agent, self._bound),
@@ -80,7 +84,10 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def open(self, fullurl: Any, data: Any = None, timeout: Any = socket._GLOBAL_DEFAULT_TIMEOUT) -> Any:  # type: ignore[attr-defined]
         """Like OpenerDirector.open, but raises tickets. Called again, from inside the first call, for each redirect."""
         try:
-            fullurl.full_url = str(request_url(fullurl.full_url))  # `fullurl` is a Request
+            if not hasattr(fullurl, _ASKED):  # it is not a redirect, but perhaps another attempt
+                setattr(fullurl, _ASKED, fullurl.full_url)  # `fullurl` is a Request
+                self.final_urls.pop(fullurl.full_url, None)
+            fullurl.full_url = str(request_url(fullurl.full_url))
             response = super().open(fullurl, data, self._config.timeout_s)
             self._require_usable(response)
         except _Ticket:
@@ -100,8 +107,9 @@ class GuardedOpener(urllib.request.OpenerDirector):
             response.close()
             raise
 
-    def _bound(self, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
-        """Limit the size of every body, including those of redirects."""
+    def _bound(self, request: urllib.request.Request, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+        """Record where a response comes from, and limit the size of every body, including those of redirects."""
+        self.final_urls[getattr(request, _ASKED)] = request.full_url
         response.read = partial(self._read_bounded, response, response.read)  # type: ignore[method-assign]
         return response
 
@@ -154,7 +162,9 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
         except FetchError:
             fp.close()
             raise
-        return super().redirect_request(req, fp, code, msg, headers, target)
+        new = super().redirect_request(req, fp, code, msg, headers, target)
+        setattr(new, _ASKED, getattr(req, _ASKED))
+        return new
 
     def _allowed_target(self, request: urllib.request.Request, headers: HTTPMessage) -> str:
         if len(getattr(request, "redirect_dict", ())) >= self._max_redirects:  # urllib's own record
@@ -180,7 +190,7 @@ class _GuardedHandler(urllib.request.AbstractHTTPHandler):
 
     def _open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         request.headers["User-agent"] = self._user_agent
-        return self._bound(self.do_open(self._connection, request))
+        return self._bound(request, self.do_open(self._connection, request))
 
     def _connection(self, *arguments: Any, **options: Any) -> http.client.HTTPConnection:
         connection = self.connection(*arguments, **options)

@@ -121,6 +121,7 @@ class Img2datasetDownloader:
             writer.write_table(table)
         self._collector.outcomes = {}
         self._opener.failures.clear()
+        self._opener.final_urls.clear()
         self._downloader.download_shard((0, str(path)))
         for failure in self._opener.failures.values():
             if isinstance(failure, LocalFault):
@@ -158,7 +159,8 @@ class _Collector:
                 processed = _processed(image, meta, body, self._measures)
             outcome = FetchOutcome(Status.OK, fetched_at=datetime.now(UTC))  # img2dataset reports nothing else
             self.outcomes[meta["url"]] = outcome.with_digests_of(body, self._md5).with_image(processed)
-        outcome = self.outcomes[meta["url"]]
+        outcome = replace(self.outcomes[meta["url"]], final_url=self._opener.final_urls.get(meta["url"]))
+        self.outcomes[meta["url"]] = outcome
         self.progress.done(good_items=outcome.status is Status.OK, num_bytes=outcome.original_bytes or 0)
 
     def close(self) -> None: ...

@@ -172,7 +172,15 @@ def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb,
         found = rows(downloader(shard(list(urls))))
         downloader.close()
         assert {row["url"]: row["status"] for row in found} == urls
-        unknown = ("http_status", "final_url", "content_type", "fetch_attempts", "fetch_s")
+        unknown = ("http_status", "content_type", "fetch_attempts", "fetch_s")
         assert {row[name] for row in found if row["status"] == "ok" for name in unknown} == {None}
+        final = {row["url"]: row["final_url"] for row in found}
+        assert {url: end for url, end in final.items() if end not in (url, None)} == {
+            hostile.url("/redirected"): hostile.url("/203.jpg"),
+            hostile.url("/redirected-twice"): hostile.url("/redirected"),
+        }
+        answered = {hostile.url("/to-private"), hostile.url("/dripping-body.jpg")}
+        silent = {url for url, status in urls.items() if status in ("address_refused", "timeout", "dns_error")}
+        assert {url for url, end in final.items() if end is None} == silent - answered
         assert private.connections == 0
         assert all("pairmill" in request.headers["user-agent"] for request in hostile.requests)
