@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import io
 import os
 import re
 import stat
@@ -145,6 +146,8 @@ class Files:
             if uri.lower().endswith(".gz"):
                 with _naming_damaged(uri), gzip.open(file) as unzipped:
                     yield unzipped  # type: ignore[misc]
+            elif is_remote(uri):
+                yield io.BufferedReader(file)  # type: ignore[type-var]  # fsspec's `readline` takes no limit
             else:
                 yield file
 

@@ -145,6 +145,7 @@ def test_the_index_of_a_corpus_is_blanked_and_used_again(plain_loop: None, tmp_p
 
 
 def test_a_dataset_on_s3_is_purged(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By URLs, then by a list of PDQ hashes that is on S3 too. Row 30 has the same picture as row 2."""
     source = write_world(tmp_path)
     store, out = Store(f"{bucket}/purge"), f"{bucket}/purge"
     for path in (tmp_path / "out").rglob("*"):
@@ -166,9 +167,18 @@ def test_a_dataset_on_s3_is_purged(bucket: str, tmp_path: Path, monkeypatch: pyt
     result = pairmill.purge(out, urls=asked, reason="asked for")
     assert (result.purged.rows, result.purged.shards) == (3, [0, 1])
     assert result.purged.subsets == ["all", "half"]
+    pairmill.score(out, "hash", score="pictures: pdq", settings={"partial": True})
+    table = pairmill.open(out).table(["uid", "pdq"]).to_pylist()
+    (digits,) = [row["pdq"] for row in table if row["uid"] == source.uid(2)]
+    hashes = f"{bucket}/lists/pdq.txt"
+    store.fs.pipe(hashes, f"# hashes\r\n{digits}\r\n".encode())
+    assert pairmill.purge(out, pdq=hashes, reason="asked for").purged.rows == 2
     store.fs.get(f"{out}/", str(tmp_path / "copy"), recursive=True)
-    assert grep(tmp_path / "copy", [mark for row in gone for mark in source.marks(row)]) == []
+    kept = {mark for row in range(60) if row not in (*gone, 2, 30) for mark in source.marks(row)}
+    marks = [mark for row in (*gone, 2, 30) for mark in source.marks(row) if mark not in kept]
+    assert grep(tmp_path / "copy", marks) == []
     assert pairmill.verify(out, rescore=0).problems == []
-    done = CliRunner().invoke(app, ["verify", out, "--purged", asked])
-    assert (done.exit_code, done.stderr) == (0, "")
+    for path in (asked, hashes):
+        done = CliRunner().invoke(app, ["verify", out, "--purged", path])
+        assert (done.exit_code, done.stderr) == (0, "")
     assert not store.list("withdrawn/parts")
