@@ -45,6 +45,12 @@ NO_COLUMNS = pa.schema([])
 log = logging.getLogger(__name__)
 
 
+class FilesDeletedError(PairmillError, RuntimeError):
+    """A purge deleted files of a shard that was being committed. The shard is not committed."""
+
+    kind = FailureKind.SHARD
+
+
 class AccountingError(PairmillError, RuntimeError):
     """Rows are missing or duplicated, which should never happen. The shard is not committed."""
 
@@ -130,9 +136,15 @@ class ShardWriter:
 
 
 def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
-    """Create the manifest, the last file of a commit, unless it already exists. Returns the manifest that is valid."""
+    """Create the manifest, the last file of a commit, unless it already exists. Returns the manifest that is valid.
+
+    A purge deletes files that no manifest names, even if a build is running. So the data files are looked for once the
+    manifest names them. Raises FilesDeletedError.
+    """
     name = f"manifests/{manifest.name}"
     if store.create(name, manifest.model_dump_json(indent=1).encode()):
+        if retract_incomplete(store, manifest):
+            raise FilesDeletedError("a purge deleted files of this shard while it was being committed; run this again")
         return manifest
     existing = read_manifest(store, manifest.name)
     if existing.attempt == manifest.attempt:  # this attempt wrote it, but the reply was lost
@@ -143,6 +155,14 @@ def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
             store.delete(file.path)
     log.info("shard %s was committed by another worker", shard_name(manifest.shard))
     return existing
+
+
+def retract_incomplete(store: Store, manifest: ShardManifest) -> bool:
+    """Delete a new manifest if data files are missing, so that the shard is not committed. Returns whether they are."""
+    is_incomplete = not all(store.exists(file.path) for file in manifest.files.values())
+    if is_incomplete:
+        store.delete(f"manifests/{manifest.name}")
+    return is_incomplete
 
 
 def _without_withdrawn(table: pa.Table) -> tuple[int, pa.Table]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from pairmill.pipeline.common.progress import Steps
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.commit import retract_incomplete
 from pairmill.pipeline.dataset.manifests import committed, manifests_of, read_manifest
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.effects import Effects
@@ -72,11 +73,22 @@ def withdraw(
         effects.add_export(export)
     steps.name = "deleting old generations"
     steps.part(0, 1)
-    deleted = len(delete_all(store, unneeded_files(store, min_age_s=0)))
+    deleted = _delete_unneeded(store)
     store.remove_temporary()
     if number is not None:
         effects.note(rows=merge_parts(store, number), files_deleted=effects.purged.files_deleted + deleted)
     return effects.purged, matched
+
+
+def _delete_unneeded(store: Store) -> int:
+    """Delete files that no manifest names. Returns their number. A build that is running, although it should not, can
+    commit such files in the meantime: then its shard is not committed after all."""
+    before = committed(store)
+    deleted = len(delete_all(store, unneeded_files(store, min_age_s=0)))
+    for shard, generation in committed(store).items():
+        if before.get(shard) != generation:
+            retract_incomplete(store, read_manifest(store, manifest_name(shard, generation)))
+    return deleted
 
 
 def _lost_pairs(store: Store) -> bool:

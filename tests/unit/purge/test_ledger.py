@@ -6,8 +6,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -26,7 +26,8 @@ from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.hooks import NO_HOOKS
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.commit import ShardWriter
+from pairmill.pipeline.dataset.commit import FilesDeletedError, ShardWriter, publish_manifest
+from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.image.pdq import pdq
 from pairmill.pipeline.purge import running
@@ -37,6 +38,7 @@ from pairmill.pipeline.purge.lists import read_any_list, read_list
 from pairmill.pipeline.purge.matching import Matcher
 from pairmill.pipeline.purge.needles import Needles
 from pairmill.pipeline.purge.pdq import PdqIndex
+from pairmill.pipeline.purge.superseded import Unneeded, delete_all
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.stages.build import Commit, ReadRows
@@ -346,6 +348,37 @@ def test_no_commit_stores_what_a_list_names(world: World, kind: ListKind, genera
     assert manifest.withdrawn == len(gone)
     stored = pq.read_table(world.out / manifest.files["pairs"].path)["uid"].to_pylist()
     assert {source.uid(each) for each in gone}.isdisjoint(stored)
+
+
+@pytest.mark.parametrize("is_committed_first", [False, True])
+def test_a_shard_whose_files_a_purge_deletes_is_not_committed(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_committed_first: bool
+) -> None:
+    """A build commits shard 4 while a purge deletes files that no manifest names: the manifest is created after the
+    purge, or just before the files are deleted."""
+    store, plan = Store(str(world.out)), load_plan(Store(str(world.out)))
+    shard, job = shards_from_table(plan.shards)[4], plan.job.model_copy(update={"output": str(world.out)})
+    commit = Commit(job, plan.mapping).open(NO_HOOKS)
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    published = []
+
+    def publish(store: Store, manifest: ShardManifest) -> ShardManifest:
+        def delete(store: Store, files: Iterable[Unneeded]) -> list[Unneeded]:
+            found = list(files)
+            if is_committed_first:
+                published.append(publish_manifest(store, manifest))
+            return delete_all(store, iter(found))
+
+        monkeypatch.undo()
+        monkeypatch.setattr("pairmill.pipeline.purge.purge.delete_all", delete)
+        pairmill.purge(world.out, uids=uids, reason="asked for")
+        return published[0] if published else publish_manifest(store, manifest)
+
+    monkeypatch.setattr("pairmill.pipeline.dataset.commit.publish_manifest", publish)
+    with nullcontext() if is_committed_first else pytest.raises(FilesDeletedError, match="a purge deleted files"):
+        commit(ShardBatch(BatchInfo(shard, rows_in=12, contracts=(CONTRACT,)), in_flight(world.source, shard)))
+    assert list(committed(store)) == [0, 1, 2, 3]
+    assert pairmill.verify(world.out, rescore=0).problems == []
 
 
 def test_the_ledger_keeps_only_hashes(world: World) -> None:
