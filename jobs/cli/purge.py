@@ -30,7 +30,7 @@ def purge(
     output: Output,
     uids: Annotated[str | None, _list("--uids", "Withdraw these uids.")] = None,
     urls: Annotated[str | None, _list("--urls", "Withdraw these URLs.")] = None,
-    hosts: Annotated[str | None, _list("--hosts", "Withdraw all URLs of these hosts and their subdomains.")] = None,
+    hosts: Annotated[str | None, _list("--hosts", "Withdraw all URLs that name these hosts or subdomains.")] = None,
     sha256: Annotated[
         str | None, _list("--sha256", "Withdraw pictures by the SHA-256 of their original bytes.")
     ] = None,

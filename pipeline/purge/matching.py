@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +112,7 @@ class Matcher:
         """For each text, whether it names a withdrawn URL or host."""
         found = np.zeros(len(texts), np.bool_)
         for kind, named in self._named(texts, whole):
-            found |= _any_of(named, lambda values, kind=kind: self._listed(values, kind))  # type: ignore[misc]
+            found |= _any_of(named, partial(self._listed, kind=kind))
         return found
 
     def _named(self, texts: Sequence[str], whole: _Whole) -> Iterator[tuple[ListKind, list[set[str]]]]:
