@@ -205,7 +205,8 @@ def test_a_row_can_have_only_one_weight() -> None:
         ({"by": "md5", "samples": 10}, "'md5' is string, not a number"),
         ({"weight": "2"}, "uses no column; name one"),
         ({"by": "image_offset", "samples": 10}, "`by` has no finite number in any row"),
-        ({"by": "similarity * 1e17", "samples": 10, "max": 1000}, "scale `by` down: .* requested 10 samples"),
+        ({"by": "similarity * 1e17", "samples": 10, "max": 1000}, "scale `by` down, .*: .* requested 10 samples"),
+        ({"by": "1700000000 + 20 * similarity", "samples": 10}, "subtract a constant: .* requested 10 samples"),
     ],
 )
 def test_impossible_weights_are_refused(dataset: Path, repeat: Step, says: str) -> None:
