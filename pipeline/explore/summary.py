@@ -42,6 +42,8 @@ class Column:
     low: float = 0.0
     """The lowest finite value of a numeric column."""
     high: float = 0.0
+    only_number: str | None = None
+    """The value that all rows of a numeric column have, as text; None if there are several, or NaN or null."""
     histogram: Sequence[int] = ()
     """Number of rows in each of BINS equal bins from `low` to `high`."""
     choices: Sequence[Choice] = ()
@@ -50,7 +52,8 @@ class Column:
     def is_useful(self) -> bool:
         """Whether a filter on this column could keep some rows and drop others."""
         if self.kind == "number":
-            return self.high > self.low or bool(self.histogram) + (self.nulls > 0) + (self.not_finite > 0) > 1
+            has_several = bool(self.histogram) and self.only_number is None
+            return has_several or (self.nulls > 0) + (self.not_finite > 0) > 1
         return self.kind != "choice" or len(self.choices) + (self.nulls > 0) > 1
 
     @property
@@ -58,11 +61,11 @@ class Column:
         """The value of all rows as text, if there is a single one."""
         if self.choices:
             return self.choices[0].value or "empty"
-        return f"{self.low:.0f}" if self.is_integer else f"{self.low:.7g}"
+        return self.only_number or ""
 
     @property
     def has_values(self) -> bool:
-        """Whether the column has a value in any row. True if that is not known yet."""
+        """Whether the column has a value other than NaN and infinity in any row. True if that is not known yet."""
         return bool(self.histogram or self.choices) or self.kind in ("text", "time")
 
     @property
@@ -138,6 +141,11 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
     if not len(finite):
         return Column(name, "number", is_integer=is_integer, nulls=column.null_count, not_finite=not_finite)
     low, high = float(finite.min()), float(finite.max())
+    extremes = pc.min_max(column).as_py()  # exact: integers above 2^53 can be equal as float64
+    if not_finite or column.null_count or extremes["min"] != extremes["max"]:
+        only = None
+    else:
+        only = str(extremes["min"]) if is_integer else f"{low:.7g}"
     bins = np.zeros(BINS, np.int64)
     bins[BINS // 2] = len(finite)  # a single bar if all values are equal
     scaled = finite / (max(abs(low), abs(high)) or 1.0)  # so that no difference overflows
@@ -145,7 +153,7 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
         at = ((scaled - scaled.min()) * (BINS / width)).astype(np.int64)
         bins = np.bincount(np.clip(at, 0, BINS - 1), minlength=BINS)
     return Column(name, "number", is_integer=is_integer, nulls=column.null_count, not_finite=not_finite, low=low,
-                  high=high, histogram=tuple(bins.tolist()))  # fmt: skip
+                  high=high, only_number=only, histogram=tuple(bins.tolist()))  # fmt: skip
 
 
 def _choice(name: str, column: pa.ChunkedArray) -> Column:

@@ -6,9 +6,8 @@ Formats: GIF89a (CompuServe, 1990), RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF's co
 
 import re
 import struct
-from itertools import islice
 
-from pairmill.pipeline.image.strip import MAX_WEBP_CHUNKS, strip_metadata, webp_chunks
+from pairmill.pipeline.image.strip import strip_metadata, webp_chunks
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x21, 0x2C, 0xF9
 
@@ -53,7 +52,7 @@ def _gif(body: bytes) -> bytes:
 def _webp(body: bytes) -> bytes:
     """Keep only the pixel chunks, and the header without the metadata flags."""
     kept = []
-    for kind, chunk in islice(webp_chunks(body), MAX_WEBP_CHUNKS):
+    for kind, chunk in webp_chunks(body):
         if kind == b"VP8X":
             chunk = chunk[:8] + bytes((chunk[8] & ~_WEBP_METADATA_FLAGS,)) + chunk[9:]
         if kind in _WEBP_PIXELS:

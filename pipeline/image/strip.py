@@ -20,7 +20,7 @@ _MAX_JPEG_SEGMENTS = 10_000
 """Real pictures have up to a few hundred segments. Each takes a microsecond, even an empty one of four bytes."""
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
 _FILL = re.compile(rb"\xff+(?=\xff)")  # optional bytes before a marker
-MAX_WEBP_CHUNKS = 10_000  # an animation has two or three for each of its frames
+_MAX_WEBP_CHUNKS = 10_000  # an animation has two or three for each of its frames
 _PNG_PALETTE = 3
 _PNG_CHANNELS = {0: 1, 2: 3, _PNG_PALETTE: 1, 4: 2, 6: 4}
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
@@ -147,9 +147,12 @@ def _webp(body: bytes) -> bytes | None:
 
 
 def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, chunk with a zero as its byte of padding, if any) of each chunk, up to the first that is cut off."""
+    """(type, chunk with a zero as its byte of padding, if any) of each of the first 10,000 chunks, up to the first that
+    is cut off."""
     offset, end = 12, min(8 + struct.unpack_from("<I", body, 4)[0], len(body))
-    while offset + 8 <= end:
+    for _ in range(_MAX_WEBP_CHUNKS):
+        if offset + 8 > end:
+            return
         kind, length = struct.unpack_from("<4sI", body, offset)
         chunk = body[offset : offset + 8 + length]
         if len(chunk) < 8 + length:

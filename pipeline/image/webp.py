@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from pairmill.pipeline.image.resize import Pixels
-from pairmill.pipeline.image.strip import MAX_WEBP_CHUNKS, strip_metadata, webp_chunks, webp_size
+from pairmill.pipeline.image.strip import strip_metadata, webp_chunks, webp_size
 
-_METADATA = {b"ICCP": "icc_profile", b"EXIF": "exif", b"XMP ": "xmp"}
-"""Pillow's names of the chunks with metadata."""
+_METADATA = {b"ICCP": ("icc_profile", 0x20), b"EXIF": ("exif", 0x08), b"XMP ": ("xmp", 0x04)}
+"""Chunks with metadata: Pillow's names for them, and the flag without which libwebp ignores them."""
 _ALPHA_FLAG = 0x10
 """In the flags of VP8X, and in the byte of a VP8L header that follows width and height."""
 
@@ -44,13 +44,16 @@ def read_still_webp(body: bytes) -> StillWebp | None:
     if pixels is None or (size := webp_size(pixels)) is None or webp_size(body) != size:
         return None
     info: dict[str | tuple[int, int], bytes] = {}
-    pictures = 0
+    pictures = flags = 0
     for number, (kind, chunk) in enumerate(webp_chunks(body)):
+        if number == 0 and kind == b"VP8X":
+            flags = chunk[8]
         pictures += kind in (b"VP8 ", b"VP8L")
-        if number == MAX_WEBP_CHUNKS or pictures > 1 or _is_of_more(kind, chunk):
+        if pictures > 1 or _is_of_more(kind, chunk):
             return None
-        if kind in _METADATA:
-            info.setdefault(_METADATA[kind], chunk[8 : 8 + int.from_bytes(chunk[4:8], "little")])
+        name, flag = _METADATA.get(kind, ("", 0))
+        if flags & flag:
+            info.setdefault(name, chunk[8 : 8 + int.from_bytes(chunk[4:8], "little")])
     return StillWebp(pixels, size, info)
 
 

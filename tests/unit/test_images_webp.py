@@ -41,6 +41,18 @@ def test_a_still_picture_has_the_pixels_and_metadata_that_pillow_reads(options: 
     assert np.array_equal(opened.decode(), by_pillow(body))
 
 
+@pytest.mark.parametrize("flags", [0x00, 0x20, 0x08, 0x28])
+def test_metadata_counts_only_if_the_header_announces_it(flags: int) -> None:
+    body = bytearray(saved(PHOTO, "WEBP", quality=80, **METADATA))
+    assert body[12:16] == b"VP8X"
+    body[20] = flags
+    header, opened = open_image(bytes(body), 10**6)
+    assert isinstance(opened, StillWebp)
+    with Image.open(BytesIO(body)) as expected:
+        assert opened.info.get("icc_profile") == expected.info.get("icc_profile")
+        assert header.orientation == expected.getexif().get(274, 1)
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 def test_frames_and_alpha_are_left_to_pillow(lossless: bool) -> None:
     translucent = PHOTO.convert("RGBA")

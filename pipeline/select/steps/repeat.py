@@ -55,8 +55,8 @@ class RepeatStep:
         weight_sum = sum_of_ticks(ticks)
         if samples is not None and abs(weight_sum - samples) > _MAX_ERROR * samples + selector.num_rows * TICK:
             raise StepError(
-                f"scale `by` down, or subtract a constant: its values are so large or so far apart that the weights add "
-                f"up to {weight_sum:,.6g} instead of the requested {samples:,.6g} samples"
+                f"scale `by` down, or subtract a constant: its values are so large or so far apart that the weights "
+                f"add up to {weight_sum:,.6g} instead of the requested {samples:,.6g} samples"
             )
         self.found = RepeatReport(
             weight_sum=weight_sum, highest=float(most.max(initial=0.0)), rows_below_one=int(below.sum())
