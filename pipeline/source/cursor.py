@@ -28,8 +28,8 @@ _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
 """Bytes per batch. Arrow cannot read more than 2 GiB of structs (such as pictures) at once."""
 _MAX_SHARD_BYTES, _MAX_PICTURE_SHARD_BYTES = 1 << 30, 2 << 30
-"""Maximum bytes of a shard's rows, for files without and with binary columns, respectively. Shards of pictures are
-planned to average about a gigabyte."""
+"""Maximum bytes of a shard's rows, for files without and with binary columns, respectively. Shards are planned to take
+half of it."""
 
 
 class ReadError(PairmillError, RuntimeError):
@@ -43,6 +43,12 @@ class UnreachableInput(ReadError):
     so such failures count towards `run.max_failed_shards_in_a_row`."""
 
     kind = FailureKind.MACHINE
+
+
+def max_shard_bytes(schema: pa.Schema) -> int:
+    """Maximum bytes of a shard's rows in files with these columns."""
+    has_bytes = any(can_contain_pictures(field.type) for field in schema)
+    return _MAX_PICTURE_SHARD_BYTES if has_bytes else _MAX_SHARD_BYTES
 
 
 def resolve(store: Store, uri: str) -> str:
@@ -118,8 +124,7 @@ class Cursor:
         try:
             self._seek(first_row, num_rows)
             schema = self._parquet.schema_arrow
-            has_bytes = any(can_contain_pictures(field.type) for field in schema)
-            budget = RowBudget(num_rows, _MAX_PICTURE_SHARD_BYTES if has_bytes else _MAX_SHARD_BYTES)
+            budget = RowBudget(num_rows, max_shard_bytes(schema))
             pieces = [budget.within(piece) for piece in self._take(num_rows)]
             return budget.noted(pa.Table.from_batches(pieces, schema))
         except (pa.ArrowException, OSError, StopIteration, ValueError) as error:

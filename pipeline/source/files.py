@@ -4,6 +4,7 @@ A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or p
 be gzipped.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import pyarrow as pa
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.foreign_parquet import EncryptedParquetError, open_parquet
 from pairmill.pipeline.common.listing import Listing, list_path
+from pairmill.pipeline.source.decoded_sizes import row_bytes
 from pairmill.pipeline.source.partitions import partitions_of
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.passed_over import PassedOver
@@ -85,6 +87,8 @@ class InputFile:
     """CSV, TSV: the character between fields."""
     partitions: tuple[str, ...] = ()
     """Names of the columns whose value is in the file's path. They come last in `schema`; see `partitions.py`."""
+    row_bytes: float = math.inf
+    """Parquet: see `decoded_sizes.row_bytes`."""
 
     @property
     def own_names(self) -> list[str]:
@@ -209,6 +213,7 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
     try:
         with files.open(uri) as file, open_parquet(file, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+            num_bytes = row_bytes(parquet.metadata)
     except (FileNotFoundError, PermissionError) as error:
         raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
     except EncryptedParquetError as error:
@@ -219,7 +224,7 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
         ) from error
     if len(set(schema.names)) != len(schema.names):
         raise SourceError(f"{uri}: two columns share a name: {shown(schema.names)}")
-    return with_partitions(InputFile(uri, "parquet", schema, num_rows, files))
+    return with_partitions(InputFile(uri, "parquet", schema, num_rows, files, row_bytes=num_bytes))
 
 
 def with_partitions(file: InputFile) -> InputFile:

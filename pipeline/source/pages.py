@@ -32,8 +32,10 @@ class Page:
     num_values: int
     """Including nulls."""
     encoding: int
-    levels_bytes: int | None = None
-    """DATA_V2: bytes of the repetition levels, which come first and are not compressed."""
+    level_bytes: tuple[int, int] | None = None
+    """DATA_V2: bytes of the repetition and the definition levels, which come first and are not compressed."""
+    is_packed: bool = True
+    """DATA_V2: whether the values after the levels are compressed."""
 
     @property
     def is_data(self) -> bool:
@@ -60,8 +62,9 @@ def pages_of(file: IO[bytes], chunk: Any) -> Iterator[Page]:
         if of_kind is not None:
             is_v2 = kind == DATA_V2
             values, encoding = of_kind.get(1, 0), of_kind.get(4 if is_v2 else 2, 0)
-            levels = of_kind.get(6, 0) if is_v2 else None
-            yield Page(kind, position, packed_bytes, num_bytes, values, encoding, levels)
+            levels = (of_kind.get(6, 0), of_kind.get(5, 0)) if is_v2 else None
+            is_packed = of_kind.get(7, True)
+            yield Page(kind, position, packed_bytes, num_bytes, values, encoding, levels, is_packed)
             num_values += values if kind != DICTIONARY else 0
         position += packed_bytes
     raise ValueError("too many pages")

@@ -5,6 +5,7 @@ plan file adds. Plan files are create-only: if two drivers plan at the same time
 winner's plan.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,9 +25,9 @@ from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.corpus.json_fields import holds, type_of
 from pairmill.pipeline.source.cursor import resolve
 from pairmill.pipeline.source.files import InputFile, Inputs, SourceError, inspect_parquet, kind_of, list_inputs
-from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures
-from pairmill.pipeline.source.picture_sizes import shard_ends
+from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
+from pairmill.pipeline.source.shard_ends import shard_ends
 from pairmill.pipeline.source.shared_urls import note_shared_urls
 from pairmill.pipeline.source.unchanged import READERS, changed
 from pairmill.schemas.job.source import SourceConfig
@@ -97,6 +98,8 @@ class _Slice:
     first_row: int
     num_rows: int
     rows_in_file: int | None = None
+    row_bytes: float = math.inf
+    """Bytes of an average row; infinity if not known."""
 
 
 @dataclass
@@ -224,19 +227,20 @@ class _Planner:
             if file.num_rows == 0:
                 continue
             if file.kind == "parquet":
-                uri, rows_in_file = file.uri, file.num_rows
+                uri, parquet = file.uri, file
             else:
-                uri, rows_in_file = converted.get(file.uri) or self._convert(file, mapping)
+                uri, parquet = converted.get(file.uri) or self._convert(file, mapping)
+            rows_in_file = parquet.num_rows
             assert rows_in_file is not None
             num_rows = rows_in_file if budget is None else min(budget, rows_in_file)
             if not rows_in_file and self.corpus and file.kind == "index":
                 self.without_rows[file.uri] = self.corpus.tally(uri, self.store)
             if num_rows:
-                slices.append(_Slice(file.uri, uri, 0, num_rows, rows_in_file))
+                slices.append(_Slice(file.uri, uri, 0, num_rows, rows_in_file, parquet.row_bytes))
             budget = None if budget is None else budget - num_rows
         return slices
 
-    def _convert_all(self, files: Sequence[InputFile], mapping: ColumnMapping) -> dict[str, tuple[str, int]]:
+    def _convert_all(self, files: Sequence[InputFile], mapping: ColumnMapping) -> dict[str, tuple[str, InputFile]]:
         """Convert several files concurrently: indexing tars on S3 mostly means waiting for headers."""
         to_convert = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
         self._hash(file.uri for file in to_convert)
@@ -244,8 +248,8 @@ class _Planner:
             results = pool.map(lambda file: self._convert(file, mapping), to_convert)
             return {file.uri: result for file, result in zip(to_convert, results, strict=True)}
 
-    def _convert(self, file: InputFile, mapping: ColumnMapping) -> tuple[str, int]:
-        """(name in the output folder, number of rows) of the converted file."""
+    def _convert(self, file: InputFile, mapping: ColumnMapping) -> tuple[str, InputFile]:
+        """The converted file, and its name in the output folder."""
         self._hash([file.uri])
         name_of = self.corpus.converted_name if self.corpus else converted_name
         name = name_of(file, self.fingerprints[file.uri], mapping, self.job.shard_rows)
@@ -254,9 +258,7 @@ class _Planner:
             if self._fingerprint(file.uri) != self.fingerprints[file.uri]:
                 self.store.delete(name)
                 raise SourceError(f"{file.uri}: changed while it was being read; start again when it is complete")
-        rows = inspect_parquet(resolve(self.store, name), self.store.files).num_rows
-        assert rows is not None
-        return name, rows
+        return name, inspect_parquet(resolve(self.store, name), self.store.files)
 
     def _to_bytes(self, slices: Sequence[_Slice], mapping: ColumnMapping, first_shard: int) -> bytes:
         if not slices:
@@ -265,9 +267,11 @@ class _Planner:
         tables, inputs = [], []
         uris = [*self.planned_uris, *(piece.uri for piece in slices)]
         mapping = replace(mapping, shared_urls=note_shared_urls(self.store, uris, mapping))
-        for piece in slices:
+        with ThreadPoolExecutor(READERS) as pool:
+            all_ends = list(pool.map(self._ends, slices))
+        for piece, ends in zip(slices, all_ends, strict=True):
             fingerprint = self.fingerprints[piece.source]
-            table = _cut(piece, fingerprint, self._ends(piece, mapping), first_shard)
+            table = _cut(piece, fingerprint, ends, first_shard)
             first_shard += table.num_rows
             tables.append(table)
             if piece.rows_in_file is not None:
@@ -302,13 +306,10 @@ class _Planner:
         notes = self.corpus.fields(uri, self.store)
         return notes.left_out + len([name for name in notes.columns() if name not in mapping.json_fields])
 
-    def _ends(self, piece: _Slice, mapping: ColumnMapping) -> Sequence[int]:
+    def _ends(self, piece: _Slice) -> Sequence[int]:
         """The end row (exclusive) of each shard of a slice. The last shard gets the remainder."""
-        end, shard_rows = piece.first_row + piece.num_rows, self.job.shard_rows
-        if isinstance(mapping.pictures, ColumnPictures):
-            uri, column = resolve(self.store, piece.uri), mapping.pictures.column
-            return shard_ends(uri, self.store.files, column, piece.first_row, piece.num_rows, shard_rows)
-        return [*range(piece.first_row + shard_rows, end, shard_rows), end]
+        uri, rows = resolve(self.store, piece.uri), range(piece.first_row, piece.first_row + piece.num_rows)
+        return shard_ends(uri, self.store.files, rows, self.job.shard_rows, piece.row_bytes)
 
 
 def _inspect(uri: str, files: Files, config: SourceConfig) -> InputFile:

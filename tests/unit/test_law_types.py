@@ -609,7 +609,8 @@ def test_law_types_shards_of_pictures_are_cut_by_bytes(
     lengths = [length for rows, length in parts for _ in range(rows)]
     pictures = [{"bytes": np.random.default_rng(n).bytes(length), "path": None} for n, length in enumerate(lengths)]
     with folder() as where, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pairmill.pipeline.source.picture_sizes.MAX_SHARD_BYTES", 50_000)
+        patch.setattr("pairmill.pipeline.source.cursor._MAX_PICTURE_SHARD_BYTES", 100_000)
+        patch.setattr("pairmill.pipeline.source.shard_ends._SMALL_SHARD_BYTES", 0)
         path = where / "a.parquet"
         table = pa.table({"image": pictures, "text": ["t"] * len(lengths)})
         options: dict[str, object] = {"data_page_version": version, "compression": "zstd", "write_batch_size": 1}
