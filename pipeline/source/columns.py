@@ -23,6 +23,8 @@ URL_NAMES = ("url", "image_url", "img_url", "imageurl", "image_link", "uri", "li
 CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "captions", "texts", "title", "txt")
 LICENSE_NAMES = ("license", "licence")
 
+_LONGEST_HASH = 64
+"""Bytes. Longer values of a fixed size can be pictures."""
 _LISTS = (
     pa.types.is_list,
     pa.types.is_large_list,
@@ -169,6 +171,8 @@ def can_contain_pictures(data_type: pa.DataType) -> bool:
     if pa.types.is_struct(data_type):
         index = data_type.get_field_index("bytes")
         return index >= 0 and can_contain_pictures(data_type.field(index).type)
+    if pa.types.is_fixed_size_binary(data_type):
+        return int(data_type.byte_width) > _LONGEST_HASH
     kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
     return any(is_kind(data_type) for is_kind in kinds)
 

@@ -42,7 +42,9 @@ from pairmill.schemas.job.source import SourceConfig
 
 MAX_COLUMNS = 1_000
 
-_LAYOUT = 3  # increase this whenever the conversion changes
+_NULL_SHARE = 4
+"""In UTF-16 and UTF-32, at least one in this many bytes of a line with mostly ASCII characters is 0."""
+_LAYOUT = 4  # increase this whenever the conversion changes
 _BATCH_BYTES = 32 << 20
 
 
@@ -56,8 +58,11 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
         return _inspect_json(InputFile(uri, kind, _strings([]), None, files, encoding=encoding))
     with lines_of(uri, files, encoding, split_any_lines) as lines:
         sample = first_lines(lines)
-    if sample and b"\0" in sample[0]:
+    nulls = sample[0].count(0) if sample else 0
+    if nulls and nulls * _NULL_SHARE >= len(sample[0]):
         raise SourceError(f"{uri}: contains NUL bytes, as UTF-16 does; set source.encoding to utf-16-le or utf-16-be")
+    if nulls and kind != "text":  # where it costs only one row
+        raise SourceError(f"{uri}: a column name on the first line contains a NUL byte; remove it")
     if kind == "text":
         return with_partitions(InputFile(uri, kind, _strings(["url"]), None, files, encoding=encoding))
     delimiter = config.delimiter or detect_delimiter(sample, USUAL_DELIMITERS[kind], partial(has_needed_column, config))

@@ -204,7 +204,8 @@ def _tables(path: str, listing: Listing) -> list[str]:
         )
     only_output = not listing.files and set(listing.passed_over.values()) == {PassedOver.OUTPUT}
     if not uris and not only_output:
-        raise SourceError(f"source.paths: no input found at {path}")
+        found = f": {listing.files[0]} is in no format that is read ({', '.join(SUFFIXES)})" if listing.files else ""
+        raise SourceError(f"source.paths: no input found at {path}{found}")
     return uris
 
 

@@ -4,6 +4,7 @@ No line raises an error: an unreadable record carries the reason. Bytes are pass
 are valid UTF-8.
 """
 
+import codecs
 import csv
 import json
 import math
@@ -33,9 +34,10 @@ class Record(NamedTuple):
 
 
 def url_records(lines: Iterator[bytes]) -> Iterator[Record]:
-    """One URL per line, stripped. Empty lines are skipped."""
+    """One URL per line, stripped. Empty lines are skipped. A byte order mark may begin any line: several lists may have
+    been joined."""
     for line in lines:
-        if url := line.strip():
+        if url := line.removeprefix(codecs.BOM_UTF8).strip():
             yield Record([url], None, len(line)) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
 
 
@@ -145,7 +147,8 @@ def json_objects(
     """(object, line) for each line that is not blank. The object is None if the line is not a JSON object. Unless
     `decode` says otherwise, numbers are bytes. If an object has a key twice, the last value counts."""
     for line in lines:
-        if line.isspace():
+        line = line.removeprefix(codecs.BOM_UTF8)  # as in `url_records`
+        if not line.strip():
             continue
         try:
             value = _parse(line, decode) if len(line) <= text_file.MAX_RECORD_BYTES else None

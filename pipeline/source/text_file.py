@@ -9,6 +9,7 @@ non-ASCII lines are not UTF-8.
 import codecs
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pairmill.pipeline.source.files import SourceError
 MAX_RECORD_BYTES = 16 << 20
 
 _BUFFER_BYTES = 1 << 20
+_HEAD_BYTES = 8
 _BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark starts with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -30,13 +32,18 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark starts with that of UTF-
 _LITTLE_ENDIAN: dict[str | None, str] = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
 """Python's own decoders for these names raise an error if there is no mark."""
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952; no text starts with these bytes
-_NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
-    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard"),
-    (b"\xfd7zX", "is compressed with xz"),
-    (tuple(b"BZh%d" % level for level in range(1, 10)), "is compressed with bzip2"),
-    (b"PK\x03\x04", "is a ZIP archive"),
-    (b"PAR1", "is a Parquet file; give it the extension .parquet"),
-    (b"PARE", "is an encrypted Parquet file; decrypt it first"),
+_NOT_TEXT = (
+    (rb"\x28\xb5\x2f\xfd", "is compressed with Zstandard"),
+    (rb"\xfd7zX", "is compressed with xz"),
+    (rb"BZh[1-9]", "is compressed with bzip2"),
+    (rb"\x04\x22\x4d\x18", "is compressed with LZ4"),
+    (rb"PK\x03\x04", "is a ZIP archive"),
+    (rb"7z\xbc\xaf", "is a 7z archive"),
+    (rb"PAR1", "is a Parquet file; give it the extension .parquet"),
+    (rb"PARE", "is an encrypted Parquet file; decrypt it first"),
+    (rb"ORC.?[\x00-\x08\x0e-\x1f]", "is an ORC file; convert it to Parquet"),
+    (rb"ARROW1\0\0", "is an Arrow (Feather) file; convert it to Parquet"),
+    (rb"Obj\x01", "is an Avro file; convert it to Parquet"),
 )
 """First bytes of files that often have a wrong extension. Some encodings would decode them, but to garbage."""
 _FEW_LINES = 3
@@ -113,26 +120,30 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
     try:
         with files.open(uri) as file:
             head = _first_bytes(file)
-            _refuse_other_kinds(uri, head)
+            _refuse_other_kinds(f"{uri}:", head)
             whole = _Rejoined(head, file)
-            is_gzip = uri.lower().endswith(".gz") or head.startswith(_GZIP_MAGIC)
-            yield gzip.GzipFile(fileobj=whole) if is_gzip else whole
+            if uri.lower().endswith(".gz") or head.startswith(_GZIP_MAGIC):
+                unpacked: Any = gzip.GzipFile(fileobj=whole)
+                head = _first_bytes(unpacked)
+                _refuse_other_kinds(f"{uri}: its content", head)
+                whole = _Rejoined(head, unpacked)
+            yield whole
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
 
 
-def _refuse_other_kinds(uri: str, head: bytes) -> None:
-    """Raise SourceError for a file that is not text. The message says what to do."""
+def _refuse_other_kinds(name: str, head: bytes) -> None:
+    """Raise SourceError for content that is not text. The message says what to do."""
     for start, kind in _NOT_TEXT:
-        if head.startswith(start):
+        if re.match(start, head, re.DOTALL):
             remedy = "" if ";" in kind else "; unpack it, or compress it with gzip"
-            raise SourceError(f"{uri}: {kind}{remedy}")
+            raise SourceError(f"{name} {kind}{remedy}")
 
 
 def _first_bytes(file: IO[bytes]) -> bytes:
-    """As many bytes as the longest mark, or the whole file if it is shorter."""
+    """The bytes that tell the kind of a file, or the whole file if it is shorter."""
     head = b""
-    while len(head) < 4 and (more := file.read(4 - len(head))):
+    while len(head) < _HEAD_BYTES and (more := file.read(_HEAD_BYTES - len(head))):
         head += more
     return head
 

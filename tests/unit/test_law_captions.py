@@ -255,22 +255,27 @@ def test_a_setting_that_does_not_apply_to_tars_is_an_error(
         shard_rows(tmp_path / "out", source, **settings)
 
 
-def test_captions_of_a_webdataset_converted_to_parquet_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "pictures", [pa.array([{"bytes": b"x" * 99, "path": "0.jpg"}]), pa.array([b"x" * 99], pa.binary(99))]
+)
+def test_captions_of_a_webdataset_converted_to_parquet_are_found(tmp_path: Path, pictures: pa.Array) -> None:
     """Hugging Face names the columns after the extensions of the members in the tar."""
     (tmp_path / "in").mkdir()
-    columns = {"jpg": [{"bytes": b"x", "path": "0.jpg"}], "txt": ["a dog"], "__key__": ["0"], "": [7]}
+    columns = {"jpg": pictures, "txt": ["a dog"], "__key__": ["0"], "": [7]}
     pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
     (row,) = shard_rows(tmp_path / "out", tmp_path / "in")
-    assert (row["caption"], row["status"], row["url"]) == ("a dog", "ok", None)
+    assert (row["caption"], row["status"], row["url"], row["image_length"]) == ("a dog", "ok", None, 99)
     values = {"source": {"paths": ["in"], "kind": "corpus"}, "output": "out", "models": [{"name": "tiny"}]}
     told = describe_plan(load_plan(Store(str(tmp_path / "out"))), BuildJob.model_validate(values))
     assert "pictures from column 'jpg'; captions from column 'txt'" in told
 
 
 def test_json_without_a_usual_caption_key_is_reported_with_its_keys(tmp_path: Path) -> None:
-    source = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1}'), ("1.jpg", b"y")])
+    members = [("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1, "caption": null}')]
+    captioned = [("2.jpg", b"z"), ("2.json", b'{"caption": "b", "url": "http://a"}')]
+    source = write_tar(tmp_path / "a.tar", [*members, ("1.jpg", b"y"), *captioned])
     rows = shard_rows(tmp_path / "out", source)
-    assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
+    assert [(row["status"], row["caption"]) for row in rows] == [("ok", None), ("ok", None), ("ok", "b")]
     plan = load_plan(Store(str(tmp_path / "out")))
     told = (
         "1 row with JSON or a metadata table entry, but no caption under the usual keys; to use another key, set "

@@ -128,6 +128,14 @@ def test_missing_input_is_an_error_that_names_the_path() -> None:
         list_inputs(["/no/such/place"], exclude="/elsewhere", files=Files())
 
 
+def test_a_folder_without_lists_is_an_error_that_names_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.orc").touch()
+    with pytest.raises(
+        SourceError, match=rf"no input found at {tmp_path}: {tmp_path}/a.orc is in no format that is read"
+    ):
+        list_inputs([str(tmp_path)], "/nowhere", Files())
+
+
 @pytest.mark.parametrize("cut", [0, 3, 100])
 def test_a_half_written_parquet_file_is_an_error_that_names_it(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "half.parquet"

@@ -1,6 +1,7 @@
 """Tests delimiters, encodings and JSON arrays against pandas, Polars and Python's own readers."""
 
 import bz2
+import codecs
 import csv
 import encodings
 import gzip
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import feather, orc
 
 from pairmill.jobs.job_file import fingerprint
 from pairmill.pipeline.common.files import Files
@@ -186,25 +188,45 @@ def test_a_file_in_another_encoding_is_refused_with_the_setting_to_use(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
-@pytest.mark.parametrize("codec", ["zstd", "bz2", "xz", "zip", "parquet"])
-def test_a_file_that_is_not_text_is_refused_with_its_actual_format(tmp_path: Path, name: str, codec: str) -> None:
+@pytest.mark.parametrize("codec", ["zstd", "bz2", "xz", "lz4", "zip", "parquet", "orc", "arrow"])
+@pytest.mark.parametrize("is_gzipped", [False, True])
+def test_a_file_that_is_not_text_is_refused_with_its_actual_format(
+    tmp_path: Path, name: str, codec: str, is_gzipped: bool
+) -> None:
     """Following the advice for other encodings would turn the file into rows of garbage."""
     rows = pa.table({"url": ["http://a.invalid/1.jpg"] * 500})
     packed, text = io.BytesIO(), rows["url"][0].as_py().encode() * 500
     match codec:
         case "parquet":
             pq.write_table(rows, packed)
+        case "orc":
+            orc.write_table(rows, packed)
+        case "arrow":
+            feather.write_feather(rows, packed)
         case "zip":
             with zipfile.ZipFile(packed, "w") as archive:
                 archive.writestr("a.csv", text)
         case "xz":
             packed.write(lzma.compress(text))
         case _:
-            packed.write(bytes(pa.compress(text, codec=codec, asbytes=True) if codec == "zstd" else bz2.compress(text)))
-    (tmp_path / name).write_bytes(packed.getvalue())
-    said = {"zstd": "with Zstandard", "bz2": "with bzip2", "xz": "with xz", "zip": "a ZIP", "parquet": "a Parquet"}
-    with pytest.raises(SourceError, match=f"is (compressed )?{said[codec]}"):
+            packed.write(bz2.compress(text) if codec == "bz2" else bytes(pa.compress(text, codec=codec, asbytes=True)))
+    data = packed.getvalue()
+    (tmp_path / name).write_bytes(gzip.compress(data) if is_gzipped else data)
+    said = {"zstd": "with Zstandard", "bz2": "with bzip2", "xz": "with xz", "lz4": "with LZ4", "zip": "a ZIP"}
+    said |= {"parquet": "a Parquet", "orc": "an ORC", "arrow": "an Arrow"}
+    with pytest.raises(SourceError, match=f"{'its content ' if is_gzipped else ''}is (compressed )?{said[codec]}"):
         inspect_text(str(tmp_path / name), kind_of(name), Files(), SourceConfig(paths=[str(tmp_path)]))
+
+
+def test_a_stray_nul_costs_one_url_and_is_not_taken_for_utf_16(tmp_path: Path) -> None:
+    assert column(converted(tmp_path, "a.txt", b"http://a/\0\nhttp://b\n"), "url") == [b"http://a/\0", b"http://b"]
+    with pytest.raises(SourceError, match=r"a column name on the first line contains a NUL byte; remove it"):
+        converted(tmp_path, "a.csv", b"url,caption\0\nu,c\n")
+
+
+@pytest.mark.parametrize(("name", "line"), [("a.txt", b"http://a\n"), ("a.jsonl", b'{"url": "http://a"}\n')])
+def test_lists_that_were_joined_may_have_byte_order_marks_between_them(tmp_path: Path, name: str, line: bytes) -> None:
+    assert column(converted(tmp_path, name, (codecs.BOM_UTF8 + line) * 3), "url") == [b"http://a"] * 3
 
 
 def test_utf_16_without_a_mark_is_refused_with_the_setting_to_use(tmp_path: Path) -> None:

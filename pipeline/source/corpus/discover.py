@@ -242,7 +242,7 @@ class Corpus:
                 for batch in _batches(self._rows(file.uri, tally, named), max(shard_rows, 1_024)):
                     writer.write_table(append_partitions(index_table(batch, notes), file.uri))
                 tally.uncaptioned = named.uncaptioned
-                tally.json_keys = tuple(named.keys) if named.uncaptioned else ()
+                tally.json_keys = tuple(named.other_keys)
                 writer.add_key_value_metadata({TALLY_KEY: json.dumps(tally.to_json()), FIELDS_KEY: notes.to_json()})
             if tally.rows:
                 named.check(file.uri)

@@ -6,8 +6,9 @@ refused.
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from pairmill.pipeline.common.text import utf8_bytes
@@ -48,12 +49,18 @@ class TextUse:
     """Some of the JSON keys, for error messages."""
     uncaptioned: int = 0
     """Number of samples that have JSON but no caption, neither in the JSON nor elsewhere."""
+    other_keys: dict[str, None] = field(default_factory=dict)
+    """Some of the keys with values in the JSON of those samples."""
 
     def saw(self, keys: Iterable[str], is_named: bool) -> None:
         """Note the keys of one JSON object."""
         self.was_found |= is_named
-        if len(self.keys) < _SHOWN_KEYS:
-            self.keys.update(dict.fromkeys(list(keys)[:_SHOWN_KEYS]))
+        _add_keys(self.keys, keys)
+
+    def lacks_caption(self, fields: Mapping[str, object]) -> None:
+        """Note a sample that has JSON with these fields, but no caption."""
+        self.uncaptioned += 1
+        _add_keys(self.other_keys, (key for key, value in fields.items() if value is not None))
 
     def check(self, uri: str) -> None:
         """Raise SourceError if no text file has that key or extension, because all captions would be missing."""
@@ -179,7 +186,7 @@ class Texts:
         if best is None and self.problems:
             return None, "; ".join(self.problems)
         if not found and self.has_json and self.rules.use is not None:
-            self.rules.use.uncaptioned += 1
+            self.rules.use.lacks_caption(self.fields)
         return best or (found[0] if found else None), None
 
     def _note(self, keys: Iterable[str], is_named: bool) -> None:
@@ -207,6 +214,11 @@ class Texts:
         if name is not None:
             self.named = self.named or _captions_in(value[name])
         self.usual = self.usual or _usual_captions(value, names)
+
+
+def _add_keys(known: dict[str, None], keys: Iterable[str]) -> None:
+    if len(known) < _SHOWN_KEYS:
+        known.update(dict.fromkeys(islice(keys, _SHOWN_KEYS)))
 
 
 def _together(rows: Sequence[Captions | None]) -> Captions | None:
