@@ -22,6 +22,7 @@ from pairmill.jobs.cli import (
 )
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
 from pairmill.jobs.cli.terminal import stdout_errors, usage_errors
+from pairmill.jobs.cluster.own_process import own_process
 
 app = typer.Typer(
     name="pairmill",
@@ -141,7 +142,7 @@ app.command(cls=Command, epilog=examples("pairmill demo", "pairmill demo --out s
 def main() -> None:
     """Entry point of the `pairmill` command."""
     try:
-        with stdout_errors(), usage_errors():
+        with stdout_errors(), usage_errors(), own_process():
             sys.exit(app(prog_name="pairmill", standalone_mode=False))
     finally:
         if "torch" not in sys.modules:  # otherwise, nanobind would report all of its objects as leaks

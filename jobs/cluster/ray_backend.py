@@ -38,6 +38,7 @@ class _StageActor:
 
     def __init__(self, spec: StageSpec) -> None:
         warnings.filterwarnings("ignore", module="ray")
+        os.environ["PYTHONSAFEPATH"] = "1"  # child processes must not import from the user's current directory either
         gc.disable()  # importing torch makes no garbage, and looking for some takes a seventh of the time
         self.name = spec.name
         self.node = ray.get_runtime_context().get_node_id()

@@ -3,19 +3,19 @@
 import json
 import os
 import signal
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, nullcontext, redirect_stdout
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
 
 from pairmill.jobs.cluster.few_processes import few_processes
+from pairmill.jobs.cluster.own_process import held_back_stderr
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
+from pairmill.jobs.cluster.ray_start import job_config, messages_on_stderr, without_uv
 from pairmill.jobs.cluster.ray_token import SessionError, check_token_folder
 from pairmill.pipeline.common.text import describe
 from pairmill.schemas.job.run import RunConfig
@@ -31,13 +31,9 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
     if ray.is_initialized():
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="pairmill-") as empty, redirect_stdout(sys.stderr):
-        try:  # stdout is for results, and Ray reports lost tasks there
-            # Ray puts its start directory at the front of its workers' sys.path, where a user's secrets.py or datasets/
-            # would shadow the real module, but only in workers. Ray does not do this if workers have a working_dir, but
-            # with an empty one the workers that Ray prestarts would go unused, which costs 2 s.
-            with nullcontext() if _has_working_dir() else chdir(empty):
-                _init(run, modules, spare_cpus)
+    with _sigterm_restored(), messages_on_stderr():
+        try:
+            _init(run, modules, spare_cpus)
             yield
         finally:
             ray.shutdown()
@@ -45,14 +41,13 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
 
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # nobody reads the results of a dead worker
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise the user sees messages about Ray's internals
-    environment = {"working_dir": str(modules)} if modules and not _has_working_dir() else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     address = run.address or "local"  # by default, Ray would join any cluster that was started on this machine
-    start = partial(
-        ray.init, address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local
-    )
-    with _held_back_stderr(), _unchanged_sigterm():
+
+    def start() -> None:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **_own_modules(modules), **local)
+
+    with held_back_stderr(), without_uv(), _unchanged_sigterm():
         if run.address:
             _join(start, run.address)
         else:
@@ -101,10 +96,28 @@ def _names_a_file(error: Exception) -> bool:
     return isinstance(error, OSError) and error.filename is not None
 
 
+def _own_modules(modules: Path | None) -> dict[str, Any]:
+    """What to tell `ray.init` about modules. A submitted job brings its own, and Ray accepts only one working_dir."""
+    if _has_working_dir():
+        return {}
+    return {"runtime_env": {"working_dir": str(modules)}} if modules else {"job_config": job_config()}
+
+
 def _has_working_dir() -> bool:
-    """Whether this is a submitted job, which brings its own modules. Ray accepts only one working_dir."""
+    """Whether this is a submitted job, which brings its own modules."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     return "working_dir" in submitted
+
+
+@contextmanager
+def _sigterm_restored() -> Iterator[None]:
+    """Restore the caller's handler for SIGTERM after the block, even if it is Python's default."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -120,27 +133,6 @@ def _unchanged_sigterm() -> Iterator[None]:
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _held_back_stderr() -> Iterator[None]:
-    """Hold back what Ray's C++ core writes to stderr while it starts, and show it only if the start fails without a
-    SessionError."""
-    sys.stderr.flush()
-    real = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
-        try:
-            yield
-        except SessionError:
-            raise
-        except BaseException:
-            aside.seek(0)
-            os.write(real, aside.read())
-            raise
-        finally:
-            os.dup2(real, 2)
-            os.close(real)
 
 
 def cluster_nodes() -> list[Node]:
