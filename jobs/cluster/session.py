@@ -18,7 +18,10 @@ from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
 from pairmill.jobs.cluster.ray_start import job_config, messages_on_stderr, without_uv
 from pairmill.jobs.cluster.ray_token import SessionError, check_token_folder
 from pairmill.pipeline.common.text import describe
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.run import RunConfig
+
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager
@@ -27,16 +30,34 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
 
     `modules`: a folder with the user's rule modules, shipped to the workers. `spare_cpus`: extra logical CPUs for a
     local instance, whose actors mostly wait.
+
+    If the process uses Ray already, the block runs there. Raises JobError if another thread has a session open, because
+    the first that ends would stop Ray for both.
     """
-    if ray.is_initialized():
+    with _one_thread():
+        if not ray.is_initialized():
+            with _sigterm_restored(), messages_on_stderr():
+                try:
+                    _init(run, modules, spare_cpus)
+                    yield
+                finally:
+                    ray.shutdown()
+            return
+    yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let only one thread at a time, and its inner sessions, into the block. Raises JobError."""
+    if not _one_at_a_time.acquire(timeout=1):  # s; if the process uses Ray already, others hold it for an instant
+        raise JobError(
+            "another thread of this process runs a job on Ray; wait until it ends, or run each job in a process of its "
+            "own"
+        )
+    try:
         yield
-        return
-    with _sigterm_restored(), messages_on_stderr():
-        try:
-            _init(run, modules, spare_cpus)
-            yield
-        finally:
-            ray.shutdown()
+    finally:
+        _one_at_a_time.release()
 
 
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_progress_is_shown_on_stderr_unless_it_is_turned_off(
     printed = capfd.readouterr()
     assert (printed.out, result.kept) == ("", 16)
     assert "20/20 rows" in printed.err
+
+
+def test_a_second_thread_is_told_that_a_job_runs_in_this_process(
+    ray_session: None, source: Path, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as second:
+        call = second.submit(pairmill.build, source, tmp_path / "out", settings=LOOPBACK, progress=False)
+        with pytest.raises(pairmill.JobError, match=r"^another thread of this process runs a job on Ray; [^\n]+$"):
+            call.result()
 
 
 def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
