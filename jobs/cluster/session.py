@@ -22,6 +22,8 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.run import RunConfig
 
 _one_at_a_time = threading.RLock()
+_processes: set[int] = set()
+"""The process that has had a session. A fork inherits it."""
 
 
 @contextmanager
@@ -32,8 +34,10 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
     local instance, whose actors mostly wait.
 
     If the process uses Ray already, the block runs there. Raises JobError if another thread has a session open, because
-    the first that ends would stop Ray for both.
+    the first that ends would stop Ray for both, or if this process is a fork of one that has had a session, because Ray
+    would crash.
     """
+    _refuse_fork()
     with _one_thread():
         if not ray.is_initialized():
             with _sigterm_restored(), messages_on_stderr():
@@ -44,6 +48,15 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
                     ray.shutdown()
             return
     yield
+
+
+def _refuse_fork() -> None:
+    if _processes and os.getpid() not in _processes:
+        raise JobError(
+            "this process was forked from one that has run a job on Ray, which does not survive a fork; start it with "
+            "the multiprocessing method 'spawn' or 'forkserver' instead"
+        )
+    _processes.add(os.getpid())
 
 
 @contextmanager

@@ -43,10 +43,20 @@ with ray_session(RunConfig()):
         time.sleep(0.5)  # Ray reports the lost task in another thread
 ended.set()
 watcher.join()
+reader, writer = os.pipe()
+if os.fork() == 0:
+    try:
+        with ray_session(RunConfig()):
+            os.write(writer, b"Ray started")
+    except Exception as error:
+        os.write(writer, f"{type(error).__name__}: {error}".encode())
+    os._exit(0)
+os.close(writer)
+fork = os.fdopen(reader).read()
 changes = [each for each in [*states, state()] if each != before]
 print(json.dumps({
     "commands": commands, "path": path, "changes": changes, "states": len(states),
-    "handler": signal.getsignal(signal.SIGTERM) == handler,
+    "fork": fork, "handler": signal.getsignal(signal.SIGTERM) == handler,
 }))
 """
 
@@ -62,7 +72,7 @@ def told(folder: Path) -> tuple[dict[str, Any], str]:
     """What a process observes while a session runs in one of its threads, and what it prints on stderr."""
     (folder / "secrets.py").write_text("raise SystemExit('the wrong file was imported')")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", SCRIPT],
+        [sys.executable, "-P", "-W", "ignore", "-c", SCRIPT],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -88,6 +98,10 @@ def test_a_session_changes_neither_the_folder_nor_the_files_nor_the_signals_of_i
 
 def test_workers_do_not_import_from_the_current_directory(folder: Path, told: tuple[dict[str, Any], str]) -> None:
     assert not {"", str(folder)} & set(told[0]["path"])
+
+
+def test_a_fork_of_a_process_that_used_ray_is_refused(told: tuple[dict[str, Any], str]) -> None:
+    assert re.fullmatch(r"JobError: this process was forked from [^\n]+ 'forkserver' instead", told[0]["fork"])
 
 
 def test_only_lost_tasks_are_reported_and_on_stderr(told: tuple[dict[str, Any], str]) -> None:
