@@ -1,6 +1,7 @@
 """`pairmill.index` and `search`: find pairs similar to a phrase, a picture or another pair."""
 
 import os
+from uuid import UUID
 
 from pairmill.jobs import search as searching
 from pairmill.jobs.api.keywords import S3, StrPath, s3_config, suggests_keywords, text_of
@@ -36,7 +37,7 @@ def search(
     text: str | None = None,
     *,
     image: StrPath | None = None,
-    uid: str | None = None,
+    uid: str | UUID | None = None,
     model: str | None = None,
     of: EmbeddingKind = "image",
     top: int = 20,
@@ -67,5 +68,5 @@ def search(
             call `pairmill.index`.
         SubsetError: There is no such subset.
     """
-    query = Query(text, text_of(image), uid, model, of, top, subset)
+    query = Query(text, text_of(image), None if uid is None else str(uid), model, of, top, subset)
     return searching.search(Store(os.fspath(output), s3_config(s3)), query, text_of(page))

@@ -18,8 +18,9 @@ from pairmill.schemas.select_steps import SelectStep
 StrPath = str | os.PathLike[str]
 """A local path, or `s3://bucket/...`."""
 Paths = StrPath | Sequence[StrPath]
-Model = str | ModelConfig
-"""`tiny`, `ViT-B-32:openai`, `hf-hub:ORG/REPO`, `openai/clip-vit-base-patch32`, a folder, or a ModelConfig."""
+Model = str | Mapping[str, object] | ModelConfig
+"""`tiny`, `ViT-B-32:openai`, `hf-hub:ORG/REPO`, `openai/clip-vit-base-patch32`, a folder, a ModelConfig, or its fields:
+`{"name": "tiny", "alias": "mine"}`."""
 Models = Model | Sequence[Model]
 Step = str | Mapping[str, object] | SelectStep
 """`"where: similarity >= 0.28"`, `{"top": {"by": "similarity", "fraction": 0.3}}`, or a SelectStep."""
@@ -66,7 +67,7 @@ def models_of(models: Models | None, dtype: str | None = None) -> list[dict[str,
     """The models in the form of a job file, or None. `dtype` applies to models given by name."""
     if models is None:
         return None
-    several = [models] if isinstance(models, str | ModelConfig) else models
+    several = [models] if isinstance(models, str | Mapping | ModelConfig) else models
     return [model_of(model, dtype) for model in several]
 
 
@@ -74,6 +75,8 @@ def model_of(model: Model, dtype: str | None = None) -> dict[str, object]:
     """The model in the form of a job file. `dtype` applies to a model given by name."""
     if isinstance(model, ModelConfig):
         return model.model_dump(exclude_unset=True)
+    if isinstance(model, Mapping):
+        return dict(model)
     return {**model_fields(model), **({} if dtype is None else {"dtype": dtype})}
 
 

@@ -10,6 +10,7 @@ If a step assigned weights, the files in rows/ have a column `weight`, and those
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, manifest_name
-from pairmill.schemas.subset import Subset, SubsetFiles
+from pairmill.schemas.subset import SUBSET_NAME, Subset, SubsetFiles
 
 DropStep = npt.NDArray[np.int8]
 """For each row, the number of the step that dropped it, or NOT_DROPPED. Shape (rows,)."""
@@ -211,6 +212,8 @@ def read_subset(store: Store, name: str) -> Subset:
     folder = f"subsets/{name}"
     remedy = f"restore it from a copy, or move {folder} elsewhere and select again"
     try:
+        if not re.fullmatch(SUBSET_NAME, str(name)):  # `../other` is not the name of a subset
+            raise FileNotFoundError(name)
         subset = read_record(store, f"{folder}/selection.json", Subset, remedy)
     except FileNotFoundError:
         if why := why_not_there(store):

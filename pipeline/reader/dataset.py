@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -137,9 +138,10 @@ class Dataset:
         if subset is not None:
             return self.subset(subset).table(columns)
         names = self._names(columns)
+        read = names or ["uid"]  # Arrow loses the number of rows when it concatenates tables without columns
         return pa.concat_tables(
-            [pa.schema([self.schema.field(name) for name in names]).empty_table(), *self._tables(names)]
-        )
+            [pa.schema([self.schema.field(name) for name in read]).empty_table(), *self._tables(read)]
+        ).select(names)
 
     def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
         """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays.
@@ -181,13 +183,13 @@ class Dataset:
                 for row, image in zip(range(table.num_rows), images, strict=False):
                     yield Row({name: column[row] for name, column in values.items()}, image)
 
-    def picture(self, uid: str) -> Image.Image:
+    def picture(self, uid: str | UUID) -> Image.Image:
         """The picture of the row with this uid (32 hex characters or a UUID), in RGB, with the EXIF orientation
         applied. The uids up to that row are read once and remembered.
 
         Raises DatasetError if no row has this uid, or if its picture is not stored, is missing, or has been replaced.
         """
-        stored = own_uid(uid)
+        stored = own_uid(str(uid))
         found = None if stored is None else self._uids.find(stored)
         if found is None:
             raise DatasetError(f"{self!r} has no row with the uid {uid!r}")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from PIL import Image
 
 import pairmill
 from bench.faulty_s3 import credentials, s3_server
+from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.reader.snapshot import DatasetError
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, sequentially, write_input
@@ -78,8 +80,13 @@ def test_the_whole_path_from_urls_to_training_works(
     scores = table["similarity"].to_numpy()
     assert sorted(view.table("similarity")["similarity"].to_pylist()) == sorted(scores)[-10:]
     worst = table["uid"][int(scores.argmin())].as_py()
-    with pytest.raises(DatasetError, match="has no row with the uid"):
-        view.picture(worst)
+    assert looks_like(dataset.picture(UUID(worst)), dataset.picture(worst))
+    for uid in (worst, None, worst.encode()):
+        with pytest.raises(DatasetError, match="has no row with the uid"):
+            view.picture(uid)
+    assert (len(dataset.table([])), len(view.table([]))) == (16, 10)
+    with pytest.raises(SubsetError, match=r"has no subset '\.\./subsets/best'; it has: best"):
+        dataset.subset("../subsets/best")
     assert [row["n"] for row in view] == view.table("n")["n"].to_pylist()
 
     made = pairmill.report(out, subset="best")

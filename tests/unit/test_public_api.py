@@ -181,8 +181,9 @@ def test_keywords_mean_what_the_flags_of_the_command_mean(monkeypatch: pytest.Mo
         "caption_from_name": True,
     }
     keywords = {"models": "tiny", "dtype": "float32", "device": "cpu", "caption_from_name": True}
-    made = job_of(monkeypatch, Path("tars"), "out", embed=True, **keywords)
-    assert pairmill.BuildJob.model_validate(made) == embed_job(EmbedOptions(**flags))
+    for models in ("tiny", {"name": "tiny", "dtype": "float32"}):
+        made = job_of(monkeypatch, Path("tars"), "out", embed=True, **{**keywords, "models": models})
+        assert pairmill.BuildJob.model_validate(made) == embed_job(EmbedOptions(**flags))
 
 
 def test_a_single_path_needs_no_list_in_arguments_job_objects_and_job_files(
