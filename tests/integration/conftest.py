@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -48,10 +49,14 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
+    """Its workers have the credentials of the S3 servers that tests start."""
+    from bench.faulty_s3 import credentials
     from pairmill.jobs.cluster.session import ray_session as start
     from pairmill.schemas.job.run import RunConfig
 
-    with start(RunConfig()):
+    with ExitStack() as session:
+        with credentials():
+            session.enter_context(start(RunConfig()))
         yield
 
 

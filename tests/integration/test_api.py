@@ -112,7 +112,7 @@ def test_the_whole_path_from_urls_to_training_works(
 
 
 def test_progress_is_shown_on_stderr_unless_it_is_turned_off(
-    ray_session: None, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    plain_loop: None, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = pairmill.build(source, tmp_path / "out", settings=LOOPBACK)
     printed = capfd.readouterr()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import pairmill
 from pairmill.jobs.cli.main import main
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
@@ -62,9 +63,10 @@ def files(output: Path) -> set[str]:
 
 @pytest.mark.timeout(300)
 def test_after_kill_9_the_same_command_produces_the_output_of_an_uninterrupted_run(
-    web: PictureWeb, tmp_path: Path
+    web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
-    """The command is killed in its first run, and again when it resumes."""
+    """The command is killed in its first run, which has started its own Ray, and again when it resumes, on a Ray that
+    keeps running."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(120)]
     rows[7]["url"] += ".gone"
     source = write_input(tmp_path / "in.parquet", rows, 100)
@@ -72,9 +74,9 @@ def test_after_kill_9_the_same_command_produces_the_output_of_an_uninterrupted_r
     sequentially(job(source, whole, shard_rows=8))
     rng, delays_s = random.Random(os.urandom(4)), []
     slowly = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.02"]
-    for _ in range(2):
+    for where in ([], on_this_ray):
         before = manifests(output)
-        process = start(build_arguments(source, output, *slowly), tmp_path)
+        process = start(build_arguments(source, output, *slowly, *where), tmp_path)
         while manifests(output) == before and process.poll() is None:
             time.sleep(0.02)
         delays_s.append(rng.uniform(0.0, 0.8))
@@ -82,7 +84,7 @@ def test_after_kill_9_the_same_command_produces_the_output_of_an_uninterrupted_r
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it ended by itself"
-    again = run(build_arguments(source, output), tmp_path)
+    again = run(build_arguments(source, output, *on_this_ray), tmp_path)
     assert again.returncode == 0, (delays_s, again.stderr)
     assert json.loads(again.stdout.splitlines()[-1])["rows_in"] == len(rows)
     assert row_ids_and_uids(output) == row_ids_and_uids(whole), delays_s
@@ -99,17 +101,19 @@ def without_attempts(names: set[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("send", "ending"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
+    ("send", "ending", "has_own_ray"),
+    [(os.killpg, signal.SIGINT, True), (os.kill, signal.SIGTERM, False), (os.killpg, signal.SIGHUP, True)],
 )
 def test_a_signal_leaves_a_resumable_output_and_says_so(
-    web: PictureWeb, tmp_path: Path, send: Callable[[int, int], None], ending: signal.Signals
-) -> None:
+    web: PictureWeb, on_this_ray: list[str], tmp_path: Path,
+    send: Callable[[int, int], None], ending: signal.Signals, has_own_ray: bool,
+) -> None:  # fmt: skip
     """Ctrl-C, `kill`, job schedulers and closed terminals send signals. Some of these also reach Ray's processes."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(400)]
     output = tmp_path / "out"
     slowly = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.05"]
-    process = start(build_arguments(write_input(tmp_path / "in.parquet", rows, 100), output, *slowly), tmp_path)
+    source, where = write_input(tmp_path / "in.parquet", rows, 100), [] if has_own_ray else on_this_ray
+    process = start(build_arguments(source, output, *slowly, *where), tmp_path)
     while not list(output.glob("manifests/*")) and process.poll() is None:
         time.sleep(0.05)
     send(process.pid, ending)
@@ -117,8 +121,7 @@ def test_a_signal_leaves_a_resumable_output_and_says_so(
     assert process.returncode == 128 + ending, err
     assert err.endswith(f"Stopped. Finished shards stay in {output}; run the same command again to resume.\n")
     assert "Traceback" not in out + err
-    done = json.loads(run(["status", str(output), "--json"], tmp_path).stdout.splitlines()[-1])
-    assert 0 < done["rows_in"] < len(rows)
+    assert 0 < pairmill.status(output).rows_in < len(rows)
 
 
 @pytest.mark.parametrize(

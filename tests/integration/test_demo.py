@@ -3,12 +3,19 @@
 import json
 from pathlib import Path
 
-from tests.integration.test_command import run
+import pytest
+from typer.testing import CliRunner
+
+from pairmill.jobs.cli.main import app
 
 
-def test_the_demo_accounts_for_every_row_and_keeps_correct_pairs(tmp_path: Path) -> None:
-    done = run(["demo", "--out", "demo", "--pairs", "400", "--json"], tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_demo_accounts_for_every_row_and_keeps_correct_pairs(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs in this process, whose Ray it joins."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["demo", "--out", "demo", "--pairs", "400", "--json"])
+    assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["rows_in"] == 400 == summary["pairs"] + summary["rejects"]
     assert summary["status_mismatches"] == 0
@@ -17,6 +24,6 @@ def test_the_demo_accounts_for_every_row_and_keeps_correct_pairs(tmp_path: Path)
     sheet = (tmp_path / "demo" / "dataset" / "report.html").read_text()
     assert sheet.count("data:image/") >= 20
     assert "<script" not in sheet
-    again = run(["demo", "--out", ".", "--pairs", "400"], tmp_path)
-    assert again.returncode == 1
+    again = CliRunner().invoke(app, ["demo", "--out", ".", "--pairs", "400"])
+    assert again.exit_code == 1
     assert "the demo did not write this folder, which contains " in again.stderr

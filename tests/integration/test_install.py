@@ -171,15 +171,17 @@ def test_every_name_in_the_docs_can_be_imported_beside_modules_named_like_ours(
 
 
 def test_a_build_with_a_custom_rule_works_beside_modules_named_like_ours(
-    installed: Environment, project: Path, web: PictureWeb
+    installed: Environment, project: Path, web: PictureWeb, on_this_ray: list[str]
 ) -> None:
+    """The wheel starts its own Ray, with workers that have only the wheel. The editable installation joins a Ray whose
+    workers have the same code."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
     write_input(project / "in.parquet", rows)
     # The command does not import from the current directory, so Ray's workers must not either.
     (project / "secrets.py").write_text(WRONG_MODULE)
     arguments = ["build", "in.parquet", "out", "--set", "fetch.allow_networks=[127.0.0.0/8]"]
-    if "editable" not in installed.folder.name:  # an encoder takes seconds to start: once is enough
-        arguments += ["--model", "tiny"]
+    # An encoder and Ray take seconds to start: once is enough.
+    arguments += on_this_ray if "editable" in installed.folder.name else ["--model", "tiny"]
     arguments += ["--set", "rules.custom=[mine:no_sevens]", "--set", "shard_rows=10", "--json"]
     built = run(installed.folder / "bin" / "pairmill", *arguments, cwd=project)
     result = json.loads(built.splitlines()[-1])

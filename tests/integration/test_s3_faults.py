@@ -87,7 +87,7 @@ def test_starting_with_many_manifests_lists_them_without_reading_any(tmp_path: P
 
 @pytest.mark.timeout(300)
 def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_granted(
-    faulty: FaultyS3, web: PictureWeb, tmp_path: Path
+    faulty: FaultyS3, web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(32)]
     source, output = write_input(tmp_path / "in.parquet", rows), "s3://mill/denied"
@@ -98,6 +98,7 @@ def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_gr
         str(source),
         output,
         "--no-report",
+        *on_this_ray,
         *(part for each in settings + slowly for part in ("--set", each)),
     ]
     faulty.faults = Faults(deny_writes=True)

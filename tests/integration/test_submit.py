@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 import yaml
 from typer.core import TyperGroup
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from bench.faulty_s3 import CREDENTIALS, FaultyS3, credentials, s3_server
 from pairmill.jobs.cli.command_line import parse_command
@@ -62,9 +64,9 @@ def s3() -> Iterator[FaultyS3]:
 
 
 @pytest.fixture(scope="module")
-def metrics_ports() -> list[int]:
-    """The addresses that Prometheus would scrape on the two nodes."""
-    return [free_port(), free_port()]
+def metrics_port() -> int:
+    """The port that Prometheus would scrape on `bare_head`."""
+    return free_port()
 
 
 @contextmanager
@@ -92,11 +94,12 @@ def ray_head(
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: FaultyS3, metrics_ports: list[int]) -> Iterator[str]:
+def cluster(s3: FaultyS3) -> Iterator[str]:
     """A head in an activated environment, without tokens, and a second node. S3's keys are in their environment."""
     ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with ray_head(ray, {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}, metrics_ports) as (address, _):
+    ports = [free_port(), free_port()]
+    with ray_head(ray, {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}, ports) as (address, _):
         yield address
 
 
@@ -110,11 +113,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare_head(s3: FaultyS3, home: Path) -> Iterator[tuple[str, str]]:
+def bare_head(s3: FaultyS3, home: Path, metrics_port: int) -> Iterator[tuple[str, str]]:
     """A head started by its absolute path, without an activated environment, by a user who has a token. The head
     therefore requires that token."""
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", **CREDENTIALS}
-    with ray_head([Path(sys.executable).with_name("ray")], environment, [free_port()]) as addresses:
+    with ray_head([Path(sys.executable).with_name("ray")], environment, [metrics_port]) as addresses:
         yield addresses
 
 
@@ -180,36 +183,45 @@ def pairmill(folder: Path, *arguments: str, **variables: str) -> subprocess.Comp
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
+def jobs(*arguments: str) -> str:
+    """What `pairmill jobs` prints. It runs in this process, because loading Ray takes seconds."""
+    return CliRunner().invoke(app, ["jobs", *arguments]).stdout
+
+
 @pytest.mark.timeout(400)
-def test_a_build_and_then_an_embed_run_on_the_cluster_and_no_secret_is_visible(
-    cluster: str, project: Path, web: PictureWeb, s3: FaultyS3, metrics_ports: list[int]
+def test_the_same_command_continues_a_stopped_build_then_an_embed_runs_and_no_secret_is_visible(
+    cluster: str, project: Path, web: PictureWeb, s3: FaultyS3
 ) -> None:
-    source = put_input(web, mill(s3), project, "a.parquet", 60)
-    command = ["submit", "--address", cluster, "--wait", "build", "--job", "job.yaml", source, "s3://mill/a", "--json"]
-    built = pairmill(project, *command)
-    assert built.returncode == 0, built.stdout + built.stderr
-    result = json.loads(built.stdout.strip().splitlines()[-1])
-    assert result["rows_in"] == 60
-    assert result["statuses"]["custom_rule"] == sum("7" in f"number {n}" for n in range(60))
-    assert verify(mill(s3, "a")).problems == []
-    counted = {"ok": 0.0, "custom_rule": 0.0}
-    for metrics_port in metrics_ports:
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
-            exported = answer.read().decode()
-        for status, value in re.findall(r'^ray_pairmill_pairs_total\{.*\bstatus="(\w+)".*\} (\S+)$', exported, re.M):
-            counted[status] += float(value)
-    assert counted == result["statuses"]
-    endpoint = f"s3.endpoint={s3.url}"
+    source, built = put_input(web, mill(s3), project, "a.parquet", 120), mill(s3, "a")
+    slow = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.2"]
+    build = ["build", "--job", "job.yaml", source, "s3://mill/a", "--set", "models=[]", "--json"]
+    submitted = pairmill(project, "submit", "--address", cluster, *build, *slow)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    job_id = re.match(r"(raysubmit_\w+): submitted", submitted.stdout)[1]  # type: ignore[index]
+    deadline = time.monotonic() + 90
+    while not built.list("manifests"):
+        assert time.monotonic() < deadline, jobs("logs", job_id, "--address", cluster)
+        time.sleep(0.3)
+    assert jobs("stop", job_id, "--address", cluster) == f"{job_id}: STOPPED\n"
+    assert 0 < len(built.list("manifests")) < 12
+    again = pairmill(project, "submit", "--address", cluster, "--wait", *build)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "rows already done" in again.stdout
+    result = json.loads(again.stdout.strip().splitlines()[-1])
+    assert result["rows_in"] == 120
+    assert result["statuses"]["custom_rule"] == sum("7" in f"number {n}" for n in range(120))
+    assert verify(built).problems == []
+    assert f"{job_id}: STOPPED" in jobs("status", job_id, "--address", cluster)
     embedded = pairmill(
         project, "submit", "--address", cluster, "--wait", "embed", "s3://mill/a", "s3://mill/b", "--model", "tiny",
-        "--set", endpoint, "--set", "shard_rows=20",
+        "--set", f"s3.endpoint={s3.url}", "--set", "shard_rows=40",
     )  # fmt: skip
     assert embedded.returncode == 0, embedded.stdout + embedded.stderr
     assert sum(manifest.kept for manifest in read_manifests(mill(s3, "b"))) == result["kept"]
-    listed = pairmill(project, "jobs", "list", "--address", cluster, "--json")
-    told = built.stdout + built.stderr + embedded.stdout + embedded.stderr + listed.stdout
-    for output in ("a", "b"):
-        store = mill(s3, f"{output}")
+    assert verify(mill(s3, "b")).problems == []
+    told = "".join(done.stdout + done.stderr for done in (submitted, again, embedded))
+    told += jobs("list", "--address", cluster, "--json")
+    for store in (built, mill(s3, "b")):
         names = [f"{folder}/{name}" for folder in ("plan", "manifests", "pairs") for name in store.list(folder)]
         told += "".join(store.read(name).decode(errors="replace") for name in [*names, "job.yaml"])
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in told
@@ -217,40 +229,18 @@ def test_a_build_and_then_an_embed_run_on_the_cluster_and_no_secret_is_visible(
 
 
 @pytest.mark.timeout(400)
-def test_the_same_command_continues_a_stopped_job(cluster: str, project: Path, web: PictureWeb, s3: FaultyS3) -> None:
-    source, output = put_input(web, mill(s3), project, "c.parquet", 120), "s3://mill/c"
-    slow = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.2"]
-    build = ["build", "--job", "job.yaml", source, output, "--set", "models=[]"]
-    submitted = pairmill(project, "submit", "--address", cluster, *build, *slow)
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    job_id = re.match(r"(raysubmit_\w+): submitted", submitted.stdout)[1]  # type: ignore[index]
-    store = mill(s3, "c")
-    deadline = time.monotonic() + 90
-    while not store.list("manifests"):
-        assert time.monotonic() < deadline, pairmill(project, "jobs", "logs", job_id, "--address", cluster).stdout
-        time.sleep(0.3)
-    stopped = pairmill(project, "jobs", "stop", job_id, "--address", cluster)
-    assert stopped.stdout == f"{job_id}: STOPPED\n"
-    before = len(store.list("manifests"))
-    assert 0 < before < 12
-    again = pairmill(project, "submit", "--address", cluster, "--wait", *build)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "rows already done" in again.stdout
-    assert sum(manifest.rows_in for manifest in read_manifests(store)) == 120
-    assert verify(store, rescore=0).problems == []
-    status = pairmill(project, "jobs", "status", job_id, "--address", cluster)
-    assert f"{job_id}: STOPPED" in status.stdout
-
-
-@pytest.mark.timeout(400)
 def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_left_it(
-    bare_cluster: str, home: Path, project: Path, web: PictureWeb, s3: FaultyS3
+    bare_cluster: str, home: Path, project: Path, web: PictureWeb, s3: FaultyS3, metrics_port: int
 ) -> None:
     source = put_input(web, mill(s3), project, "e.parquet", 20)
     command = ["submit", "--address", bare_cluster, "--wait", "build", "--job", "job.yaml", source, "s3://mill/e"]
     built = pairmill(project, *command, "--set", "models=[]", "--json", HOME=str(home))
     assert built.returncode == 0, built.stdout + built.stderr
     assert json.loads(built.stdout.strip().splitlines()[-1])["statuses"] == {"ok": 18, "custom_rule": 2}
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
+        exported = answer.read().decode()
+    counted = re.findall(r'^ray_pairmill_pairs_total\{.*\bstatus="(\w+)".*\} (\S+)$', exported, re.M)
+    assert sorted(counted) == [("custom_rule", "2.0"), ("ok", "18.0")]
     job_id = re.search(r"raysubmit_\w+", built.stderr)[0]  # type: ignore[index]
     listed = pairmill(project, "jobs", "list", "--address", bare_cluster, HOME=str(home))
     assert listed.stdout.startswith(f"{job_id}  SUCCEEDED")
@@ -260,21 +250,25 @@ def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_
     assert asked["stop"] == f"{job_id}: had already ended: SUCCEEDED\n"
 
 
-@pytest.mark.parametrize("mode", ["token", None])
 def test_a_cluster_with_a_token_is_joined_if_ray_is_told_to_send_it_and_otherwise_one_line_says_so(
-    bare_head: tuple[str, str], home: Path, tmp_path: Path, mode: str | None
+    bare_head: tuple[str, str], home: Path, tmp_path: Path
 ) -> None:
+    """Both commands run at the same time, because Ray tries for twenty seconds to join."""
     pq.write_table(pa.table({"url": ["http://a.invalid/1.jpg"], "caption": ["one"]}), tmp_path / "in.parquet")
-    command = ["build", "in.parquet", "out", "--set", f"run.address={bare_head[1]}"]
-    done = pairmill(tmp_path, *command, HOME=str(home), **({"RAY_AUTH_MODE": mode} if mode else {}))
-    if mode:
-        assert done.returncode == 0, done.stderr
-        assert "dns_error" in done.stdout
-    else:
-        assert done.returncode == 1
-        assert "cannot join the Ray cluster" in done.stderr.splitlines()[-1]
-        assert "RAY_AUTH_MODE=token" in done.stderr.splitlines()[-1]
-        assert "gcs" not in done.stderr
+
+    def build(output: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return pairmill(
+            tmp_path, "build", "in.parquet", output, "--set", f"run.address={bare_head[1]}", HOME=str(home), **variables
+        )
+
+    with ThreadPoolExecutor() as pool:
+        refused, joined = pool.submit(build, "refused").result, build("joined", RAY_AUTH_MODE="token")
+        assert joined.returncode == 0, joined.stderr
+        assert "dns_error" in joined.stdout
+        assert refused().returncode == 1
+        assert "cannot join the Ray cluster" in refused().stderr.splitlines()[-1]
+        assert "RAY_AUTH_MODE=token" in refused().stderr.splitlines()[-1]
+        assert "gcs" not in refused().stderr
 
 
 def _asked_in_one_process(address: str, job_id: str, home: Path) -> dict[str, str]:
