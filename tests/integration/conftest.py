@@ -69,8 +69,7 @@ def on_this_ray(ray_session: None) -> list[str]:
     return ["--set", f"run.address={ray.get_runtime_context().gcs_address}"]
 
 
-@pytest.fixture
-def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_in_this_process(patch: pytest.MonkeyPatch) -> None:
     """Make jobs run their shards in this process. The tables are the same as on Ray, where each job would start its own
     workers."""
     from pairmill.jobs.cluster.lost_shards import Outcome
@@ -86,7 +85,13 @@ def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
             for _spec, stage in stages:
                 stage.close()
 
-    monkeypatch.setattr("pairmill.jobs.cluster.run_shards.run_shards", run_shards)
+    patch.setattr("pairmill.jobs.cluster.run_shards.run_shards", run_shards)
+
+
+@pytest.fixture
+def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All jobs of this test run their shards in this process."""
+    run_in_this_process(monkeypatch)
 
 
 class PictureWeb:

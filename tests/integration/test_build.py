@@ -31,7 +31,7 @@ from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest, shards_from_table
-from tests.integration.conftest import SHARED_DATA, PictureWeb
+from tests.integration.conftest import SHARED_DATA, PictureWeb, run_in_this_process
 
 NOT_REPRODUCIBLE = ("fetched_at", "fetch_s", "fetch_attempts")
 
@@ -336,7 +336,9 @@ def test_a_worker_that_cannot_start_stops_the_run_and_the_error_says_why(
         run_shards(plan.shards, pipeline, lambda _: None)
 
 
-def test_a_shard_with_damaged_input_fails_alone(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+def test_a_shard_with_damaged_input_fails_alone(
+    ray_session: None, web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a", "b"):
@@ -361,6 +363,7 @@ def test_a_shard_with_damaged_input_fails_alone(ray_session: None, web: PictureW
     assert list(result.failures) == [0]
     assert (tmp_path / "out" / "failures" / "000000000.txt").read_text().startswith("Traceback")
     (folder / "a.parquet").write_bytes(whole)
+    run_in_this_process(monkeypatch)
     healed = build(build_job)
     assert healed.shards_missing == []
     assert healed.rows_in == 20
@@ -438,7 +441,7 @@ def test_tars_open_in_webdataset(one_null_shard: Path) -> None:
 @pytest.mark.skipif(
     not SHARED_DATA.exists(), reason=f"LOUD: {SHARED_DATA} is missing, so the real photographs are not tested"
 )
-def test_a_build_works_on_real_photographs(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+def test_a_build_works_on_real_photographs(plain_loop: None, web: PictureWeb, tmp_path: Path) -> None:
     listed = [json.loads(line) for line in (SHARED_DATA / "pairs" / "pairs.jsonl").read_text().splitlines()]
     with open(tmp_path / "in.jsonl", "w") as file:
         for row in listed:

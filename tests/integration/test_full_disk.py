@@ -17,7 +17,7 @@ from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
-from tests.integration.test_command import build_arguments, run
+from tests.integration.test_command import build_arguments, run, run_here
 from tests.integration.test_embed import embed_job, samples, write_tar
 from tests.synthetic_dataset import write_dataset
 
@@ -36,7 +36,7 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
-    small_disk: Path, web: PictureWeb, on_this_ray: list[str], tmp_path: Path
+    plain_loop: None, small_disk: Path, web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(160)]
     source, output = write_input(tmp_path / "in.parquet", rows), small_disk / "out"
@@ -49,8 +49,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
     assert 0 < len(before) < 20
     assert verify(store, rescore=0).problems == []
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
-    done = run(build_arguments(source, output, *on_this_ray), tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_here(build_arguments(source, output))
     assert sum(manifest.rows_in for manifest in read_manifests(store)) == 160
     assert verify(store, rescore=0).problems == []
     assert not list((output / "tmp").glob("*"))

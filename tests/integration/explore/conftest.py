@@ -15,7 +15,8 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.security import Guard
 from tests.integration.browser import chromium
-from tests.integration.explore.site import DESKTOP, PAIRS, Served, Tab, drawn, in_this_process, new_tab
+from tests.integration.conftest import run_in_this_process
+from tests.integration.explore.site import DESKTOP, PAIRS, Served, Tab, drawn, new_tab
 from tests.integration.test_embed import embed_job
 
 
@@ -25,7 +26,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pq.write_table(pa.Table.from_pylist(drawn(PAIRS)), folder / "in.parquet")
     with pytest.MonkeyPatch.context() as patch:
         with patch.context() as during_build:
-            in_this_process(during_build)
+            run_in_this_process(during_build)
             build(embed_job(folder / "out", folder / "in.parquet", shard_rows=50))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder / "out"

@@ -3,11 +3,8 @@
 import io
 import random
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pytest
 from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from pairmill.pipeline.encode.tiny.draw import caption, random_scene, render
@@ -54,22 +51,6 @@ def drawn(count: int) -> list[dict[str, object]]:
         })  # fmt: skip
     rows[20] = {**rows[21], "caption": "the same picture again"}
     return rows
-
-
-def in_this_process(patch: pytest.MonkeyPatch) -> None:
-    """Like the fixture `plain_loop`, for fixtures with module scope."""
-    from pairmill.jobs.cluster.lost_shards import Outcome
-    from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
-    from pairmill.schemas.batch import planned_batches
-
-    def run_shards(shards: pa.Table, pipeline: Pipeline, on_outcome: Callable[[Outcome], None], *_: object) -> None:
-        stages = open_stages(pipeline)
-        for batch in planned_batches(shards):
-            on_outcome(Outcome(batch.info.shard.shard, process_batch(batch, stages)))
-        for _spec, stage in stages:
-            stage.close()
-
-    patch.setattr("pairmill.jobs.cluster.run_shards.run_shards", run_shards)
 
 
 @dataclass
