@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -232,6 +234,15 @@ def furnished(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairmill.score(folder, "words", score="captions: {measures: [words]}")
     assert verify(store, rescore=0).problems == []
     return folder
+
+
+PARSED = lru_cache(yaml.safe_load)
+
+
+@pytest.fixture(autouse=True)
+def job_files_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML takes as long for a job.yaml as all other checks of such a small dataset."""
+    monkeypatch.setattr(yaml, "safe_load", PARSED)
 
 
 MARKS = r"manifests/.*|labels/.*|exports/.*|.*\.purged\.json"
