@@ -82,10 +82,13 @@ def spaced(text: str) -> str:
     return "".join(f" {letter} " if letter in ",.;:?!`" else letter for letter in text)
 
 
+NEEDLES = {entry: entry if entry == "猫" else f" {spaced(entry).strip()} " for entry in ENTRIES if entry}
+
+
 def concepts(caption: str | None) -> set[str]:
     """MetaCLIP's substring test, with the differences described in `word_list.py`."""
     text = f" {spaced(caption or '')} "
-    return {entry for entry in ENTRIES if entry and (entry if entry == "猫" else f" {spaced(entry).strip()} ") in text}
+    return {entry for entry, needle in NEEDLES.items() if needle in text}
 
 
 def host(url: str | None) -> str | None:
