@@ -17,13 +17,17 @@ LONGEST = [
         "submit",
         "cluster",
         "command",
-        "encode",
         "run_shards",
         "api",
-        "build",
-        "embed",
-        "s3_faults",
+        "notebook",
         "install",
+        "build",
+        "s3_faults",
+        "readme",
+        "s3",
+        "encode",
+        "score",
+        "demo",
     )
 ]
 """The test files that take longest, as a whole or in a single test. They run first, because if they ran last, no other
