@@ -29,7 +29,7 @@ def by_pillow(body: bytes) -> Any:
     return None
 
 
-@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}, {"quality": 80, **METADATA}], ids=str)
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}, {"quality": 80, **METADATA}], ids=" ".join)
 def test_a_still_picture_has_the_pixels_and_metadata_that_pillow_reads(options: dict[str, Any]) -> None:
     body = saved(PHOTO, "WEBP", **options)
     header, opened = open_image(body, 10**6)
