@@ -158,8 +158,11 @@ def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
 
 
 def retract_incomplete(store: Store, manifest: ShardManifest) -> bool:
-    """Delete a new manifest if data files are missing, so that the shard is not committed. Returns whether they are."""
-    is_incomplete = not all(store.exists(file.path) for file in manifest.files.values())
+    """Delete a new manifest if data files of its own generation are missing, so that the shard is not committed.
+    Returns whether they are. Files of an earlier generation belong to a commit that is already valid."""
+    stem = manifest.name.removesuffix("json")
+    paths = [file.path for file in manifest.files.values() if file.path.rpartition("/")[2].startswith(stem)]
+    is_incomplete = not all(map(store.exists, paths))
     if is_incomplete:
         store.delete(f"manifests/{manifest.name}")
     return is_incomplete

@@ -27,8 +27,10 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.hooks import NO_HOOKS
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import FilesDeletedError, ShardWriter, publish_manifest
-from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.manifests import committed, read_manifests
+from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
+from pairmill.pipeline.dataset.withdrawn import unfinished_purges
 from pairmill.pipeline.image.pdq import pdq
 from pairmill.pipeline.purge import running
 from pairmill.pipeline.purge.digests import DigestSet
@@ -384,6 +386,21 @@ def test_a_shard_whose_files_a_purge_deletes_is_not_committed(
         commit(ShardBatch(BatchInfo(shard, rows_in=12, contracts=(CONTRACT,)), in_flight(world.source, shard)))
     assert list(committed(store)) == [0, 1, 2, 3]
     assert pairmill.verify(world.out, rescore=0).problems == []
+
+
+def test_a_missing_tar_does_not_keep_a_purge_of_other_rows_from_finishing(world: World) -> None:
+    """The next generation of the shard keeps the tar. `verify` reports it as missing."""
+    store = Store(str(world.out))
+    shard, rejects = next(
+        (manifest, rejects)
+        for manifest in read_manifests(store)
+        if "images" in manifest.files and (rejects := read_table(store, manifest.files["rejects"].path)).num_rows
+    )
+    store.delete(shard.files["images"].path)
+    uids = world.write("uids.txt", rejects["uid"].to_pylist())
+    assert pairmill.purge(world.out, uids=uids, reason="asked for").purged.shards == [shard.shard]
+    assert committed(store)[shard.shard] == 1
+    assert not unfinished_purges(store)
 
 
 def test_the_ledger_keeps_only_hashes(world: World) -> None:
