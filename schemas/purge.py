@@ -23,6 +23,11 @@ ListKind = Literal["uid", "url", "host", "sha256", "pdq"]
 """The kinds of values in a list of rows to withdraw."""
 LIST_KINDS: tuple[ListKind, ...] = get_args(ListKind)
 
+Matching = Literal["exact", "named"]
+"""How the URLs and hosts of a request are compared. `exact`: with the URLs of a row, their hosts, and the URLs and
+hosts in its message. `named`: also with the URLs and hosts within these, in every spelling. A request keeps its
+matching, so that a new version withdraws no rows that its user did not expect."""
+
 MAX_REASON_CHARS = 1_000
 
 DIGEST = pa.binary(32)
@@ -55,6 +60,8 @@ class PurgeRequest(BaseModel):
     reason: str
     values: dict[str, int]
     """Kind -> number of values."""
+    matching: Matching = "exact"
+    """Earlier versions did not record it."""
     exports: list[str] = []
     """Exports to purge that the dataset has no record of, as absolute paths or URLs."""
 

@@ -13,10 +13,7 @@ digest = SHA-256(KIND NUL VALUE)
 import hashlib
 import ipaddress
 import re
-import socket
-import unicodedata
 from collections.abc import Iterator
-from itertools import islice
 
 from pairmill.pipeline.common.hosts import canonical_host
 from pairmill.pipeline.common.url_parser import parse_host, parse_url
@@ -25,11 +22,7 @@ from pairmill.schemas.purge import ListKind
 
 _HEX_256 = re.compile(r"[0-9a-fA-F]{64}")
 _URL_TAIL = re.compile(r"//[^\s\"'<>\\^`{|}\x00-\x20\x7f]+")
-_NESTED_URL = re.compile("https?:/", re.IGNORECASE)
-"""A URL in another one. Archives and proxies write one slash or two."""
-_MAX_NESTED_URLS = 8
-"""Maximum number of URLs that are read in another one. Without a limit, a long URL would take quadratic time."""
-_SCHEMES = [re.compile(r"https?:$", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:$")]
+_SCHEMES = [re.compile(r"https?:\Z", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:\Z")]
 _SCHEME_CHARS = 33
 _MAX_HOST_CHARS = 253
 """RFC 1035; without a limit, the parents of a long word would take quadratic time and memory."""
@@ -42,10 +35,6 @@ _HOST_OF_ANY = re.compile(
 )
 _HOST_WORD = re.compile(r"[\\%]?(?<![\w-])(?:[\w-]++\.)+[\w-]+", re.ASCII)
 _WIDE_HOST_WORD = re.compile(r"(?<![\w-])(?:[\w-]++\.)+[\w-]+")
-_NUMBER = re.compile(r"(?:[0-9a-fx]+\.)*[0-9][0-9a-fx]*")
-_UNSEEN = [0xAD, 0x34F, *range(0x180B, 0x1810), 0x200B, *range(0x2060, 0x2065), *range(0xFE00, 0xFE10), 0xFEFF]
-"""Soft hyphens, selectors of variants and characters without width. Browsers drop them from hosts (UTS 46)."""
-_SAME_IN_HOSTS = dict.fromkeys(_UNSEEN) | dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
 _IPV6_WORD = re.compile(r"(?<![0-9a-fA-F:.])[0-9a-fA-F]*+:[0-9a-fA-F:.]+")
 
 
@@ -83,12 +72,12 @@ def canonical_url(url: str) -> str:
 
 def url_host(url: str) -> str:
     """The host of a URL, even if the URL cannot be fetched: it can have any scheme or none, or an invalid port or user
-    name. An IPv4 address can be written as a browser accepts it: `0x7f.1`. Empty if there is no host."""
-    host = parse_url(url).host
-    if not host or parse_url(url).parsed is None:
-        match = _HOST_OF_ANY.match(url if url.isascii() else _as_in_hosts(url))
-        host = canonical_host(match[1]) if match else host
-    return _address(host) if _NUMBER.fullmatch(host) else host
+    name. Empty if there is no host."""
+    parsed = parse_url(url)
+    if parsed.parsed is not None:
+        return parsed.host
+    match = _HOST_OF_ANY.match(url)
+    return canonical_host(match[1]) if match else parsed.host
 
 
 def domains(host: str) -> Iterator[str]:
@@ -100,8 +89,7 @@ def domains(host: str) -> Iterator[str]:
 
 
 def urls_in(text: str) -> Iterator[str]:
-    """The URLs in a message or URL, with any scheme or none (`//host/path`), each also without the punctuation after
-    it. A URL in another one needs a scheme; in a query, it is also read up to the next parameter."""
+    """The URLs in a message, with any scheme or none (`//host/path`), each also without the punctuation after it."""
     for match in _URL_TAIL.finditer(text):
         before = text[max(0, match.start() - _SCHEME_CHARS) : match.start()]
         schemes = (scheme.search(before) for scheme in _SCHEMES)  # http first, because letters can precede it
@@ -112,11 +100,6 @@ def urls_in(text: str) -> Iterator[str]:
                 break
             found = found[:-1]
             yield found
-        for nested in islice(_NESTED_URL.finditer(match[0]), _MAX_NESTED_URLS):
-            found = match[0][nested.start() :]
-            yield found
-            if "?" in match[0][: nested.start()]:
-                yield found.partition("&")[0]
 
 
 def hosts_in(text: str) -> set[str]:
@@ -129,14 +112,8 @@ def hosts_in(text: str) -> set[str]:
     found |= set(_IPV6_WORD.findall(text))
     found = {word.lower() for word in found}
     if not text.isascii():
-        wide = set(_WIDE_HOST_WORD.findall(_as_in_hosts(text))) - words
-        found |= {word.lower() if word.isascii() else canonical_host(word) for word in wide}
+        found |= {canonical_host(word) for word in set(_WIDE_HOST_WORD.findall(text)) if not word.isascii()}
     return {name for word in found for name in domains(word) if "." in name or ":" in name}
-
-
-def _as_in_hosts(text: str) -> str:
-    """The text as browsers read it in a host: with plain dots, composed letters and no invisible characters."""
-    return unicodedata.normalize("NFC", text.translate(_SAME_IN_HOSTS))
 
 
 def _after_escape(word: str) -> Iterator[str]:
@@ -154,14 +131,6 @@ def _after_escape(word: str) -> Iterator[str]:
 def _ends_in_number(host: str) -> bool:
     """Whether the host is an IP address or invalid: https://url.spec.whatwg.org/#ends-in-a-number-checker."""
     return host.rpartition(".")[2].isdigit() or ":" in host
-
-
-def _address(number: str) -> str:
-    """The IPv4 address that a host with a number at its end is; the host if it is none."""
-    try:
-        return socket.inet_ntoa(socket.inet_aton(number))
-    except OSError:
-        return number
 
 
 def _is_ip(host: str) -> bool:

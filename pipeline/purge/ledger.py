@@ -41,6 +41,8 @@ class Ledger:
     another shard must go too, even if its picture could not be fetched there."""
     row_ids: frozenset[str]
     """The positions of the withdrawn rows in the plan."""
+    named: Mapping[ListKind, DigestSet]
+    """The values among `asked` of the requests with the matching `named`."""
 
     @property
     def is_empty(self) -> bool:
@@ -52,16 +54,23 @@ class Ledger:
         """Read the ledger of an output folder, and the parts of a running or interrupted purge. `last`: the number of
         the last request to include."""
         if not (files := ledger_files(store))["request"]:
-            return cls({kind: DigestSet.of([]) for kind in LIST_KINDS}, DigestSet.of([]), frozenset())
+            return cls(_asked([]), DigestSet.of([]), frozenset(), _asked([]))
         numbers = [number for number in files["request"] if last is None or number <= last]
-        requests = [read_table(store, request_name(number)) for number in numbers]
-        asked = {kind: DigestSet.of(_digests_of(requests, kind)) for kind in LIST_KINDS}
+        requests = {number: read_table(store, request_name(number)) for number in numbers}
+        asked = _asked(requests.values())
+        is_named = {number: _described(store, number, table).matching == "named" for number, table in requests.items()}
+        named = _asked(table for number, table in requests.items() if is_named[number])
         names = [rows_name(number) for number in files["rows"]]
         names += _part_names(store)
         rows = [read_table(store, name, ["row_id", "uid"]) for name in names]
         uids = [digest for table in rows for digest in table["uid"].to_pylist()]
         row_ids = frozenset(row_id for table in rows for row_id in table["row_id"].to_pylist())
-        return cls(asked, DigestSet.of([*uids, *_padded(asked["uid"])]), row_ids)
+        return cls(asked, DigestSet.of([*uids, *_padded(asked["uid"])]), row_ids, named)
+
+
+def _asked(requests: Iterable[pa.Table]) -> dict[ListKind, DigestSet]:
+    tables = list(requests)
+    return {kind: DigestSet.of(_digests_of(tables, kind)) for kind in LIST_KINDS}
 
 
 def _digests_of(requests: Iterable[pa.Table], kind: ListKind) -> Iterator[bytes]:
@@ -78,7 +87,14 @@ def write_request(store: Store, values: Values, reason: str, exports: Sequence[s
     for _ in range(_TRIES):
         number = max(ledger_files(store)["request"], default=0) + 1
         counts: dict[str, int] = {kind: len(listed) for kind, listed in values.items() if listed}
-        request = PurgeRequest(number=number, requested_at=now(), reason=reason, values=counts, exports=list(exports))
+        request = PurgeRequest(
+            number=number,
+            requested_at=now(),
+            reason=reason,
+            values=counts,
+            matching="named",
+            exports=list(exports),
+        )
         table = pa.table(columns, schema=REQUEST_SCHEMA.with_metadata({_METADATA_KEY: request.model_dump_json()}))
         if store.create(request_name(number), to_parquet(table)):
             return number
@@ -87,11 +103,16 @@ def write_request(store: Store, values: Values, reason: str, exports: Sequence[s
 
 def read_request(store: Store, number: int) -> PurgeRequest:
     """A request of the ledger. Raises DamagedManifestError."""
-    name = request_name(number)
+    return _described(store, number, read_table(store, request_name(number)))
+
+
+def _described(store: Store, number: int, table: pa.Table) -> PurgeRequest:
     try:
-        return PurgeRequest.model_validate_json(read_table(store, name).schema.metadata[_METADATA_KEY])
+        return PurgeRequest.model_validate_json(table.schema.metadata[_METADATA_KEY])
     except (KeyError, TypeError, ValidationError):
-        raise DamagedManifestError(f"{store.path(name)} is damaged or not pairmill's; restore it") from None
+        raise DamagedManifestError(
+            f"{store.path(request_name(number))} is damaged or not pairmill's; restore it"
+        ) from None
 
 
 def write_part(store: Store, shard: int, generation: int, rows: pa.Table) -> None:
@@ -120,8 +141,11 @@ def finish(store: Store, number: int, rows: int) -> None:
 
 def with_values(ledger: Ledger, keys: Mapping[ListKind, Iterable[bytes]]) -> Ledger:
     """The ledger as it would be after a request."""
-    asked = {kind: DigestSet.of([*_padded(listed), *keys.get(kind, ())]) for kind, listed in ledger.asked.items()}
-    return Ledger(asked, DigestSet.of([*_padded(ledger.uids), *keys.get("uid", ())]), ledger.row_ids)
+    asked, named = (
+        {kind: DigestSet.of([*_padded(listed), *keys.get(kind, ())]) for kind, listed in earlier.items()}
+        for earlier in (ledger.asked, ledger.named)
+    )
+    return Ledger(asked, DigestSet.of([*_padded(ledger.uids), *keys.get("uid", ())]), ledger.row_ids, named)
 
 
 def _padded(digests: DigestSet) -> list[bytes]:

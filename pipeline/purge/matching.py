@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.digests import DigestSet
-from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
+from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.ledger import Ledger
-from pairmill.pipeline.purge.notations import spellings
+from pairmill.pipeline.purge.names import Names, exact_hosts, exact_urls
 from pairmill.pipeline.purge.pdq import PDQ_COLUMNS, PdqIndex
 from pairmill.schemas.purge import ListKind
 
@@ -22,7 +22,6 @@ Mask = npt.NDArray[np.bool_]
 URL_COLUMNS = ("url", "final_url")
 """A row belongs to a URL or host if its picture was requested from there or delivered from there, even through a proxy
 or an archive, whose URLs name theirs."""
-_Whole = Callable[[str], Sequence[str]]
 _ENCODING = ("utf-8", "surrogatepass")
 
 
@@ -74,9 +73,9 @@ class Matcher:
         if not table.num_rows:
             return found
         if "uid" in names:
-            found |= self._listed(table["uid"].to_pylist(), "uid")
+            found |= _contains(self.ledger.uids, "uid", table["uid"].to_pylist())
         if "sha256" in names:
-            found |= self._listed(table["sha256"].to_pylist(), "sha256")
+            found |= _contains(self.ledger.asked["sha256"], "sha256", table["sha256"].to_pylist())
         for name in URL_COLUMNS:
             if name in names:
                 found |= _where(table[name], self.withdrawn_urls)
@@ -90,57 +89,51 @@ class Matcher:
         """The hashes of the listed uids, URLs, hosts and digests that these withdrawn rows have. PDQ hashes are not
         looked for: lists of them name pictures of all kinds of sources, so most match nothing."""
         found, names = list[bytes](), set(rows.column_names) & self.columns
-        for name in ("uid", "sha256"):
-            if name in names:
-                found += self._listed_among(name, rows[name].drop_null().to_pylist())
+        if "uid" in names:
+            found += _listed_among(self.ledger.uids, "uid", rows["uid"].drop_null().to_pylist())
+        if "sha256" in names:
+            found += _listed_among(self.ledger.asked["sha256"], "sha256", rows["sha256"].drop_null().to_pylist())
         for name in names & {*URL_COLUMNS, "status_detail"}:
-            whole = _itself if name in URL_COLUMNS else _nothing
-            for kind, named in self._named(rows[name].drop_null().to_pylist(), whole):
-                found += self._listed_among(kind, {value for each in named for value in each})
+            for kind, listed, values in self._named(rows[name].drop_null().to_pylist(), name in URL_COLUMNS):
+                found += _listed_among(listed, kind, {value for each in values for value in each})
         return DigestSet.of(found)
 
     def withdrawn_urls(self, urls: Sequence[str]) -> Mask:
         """For each URL, whether the URL, its host or a parent domain is withdrawn, or it names such a URL or host, as
         the URL of a proxy does: bool [urls]."""
-        return self._any_named(urls, _itself)
+        return self._any_named(urls, are_urls=True)
 
     def _withdrawn_messages(self, details: Sequence[str]) -> Mask:
         """For each message, whether it names a withdrawn URL or host."""
-        return self._any_named(details, _nothing)
+        return self._any_named(details, are_urls=False)
 
-    def _any_named(self, texts: Sequence[str], whole: _Whole) -> Mask:
-        """For each text, whether it names a withdrawn URL or host."""
+    def _any_named(self, texts: Sequence[str], are_urls: bool) -> Mask:
         found = np.zeros(len(texts), np.bool_)
-        for kind, named in self._named(texts, whole):
-            found |= _any_of(named, partial(self._listed, kind=kind))
+        for kind, listed, values in self._named(texts, are_urls):
+            found |= _any_of(values, partial(_contains, listed, kind))
         return found
 
-    def _named(self, texts: Sequence[str], whole: _Whole) -> Iterator[tuple[ListKind, list[set[str]]]]:
-        """The URLs that each text names and, apart from that, the hosts, if any are listed. `whole`: the URLs that a
-        spelling of a text is."""
-        read = [list(spellings(text)) for text in texts]
-        urls = [{url for text in each for url in (*whole(text), *urls_in(text))} for each in read]
-        if len(self.ledger.asked["url"]):
-            yield "url", [set(map(canonical_url, each)) for each in urls]
-        if len(self.ledger.asked["host"]):
-            own = ([name for host in set(map(url_host, each)) for name in domains(host)] for each in urls)
-            yield "host", [set(names).union(*map(hosts_in, each)) for names, each in zip(own, read, strict=True)]
-
-    def _listed(self, values: Sequence[str | None], kind: ListKind) -> Mask:
-        listed = self.ledger.uids if kind == "uid" else self.ledger.asked[kind]
-        return listed.contains([None if each is None else digest(kind, each.encode(*_ENCODING)) for each in values])
-
-    def _listed_among(self, kind: ListKind, values: Collection[str]) -> list[bytes]:
-        every = list(values)
-        return [digest(kind, every[place].encode(*_ENCODING)) for place in np.flatnonzero(self._listed(every, kind))]
+    def _named(self, texts: Sequence[str], are_urls: bool) -> Iterator[tuple[ListKind, DigestSet, list[set[str]]]]:
+        """(kind, listed values, values that each text has) for each way of comparing."""
+        asked, named = self.ledger.asked, self.ledger.named
+        if len(asked["url"]) > len(named["url"]):
+            yield "url", asked["url"], [exact_urls(text, are_urls) for text in texts]
+        if len(asked["host"]) > len(named["host"]):
+            yield "host", asked["host"], [exact_hosts(text, are_urls) for text in texts]
+        names = [Names.of(text, are_urls) for text in texts] if len(named["url"]) or len(named["host"]) else []
+        if len(named["url"]):
+            yield "url", named["url"], [each.canonical_urls() for each in names]
+        if len(named["host"]):
+            yield "host", named["host"], [each.hosts() for each in names]
 
 
-def _itself(url: str) -> Sequence[str]:
-    return (url,)
+def _contains(listed: DigestSet, kind: ListKind, values: Sequence[str | None]) -> Mask:
+    return listed.contains([None if each is None else digest(kind, each.encode(*_ENCODING)) for each in values])
 
 
-def _nothing(_: str) -> Sequence[str]:
-    return ()
+def _listed_among(listed: DigestSet, kind: ListKind, values: Collection[str]) -> list[bytes]:
+    every = list(values)
+    return [digest(kind, every[place].encode(*_ENCODING)) for place in np.flatnonzero(_contains(listed, kind, every))]
 
 
 def _any_of(texts: Sequence[Collection[str]], holds: Callable[[Sequence[str]], Mask]) -> Mask:

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from pairmill.pipeline.image.pdq import MATCH_DISTANCE
 from pairmill.pipeline.known.keys import PDQ
-from pairmill.pipeline.purge.keys import canonical_url, digest, domains, hosts_in, url_host, urls_in
+from pairmill.pipeline.purge.keys import canonical_url, digest
 from pairmill.pipeline.purge.lists import Values
+from pairmill.pipeline.purge.names import hosts_of_urls, named_hosts, named_urls
 from pairmill.pipeline.purge.notations import readings
 from pairmill.pipeline.purge.pdq import PdqIndex
 
@@ -58,12 +59,12 @@ class Needles:
             withdrawn = (run for run in uids if digest("uid", run.encode()) in self.uids)
             yield from (f"the withdrawn row with uid {uid}" for uid in withdrawn)
         if hosts := self.values.get("host"):
-            yield from (f"host {name}" for name in hosts_in(text) & hosts)
+            yield from (f"host {name}" for name in named_hosts(text) & hosts)
         if self._has_urls:
             for word in set(_WORD.findall(text)):
                 if "//" in word:
-                    yield from self._urls(urls_in(_ESCAPE_IN_URL.sub(_UNREADABLE, word)))
-                    yield from self._hosts(urls_in(word))
+                    yield from self._urls(named_urls(_ESCAPE_IN_URL.sub(_UNREADABLE, word)))
+                    yield from self._hosts(named_urls(word))
 
     def in_cells(self, cells: Iterable[str]) -> Iterator[str]:
         """The listed values that match a cell consisting of one URL, even if `in_text` cannot tell where it ends."""
@@ -102,7 +103,7 @@ class Needles:
 
     def _hosts(self, urls: Iterable[str]) -> Iterator[str]:
         if hosts := self.values.get("host"):
-            yield from (f"host {name}" for url in urls for name in domains(url_host(url)) if name in hosts)
+            yield from (f"host {name}" for name in hosts_of_urls(urls) & hosts)
 
 
 def _is_odd_url(text: str) -> bool:

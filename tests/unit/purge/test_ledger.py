@@ -30,12 +30,12 @@ from pairmill.pipeline.dataset.commit import FilesDeletedError, ShardWriter, pub
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
-from pairmill.pipeline.dataset.withdrawn import unfinished_purges
+from pairmill.pipeline.dataset.withdrawn import request_name, unfinished_purges
 from pairmill.pipeline.image.pdq import pdq
 from pairmill.pipeline.purge import running
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import canonical, domains, key
-from pairmill.pipeline.purge.ledger import Ledger, write_request
+from pairmill.pipeline.purge.ledger import Ledger, to_parquet, write_request
 from pairmill.pipeline.purge.lists import read_any_list, read_list
 from pairmill.pipeline.purge.matching import Matcher
 from pairmill.pipeline.purge.needles import Needles
@@ -202,6 +202,27 @@ def test_a_listed_url_inside_another_url_is_withdrawn_and_found(tmp_path: Path, 
     assert [bool(list(Needles(listed).in_text(each))) for each in urls] == [True, False, False, False]
 
 
+def test_requests_of_earlier_versions_withdraw_no_rows_that_only_name_a_listed_value(tmp_path: Path) -> None:
+    store, url = Store(str(tmp_path)), "https://evil.example/a.jpg"
+    number = write_request(store, {"url": frozenset([url]), "host": frozenset(["bad.example"])}, "asked for")
+    request = pq.read_table(tmp_path / request_name(number))
+    record = json.loads(request.schema.metadata[b"pairmill"])
+    assert record.pop("matching") == "named"
+    old = request.replace_schema_metadata({"pairmill": json.dumps(record)})
+    store.replace(request_name(number), to_parquet(old))
+    named = ["https://cdn.example/?u=https://bad.example", f"https://cdn.example/{url}", "http://b%61d.example/"]
+    rows = {
+        "url": [url, "https://www.BAD.example:99999/", *named, "https://good.example/"],
+        "status_detail": [*[None] * 5, f"redirect to {url}."],
+    }
+    own = [True, True, False, False, False, True]
+    assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == own
+    write_request(store, {"url": frozenset(["https://other.example/"]), "host": frozenset(["x.example"])}, "later")
+    assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == own
+    write_request(store, {"host": frozenset(["bad.example"])}, "the list once more")
+    assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == [True, True, True, False, True, True]
+
+
 _PARTS = ["http:", "//", "/", "evil.example", "evil", ".example", "not", "a.", "a.jpg", ".", "-", "%2F", "%65", "%3A"]
 _PARTS += ["?u=", "&", "&#47;", "\\", "\\/", "@", ":", "\t", "\u00ad", "\uff0e", "#", ",", '"']
 
@@ -214,7 +235,7 @@ def test_law_a_purge_withdraws_every_url_that_a_search_would_find(url: str) -> N
         needles = Needles({kind: frozenset([value])})
         if {*needles.in_text(url), *needles.in_cells([url])}:
             asked = {each: DigestSet.of([key(each, value)] if each == kind else []) for each in LIST_KINDS}
-            assert Matcher(Ledger(asked, DigestSet.of([]), frozenset())).withdrawn_urls([url]).all(), kind
+            assert Matcher(Ledger(asked, DigestSet.of([]), frozenset(), asked)).withdrawn_urls([url]).all(), kind
 
 
 NO_AT = st.characters(exclude_characters="@", codec="utf-8")

@@ -1,0 +1,101 @@
+"""Finds the URLs and hosts that a URL or message names, in every spelling that a browser accepts, even within another
+URL: the URLs of proxies and archives name those of the pictures."""
+
+import re
+import socket
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from pairmill.pipeline.common.url_parser import parse_url
+from pairmill.pipeline.purge.keys import canonical_url, domains, hosts_in, url_host, urls_in
+from pairmill.pipeline.purge.notations import spellings
+
+_NESTED_URL = re.compile("https?:/", re.IGNORECASE)
+"""A URL in another one. Archives and proxies write one slash or two."""
+_MAX_NESTED_URLS = 8
+"""Maximum number of URLs that are read in another one. Without a limit, a long URL would take quadratic time."""
+_NUMBER = re.compile(r"(?:[0-9a-fx]+\.)*[0-9][0-9a-fx]*")
+_UNSEEN = [0xAD, 0x34F, *range(0x180B, 0x1810), 0x200B, *range(0x2060, 0x2065), *range(0xFE00, 0xFE10), 0xFEFF]
+"""Soft hyphens, selectors of variants and characters without width. Browsers drop them from hosts (UTS 46)."""
+_SAME_IN_HOSTS = dict.fromkeys(_UNSEEN) | dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a URL or message names."""
+
+    readings: Sequence[str]
+    """The text in all spellings."""
+    urls: Collection[str]
+
+    @classmethod
+    def of(cls, text: str, is_url: bool) -> "Names":
+        """What `text` names. `is_url`: whether the text is a URL as a whole."""
+        readings = list(spellings(text))
+        whole = readings if is_url else []
+        return cls(readings, {url for reading in readings for url in named_urls(reading)}.union(whole))
+
+    def canonical_urls(self) -> set[str]:
+        """The URLs in canonical form."""
+        return set(map(canonical_url, self.urls))
+
+    def hosts(self) -> set[str]:
+        """The hosts with their parent domains."""
+        return hosts_of_urls(self.urls).union(*map(named_hosts, self.readings))
+
+
+def exact_urls(text: str, is_url: bool) -> set[str]:
+    """A URL, or the URLs in a message, in canonical form."""
+    return set(map(canonical_url, [text] if is_url else urls_in(text)))
+
+
+def exact_hosts(text: str, is_url: bool) -> set[str]:
+    """The host of a URL, or the hosts in a message, with their parent domains."""
+    found = {name for url in ([text] if is_url else urls_in(text)) for name in domains(url_host(url))}
+    return found if is_url else found | hosts_in(text)
+
+
+def named_urls(text: str) -> Iterator[str]:
+    """The `urls_in` a message or URL, and the URLs within these, which need a scheme; in a query, these are also read
+    up to the next parameter."""
+    for url in urls_in(text):
+        yield url
+        start = url.find("//")
+        for nested in islice(_NESTED_URL.finditer(url, start), _MAX_NESTED_URLS):
+            found = url[nested.start() :]
+            yield found
+            if "?" in url[: nested.start()]:
+                yield found.partition("&")[0]
+
+
+def named_hosts(text: str) -> set[str]:
+    """The `hosts_in` a message or URL, as it stands and as browsers read it."""
+    return hosts_in(text) if text.isascii() else hosts_in(text) | hosts_in(_as_in_hosts(text))
+
+
+def hosts_of_urls(urls: Iterable[str]) -> set[str]:
+    """The hosts of URLs, as they stand and as browsers read them, with their parent domains."""
+    return {name for url in urls for host in _hosts_of(url) for name in domains(host)}
+
+
+def _hosts_of(url: str) -> set[str]:
+    found = {url_host(url)}
+    if not url.isascii() and parse_url(url).parsed is None:
+        found.add(url_host(_as_in_hosts(url)))
+    return {_address(host) if _NUMBER.fullmatch(host) else host for host in found}
+
+
+def _address(number: str) -> str:
+    """The IPv4 address that a host with a number at its end is, as browsers accept it: `0x7f.1`; the host if it is
+    none."""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(number))
+    except OSError:
+        return number
+
+
+def _as_in_hosts(text: str) -> str:
+    """The text as browsers read it in a host: with plain dots, composed letters and no invisible characters."""
+    return unicodedata.normalize("NFC", text.translate(_SAME_IN_HOSTS))
