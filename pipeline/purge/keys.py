@@ -90,16 +90,27 @@ def domains(host: str) -> Iterator[str]:
 
 def urls_in(text: str) -> Iterator[str]:
     """The URLs in a message, with any scheme or none (`//host/path`), each also without the punctuation after it."""
+    for _, url in urls_from(text):
+        yield url
+        yield from without_punctuation(url)
+
+
+def urls_from(text: str) -> Iterator[tuple[int, str]]:
+    """(start, URL) of each URL in a message, with any punctuation after it."""
     for match in _URL_TAIL.finditer(text):
         before = text[max(0, match.start() - _SCHEME_CHARS) : match.start()]
         schemes = (scheme.search(before) for scheme in _SCHEMES)  # http first, because letters can precede it
-        found = next((scheme[0] for scheme in schemes if scheme), "") + match[0]
-        yield found
-        for _ in range(_MAX_PUNCTUATION):
-            if found[-1] not in ".,;:!?)]'":
-                break
-            found = found[:-1]
-            yield found
+        scheme = next((scheme[0] for scheme in schemes if scheme), "")
+        yield match.start() - len(scheme), scheme + match[0]
+
+
+def without_punctuation(url: str) -> Iterator[str]:
+    """The URL without one character of punctuation after it, without two, and so on."""
+    for _ in range(_MAX_PUNCTUATION):
+        if url[-1] not in ".,;:!?)]'":
+            break
+        url = url[:-1]
+        yield url
 
 
 def hosts_in(text: str) -> set[str]:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 from pairmill.pipeline.common.url_parser import parse_url
-from pairmill.pipeline.purge.keys import canonical_url, domains, hosts_in, url_host, urls_in
+from pairmill.pipeline.purge.keys import (
+    canonical_url,
+    domains,
+    hosts_in,
+    url_host,
+    urls_from,
+    urls_in,
+    without_punctuation,
+)
 from pairmill.pipeline.purge.notations import spellings
 
 _NESTED_URL = re.compile("https?:/", re.IGNORECASE)
@@ -33,9 +41,9 @@ class Names:
     @classmethod
     def of(cls, text: str, is_url: bool) -> "Names":
         """What `text` names. `is_url`: whether the text is a URL as a whole."""
-        readings = list(spellings(text))
+        readings = list(spellings(text.strip()))
         whole = readings if is_url else []
-        return cls(readings, {url for reading in readings for url in named_urls(reading)}.union(whole))
+        return cls(readings, {url for reading in readings for url in named_urls(reading, is_url)}.union(whole))
 
     def canonical_urls(self) -> set[str]:
         """The URLs in canonical form."""
@@ -57,13 +65,15 @@ def exact_hosts(text: str, is_url: bool) -> set[str]:
     return found if is_url else found | hosts_in(text)
 
 
-def named_urls(text: str) -> Iterator[str]:
+def named_urls(text: str, are_urls: bool = False) -> Iterator[str]:
     """The `urls_in` a message or URL, and the URLs within these, which need a scheme; in a query, these are also read
-    up to the next parameter."""
-    for url in urls_in(text):
+    up to the next parameter. `are_urls`: whether each line is a URL, so that the punctuation at its end belongs to
+    it."""
+    for start, url in urls_from(text):
         yield url
-        start = url.find("//")
-        for nested in islice(_NESTED_URL.finditer(url, start), _MAX_NESTED_URLS):
+        if not are_urls or text[start - 1 : start] not in ("", "\n"):
+            yield from without_punctuation(url)
+        for nested in islice(_NESTED_URL.finditer(url, url.index("//")), _MAX_NESTED_URLS):
             found = url[nested.start() :]
             yield found
             if "?" in url[: nested.start()]:
