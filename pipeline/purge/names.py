@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from urllib.parse import unquote
 
 from pairmill.pipeline.common.url_parser import parse_url
 from pairmill.pipeline.purge.keys import (
@@ -18,8 +19,9 @@ from pairmill.pipeline.purge.keys import (
     urls_in,
     without_punctuation,
 )
-from pairmill.pipeline.purge.notations import spellings
+from pairmill.pipeline.purge.notations import has_escapes, readings, without_line_breaks
 
+_URL = re.compile(r"https?:|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2}", re.IGNORECASE)
 _NESTED_URL = re.compile("https?:/", re.IGNORECASE)
 """A URL in another one. Archives and proxies write one slash or two."""
 _MAX_NESTED_URLS = 8
@@ -34,16 +36,20 @@ _SAME_IN_HOSTS = dict.fromkeys(_UNSEEN) | dict.fromkeys(map(ord, "\u3002\uff0e\u
 class Names:
     """What a URL or message names."""
 
-    readings: Sequence[str]
-    """The text in all spellings."""
+    spellings: Sequence[str]
+    """The text as it stands and as it can be read."""
     urls: Collection[str]
 
     @classmethod
     def of(cls, text: str, is_url: bool) -> "Names":
-        """What `text` names. `is_url`: whether the text is a URL as a whole."""
-        readings = list(spellings(text.strip()))
-        whole = readings if is_url else []
-        return cls(readings, {url for reading in readings for url in named_urls(reading, is_url)}.union(whole))
+        """What `text` names. `is_url`: whether the text is a URL as a whole. Of its `readings`, which are parts of it,
+        only those that begin like a URL are."""
+        given = dict.fromkeys([text.strip(), without_line_breaks(text.strip())])
+        decoded = [reading for each in given if has_escapes(each) for reading in readings(each)]
+        urls = {url for reading in (*given, *decoded) for url in named_urls(reading, is_url)}
+        if is_url:
+            urls.update(given, (word for reading in decoded for word in reading.split("\n") if _URL.match(word)))
+        return cls([*given, *decoded], urls)
 
     def canonical_urls(self) -> set[str]:
         """The URLs in canonical form."""
@@ -51,7 +57,7 @@ class Names:
 
     def hosts(self) -> set[str]:
         """The hosts with their parent domains."""
-        return hosts_of_urls(self.urls).union(*map(named_hosts, self.readings))
+        return hosts_of_urls(self.urls).union(*map(named_hosts, self.spellings))
 
 
 def exact_urls(text: str, is_url: bool) -> set[str]:
@@ -92,8 +98,8 @@ def hosts_of_urls(urls: Iterable[str]) -> set[str]:
 
 def _hosts_of(url: str) -> set[str]:
     found = {url_host(url)}
-    if not url.isascii() and parse_url(url).parsed is None:
-        found.add(url_host(_as_in_hosts(url)))
+    if parse_url(url).parsed is None and ("%" in url or not url.isascii()):
+        found.add(url_host(_as_in_hosts(unquote(url))))
     return {_address(host) if _NUMBER.fullmatch(host) else host for host in found}
 
 

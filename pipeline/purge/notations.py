@@ -64,13 +64,14 @@ def readings(text: str) -> Iterator[str]:
                     yield "\n".join(new)
 
 
-def spellings(text: str) -> Iterator[str]:
-    """A URL or message as it stands and as it can be read: with its escapes decoded, and without the tabs and line
-    breaks that browsers drop."""
-    for each in dict.fromkeys((text, text.translate(_DROPPED))):
-        yield each
-        if _ESCAPED.search(each):
-            yield from readings(each)
+def without_line_breaks(text: str) -> str:
+    """The text without the tabs and line breaks that browsers drop from URLs."""
+    return text.translate(_DROPPED)
+
+
+def has_escapes(text: str) -> bool:
+    """Whether `readings` could read a URL or message in another way."""
+    return _ESCAPED.search(text) is not None
 
 
 def strings_in(window: Window) -> Iterator[set[str]]:

@@ -232,6 +232,19 @@ def test_requests_of_earlier_versions_withdraw_no_rows_that_only_name_a_listed_v
     assert Matcher(Ledger.load(store)).mask(pa.table(rows)).tolist() == [True, True, True, False, True, True]
 
 
+def test_a_number_is_an_address_only_as_the_host_of_a_url(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_request(store, {"host": frozenset(["127.0.0.1", "localhost"])}, "asked for")
+    hosts = ("2130706433", "0x7f.1", "%3127.1", "localhost")
+    urls = [each.format(host) for host in hosts for each in ("http://{}:80/a", "https://p.example/?u=http://{}/%C3%A9")]
+    others = [
+        each.format(host)
+        for host in ("2130706433", "0x7f.1", "localhost")
+        for each in ("https://p.example/?id={}%2C7&x=a%20b&y=c%20d", "https://p.example/?x=a%20{}&y=b%20c", "/{}%20a/")
+    ]
+    assert Matcher(Ledger.load(store)).withdrawn_urls([*urls, *others]).tolist() == [True] * 8 + [False] * 9
+
+
 _PARTS = ["http:", "//", "/", "evil.example", "evil", ".example", "not", "a.", "a.jpg", ".", "-", "%2F", "%65", "%3A"]
 _PARTS += ["?u=", "&", "&#47;", "\\", "\\/", "@", ":", "\t", "\u00ad", "\uff0e", "#", ",", '"']
 
