@@ -24,7 +24,7 @@ _HEX_256 = re.compile(r"[0-9a-fA-F]{64}")
 _URL_TAIL = re.compile(r"//[^\s\"'<>\\^`{|}\x00-\x20\x7f]+")
 _SCHEMES = [re.compile(r"https?:\Z", re.IGNORECASE), re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}:\Z")]
 _SCHEME_CHARS = 33
-_MAX_HOST_CHARS = 253
+MAX_HOST_CHARS = 253
 """RFC 1035; without a limit, the parents of a long word would take quadratic time and memory."""
 _MAX_PUNCTUATION = 8
 """Maximum number of punctuation characters that are removed after a URL in text. Without a limit, a line of dots
@@ -83,7 +83,7 @@ def url_host(url: str) -> str:
 def domains(host: str) -> Iterator[str]:
     """A host, then each of its parent domains that can exist. An IP address has no parents."""
     yield from (host,) if host else ()
-    host = host[-_MAX_HOST_CHARS - 1 :]
+    host = host[-MAX_HOST_CHARS - 1 :]
     while not _ends_in_number(host) and (host := host.partition(".")[2]):
         yield host
 

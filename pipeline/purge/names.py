@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from pairmill.pipeline.common.url_parser import parse_url
 from pairmill.pipeline.purge.keys import (
+    MAX_HOST_CHARS,
     canonical_url,
     domains,
     hosts_in,
@@ -27,6 +28,8 @@ _NESTED_URL = re.compile("https?:/", re.IGNORECASE)
 _MAX_NESTED_URLS = 8
 """Maximum number of URLs that are read in another one. Without a limit, a long URL would take quadratic time."""
 _NUMBER = re.compile(r"(?:[0-9a-fx]+\.)*[0-9][0-9a-fx]*")
+_WORD = re.compile(r"[^\x00-,/:-@\[-`{-\x7f]+")
+"""What can be a host. Longer words than a host can be are not composed, which would take quadratic time."""
 _UNSEEN = [0xAD, 0x34F, *range(0x180B, 0x1810), 0x200B, *range(0x2060, 0x2065), *range(0xFE00, 0xFE10), 0xFEFF]
 """Soft hyphens, selectors of variants and characters without width. Browsers drop them from hosts (UTS 46)."""
 _SAME_IN_HOSTS = dict.fromkeys(_UNSEEN) | dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
@@ -114,4 +117,9 @@ def _address(number: str) -> str:
 
 def _as_in_hosts(text: str) -> str:
     """The text as browsers read it in a host: with plain dots, composed letters and no invisible characters."""
-    return unicodedata.normalize("NFC", text.translate(_SAME_IN_HOSTS))
+    return _WORD.sub(_composed, text.translate(_SAME_IN_HOSTS))
+
+
+def _composed(word: re.Match[str]) -> str:
+    text = word[0]
+    return text if text.isascii() or len(text) > MAX_HOST_CHARS else unicodedata.normalize("NFC", text)

@@ -151,6 +151,7 @@ def test_a_host_has_parent_domains_and_an_ip_address_has_none(host: str, expecte
         "http://evil%EF%BC%8Eexample/",
         "http://ev\til.\r\nexample/",
         "ht\ntp:evil.example",
+        "https://cdn.example/caf\u00e9?u=evil\uff0eexample",
         "http://ev\u00adil.exa\u200bmple\ufe0f/",
         "http://\uff45vil\u3002example/",
         "feed:http://evil.example/",
