@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,10 @@ URL_COLUMNS = ("url", "final_url")
 """A row belongs to a URL or host if its picture was requested from there or delivered from there, even through a proxy
 or an archive, whose URLs name theirs."""
 _ENCODING = ("utf-8", "surrogatepass")
+_TEXTS = 64
+"""Number of texts that are compared at a time."""
+_Compared: TypeAlias = tuple[ListKind, DigestSet, Sequence[set[str]]]
+"""(kind, listed values, the values of each text)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Matcher:
         if "sha256" in names:
             found += _listed_among(self.ledger.asked["sha256"], "sha256", rows["sha256"].drop_null().to_pylist())
         for name in names & {*URL_COLUMNS, "status_detail"}:
-            for kind, listed, values in self._named(rows[name].drop_null().to_pylist(), name in URL_COLUMNS):
+            for _, kind, listed, values in self._named(rows[name].drop_null().to_pylist(), name in URL_COLUMNS):
                 found += _listed_among(listed, kind, {value for each in values for value in each})
         return DigestSet.of(found)
 
@@ -109,12 +114,19 @@ class Matcher:
 
     def _any_named(self, texts: Sequence[str], are_urls: bool) -> Mask:
         found = np.zeros(len(texts), np.bool_)
-        for kind, listed, values in self._named(texts, are_urls):
-            found |= _any_of(values, partial(_contains, listed, kind))
+        for rows, kind, listed, values in self._named(texts, are_urls):
+            found[rows] |= _any_of(values, partial(_contains, listed, kind))
         return found
 
-    def _named(self, texts: Sequence[str], are_urls: bool) -> Iterator[tuple[ListKind, DigestSet, list[set[str]]]]:
-        """(kind, listed values, values that each text has) for each way of comparing."""
+    def _named(self, texts: Sequence[str], are_urls: bool) -> Iterator[tuple[slice, *_Compared]]:
+        """Like `_named_in`, for a few texts at a time, because each can name many URLs. The slice says for which."""
+        for start in range(0, len(texts), _TEXTS):
+            rows = slice(start, start + _TEXTS)
+            for each in self._named_in(texts[rows], are_urls):
+                yield rows, *each
+
+    def _named_in(self, texts: Sequence[str], are_urls: bool) -> Iterator[_Compared]:
+        """For each way of comparing."""
         asked, named = self.ledger.asked, self.ledger.named
         if len(asked["url"]) > len(named["url"]):
             yield "url", asked["url"], [exact_urls(text, are_urls) for text in texts]

@@ -28,11 +28,12 @@ _NESTED_URL = re.compile("https?:/", re.IGNORECASE)
 _MAX_NESTED_URLS = 8
 """Maximum number of URLs that are read in another one. Without a limit, a long URL would take quadratic time."""
 _NUMBER = re.compile(r"(?:[0-9a-fx]+\.)*[0-9][0-9a-fx]*")
-_WORD = re.compile(r"[^\x00-,/:-@\[-`{-\x7f]+")
-"""What can be a host. Longer words than a host can be are not composed, which would take quadratic time."""
+_LETTERS = re.compile(r"[a-zA-Z]?[^\x00-\x7f]+")
+"""Letters that can be composed. More than a host can have are not, because that would take quadratic time."""
 _UNSEEN = [0xAD, 0x34F, *range(0x180B, 0x1810), 0x200B, *range(0x2060, 0x2065), *range(0xFE00, 0xFE10), 0xFEFF]
 """Soft hyphens, selectors of variants and characters without width. Browsers drop them from hosts (UTS 46)."""
 _SAME_IN_HOSTS = dict.fromkeys(_UNSEEN) | dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
+_OTHER_IN_HOSTS = re.compile(f"[{''.join(map(chr, _SAME_IN_HOSTS))}]")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def named_urls(text: str, are_urls: bool = False) -> Iterator[str]:
 
 def named_hosts(text: str) -> set[str]:
     """The `hosts_in` a message or URL, as it stands and as browsers read it."""
-    return hosts_in(text) if text.isascii() else hosts_in(text) | hosts_in(_as_in_hosts(text))
+    as_read = text if text.isascii() else _as_in_hosts(text)
+    return hosts_in(text) if as_read == text else hosts_in(text) | hosts_in(as_read)
 
 
 def hosts_of_urls(urls: Iterable[str]) -> set[str]:
@@ -117,9 +119,10 @@ def _address(number: str) -> str:
 
 def _as_in_hosts(text: str) -> str:
     """The text as browsers read it in a host: with plain dots, composed letters and no invisible characters."""
-    return _WORD.sub(_composed, text.translate(_SAME_IN_HOSTS))
+    plain = text.translate(_SAME_IN_HOSTS) if _OTHER_IN_HOSTS.search(text) else text
+    return _LETTERS.sub(_composed, plain)
 
 
-def _composed(word: re.Match[str]) -> str:
-    text = word[0]
-    return text if text.isascii() or len(text) > MAX_HOST_CHARS else unicodedata.normalize("NFC", text)
+def _composed(letters: re.Match[str]) -> str:
+    text = letters[0]
+    return text if len(text) > MAX_HOST_CHARS else unicodedata.normalize("NFC", text)

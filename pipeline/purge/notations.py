@@ -32,7 +32,7 @@ _UNENCODED = re.compile(r"(?<!3[aA])//|[\s\"'<>^`{|}&?#=;,]")
 """What no percent-encoded URL contains. In contrast to other slashes, `//` is always encoded, or follows `%3A`."""
 _MARKS = re.compile(r"[\\&%]")
 _ESCAPED = re.compile(rf"[\\%]|{_REFERENCE.pattern}")
-_DROPPED = dict.fromkeys(map(ord, "\t\n\r"))
+_DROPPED = re.compile(r"[\t\n\r]+")
 _SPECIAL = re.compile(r"[\\&<\"'\0\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 """Text without such characters has neither escapes nor parts."""
 _DOCUMENT = re.compile(r"\s*+(?:\{.*\}|\[.*\]|<.*>|\".*\")\s*", re.DOTALL)
@@ -53,12 +53,18 @@ _QUOTED_FIELD = re.compile(r'(?<![^,;\t|\r\n\0])"((?:[^"]|"")*+)"(?![^,;\t|\r\n\
 def readings(text: str) -> Iterator[str]:
     """The words of a text that contain escapes, as each notation reads them."""
     words = {word for word in text.split() if _MARKS.search(word)}
-    seen = set(words)
+    seen, percent_decoded = set(words), set[str]()
     for _ in range(MAX_NESTED):
         for mark, decode in (*_NOTATIONS.items(), ("%", _percent_decoded)):
-            if marked := {word for word in words if mark in word}:
+            marked = {word for word in words if mark in word}
+            if mark == "%":  # these words stay, because their escapes can be those of a URL itself
+                marked -= percent_decoded
+                percent_decoded |= marked
+            else:
+                words -= marked
+            if marked:
                 decoded = set(decode("\n".join(marked)).split())
-                words = decoded | (words if mark == "%" else words - marked)
+                words |= decoded
                 if new := decoded - seen:
                     seen |= new
                     yield "\n".join(new)
@@ -66,7 +72,7 @@ def readings(text: str) -> Iterator[str]:
 
 def without_line_breaks(text: str) -> str:
     """The text without the tabs and line breaks that browsers drop from URLs."""
-    return text.translate(_DROPPED)
+    return _DROPPED.sub("", text)
 
 
 def has_escapes(text: str) -> bool:

@@ -203,6 +203,17 @@ def test_a_listed_url_inside_another_url_is_withdrawn_and_found(tmp_path: Path, 
     assert [bool(list(Needles(listed).in_text(each))) for each in urls] == [True, False, False, False]
 
 
+def test_all_of_many_rows_are_compared(tmp_path: Path) -> None:
+    """Rows are compared a few at a time, because each can name many URLs."""
+    store, listed = Store(str(tmp_path)), (0, 63, 64, 129)
+    write_request(store, {"url": frozenset(f"https://evil.example/{row}" for row in listed)}, "asked for")
+    rows = range(130)
+    table = pa.table({"url": [f"https://p.example/?u=https://evil.example/{row}" for row in rows]})
+    matcher = Matcher(Ledger.load(store))
+    assert np.flatnonzero(matcher.mask(table)).tolist() == list(listed)
+    assert len(matcher.matched(table)) == len(listed)
+
+
 def test_punctuation_at_the_end_of_a_url_is_part_of_it_but_not_of_a_message(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write_request(store, {"url": frozenset(["https://evil.example/a", "https://evil.example/b!"])}, "asked for")
