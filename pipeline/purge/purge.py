@@ -7,6 +7,7 @@ after everything that needs them.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from pairmill.pipeline.common.progress import Steps
 from pairmill.pipeline.common.storage import Store
@@ -87,7 +88,8 @@ def _delete_unneeded(store: Store) -> int:
     deleted = len(delete_all(store, unneeded_files(store, min_age_s=0)))
     for shard, generation in committed(store).items():
         if before.get(shard) != generation:
-            retract_incomplete(store, read_manifest(store, manifest_name(shard, generation)))
+            with suppress(FileNotFoundError):  # the build itself has found out
+                retract_incomplete(store, read_manifest(store, manifest_name(shard, generation)))
     return deleted
 
 

@@ -26,7 +26,7 @@ from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.hooks import NO_HOOKS
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.commit import FilesDeletedError, ShardWriter, publish_manifest
+from pairmill.pipeline.dataset.commit import FilesDeletedError, ShardWriter, publish_manifest, retract_incomplete
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
@@ -414,12 +414,12 @@ def test_no_commit_stores_what_a_list_names(world: World, kind: ListKind, genera
     assert {source.uid(each) for each in gone}.isdisjoint(stored)
 
 
-@pytest.mark.parametrize("is_committed_first", [False, True])
+@pytest.mark.parametrize(("is_committed_first", "is_retracted_first"), [(False, False), (True, False), (True, True)])
 def test_a_shard_whose_files_a_purge_deletes_is_not_committed(
-    world: World, monkeypatch: pytest.MonkeyPatch, is_committed_first: bool
+    world: World, monkeypatch: pytest.MonkeyPatch, is_committed_first: bool, is_retracted_first: bool
 ) -> None:
     """A build commits shard 4 while a purge deletes files that no manifest names: the manifest is created after the
-    purge, or just before the files are deleted."""
+    purge, or just before the files are deleted. In the latter case, the build can notice it before the purge does."""
     store, plan = Store(str(world.out)), load_plan(Store(str(world.out)))
     shard, job = shards_from_table(plan.shards)[4], plan.job.model_copy(update={"output": str(world.out)})
     commit = Commit(job, plan.mapping).open(NO_HOOKS)
@@ -433,8 +433,15 @@ def test_a_shard_whose_files_a_purge_deletes_is_not_committed(
                 published.append(publish_manifest(store, manifest))
             return delete_all(store, iter(found))
 
+        def list_committed(store: Store) -> dict[int, int]:
+            found = committed(store)
+            if published and is_retracted_first:
+                assert retract_incomplete(store, published[0])
+            return found
+
         monkeypatch.undo()
         monkeypatch.setattr("pairmill.pipeline.purge.purge.delete_all", delete)
+        monkeypatch.setattr("pairmill.pipeline.purge.purge.committed", list_committed)
         pairmill.purge(world.out, uids=uids, reason="asked for")
         return published[0] if published else publish_manifest(store, manifest)
 
