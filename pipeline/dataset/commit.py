@@ -42,6 +42,8 @@ from pairmill.schemas.status import Status, Step
 
 NO_COLUMNS = pa.schema([])
 
+_DELETED = "a purge deleted files of this shard while it was being committed; run this again"
+
 log = logging.getLogger(__name__)
 
 
@@ -142,30 +144,50 @@ def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
     manifest names them. Raises FilesDeletedError.
     """
     name = f"manifests/{manifest.name}"
-    if store.create(name, manifest.model_dump_json(indent=1).encode()):
-        if retract_incomplete(store, manifest):
-            raise FilesDeletedError("a purge deleted files of this shard while it was being committed; run this again")
+    if not store.create(name, manifest.model_dump_json(indent=1).encode()):
+        existing = _existing(store, manifest)
+        if existing.attempt != manifest.attempt:  # otherwise, this attempt wrote it, but the reply was lost
+            _delete_unnamed(store, manifest, existing)
+            return existing
+    try:
+        is_incomplete = _is_incomplete(store, manifest)
+    except Exception as error:  # whatever fails, the shard is committed
+        log.warning("shard %s: could not look for its files: %s", shard_name(manifest.shard), error)
         return manifest
-    existing = read_manifest(store, manifest.name)
-    if existing.attempt == manifest.attempt:  # this attempt wrote it, but the reply was lost
-        return existing
+    if is_incomplete:
+        store.delete(name)
+        raise FilesDeletedError(_DELETED)
+    return manifest
+
+
+def _existing(store: Store, manifest: ShardManifest) -> ShardManifest:
+    try:
+        return read_manifest(store, manifest.name)
+    except FileNotFoundError:
+        raise FilesDeletedError(_DELETED) from None
+
+
+def _delete_unnamed(store: Store, manifest: ShardManifest, existing: ShardManifest) -> None:
+    """Delete the data files that only this attempt's manifest names."""
     named = {file.path for file in existing.files.values()}
     for file in manifest.files.values():
         if file.path not in named:
             store.delete(file.path)
     log.info("shard %s was committed by another worker", shard_name(manifest.shard))
-    return existing
 
 
-def retract_incomplete(store: Store, manifest: ShardManifest) -> bool:
-    """Delete a new manifest if data files of its own generation are missing, so that the shard is not committed.
-    Returns whether they are. Files of an earlier generation belong to a commit that is already valid."""
+def retract_incomplete(store: Store, manifest: ShardManifest) -> None:
+    """Delete a new manifest if data files are missing, so that the shard is not committed."""
+    if _is_incomplete(store, manifest):
+        store.delete(f"manifests/{manifest.name}")
+
+
+def _is_incomplete(store: Store, manifest: ShardManifest) -> bool:
+    """Whether data files of the manifest's own generation are missing. Files of an earlier generation belong to a
+    commit that is already valid."""
     stem = manifest.name.removesuffix("json")
     paths = [file.path for file in manifest.files.values() if file.path.rpartition("/")[2].startswith(stem)]
-    is_incomplete = not all(map(store.exists, paths))
-    if is_incomplete:
-        store.delete(f"manifests/{manifest.name}")
-    return is_incomplete
+    return not all(map(store.exists, paths))
 
 
 def _without_withdrawn(table: pa.Table) -> tuple[int, pa.Table]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pairmill.jobs.results import Totals
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset import manifests
-from pairmill.pipeline.dataset.commit import ShardWriter, publish_manifest
+from pairmill.pipeline.dataset.commit import FilesDeletedError, ShardWriter, publish_manifest
 from pairmill.pipeline.dataset.manifests import (
     ManifestError,
     committed,
@@ -206,6 +206,26 @@ def test_a_commit_whose_response_was_lost_is_recognized_as_our_own(tmp_path: Pat
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     assert publish_manifest(Store(str(tmp_path)), manifest) == manifest
     assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)
+
+
+@pytest.mark.parametrize("is_reply_lost", [False, True])
+def test_a_new_commit_is_valid_unless_its_files_are_known_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_reply_lost: bool
+) -> None:
+    """A purge can delete the files just before the manifest names them, and the check for that can fail."""
+    store, manifest = Store(str(tmp_path)), writer(tmp_path).commit(in_flight(["ok"], [True]))
+    if not is_reply_lost:
+        store.delete(f"manifests/{manifest.name}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "exists", MagicMock(side_effect=OSError("no network")))
+        assert publish_manifest(store, manifest) == manifest
+    assert read_manifest(store, manifest.name) == manifest
+    if not is_reply_lost:
+        store.delete(f"manifests/{manifest.name}")
+    store.delete(manifest.files["pairs"].path)
+    with pytest.raises(FilesDeletedError):
+        publish_manifest(store, manifest)
+    assert not committed(store)
 
 
 @settings(
