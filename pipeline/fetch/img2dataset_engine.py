@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
+from urllib.parse import unwrap
 
 import cv2
 import numpy as np
@@ -159,7 +160,8 @@ class _Collector:
                 processed = _processed(image, meta, body, self._measures)
             outcome = FetchOutcome(Status.OK, fetched_at=datetime.now(UTC))  # img2dataset reports nothing else
             self.outcomes[meta["url"]] = outcome.with_digests_of(body, self._md5).with_image(processed)
-        outcome = replace(self.outcomes[meta["url"]], final_url=self._opener.final_urls.get(meta["url"]))
+        asked = unwrap(meta["url"])  # as `Request.full_url` does: without blanks around it, for example
+        outcome = replace(self.outcomes[meta["url"]], final_url=self._opener.final_urls.get(asked))
         self.outcomes[meta["url"]] = outcome
         self.progress.done(good_items=outcome.status is Status.OK, num_bytes=outcome.original_bytes or 0)
 

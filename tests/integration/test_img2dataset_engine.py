@@ -162,6 +162,7 @@ def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb,
             hostile.send("/203.jpg", response(jpeg(2), "203 Non-Authoritative Information")): "ok",
             hostile.send("/206.jpg", response(jpeg(3), "206 Partial Content")): "http_other",
             hostile.send("/redirected", redirect("/203.jpg")): "ok",
+            f" {hostile.send('/redirected-as-well', redirect('/203.jpg'))} ": "ok",
             hostile.send("/redirected-twice", redirect("/redirected")): "bad_redirect",
             "http://no-such-host.invalid/a.jpg": "dns_error",
         }
@@ -177,6 +178,7 @@ def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb,
         final = {row["url"]: row["final_url"] for row in found}
         assert {url: end for url, end in final.items() if end not in (url, None)} == {
             hostile.url("/redirected"): hostile.url("/203.jpg"),
+            f" {hostile.url('/redirected-as-well')} ": hostile.url("/203.jpg"),
             hostile.url("/redirected-twice"): hostile.url("/redirected"),
         }
         answered = {hostile.url("/to-private"), hostile.url("/dripping-body.jpg")}
