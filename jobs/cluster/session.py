@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def _names_a_file(error: Exception) -> bool:
     return isinstance(error, OSError) and error.filename is not None
 
 
-def _own_modules(modules: Path | None) -> dict[str, Any]:
+def _own_modules(modules: Path | None) -> Mapping[str, Any]:
     """What to tell `ray.init` about modules. A submitted job brings its own, and Ray accepts only one working_dir."""
     if _has_working_dir():
         return {}

@@ -15,6 +15,9 @@ from pairmill.jobs.cluster.ray_token import SessionError
 
 REPOSITORY = Path(__file__).parents[2]
 
+Told = tuple[dict[str, Any], str]
+"""What SCRIPT tells as JSON, and its stderr."""
+
 
 SCRIPT = """
 import json, os, signal, sys, threading, time
@@ -68,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> tuple[dict[str, Any], str]:
+def told(folder: Path) -> Told:
     """What a process observes while a session runs in one of its threads, and what it prints on stderr."""
     (folder / "secrets.py").write_text("raise SystemExit('the wrong file was imported')")
     done = subprocess.run(
@@ -83,28 +86,28 @@ def told(folder: Path) -> tuple[dict[str, Any], str]:
     return json.loads(done.stdout), done.stderr  # fails if anything else was printed on stdout
 
 
-def test_a_local_instance_runs_no_process_that_only_clusters_use(told: tuple[dict[str, Any], str]) -> None:
+def test_a_local_instance_runs_no_process_that_only_clusters_use(told: Told) -> None:
     commands = "\n".join(told[0]["commands"])
     assert "raylet" in commands
     assert not re.search(r"dashboard\.py|monitor\.py", commands)
 
 
 def test_a_session_changes_neither_the_folder_nor_the_files_nor_the_signals_of_its_process(
-    told: tuple[dict[str, Any], str],
+    told: Told,
 ) -> None:
     assert told[0]["states"] > 100
     assert (told[0]["changes"], told[0]["handler"]) == ([], True)
 
 
-def test_workers_do_not_import_from_the_current_directory(folder: Path, told: tuple[dict[str, Any], str]) -> None:
+def test_workers_do_not_import_from_the_current_directory(folder: Path, told: Told) -> None:
     assert not {"", str(folder)} & set(told[0]["path"])
 
 
-def test_a_fork_of_a_process_that_used_ray_is_refused(told: tuple[dict[str, Any], str]) -> None:
+def test_a_fork_of_a_process_that_used_ray_is_refused(told: Told) -> None:
     assert re.fullmatch(r"JobError: this process was forked from [^\n]+ 'forkserver' instead", told[0]["fork"])
 
 
-def test_only_lost_tasks_are_reported_and_on_stderr(told: tuple[dict[str, Any], str]) -> None:
+def test_only_lost_tasks_are_reported_and_on_stderr(told: Told) -> None:
     (line,) = told[1].splitlines()
     assert "A worker died or was killed" in line
 

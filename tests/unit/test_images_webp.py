@@ -1,6 +1,7 @@
 """OpenCV decodes WebPs without frames and alpha as Pillow does, and refuses what Pillow refuses."""
 
 import contextlib
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -30,7 +31,7 @@ def by_pillow(body: bytes) -> Any:
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}, {"quality": 80, **METADATA}], ids=" ".join)
-def test_a_still_picture_has_the_pixels_and_metadata_that_pillow_reads(options: dict[str, Any]) -> None:
+def test_a_still_picture_has_the_pixels_and_metadata_that_pillow_reads(options: Mapping[str, Any]) -> None:
     body = saved(PHOTO, "WEBP", **options)
     header, opened = open_image(body, 10**6)
     assert isinstance(opened, StillWebp)

@@ -256,7 +256,7 @@ def test_no_row_is_lost_because_others_repeat_a_long_value(kind: str, is_text: b
     ),
 )
 def test_no_row_is_lost_in_a_shard_of_rows_of_any_sizes(
-    rows: list[int | None], scale: int, kind: str, options: dict[str, Any]
+    rows: list[int | None], scale: int, kind: str, options: Mapping[str, Any]
 ) -> None:
     values = [None if row is None else b"\xff" * (row * scale + 1) for row in rows]
     urls = [f"http://a/{row}" for row in range(len(rows))]
