@@ -144,7 +144,9 @@ def test_the_index_of_a_corpus_is_blanked_and_used_again(plain_loop: None, tmp_p
     assert grep(out, [uid.encode(), captions(3)[0].encode(), b"sample3"]) == []
 
 
-def test_a_dataset_on_s3_is_purged(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_on_s3_is_purged(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_loop: None
+) -> None:
     """By URLs, then by a list of PDQ hashes that is on S3 too. Row 30 has the same picture as row 2."""
     source = write_world(tmp_path)
     store, out = Store(f"{bucket}/purge"), f"{bucket}/purge"
