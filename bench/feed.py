@@ -30,6 +30,7 @@ from bench.embed import write_tars
 from pairmill.jobs.build import build
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
+from pairmill.pipeline.columns.added_model import AddedModel
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.feed.config import FeedConfig
@@ -101,7 +102,8 @@ def make(folder: Path, rows: int) -> None:
 def add_vectors(dataset: Path) -> None:
     """Add two vectors per row, as the columns of an added model."""
     (dataset / "columns/clip/manifests").mkdir(parents=True)
-    (dataset / "columns/clip/model.json").write_text("{}")
+    card = AddedModel(name="ViT-B-32", pretrained="openai", alias="clip", fingerprint="f" * 32)
+    (dataset / "columns/clip/model.json").write_text(card.model_dump_json())
     rng = np.random.default_rng(1)
     for record_path in sorted((dataset / "manifests").iterdir()):
         manifest = ShardManifest.model_validate_json(record_path.read_bytes())
