@@ -133,7 +133,8 @@ def record(name: str, folder: Path, svg: Path) -> None:
         scope = ["--native", "--rate", str(RATE)]
     command = [str(PY_SPY), "record", *scope, "--output", str(svg), "--", *work]
     subprocess.run(command, check=True)
-    svg.write_text(_COMMAND_LINE.sub(_process_name, svg.read_text()).replace(str(folder), "PICTURES"))
+    drawn = _COMMAND_LINE.sub(_process_name, svg.read_text())
+    svg.write_text(drawn.replace(str(folder), "PICTURES").replace(str(svg), svg.name))
 
 
 if __name__ == "__main__":
