@@ -14,6 +14,8 @@ from pairmill.pipeline.image.strip import strip_metadata, webp_chunks, webp_size
 
 _METADATA = {b"ICCP": ("icc_profile", 0x20), b"EXIF": ("exif", 0x08), b"XMP ": ("xmp", 0x04)}
 """Chunks with metadata: Pillow's names for them, and the flag without which libwebp ignores them."""
+_VP8X_BYTES = 18
+"""Type and length of the chunk, flags, and the size of the canvas."""
 _ALPHA_FLAG = 0x10
 """In the flags of VP8X, and in the byte of a VP8L header that follows width and height."""
 
@@ -46,6 +48,8 @@ def read_still_webp(body: bytes) -> StillWebp | None:
     info: dict[str | tuple[int, int], bytes] = {}
     pictures = flags = 0
     for number, (kind, chunk) in enumerate(webp_chunks(body)):
+        if kind == b"VP8X" and len(chunk) < _VP8X_BYTES:
+            return None
         if number == 0 and kind == b"VP8X":
             flags = chunk[8]
         pictures += kind in (b"VP8 ", b"VP8L")

@@ -54,6 +54,17 @@ def test_metadata_counts_only_if_the_header_announces_it(flags: int) -> None:
         assert header.orientation == expected.getexif().get(274, 1)
 
 
+@pytest.mark.parametrize("num_bytes", [0, 1, 8, 9])
+def test_a_header_that_is_too_short_is_left_to_pillow(num_bytes: int) -> None:
+    header = b"VP8X" + num_bytes.to_bytes(4, "little") + bytes(num_bytes + num_bytes % 2)
+    chunks = header + saved(PHOTO, "WEBP", quality=80)[12:]
+    body = b"RIFF" + (4 + len(chunks)).to_bytes(4, "little") + b"WEBP" + chunks
+    assert read_still_webp(body) is None
+    assert by_pillow(body) is None
+    with pytest.raises(ImageError):
+        open_image(body, 10**6)
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 def test_frames_and_alpha_are_left_to_pillow(lossless: bool) -> None:
     translucent = PHOTO.convert("RGBA")
