@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from pairmill.pipeline.image.decode import ImageError, decode_pixels, open_image
+from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.image.salvage import without_metadata
 from pairmill.pipeline.image.webp import StillWebp, read_still_webp
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.status import Status
 from tests.picture_grid import photo, saved
 
 PHOTO = photo()
@@ -88,3 +91,13 @@ def test_a_damaged_picture_is_refused_if_pillow_refuses_it(at: float, flip: int,
         assert expected is None
     else:
         assert np.array_equal(found, expected)
+
+
+@given(
+    kind=st.sampled_from([b"VP8X", b"VP8 ", b"VP8L", b"ICCP", b"EXIF", b"ANIM", b"ANMF", b"ALPH", b"junk"]),
+    data=st.binary(max_size=12),
+)
+def test_whatever_chunk_precedes_the_pixels_the_picture_gets_a_status(kind: bytes, data: bytes) -> None:
+    chunks = kind + len(data).to_bytes(4, "little") + data + bytes(len(data) % 2) + saved(PHOTO, "WEBP")[12:]
+    body = b"RIFF" + (4 + len(chunks)).to_bytes(4, "little") + b"WEBP" + chunks
+    assert ImageProcessor(ImagesConfig()).process(body).status in Status
