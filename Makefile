@@ -51,11 +51,11 @@ test-unit-all: test-unit
 		$$venv/bin/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=few tests/unit; \
 	done
 
-# Uses three processes even on two cores, because integration tests spend much of their time waiting.
+# Uses four processes even on two cores, because integration tests spend much of their time waiting.
 test-integration: $(READY)
 	.ci/browser
 	$(BIN)/python -m pytest -q -m forks tests/integration
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not forks' tests/integration
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not forks' tests/integration
 
 # The types take longer than all other checks together, on one core. `make -j check` uses another one for those.
 check: types lint docs
