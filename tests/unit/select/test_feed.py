@@ -1,7 +1,6 @@
 """Tests that every pair is served once per epoch, across all ranks and workers, no matter where a run was stopped."""
 
 import json
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.dataset_rows import DatasetRows
@@ -109,17 +106,6 @@ def test_even_shares_have_equal_lengths_and_no_repeated_rows(small: Path, consum
     assert len({row for part in parts for row in part}) == sum(map(len, parts))
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])
-def test_the_torch_loader_divides_the_rows_among_its_workers(small: Path, ranks: int, workers: int) -> None:
-    seen = []
-    for rank in range(ranks):
-        loader = DataLoader(feed(small, rank=rank, world_size=ranks), batch_size=8, num_workers=workers)
-        for batch in loader:
-            assert batch["similarity"].dtype == torch.float64 or batch["similarity"].dtype == torch.float32
-            seen += batch["row_id"]
-    assert sorted(seen) == sorted(row_ids(small, "some"))
-
-
 def test_each_epoch_and_seed_has_its_own_order(small: Path) -> None:
     def order(seed: int, epoch: int) -> tuple[str, ...]:
         dataset = feed(small, seed=seed)
@@ -158,38 +144,6 @@ def test_a_checkpoint_of_a_different_run_is_refused(small: Path) -> None:
         feed(small, rank=1, world_size=2).load_state_dict(state)
 
 
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
-@pytest.mark.parametrize(("taken", "persistent"), [(0, True), (1, True), (7, False), (22, False)])
-def test_the_torchdata_loader_resumes_within_an_epoch_with_workers(small: Path, taken: int, persistent: bool) -> None:
-    """Like a dataset without workers, it then repeats the epoch until `set_epoch` is called."""
-
-    def loader() -> tuple[PairDataset, StatefulDataLoader[Any]]:
-        pairs = feed(small, batch_size=5)
-        return pairs, StatefulDataLoader(pairs, batch_size=None, num_workers=2, persistent_workers=persistent)
-
-    pairs, first = loader()
-    if persistent:
-        assert len(list(first)) == len(pairs)
-    pairs.set_epoch(1)
-    batches = iter(first)
-    seen = [row for _ in range(taken) for row in next(batches)["row_id"]]
-    state = first.state_dict()
-    del batches
-    pairs, second = loader()
-    second.load_state_dict(state)
-    seen += [row for batch in second for row in batch["row_id"]]
-    assert pairs.epoch == 1
-    assert seen == [row for batch in second for row in batch["row_id"]]
-    assert sorted(seen) == sorted(rows_of(feed(small)))
-
-
-def test_reading_a_batch_before_the_loader_starts_takes_nothing_from_its_workers(small: Path) -> None:
-    pairs = feed(small, batch_size=5)
-    next(iter(pairs))
-    loader = DataLoader(pairs, batch_size=None, num_workers=2)
-    assert sorted(row for batch in loader for row in batch["row_id"]) == sorted(rows_of(feed(small)))
-
-
 def test_a_subset_keeps_its_added_models_and_checkpoints_when_the_dataset_grows(tmp_path: Path) -> None:
     own = tmp_path / "own"
     write_dataset(own, 200, shard_rows=40)
@@ -225,17 +179,6 @@ def test_a_checkpoint_without_a_subset_is_refused_after_the_dataset_grows(tmp_pa
     write_dataset(tmp_path / "own", 340, shard_rows=40)
     with pytest.raises(FeedError, match="subset was"):
         feed(tmp_path / "own", None).load_state_dict(state)
-
-
-def test_a_checkpoint_loaded_outside_the_workers_is_refused(small: Path) -> None:
-    pairs = feed(small, batch_size=5)
-    samples = iter(pairs)
-    next(samples)
-    resumed = feed(small, batch_size=5)
-    resumed.load_state_dict(pairs.state_dict())
-    with pytest.raises(FeedError, match="StatefulDataLoader") as refused:
-        list(DataLoader(resumed, batch_size=None, num_workers=2))
-    traceback.clear_frames(refused.tb)  # its frames hold a loader that would take ten seconds to free
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None])
