@@ -1,12 +1,11 @@
 """`pairmill build --explain`: shows the pools, memory, objects and rate of a job without starting anything."""
 
+import math
 import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-
-import pyarrow.compute as pc
 
 from pairmill.jobs.check import check, difference, open_output
 from pairmill.jobs.cluster.pools import (
@@ -23,7 +22,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.source.describe import describe_plan
-from pairmill.pipeline.source.plan import make_plan
+from pairmill.pipeline.source.plan import make_plan, unplanned
 from pairmill.pipeline.source.planned import Plan, load
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
 from pairmill.pipeline.stages.stage import StageName
@@ -54,6 +53,11 @@ class Explanation:
     rows_per_s: float | None
     """Measured from the finished shards. None if there are none."""
     rows_left: int
+    """Rows of unfinished shards, and those of planned files that are in no shard yet because of an earlier limit."""
+    unplanned_rows: int = 0
+    """How many of `rows_left` are in no shard yet."""
+    unplanned_files: int = 0
+    """Files that the next run looks for rows in; `rows_left` does not include these."""
 
     def as_dict(self) -> dict[str, object]:
         """The explanation as plain JSON values."""
@@ -62,8 +66,15 @@ class Explanation:
     def lines(self) -> Iterator[str]:
         """The explanation as text, line by line."""
         yield self.plan
+        if self.unplanned_rows:
+            rows = counted(self.unplanned_rows, "row")
+            yield f"the next run adds {rows} of these files, which an earlier limit left out"
+        if self.unplanned_files:
+            files = counted(self.unplanned_files, "file")
+            yield f"the next run adds the rows of {files} that are not in the plan; these are not counted here"
         if not self.rows_left:
-            yield "everything is done: there is nothing to run"
+            if not self.unplanned_files:
+                yield "everything is done: there is nothing to run"
             return
         for name, pool in self.pools.items():
             growing = f", up to {pool.max_actors:,}" if pool.max_actors > pool.actors else ""
@@ -83,15 +94,19 @@ def explain(job: BuildJob) -> Explanation:
     """What `build` would do. Joins the job's cluster to see its machines, but writes nothing. Raises JobError."""
     store = open_output(job)
     job, fingerprint = check(job, dry_run=True)
-    plan = load(store) or _planned_aside(job, fingerprint)
+    existing = load(store)
+    plan = existing or _planned_aside(job, fingerprint)
     if plan.record.fingerprint != fingerprint:
         raise JobError(difference(store, plan.job, job))
     pipeline = build_pipeline(job, plan.mapping, fingerprint)
     done = committed(store)
     left = plan.shards.filter([shard not in done for shard in plan.shards["shard"].to_pylist()])
+    unplanned_rows, unplanned_files = unplanned(plan, job, store) if existing else (0, 0)
+    rows_left = sum(left["num_rows"].to_pylist()) + unplanned_rows
+    shards_left = left.num_rows + math.ceil(unplanned_rows / job.shard_rows)
     nodes = _nodes(job)
     try:
-        pools = plan_pools(pipeline, max(left.num_rows, 1), pc.sum(left["num_rows"]).as_py() or 0, nodes)
+        pools = plan_pools(pipeline, max(shards_left, 1), rows_left, nodes)
     except PoolError as error:
         raise JobError(str(error)) from None
     newest = sorted(done.items())[-_SAMPLE:]
@@ -102,7 +117,9 @@ def explain(job: BuildJob) -> Explanation:
         memory_bytes=_memory_bytes(pipeline, pools),
         machines=len(nodes),
         rows_per_s=rows_per_s(pools, manifests),
-        rows_left=sum(left["num_rows"].to_pylist()),
+        rows_left=rows_left,
+        unplanned_rows=unplanned_rows,
+        unplanned_files=unplanned_files,
     )
 
 

@@ -73,9 +73,7 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
     unusable input, PlanError for a planned file that was changed or removed, and OtherJobError if another job made the
     plan.
     """
-    job = record.job
-    corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
-    found = corpus.inputs(store.root) if corpus else list_inputs(job.source.paths, store.root, store.files)
+    corpus, found = _list(record.job, store)
     planner = _Planner(record, store, found, corpus)
     for _ in range(_TRIES):
         plan = load(store)
@@ -87,6 +85,24 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
         if addition is not None:  # if the name is taken, another driver was faster: read its plan
             store.create(f"plan/{plan.num_files if plan else 0}.parquet", addition)
     raise PlanError(f"{store.root}/plan: other drivers keep extending this plan; run one at a time")
+
+
+def unplanned(plan: Plan, job: BuildJob, store: Store) -> tuple[int, int]:
+    """What `make_plan` would add to this plan: (rows of planned files that an earlier limit left out, other files that
+    it would look for rows in). Raises SourceError for unusable input."""
+    limit = math.inf if job.source.limit_rows is None else job.source.limit_rows
+    rows = int(max(min(plan.rows_in_inputs, limit) - plan.num_rows, 0))
+    if plan.num_rows + rows >= limit:
+        return rows, 0
+    _, found = _list(job, store)
+    return rows, len({*found.files} - {file.source for file in plan.inputs})
+
+
+def _list(job: BuildJob, store: Store) -> tuple[Corpus | None, Inputs]:
+    if job.source.is_corpus:
+        corpus = Corpus(job.source, store.files)
+        return corpus, corpus.inputs(store.root)
+    return None, list_inputs(job.source.paths, store.root, store.files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Tests `--explain`: it writes nothing and shows the pools of the actual run."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pairmill.jobs.check import check
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.pools import Node, Pool, PoolError, plan_pools, shards_in_flight
-from pairmill.jobs.explain import rows_per_s
+from pairmill.jobs.explain import explain, rows_per_s
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.job.run import DOWNLOAD_CPUS
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.record import JobRecord
 
 BUILD: list[StageName] = ["read", "download", "encode", "commit"]
 
@@ -161,3 +166,21 @@ def test_explain_shows_pools_memory_and_output_files_and_writes_nothing(tmp_path
     assert "memory: about" in done.output
     assert "rate: no shard is done yet" in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_explain_counts_the_rows_that_an_earlier_limit_left_out_and_the_files_added_since(tmp_path: Path) -> None:
+    def job(limit: int | None) -> BuildJob:
+        source = {"paths": [str(tmp_path / "in")], "limit_rows": limit}
+        values = {"source": source, "output": str(tmp_path / "out"), "shard_rows": 10, "run": {"device": "cpu"}}
+        return BuildJob.model_validate(values)
+
+    urls = [f"https://pictures.example/{number}.jpg" for number in range(100)]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"url": urls}), tmp_path / "in" / "0.parquet")
+    planned, fingerprint = check(job(25), dry_run=True)
+    make_plan(JobRecord(planned, fingerprint), Store(str(tmp_path / "out")))
+    shutil.copy(tmp_path / "in" / "0.parquet", tmp_path / "in" / "1.parquet")
+    for limit, *expected in ((None, 100, 75, 1), (40, 40, 15, 0), (10, 25, 0, 0)):
+        found = explain(job(limit))
+        assert [found.rows_left, found.unplanned_rows, found.unplanned_files] == expected
+    assert "\n".join(explain(job(None)).lines()).count("the next run adds") == 2
