@@ -279,15 +279,6 @@ def tiff_cases() -> Iterator[Case]:
 
 def odd_tiff_cases() -> Iterator[Case]:
     """Layouts for which Pillow's own reader, used for uncompressed files, differs from libtiff."""
-    for order, bits, deflate in itertools.product("<>", (8, 16), (False, True)):
-        rest = f"{'MM' if order == '>' else 'II'} {bits} bits{' deflate' if deflate else ''}"
-        for channels in (3, 4):
-            data = values(bits, channels)
-            body = tiff(
-                data, bits=bits, photometric=2, order=order, deflate=deflate, is_planar=True,
-                tags={338: [2]} if channels == 4 else {},
-            )  # fmt: skip
-            yield Case(f"tiff planar {channels} channels {rest}", body, right=over_white(data / ((1 << bits) - 1)))
     for deflate, extra in itertools.product((False, True), (0, 1, 2)):
         data = values(8, 2)
         gray, alpha = data[..., :1] / 255, data[..., 1:] / 255 if extra else np.ones((HEIGHT, WIDTH, 1))
@@ -300,6 +291,46 @@ def odd_tiff_cases() -> Iterator[Case]:
     yield Case("tiff palette of 8 bits", body, right=colors[values(8, 1)[..., 0]])
     for across, down in itertools.product((1, 2, 4), (1, 2)):
         yield Case(f"tiff ycbcr {across} x {down}", ycbcr_tiff(across, down))
+
+
+PLANES: list[tuple[int, tuple[int, ...], int, list[int], int, int]] = [
+    # tag 262, bits, colors, tag 338 (zero: neither color nor alpha), tag 339, tag 266
+    *((photometric, (1, 2, 4, 8, 12, 16, 32), 1, [], 1, 1) for photometric in (0, 1)),
+    *((photometric, (8, 16), 1, [0], 1, 1) for photometric in (0, 1)),
+    (1, (8, 16, 32), 1, [], 2, 1),
+    (1, (16,), 1, [0], 2, 1),
+    *((photometric, (32,), 1, [], 3, 1) for photometric in (0, 1)),
+    *((2, (8, 16), 3, extra, 1, 1) for extra in ([], [0], [1], [2])),
+    *((2, (8,), 3, extra, 1, 1) for extra in ([0, 0], [1, 0], [2, 0])),
+    (2, (8,), 3, [], 1, 2),
+    (3, (1, 2, 4, 8), 1, [], 1, 1),
+    (3, (8,), 1, [0], 1, 1),
+    (5, (8, 16), 4, [], 1, 1),
+    (5, (8,), 4, [0], 1, 1),
+]
+
+
+def planar_tiffs() -> Iterator[tuple[str, bytes, bytes]]:
+    """(description, a TIFF with each channel in strips of its own, the same picture with interleaved channels and
+    without those that are neither color nor alpha)."""
+    for order, deflate, (photometric, depths, colors, extra, sample_format, fill) in itertools.product(
+        "<>", (False, True), PLANES
+    ):
+        alpha = [kind for kind in extra if kind]
+        for bits in depths:
+            tags: dict[int, Any] = {266: [1 if deflate else fill]}  # zlib's bits are not reversed
+            if photometric == 3:
+                tags[320] = [257 * color for channel in range(3) for color in palette_colors(1 << bits)[channel::3]]
+            common: dict[str, Any] = {"bits": bits, "photometric": photometric, "sample_format": sample_format}
+            common |= {"order": order, "deflate": deflate}
+            data = values(bits, colors + len(extra))
+            planar = tiff(data, tags=tags | extra_samples(extra), rows_per_strip=5, is_planar=True, **common)
+            twin = tiff(data[..., : colors + len(alpha)], tags=tags | extra_samples(alpha), **common)
+            yield f"{common} {colors=} {extra=} {fill=}", planar, twin
+
+
+def extra_samples(kinds: list[int]) -> dict[int, Any]:
+    return {338: kinds} if kinds else {}
 
 
 def over_white(samples: Values) -> Values:

@@ -52,6 +52,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
         if compression is not None and compression not in TiffImagePlugin.COMPRESSION_INFO:
             raise UnsupportedMode(f"TIFF compression {compression}")
         _leave_to_libtiff(self.tag_v2)
+        _settle_planes(self.tag_v2)
         _widen_palette(self.tag_v2)
         self.samples = _normalize(self.tag_v2)
         self.num_parts, self.buffer_bytes = _parts(self.tag_v2)
@@ -59,6 +60,8 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
             super()._setup()
         except SyntaxError as error:
             raise UnsupportedMode(str(error)) from error
+        if _is_planar(self.tag_v2) and len(self.getbands()) == 2:
+            raise UnsupportedMode(f"pixel mode {self.mode} in planes")  # Pillow loses the alpha
 
     def load_end(self) -> None:
         """Do nothing: Pillow would rotate the picture here."""
@@ -127,14 +130,35 @@ def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, bytes]
         metadata["icc_profile"] = data
 
 
+def _is_planar(tags: Any) -> bool:
+    """Whether each of several channels has strips of its own."""
+    return _first(tags, _PLANAR) == 2 and (_first(tags, _SAMPLES_PER_PIXEL) or 1) > 1
+
+
 def _leave_to_libtiff(tags: Any) -> None:
-    """Have libtiff unpack what Pillow gets wrong in uncompressed files: planes of 16 bits, which it mistakes for planes
-    of 8 (Pillow#4621), and YCbCr with subsampled chroma. Pillow leaves files that claim to be compressed to libtiff,
-    which reads the tag in the file."""
-    is_planar = _first(tags, _PLANAR) == 2 and (_first(tags, _SAMPLES_PER_PIXEL) or 1) > 1
-    is_misread = (is_planar and (_first(tags, _BITS) or 1) > 8) or _first(tags, _PHOTOMETRIC) == _YCBCR
+    """Have libtiff unpack what Pillow gets wrong in uncompressed files: planes, for which it takes single letters of a
+    mode's name as modes (Pillow#4621), and YCbCr with subsampled chroma. Pillow leaves files that claim to be
+    compressed to libtiff, which reads the tag in the file."""
+    is_misread = _is_planar(tags) or _first(tags, _PHOTOMETRIC) == _YCBCR
     if is_misread and _first(tags, _COMPRESSION) in (None, _UNCOMPRESSED):
         tags[_COMPRESSION] = _LZW
+
+
+def _settle_planes(tags: Any) -> None:
+    """Ignore the tag if there is only one channel, and drop the last planes while they are neither color nor alpha.
+    Pillow drops them only if there is no alpha, and `_normalize` has to know which pictures are grayscale."""
+    if not _is_planar(tags):
+        tags[_PLANAR] = 1
+        return
+    extra = list(tags.get(_EXTRA_SAMPLES) or ())
+    if not extra or extra[-1] != 0:
+        return
+    num_planes = _first(tags, _SAMPLES_PER_PIXEL) or 1
+    while extra and extra[-1] == 0 and num_planes > 1:
+        extra.pop()
+        num_planes -= 1
+    tags[_SAMPLES_PER_PIXEL], tags[_BITS] = num_planes, tags.get(_BITS, (1,))[:num_planes]
+    tags[_EXTRA_SAMPLES] = tuple(extra)
 
 
 def _widen_palette(tags: Any) -> None:

@@ -47,6 +47,18 @@ UNSUPPORTED = {
         f"TIFF, compression {number}": tiff(values(8, 3), bits=8, photometric=2, tags={259: [number]})
         for number in (34712, 34887, 50002)  # JPEG 2000, LERC, JPEG XL
     },
+    **{
+        f"TIFF, channel and alpha in planes, {photometric}, {kind}, {deflate}": tiff(
+            values(8, 2),
+            bits=8,
+            photometric=photometric,
+            is_planar=True,
+            deflate=deflate,
+            tags={338: [kind], 320: [257 * index for index in range(256)] * 3},
+        )
+        for photometric, kind in ((1, 1), (1, 2), (3, 2))
+        for deflate in (False, True)
+    },
     "TIFF, RGB with 32 bits": tiff(values(32, 3), bits=32, photometric=2),
 }
 
