@@ -390,6 +390,7 @@ def other_cases() -> Iterator[Case]:
     yield Case("gif transparent", saved(photo("P"), "GIF", transparency=3))
     for background, options in itertools.product((0, 7), ({}, {"transparency": 3})):
         yield offset_gif(background, options)
+    yield from map(offset_webp, ("RGB", "RGBA"))
 
 
 def offset_gif(background: int, options: dict[str, object]) -> Case:
@@ -406,6 +407,19 @@ def offset_gif(background: int, options: dict[str, object]) -> Case:
     key = options.get("transparency", -1)
     right[4:-6, 15:-5] = np.where(np.asarray(gray) == key, 255, inside)
     return Case(f"gif with a small frame on {background} {options or 'opaque'}", bytes(body), right=right)
+
+
+def offset_webp(mode: str) -> Case:
+    """An animated WebP whose first frame covers only part of the canvas, which is transparent around it in browsers."""
+    image = photo("L").convert(mode)
+    body = bytearray(saved(image, "WEBP", lossless=True, save_all=True, append_images=[image.rotate(180)]))
+    body[20] = 0x12 if mode == "RGBA" else 0x02
+    body[24:30] = (image.width + 19).to_bytes(3, "little") + (image.height + 9).to_bytes(3, "little")
+    frame = body.index(b"ANMF") + 8
+    body[frame : frame + 6] = (14 // 2).to_bytes(3, "little") + (4 // 2).to_bytes(3, "little")
+    right = np.full((image.height + 10, image.width + 20), 255, np.uint8)
+    right[4:-6, 14:-6] = np.asarray(image.convert("L"))
+    return Case(f"webp with a small frame of {mode}", bytes(body), right=right)
 
 
 def profile_name(data: bytes) -> str:

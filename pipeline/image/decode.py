@@ -34,7 +34,7 @@ from pairmill.pipeline.image.salvage import without_metadata
 from pairmill.pipeline.image.strip import webp_size
 from pairmill.pipeline.image.tiff import TiffFile, read_tiff
 from pairmill.pipeline.image.unsupported import unsupported_kind
-from pairmill.pipeline.image.webp import StillWebp, read_still_webp
+from pairmill.pipeline.image.webp import StillWebp, first_frame, read_still_webp
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
@@ -282,8 +282,11 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
         opened.load()
         pixels = to_rgb(opened, header.samples, _profile(header, opened))
         opened.close()
-        if isinstance(opened, GifImagePlugin.GifImageFile) and opened.dispose_extent:
-            _clear_around(pixels, opened.dispose_extent)
+        frame = first_frame(body) if header.format == "WEBP" else None
+        if isinstance(opened, GifImagePlugin.GifImageFile):
+            frame = opened.dispose_extent
+        if frame is not None:
+            _clear_around(pixels, frame)
         if header.key is not None:
             over_white_by_key(pixels, _low_bytes(body), header.key)
         return pixels
@@ -300,8 +303,10 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
 
 
 def _clear_around(pixels: Pixels, frame: tuple[int, int, int, int]) -> None:
-    """Whiten, in place, the area outside a GIF's frame (left, top, right, bottom). GIF89a specifies the background
-    color there, but browsers show the page. Pillow does the same only if the frame is transparent (Pillow#5548)."""
+    """Whiten, in place, the area outside the first frame (left, top, right, bottom) of a GIF or an animated WebP.
+
+    GIF89a specifies a background color there, and RFC 9649 allows one, but browsers show the page. Pillow does the same
+    only if a GIF's frame is transparent (Pillow#5548), or a WebP announces alpha."""
     left, top, right, bottom = frame
     pixels[:top] = pixels[bottom:] = 255
     pixels[:, :left] = pixels[:, right:] = 255

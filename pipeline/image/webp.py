@@ -16,6 +16,10 @@ _METADATA = {b"ICCP": ("icc_profile", 0x20), b"EXIF": ("exif", 0x08), b"XMP ": (
 """Chunks with metadata: Pillow's names for them, and the flag without which libwebp ignores them."""
 _VP8X_BYTES = 18
 """Type and length of the chunk, flags, and the size of the canvas."""
+_ANIMATION_FLAG = 0x02
+"""In the flags of VP8X."""
+_FRAME_HEADER_BYTES = 24
+"""Type and length of the chunk, position and size of the frame, duration, and flags."""
 _ALPHA_FLAG = 0x10
 """In the flags of VP8X, and in the byte of a VP8L header that follows width and height."""
 
@@ -59,6 +63,19 @@ def read_still_webp(body: bytes) -> StillWebp | None:
         if flags & flag:
             info.setdefault(name, chunk[8 : 8 + int.from_bytes(chunk[4:8], "little")])
     return StillWebp(pixels, size, info)
+
+
+def first_frame(body: bytes) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) of an animation's first frame; None if the file is no animation."""
+    chunks = webp_chunks(body)
+    kind, header = next(chunks, (b"", b""))
+    if kind != b"VP8X" or not int.from_bytes(header[8:9]) & _ANIMATION_FLAG:
+        return None
+    for kind, chunk in chunks:
+        if kind == b"ANMF" and len(chunk) >= _FRAME_HEADER_BYTES:
+            x, y, width, height = (int.from_bytes(chunk[at : at + 3], "little") for at in (8, 11, 14, 17))
+            return 2 * x, 2 * y, 2 * x + width + 1, 2 * y + height + 1
+    return None
 
 
 def _is_of_more(kind: bytes, chunk: bytes) -> bool:

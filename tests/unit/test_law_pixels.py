@@ -57,6 +57,10 @@ DISAGREEMENTS = {
         ("specification",),
         "Browsers show the page around the frame. Pillow and OpenCV show a color of the palette, and libvips black.",
     ),
+    r"webp with a small frame of RGB$": (
+        ("specification", "libvips"),
+        "Browsers show the page around the frame. Pillow and OpenCV drop the alpha, which leaves black.",
+    ),
     r"avif L icc_profile GRAY": (("pillow",), "OpenCV applies no profiles, and libvips no profiles of gray AVIFs."),
 }
 """Cases in which fewer than two decoders agree with the stored pixels."""
