@@ -55,6 +55,11 @@ ANSWERS: dict[str, Answer] = {
     "equal lengths in two fields": Answer(_length(PICTURE, b"content-length: " + _SIZE + b"\r\n")),
     "equal lengths in one field": Answer(_OK + b"Content-Length: %s, %s\r\n\r\n" % (_SIZE, _SIZE) + PICTURE),
     "equal lengths, one padded": Answer(_OK + b"Content-Length: 00%s,%s\r\n\r\n" % (_SIZE, _SIZE) + PICTURE),
+    "length and an empty element": Answer(_OK + b"Content-Length: " + _SIZE + b",\r\n\r\n" + PICTURE),
+    "length after an empty element": Answer(
+        _OK + b"Content-Length: ," + _SIZE + b"\r\n\r\n" + PICTURE, Status.OK, "RFC 9110 section 5.6.1.2"
+    ),
+    "only empty elements as length": Answer(_OK + b"Content-Length: ,\r\n\r\n" + PICTURE, _PROTOCOL),
     "length with a sign": Answer(_OK + b"Content-Length: +" + _SIZE + b"\r\n\r\n" + PICTURE),
     "length with a unit": Answer(_OK + b"Content-Length: " + _SIZE + b" bytes\r\n\r\n" + PICTURE),
     "length beyond 64 bits": Answer(_OK + b"Content-Length: 99999999999999999999\r\n\r\n" + PICTURE),
@@ -104,6 +109,10 @@ ANSWERS: dict[str, Answer] = {
     "a carriage return in a value": Answer(_length(PICTURE, b"X: a\rb\r\n")),
     "300 fields": Answer(_length(PICTURE, b"X: y\r\n" * 300)),
     "a long field": Answer(_length(PICTURE, b"X: " + b"y" * 20_000 + b"\r\n")),
+    "a field of 70 KB": Answer(_length(PICTURE, b"X: " + b"y" * 70_000 + b"\r\n")),
+    "a field of 150 KB": Answer(_length(PICTURE, b"X: " + b"y" * 150_000 + b"\r\n"), Status.OK, "Chrome accepts it"),
+    "fields of 300 KB": Answer(_length(PICTURE, (b"X: " + b"y" * 60_000 + b"\r\n") * 5)),
+    "fields of 315 KB": Answer(_length(PICTURE, (b"X: " + b"y" * 63_000 + b"\r\n") * 5), _PROTOCOL),
     "NUL": Answer(_length(PICTURE, b"X: a\0b\r\n"), _PROTOCOL),
     "another protocol": Answer(b"ICY 200 OK\r\n\r\n" + PICTURE, _PROTOCOL),
     "HTTP/0.9": Answer(PICTURE, _PROTOCOL),

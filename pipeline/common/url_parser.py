@@ -106,7 +106,9 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
     """The URL that a reference (a Location header) leads to from `base`: RFC 3986, section 5.2.2. Never raises.
 
     As in browsers, `http:/x` is a path on the same host if `base` is also http (section 5.4.2 allows this for old
-    references); otherwise, `x` is a host with one slash missing.
+    references); otherwise, `x` is a host with one slash missing. Only browsers accept the former, so its backslashes
+    are slashes, as for them (https://url.spec.whatwg.org/#special-relative-or-authority-state). In all other places,
+    backslashes are those of curl: characters of a path, and errors in a host.
 
     `reference` can contain surrogates for bytes that are not UTF-8 (PEP 383). User name, password and fragment are
     dropped, because no client forwards them to a redirect's target.
@@ -119,7 +121,8 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
     if scheme is not None and scheme.lower() not in HTTP_SCHEMES:
         return ParsedUrl(reference, scheme.lower())
     if authority is None and scheme is not None and scheme.lower() == base.scheme:
-        scheme = None
+        path = path.replace("\\", "/")
+        scheme, authority = None, "" if path.startswith("//") else None
     if scheme is None and authority is None:
         base_path, _, base_query = base.target.partition("?")
         if not path:
@@ -129,7 +132,7 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
             path = base_path[: base_path.rindex("/") + 1] + path
         authority = base.authority
     else:
-        authority, path = _authority_and_path(parts)
+        authority, path = _authority_and_path(authority, path)
     url = f"{scheme or base.scheme}://{authority}{_encode(path, ' ', '%20')}{_encode(query or '', ' ', '+')}"
     return _parse(url)
 
@@ -160,7 +163,7 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme, problem=f"longer than {MAX_URL_BYTES} bytes")
     parts = _COMPONENTS.match(url)
     assert parts is not None
-    authority, path = _authority_and_path(parts)
+    authority, path = _authority_and_path(parts["authority"], parts["path"])
     if _FORBIDDEN_IN_HOSTS.search(authority):
         return ParsedUrl(url, scheme, problem="white space or a control character")
     try:
@@ -181,14 +184,14 @@ def _parse(url: str) -> ParsedUrl:
 _parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each rule and the fetcher parse again
 
 
-def _authority_and_path(parts: re.Match[str]) -> tuple[str, str]:
-    """(authority, path) of an http URL, given its _COMPONENTS. Any number of slashes can precede the authority.
+def _authority_and_path(authority: str | None, path: str) -> tuple[str, str]:
+    """(authority, path) of an http URL, given those of _COMPONENTS. Any number of slashes can precede the authority.
 
     https://url.spec.whatwg.org/#special-authority-ignore-slashes-state
     """
-    if parts["authority"]:
-        return parts["authority"], parts["path"]
-    authority, slash, path = parts["path"].lstrip("/").partition("/")
+    if authority:
+        return authority, path
+    authority, slash, path = path.lstrip("/").partition("/")
     return authority, slash + path
 
 

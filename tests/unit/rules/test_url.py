@@ -1,5 +1,6 @@
 """Tests that a URL's host is the one that the client's own parser finds, and tests block and allow lists of hosts."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,30 @@ def test_a_reference_resolves_to_the_same_url_as_in_browsers(reference: str, url
     assert base is not None
     parsed = resolve_url(base, reference).parsed
     assert (str(parsed) if parsed else None) == url
+
+
+SEPARATORS = ["".join(marks) for length in range(4) for marks in itertools.product("/\\", repeat=length)]
+
+
+@pytest.mark.parametrize("scheme", ["", "http:", "HTTPS:"])
+def test_a_reference_with_backslashes_resolves_as_in_browsers_or_as_in_curl(scheme: str) -> None:
+    """To browsers, a backslash before the query is a slash: https://url.spec.whatwg.org/#relative-slash-state,
+    #special-authority-ignore-slashes-state and #path-state. To curl, it is a character of the path, and an error in the
+    host or in the slashes after the scheme. Confirmed with Node 20 and curl 7.88."""
+    base = parse_url("http://e.org/a/b").parsed
+    assert base is not None
+    for separator, name in itertools.product(SEPARATORS, ["x.org/y?\\z", "x.org\\y?\\z"]):
+        folder = {0: "http://e.org/a/", 1: "http://e.org/"}.get(len(separator), "http://")
+        folder = "https://" if scheme == "HTTPS:" else folder
+        is_plain = "\\" not in separator and "\\" not in name.partition("?")[0]
+        if is_plain or (scheme == "http:" and not separator.startswith("//")):
+            expected = f"{folder}x.org/y?\\z"  # as in browsers
+        elif scheme or separator.startswith("//"):
+            expected = None
+        else:
+            expected = f"http://e.org{'' if separator.startswith('/') else '/a/'}{separator}{name}"
+        parsed = resolve_url(base, scheme + separator + name).parsed
+        assert (str(parsed) if parsed else None) == expected, (separator, name)
 
 
 @pytest.mark.parametrize(
