@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.foreign_parquet import PARQUET_MAGICS, open_parquet
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.image.sniff import image_format
 from pairmill.pipeline.known.keys import PDQ
 from pairmill.pipeline.purge.keys import digest
@@ -40,6 +39,7 @@ from pairmill.pipeline.purge.windows import (
 from pairmill.pipeline.purge.witness import PICTURE, caption_digest, vector_digests
 from pairmill.pipeline.search.local_copy import local_copy
 from pairmill.pipeline.search.vector_index import VectorIndex
+from pairmill.pipeline.source.corpus.tar_members import members
 from pairmill.schemas.manifest import DataFile
 
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, tarfile.TarError)  # Arrow raises the first three
@@ -217,12 +217,18 @@ class _FileSearch:
             self.picture([value], where)
 
     def _tar(self, file: IO[bytes], where: str) -> None:
-        """Search the names and contents of a tar's members. Pictures are only hashed."""
-        for name, offset, length in read_tar(file):
+        """Search the names and contents of a tar's members. Pictures are only hashed. Raises tarfile.TarError if a part
+        of the tar is damaged, after searching the others."""
+        damage = None
+        for found in members(file, file.seek(0, 2)):
+            if found.is_gap:
+                damage = damage or found.problem
+                continue
+            name = found.name
             self._report.counts["members"] += 1
             inner = f" (member {name}){where}"
             self.text(name, where)
-            member = Part(file, offset, length)
+            member = Part(file, found.offset, found.size)
             head = member.head()
             if is_packed(head) or head.startswith(PARQUET_MAGICS):
                 self._report.unsearched.add(f"is {'packed' if is_packed(head) else 'Parquet'}{inner}")
@@ -230,6 +236,8 @@ class _FileSearch:
                 self._bytes(member, inner, name)
             if not name.endswith(_TEXTS):
                 self.picture(blocks(member.again()), inner)
+        if damage is not None:
+            raise tarfile.ReadError(damage)
 
     def _bytes(self, part: Part, where: str, name: str = "") -> None:
         """Search any other file, or a range of a file; in text, JSON, HTML or CSV, also everything that could be a

@@ -1,11 +1,13 @@
 """Invariant: every entry of a listing becomes a row or part of a row, or is counted as passed over, with a reason.
 
-Oracles: `os.walk(followlinks=True)` for folders; `tarfile` for the members of a tar and their bytes. The grouping of
-members into samples is compared with webdataset's in tests/integration/test_law_listing_webdataset.py.
+Oracles: `os.walk(followlinks=True)` for folders; `tarfile` for the members of a tar and their bytes; GNU tar for
+headers that `tarfile` misunderstands. The grouping of members into samples is compared with webdataset's in
+tests/integration/test_law_listing_webdataset.py.
 """
 
 import glob
 import io
+import itertools
 import json
 import os
 import re
@@ -485,6 +487,71 @@ def test_a_size_in_a_pax_header_does_not_apply_to_a_header_before_its_member() -
     found = [(each.name, each.offset, each.size) for each in members(io.BytesIO(data), len(data))]
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         assert found == [(each.name, each.offset_data, each.size) for each in tar.getmembers()]
+
+
+MAGICS = {"V7": bytes(8), "POSIX": b"ustar\x0000", "GNU": b"ustar  \0"}
+FIELDS = {"size": 124, "user": 108, "time": 136, "major": 329, "prefix": 345, "magic": 257}
+
+
+def _odd(name: str, body: bytes = b"", kind: bytes = tarfile.REGTYPE, **fields: bytes) -> bytes:
+    """A member whose name is cut to 100 bytes, with other bytes in some fields of its header."""
+    block = bytearray(_header(name[:100], len(body), kind, "a" if kind in b"12" else ""))
+    for field, value in fields.items():
+        block[FIELDS[field] : FIELDS[field] + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + _padded(body)
+
+
+def _named(name: str, way: str) -> bytes:
+    """A header that contains the full name of the next member."""
+    kind, data = (tarfile.GNUTYPE_LONGNAME, f"{name}\0") if way == "GNU" else (tarfile.XHDTYPE, f"999 path={name}\n")
+    data = data.replace("999", str(len(data)))
+    return _header("name", len(data), kind) + _padded(data.encode())
+
+
+def odd_members() -> Iterator[bytes]:
+    """Members that GNU tar lists without a complaint."""
+    cut = "y" * 99 + "/"
+    for kind, magic, body in itertools.product((b"0", b"\0"), MAGICS.values(), (b"", b"data")):
+        yield from (_odd(name, body, kind, magic=magic) for name in ("d/m", "d/m/", cut))
+        for way, name in itertools.product(("GNU", "pax"), (f"{cut}k.jpg", "y" * 120, "y" * 120 + "/")):
+            yield _named(name, way) + _odd(name, body, kind, magic=magic)
+    yield from (_odd("m", b"data", kind) for kind in (b"2", b"3", b"4", b"6", b"7", b"D"))
+    yield from (_odd("m", b"data", size=size) for size in (b"\x80" + bytes(10) + b"\4", b"\0" + b"0" * 10 + b"4"))
+    yield from (_odd("m", b"data", size=size) for size in (b"4           ", b"           4", b"4 junk      "))
+    yield _odd("m", b"data", magic=bytes(8), prefix=b"behind the header of V7")
+    yield _odd("m", b"data", magic=bytes(8), major=b"\xff\xfejunk")
+    yield _odd("m", b"data", magic=MAGICS["POSIX"], prefix=b"a/b")
+
+
+def test_odd_headers_are_understood_as_in_gnu_tar(tmp_path: Path) -> None:
+    data = b"".join(odd + _odd(f"{number}.jpg", b"x") for number, odd in enumerate(odd_members())) + bytes(1_024)
+    (tmp_path / "a.tar").write_bytes(data)
+    listed = subprocess.run(["tar", "-tvf", tmp_path / "a.tar"], check=True, capture_output=True, text=True)
+    assert not listed.stderr
+    known = [
+        (line[0], re.split(" -> ", line.split(maxsplit=5)[5])[0].rstrip("/")) for line in listed.stdout.splitlines()
+    ]
+    letters = {b"0": "-", b"\0": "-", b"7": "C", b"5": "d", b"2": "l", b"3": "c", b"4": "b", b"6": "p", b"D": "d"}
+    found = list(members(io.BytesIO(data), len(data)))
+    assert [("!" if each.is_gap else letters[each.type], each.name) for each in found] == known
+
+
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6"])
+def test_a_member_of_a_type_without_data_may_have_a_size_and_may_have_data(kind: bytes) -> None:
+    """POSIX allows the size and forbids the data. GNU tar expects data after some of these types."""
+    endless = _odd("m", b"data", kind, size=b"\x80" + b"\xff" * 11)
+    for odd in (_odd("m", b"data", kind), *(each[: tarfile.BLOCKSIZE] for each in (_odd("m", b"data", kind), endless))):
+        data = _odd("a.jpg", b"x") + odd + _odd("b.jpg", b"x") + bytes(1_024)
+        assert [each.name for each in members(io.BytesIO(data), len(data))] == ["a.jpg", "m", "b.jpg"]
+    data = endless + _odd("b.jpg", b"x") + bytes(1_024)
+    assert [each.name for each in members(io.BytesIO(data), len(data))] == ["m", "", "b.jpg"]  # with a gap
+
+
+def test_a_member_is_found_although_its_owner_or_time_is_not_a_number() -> None:
+    data = _odd("a.jpg", b"x", user=b"nobody\0") + _odd("b.jpg", b"x", time=b"yesterday\0") + bytes(1_024)
+    assert [each.name for each in members(io.BytesIO(data), len(data))] == ["a.jpg", "b.jpg"]
 
 
 class _Counting(io.BytesIO):

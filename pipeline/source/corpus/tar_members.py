@@ -6,7 +6,6 @@ POSIX.1-2001 pax, ustar, GNU (https://www.gnu.org/software/tar/manual/html_node/
 """
 
 import posixpath
-import re
 import tarfile
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from operator import attrgetter
 from typing import IO
 
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.source.corpus.tar_header import BLOCK, Header, HeaderError, parse_header
 
-BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME_BYTES = 64 << 10
 """Maximum size of a long name; Linux allows 4 KB."""
 _MAX_ZEROS = 4 << 20
@@ -32,14 +31,12 @@ _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfi
 _WITHOUT_DATA = frozenset(
     {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE}
 )
+"""Types without data (POSIX.1-2001), whatever their size. But some programs store data with them."""
 _LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _PAX = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE})
+_EXTENSIONS = frozenset({*_LONG, *_PAX, tarfile.XGLTYPE})
 _NEEDED_KEYS = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.realsize"})
 _SPARSE = "its bytes are not contiguous (a sparse file)"
-_GNU_MAGIC, _GNU_MAGIC_AT = b"ustar  \0", slice(257, 265)
-_GNU_TIME, _GNU_TIME_AT = re.compile(rb"[0-7]{11}\0|[\x80\xff].{11}", re.DOTALL), slice(345, 357)
-"""Octal digits, or a binary number for times before 1970 or in the distant future. Other programs store part of the
-name in these bytes."""
 _FIRST_CHUNK_BYTES, _CHUNK_BYTES = 4 << 10, 1 << 20
 """The next header is usually close; if it is not, the reads get larger."""
 
@@ -75,7 +72,7 @@ class _Pending:
     values: dict[str, str] = field(default_factory=dict)
     is_sparse: bool = False
 
-    def size(self, header: tarfile.TarInfo) -> int:
+    def size(self, header: Header) -> int:
         text = self.values.get("size", "")
         return int(text) if text.isdigit() and text.isascii() and len(text) < 20 else header.size
 
@@ -87,15 +84,10 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
     while position + BLOCK <= size and zeros < _MAX_ZEROS:
         file.seek(position)
         try:
-            header = _header(file.read(BLOCK))
-            is_of_next = header.type in _LONG or header.type in _PAX  # the pending size is the next member's
-            length = header.size if is_of_next else pending.size(header)
-            if length < 0:
-                raise tarfile.InvalidHeaderError(f"negative size: {length:,}")  # type: ignore[attr-defined]
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            position, zeros, any_end = position + BLOCK, zeros + BLOCK, True
-            continue
-        except tarfile.HeaderError as error:
+            header = parse_header(file.read(BLOCK))
+            if header is not None and header.size < 0:
+                raise HeaderError(f"negative size: {header.size:,}")
+        except HeaderError as error:
             end = _next_header(file, size, position + BLOCK)
             rest = "" if end is None else f"; {end - position:,} bytes are skipped"
             yield _gap(position, f"the tar is damaged at byte {position:,}: {error}{rest}")
@@ -103,14 +95,22 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
                 return
             position, pending = end, _Pending()
             continue
+        if header is None:
+            position, zeros, any_end = position + BLOCK, zeros + BLOCK, True
+            continue
         zeros, any_end = 0, False
         data = _after_sparse_map(file, size, position, header)
-        after = data if header.type in _WITHOUT_DATA else data + -(-length // BLOCK) * BLOCK
+        is_of_next = header.type in _EXTENSIONS  # the pending size is the next member's
+        length = header.size if is_of_next else pending.size(header)
+        after = data + -(-length // BLOCK) * BLOCK
         if is_of_next:
             if data + length <= size:
-                _read_header(file, data, length, header.type, pending)
-        elif header.type != tarfile.XGLTYPE:
-            yield _member(header, pending, position, data, length)
+                _read_extension(file, data, length, header.type, pending)
+        else:
+            member = _member(header, pending, position, data, length)
+            if member.type in _WITHOUT_DATA and not _has_data(file, size, data, after):
+                after = data
+            yield member
             pending = _Pending()
         position = after
     if position > size or position + BLOCK > size > position:
@@ -119,23 +119,29 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
         yield _gap(size, f"the tar has no end marker: it may be truncated at byte {size:,}")
 
 
-def _header(block: bytes) -> tarfile.TarInfo:
-    """Parse a header. Raises tarfile.HeaderError.
-
-    `tarfile` mistakes the access and change times, which `tar --listed-incremental` writes in GNU's format, for the
-    first part of the name (https://www.gnu.org/software/tar/manual/html_node/Standard.html: `struct oldgnu_header`).
-    """
-    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    if block[_GNU_MAGIC_AT] == _GNU_MAGIC and _GNU_TIME.fullmatch(block[_GNU_TIME_AT]):
-        header.name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return header
-
-
-def _member(header: tarfile.TarInfo, pending: _Pending, position: int, data: int, length: int) -> Member:
+def _member(header: Header, pending: _Pending, position: int, data: int, length: int) -> Member:
     name = pending.values.get("GNU.sparse.name") or pending.values.get("path") or header.name
-    is_sparse = pending.is_sparse or header.type == tarfile.GNUTYPE_SPARSE
-    link = pending.values.get("linkpath") or header.linkname
-    return Member(name.rstrip("/"), header.type, position, data, length, link, _SPARSE if is_sparse else None)
+    # V7 has no type for folders. The name in the header can be cut, so only the long name shows it.
+    kind = tarfile.DIRTYPE if header.type in _REGULAR and name.endswith("/") else header.type
+    is_sparse = pending.is_sparse or kind == tarfile.GNUTYPE_SPARSE
+    link = pending.values.get("linkpath") or header.link
+    return Member(name.rstrip("/"), kind, position, data, length, link, _SPARSE if is_sparse else None)
+
+
+def _has_data(file: IO[bytes], size: int, data: int, after: int) -> bool:
+    """Whether the bytes between two positions belong to a member of a type without data: they are no header, and the
+    next one follows them."""
+    return data < after <= size - BLOCK and not _is_header(file, data) and _is_header(file, after)
+
+
+def _is_header(file: IO[bytes], position: int) -> bool:
+    """Whether a header or a block of zeros is at this position."""
+    file.seek(position)
+    try:
+        parse_header(file.read(BLOCK))
+    except HeaderError:
+        return False
+    return True
 
 
 def _gap(position: int, problem: str) -> Member:
@@ -154,15 +160,15 @@ def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
             if not any(block[148:155]):  # no checksum: usually zeros
                 continue
             try:
-                _header(block)
-            except tarfile.HeaderError:
+                parse_header(block)
+            except HeaderError:
                 continue
             return position + start
         position += max(len(chunk) // BLOCK, 1) * BLOCK
     return None
 
 
-def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile.TarInfo) -> int:
+def _after_sparse_map(file: IO[bytes], size: int, position: int, header: Header) -> int:
     """Where the data of a member begins: after the header, which an old GNU sparse member continues in more blocks."""
     data = position + BLOCK
     if header.type != tarfile.GNUTYPE_SPARSE:
@@ -176,11 +182,11 @@ def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile
     return data
 
 
-def _read_header(file: IO[bytes], data: int, length: int, kind: bytes, pending: _Pending) -> None:
+def _read_extension(file: IO[bytes], data: int, length: int, kind: bytes, pending: _Pending) -> None:
     """Add to `pending` what a long name or a pax header says about the next member."""
     if kind in _PAX:
         _read_pax(file, data, data + length, pending)
-    elif length <= _MAX_NAME_BYTES:
+    elif kind in _LONG and length <= _MAX_NAME_BYTES:
         file.seek(data)
         pending.values[_LONG[kind]] = file.read(length).partition(b"\0")[0].decode("utf-8", "surrogateescape")
 

@@ -14,7 +14,8 @@ from typing import IO
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample, readable_name, split_name
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
-from pairmill.pipeline.source.corpus.tar_members import BLOCK, LinkTargets, Member, members
+from pairmill.pipeline.source.corpus.tar_header import BLOCK, HeaderError, parse_header
+from pairmill.pipeline.source.corpus.tar_members import LinkTargets, Member, members
 from pairmill.pipeline.source.files import PICTURE_ENDINGS, SourceError, reason_unused
 from pairmill.schemas.passed_over import PassedOver, Tally
 
@@ -37,10 +38,8 @@ def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRule
             yield from _empty_file(uri, tally or Tally())
             return
         try:
-            tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            pass
-        except tarfile.HeaderError as error:
+            parse_header(head)
+        except HeaderError as error:
             raise SourceError(
                 f"{uri}: is not an uncompressed tar ({error}); pictures are read by range, so unpack .tar.gz to .tar"
             ) from error

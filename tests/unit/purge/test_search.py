@@ -53,7 +53,11 @@ def _parquet(path: Path, **columns: object) -> None:
 
 
 def _tar(path: Path, name: str, data: bytes) -> None:
-    with tarfile.open(path, "w") as tar:
+    """Write a tar with an old member, at which `tarfile` stops reading (cpython#141707), and another member."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        old = tarfile.TarInfo(f"{'x' * 99}/x.md")
+        old.type, old.size = tarfile.AREGTYPE, 1
+        tar.addfile(old, io.BytesIO(b"x"))
         member = tarfile.TarInfo(name)
         member.size = len(data)
         tar.addfile(member, io.BytesIO(data))
@@ -140,12 +144,17 @@ def test_files_that_cannot_be_searched_are_named(world: World, monkeypatch: pyte
     (world.out / "b.gz").write_bytes(gzip.compress(b"text" * 100)[:20])
     (world.out / "c.gz").write_bytes(gzip.compress(bytes(2_000)))
     (world.out / "d.parquet").write_bytes(b"PAR1")
+    _tar(world.out / "e.tar", "x.jpg", b"x")
+    with (world.out / "e.tar").open("r+b") as tar:
+        tar.seek(4 * tarfile.BLOCKSIZE)  # the second member; its predecessor has a long name
+        tar.write(b"y")
     monkeypatch.setattr(unpack, "MAX_UNPACKED_BYTES", 1_000)
     done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(uids), "--json"])
     result = json.loads(done.stdout.splitlines()[-1])
     assert (done.exit_code, result["found"]) == (1, [])
-    reasons = ["is packed with 7z", "is damaged", "unpacks to more than 1,000 bytes", "is damaged"]
-    for line, name, why in zip(result["unsearched"], ("a.7z", "b.gz", "c.gz", "d.parquet"), reasons, strict=True):
+    reasons = ["is packed with 7z", "is damaged", "unpacks to more than 1,000 bytes", "is damaged", "is damaged"]
+    names = ("a.7z", "b.gz", "c.gz", "d.parquet", "e.tar")
+    for line, name, why in zip(result["unsearched"], names, reasons, strict=True):
         assert line.startswith(f"{name}: {why}")
     assert "not searched: a.7z: is packed with 7z" in done.stderr
 
