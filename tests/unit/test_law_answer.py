@@ -85,11 +85,8 @@ def _essence(outcome: FetchOutcome) -> tuple[object, ...]:
 def test_splitting_a_response_at_any_position_changes_nothing(name: str) -> None:
     answer = ANSWERS[name]
     size = len(answer.bytes)
-    positions = (
-        range(size)
-        if size < 500
-        else [*range(60), *range(60, size - 60, max(331, size // 50)), *range(size - 60, size)]
-    )
+    middle = range(60, size - 60, max(331, size // 50))
+    positions = range(size) if size < 500 else [*range(60), *middle, *range(size - 60, size)]
     ways: list[Sequence[int]] = [[position] for position in positions]
     whole, *cut, by_byte = map(_essence, verdicts(answer.bytes, [[], *ways, range(size) if size < 4_000 else []]))
     assert whole[0] is answer.status, whole
