@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.subset import WEIGHT
 from pairmill.pipeline.export.formats import FormatError, Part, Write, embedding_columns
+from pairmill.pipeline.export.hf_features import expressible
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
 
@@ -181,7 +182,7 @@ def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name:
 
 
 def _parquet(table: pa.Table) -> Write:
-    return lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    return lambda file: pq.write_table(expressible(table), file, compression="zstd", write_page_checksum=True)
 
 
 def _npy(array: npt.NDArray[np.float16]) -> Write:

@@ -1,6 +1,6 @@
 """Converts column types to features of Hugging Face `datasets`: JSON in a Parquet file's metadata, YAML in a README."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -21,11 +21,12 @@ def features(rows: pa.Schema) -> Feature:
 def expressible(rows: pa.Table) -> pa.Table:
     """The same values in types that `datasets` can express.
 
-    Dictionaries are decoded, maps become lists of key and value, UUIDs become bytes, and JSON becomes text.
+    Dictionaries are decoded, maps become lists of key and value, decimals of 32 or 64 bits get 128, UUIDs become bytes,
+    and JSON becomes text.
     """
     for index, field in enumerate(rows.schema):
         if (kind := _expressible(field.type)) != field.type:
-            rows = rows.set_column(index, field.name, _cast(rows[field.name], kind))
+            rows = rows.set_column(index, field.name, rows[field.name].cast(kind))
     return rows
 
 
@@ -65,25 +66,6 @@ def _expressible(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.Bool8Type):
         return pa.bool_()
     return _expressible(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    try:
-        return column.cast(kind)
-    except (pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowInvalid):  # maps, which Arrow cannot cast
-        return pa.chunked_array([pa.array(_without_tuples(column.to_pylist(), kind), kind)])
-
-
-def _without_tuples(value: Any, kind: pa.DataType) -> Any:
-    """The value with the tuples of maps as dicts, as Arrow needs them for a list of structs."""
-    if isinstance(value, tuple):
-        return {field.name: _without_tuples(item, field.type) for field, item in zip(kind, value, strict=True)}
-    if isinstance(value, list):
-        inner = kind.value_type if hasattr(kind, "value_type") else kind
-        return [_without_tuples(item, inner) for item in value]
-    if isinstance(value, dict):
-        return {field.name: _without_tuples(value.get(field.name), field.type) for field in kind}
-    return value
 
 
 def _yaml_feature(kind: pa.DataType) -> dict[str, object]:

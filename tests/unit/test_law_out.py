@@ -30,12 +30,15 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import DamagedFileError, check_file
 from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.dataset.webdataset_tar import MEMBER_COLUMNS, has_map, read_tar, write_tar
+from pairmill.pipeline.export.arrays import ClipRetrieval, DataComp
+from pairmill.pipeline.export.formats import Format, ParquetFiles, Part, WebDataset
 from pairmill.pipeline.export.hf_features import expressible, features, yaml_features
+from pairmill.pipeline.export.readme import readme
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.plain import plain_picture
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
-from pairmill.schemas.pairs import embedding_type
+from pairmill.schemas.pairs import embedding_type, pairs_schema, score_columns
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 PROCESSOR = ImageProcessor(ImagesConfig())
@@ -183,6 +186,8 @@ JSON_TYPES += [pa.dictionary(pa.int32(), pa.string()), pa.large_list(pa.struct([
 JSON_TYPES += [pa.time64("ns"), pa.list_(pa.timestamp("s")), pa.struct([("t", pa.time64("ns")), ("d", pa.date32())])]
 JSON_TYPES += [pa.map_(pa.string(), pa.timestamp("ms")), pa.list_(pa.map_(pa.string(), pa.int8())), pa.decimal32(6, 2)]
 JSON_TYPES += [pa.uuid(), pa.json_(), pa.bool8(), pa.fixed_shape_tensor(pa.float32(), [2])]
+JSON_TYPES += [pa.list_(pa.decimal64(12, 2)), pa.struct([("m", pa.map_(pa.string(), pa.decimal32(6, 2)))])]
+JSON_TYPES += [pa.map_(pa.string(), pa.time64("ns")), pa.map_(pa.string(), pa.map_(pa.string(), pa.date32()))]
 
 
 def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # one line per type
@@ -222,16 +227,16 @@ def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # on
 def table_of(names: list[str], seed: int, rows: int = 6) -> pa.Table:
     """A table with a column of a random type under each name."""
     rng = random.Random(seed)
-    columns = {}
-    for name in names:
-        kind = rng.choice(JSON_TYPES)
-        stored = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-        values = [values_of(stored, rng) for _ in range(rows)]
-        array = pa.array(
-            [np.float16(v) if v is not None else None for v in values] if kind == pa.float16() else values, stored
-        )
-        columns[name] = pa.ExtensionArray.from_storage(kind, array) if stored != kind else array
-    return pa.table(columns)
+    return pa.table({name: column_of(rng.choice(JSON_TYPES), rng, rows) for name in names})
+
+
+def column_of(kind: pa.DataType, rng: random.Random, rows: int = 6) -> pa.Array:
+    stored = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    values = [values_of(stored, rng) for _ in range(rows)]
+    array = pa.array(
+        [np.float16(v) if v is not None else None for v in values] if kind == pa.float16() else values, stored
+    )
+    return pa.ExtensionArray.from_storage(kind, array) if stored != kind else array
 
 
 def has_times_or_maps(kind: pa.DataType) -> bool:
@@ -349,6 +354,45 @@ def test_hugging_face_reads_columns_of_any_name_and_type_with_the_exported_featu
             assert plain[name].equals(table[name].cast(kind.storage_type).cast(plain[name].type))
         elif not has_times_or_maps(kind):
             assert repr(plain[name].to_pylist()) == repr(table[name].to_pylist())  # as text, because NaN != NaN
+
+
+CARRIED = [str(kind) for kind in JSON_TYPES if kind != pa.uint64()]  # `datasets` cannot read 2^63 from JSON
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("webdataset", WebDataset([], has_captions=True, carried=CARRIED)),
+        ("parquet", ParquetFiles(["tiny"])),
+        ("clip-retrieval", ClipRetrieval("tiny", ["tiny"], has_captions=False)),
+        ("datacomp", DataComp(["tiny"], ["tiny"], has_captions=False)),
+    ],
+)
+def test_hugging_face_opens_the_folder_of_every_format_with_columns_of_all_types(
+    name: str, form: Format, tmp_path: Path
+) -> None:
+    import datasets
+
+    every = pa.table({str(kind): column_of(kind, random.Random(0)) for kind in JSON_TYPES})
+    schema = pairs_schema(every.schema, [score_columns("tiny", 2)])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([np.float16(1)] * 12), type=embedding_type(2))
+    texts = pa.array([f"{row:032x}" for row in range(6)])
+    own = {"uid": texts, "caption_clean": texts, "image_embedding_tiny": vectors}
+    columns = {field.name: own.get(field.name, pa.nulls(6, field.type)) for field in schema}
+    rows = pa.table(columns | dict(zip(every.column_names, every.columns, strict=True))).select(form.columns(schema))
+    part = Part("00000", rows, io.BytesIO(b"\xff\xd8\xff"), [(0, 3)] * 6)
+    for path, write in form.files(part).items():
+        (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name / path).open("wb") as file:
+            write(file)
+    if name != "parquet":
+        sample = pa.schema([field for field in rows.schema if field.name != "caption_clean"])
+        text = readme(name, [], sample if name == "webdataset" else None, ["jpg"])
+        (tmp_path / name / "README.md").write_text(text)
+    loaded = datasets.load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded.num_rows == 6
+    found = loaded.features["json"] if name == "webdataset" else loaded.features
+    assert name == "datacomp" or {*CARRIED} <= {*found}
 
 
 @pytest.mark.parametrize("kind", JSON_TYPES, ids=str)
