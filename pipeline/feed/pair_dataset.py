@@ -50,8 +50,10 @@ class PairDataset(IterableDataset[Sample]):
     `FeedConfig.tensor_transforms`). Captions are strings. A `tokenizer`, such as open_clip's, turns a list of captions
     into a tensor (rows, length); with a tokenizer, no caption may be missing.
 
-    A new loop continues where the last one stopped, except in loader workers, which read ahead: there, it starts from
-    the first pair. `set_epoch` starts over, even in persistent workers. `len()` is this rank's items per epoch.
+    A new loop continues where the last one stopped, and ends it: if the older loop is asked for another item, it raises
+    FeedError. For two loops at the same time, create two datasets. In loader workers, which read ahead, a new loop
+    starts from the first pair. `set_epoch` starts over, even in persistent workers. `len()` is this rank's items per
+    epoch.
 
     With torch.distributed, `FeedConfig` must say which share of the rows this rank gets.
 
@@ -75,8 +77,11 @@ class PairDataset(IterableDataset[Sample]):
         self._transform_pixels = on_tensors(transform) if transform and config.tensor_transforms else None
         self._tokenizer = tokenizer
         self._rows_done = 0
+        """The next loop starts after these rows."""
         self._counted_for = _Consumer(0, 1)
         """The consumer that `_rows_done` belongs to."""
+        self._loops, self._is_counting = 0, False
+        """Number of loops that have begun, and whether the newest of them counts its rows in `_rows_done`."""
         self._is_resumed = False
         self._is_old_checkpoint = False
         self._next_epoch, self._times_seen = SharedEpoch(), 0
@@ -150,7 +155,8 @@ class PairDataset(IterableDataset[Sample]):
         # Workers load it only when their loop begins: what `set_epoch` has requested until then is for the next loop
         if get_worker_info() is None or not self._times_seen:
             self._next_epoch.resume(state["epoch"])
-        self._own_epoch, self._rows_done = state["epoch"], state["rows_done"]
+        self._own_epoch = state["epoch"]
+        self._start_after(state["rows_done"])
         self._counted_for, self._is_resumed = self._consumer(), True
         self._is_old_checkpoint = "batch_size" not in state
 
@@ -161,20 +167,24 @@ class PairDataset(IterableDataset[Sample]):
         return self._loop()
 
     def _loop(self) -> Iterator[Sample]:
+        loop = self._loops = self._loops + 1
+        self._is_counting = True
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             tables = rebatch(read_ahead(self._tables()), self.config.batch_size or _UNBATCHED_ROWS)
             for table, pictures in self._with_pictures(pool, tables):
-                yield from self._samples(self._columns(table, pictures), table.num_rows)
-        self._is_old_checkpoint = False
-        # A loader may save a checkpoint when only some workers have finished. Finished workers must not start over.
-        self._rows_done = 0 if get_worker_info() is None else len(self._share())
+                yield from self._samples(loop, self._columns(table, pictures), table.num_rows)
+        if loop == self._loops and self._is_counting:
+            self._is_old_checkpoint = False
+            # A loader may save a checkpoint when only some workers have finished. Finished workers must not start over.
+            self._start_after(0 if get_worker_info() is None else len(self._share()))
 
     def _follow_set_epoch(self) -> None:
         """Start over if `set_epoch` was called, perhaps in another process."""
         epoch, times = self._next_epoch.get()
         if times != self._times_seen:
             self._times_seen = times
-            self._rows_done, self._is_resumed, self._is_old_checkpoint = 0, False, False
+            self._start_after(0)
+            self._is_resumed, self._is_old_checkpoint = False, False
         if not self._is_resumed:
             self._own_epoch = epoch
 
@@ -192,7 +202,7 @@ class PairDataset(IterableDataset[Sample]):
         checkpoint."""
         if self._counted_for == self._consumer():
             if get_worker_info() is not None and not self._is_resumed:
-                self._rows_done = 0
+                self._start_after(0)
             self._is_resumed = False
             return
         if self._is_resumed:
@@ -200,16 +210,31 @@ class PairDataset(IterableDataset[Sample]):
                 "a checkpoint was loaded outside the loader's workers; with workers, use torchdata's "
                 "StatefulDataLoader and its own state_dict"
             )
-        self._rows_done, self._counted_for = 0, self._consumer()
+        self._start_after(0)
+        self._counted_for = self._consumer()
 
-    def _samples(self, columns: Sample, num_rows: int) -> Iterator[Sample]:
+    def _start_after(self, rows_done: int) -> None:
+        """Make the next loop start after these rows, no matter how many the current loop still yields."""
+        self._rows_done, self._is_counting = rows_done, False
+
+    def _count(self, loop: int, num_rows: int) -> None:
+        """Count the rows of a loop as done. Raises FeedError if a newer loop has begun, which yields these rows."""
+        if loop != self._loops:
+            raise FeedError(
+                "this loop ended when a newer loop over the same PairDataset began, which continues where this one "
+                "stopped; for two loops at the same time, create two PairDatasets"
+            )
+        if self._is_counting:
+            self._rows_done += num_rows
+
+    def _samples(self, loop: int, columns: Sample, num_rows: int) -> Iterator[Sample]:
         """One batch, or its rows one by one. Rows count as done when they are yielded."""
         if self.config.batch_size is not None:
-            self._rows_done += num_rows
+            self._count(loop, num_rows)
             yield {name: stack(values) for name, values in columns.items()}
             return
         for row in range(num_rows):
-            self._rows_done += 1
+            self._count(loop, 1)
             yield {name: item(values, row) for name, values in columns.items()}
 
     def _tables(self) -> Iterator[pa.Table]:

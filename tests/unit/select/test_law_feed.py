@@ -6,6 +6,7 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed
+from torch.utils.data import DataLoader
 
 from pairmill.pipeline.feed.batches import item, texts_of, values_of
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder
@@ -78,13 +80,62 @@ def test_workers_get_whole_batches_and_all_ranks_together_get_every_row_once(
         assert len({len(order.share(rank, ranks)) for rank in range(ranks)}) == 1
 
 
-def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_set_epoch_starts_over(dataset: Path) -> None:
-    pairs = feed(dataset)
-    seen = rows_in(islice(pairs, 4))
-    assert sorted(seen + rows_in(pairs)) == sorted(row_ids(dataset, "some"))
-    next(iter(pairs))
-    pairs.set_epoch(1)
-    assert sorted(rows_in(pairs)) == sorted(row_ids(dataset, "some"))
+@given(st.lists(st.sampled_from(["next", "next", "next", "loop", "set_epoch", "save", "load"]), max_size=30), st.data())
+def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_ends_it(
+    dataset: Path, steps: list[str], data: st.DataObject
+) -> None:
+    """The oracle is the order of each epoch, from which each loop takes the batches after those taken before."""
+    pairs = feed(dataset, batch_size=40)
+    newest, loops = 0, [iter(pairs)]
+    left: dict[int, list[list[str]]] = {}
+    done, is_counting, saved = 0, False, pairs.state_dict()
+    for step in steps:
+        if step == "loop":
+            loops.append(iter(pairs))
+        elif step == "set_epoch":
+            pairs.set_epoch((pairs.epoch + 1) % 2)
+            done, is_counting = 0, False
+        elif step == "save":
+            saved = pairs.state_dict()
+        elif step == "load":
+            pairs.load_state_dict(saved)
+            done, is_counting = -(-saved["rows_done"] // 40), False
+        else:
+            number = data.draw(st.integers(max(0, len(loops) - 3), len(loops) - 1))
+            if number not in left:
+                newest, is_counting = number, True
+                left[number] = list(batches_of(dataset, pairs.epoch)[done:])
+            if left[number] and number != newest:
+                with pytest.raises(FeedError, match="ended when a newer loop"):
+                    next(loops[number])
+                left[number].clear()
+            elif left[number]:
+                assert next(loops[number])["row_id"] == left[number].pop(0)
+                done += is_counting
+            else:
+                assert next(loops[number], None) is None
+                done *= number != newest or not is_counting
+                is_counting &= number != newest
+        assert pairs.state_dict()["rows_done"] == min(40 * done, ROWS)
+
+
+@cache
+def batches_of(dataset: Path, epoch: int) -> list[list[str]]:
+    pairs = feed(dataset, batch_size=40)
+    pairs.set_epoch(epoch)
+    found = [batch["row_id"] for batch in pairs]
+    assert sorted(row for batch in found for row in batch) == sorted(row_ids(dataset, "some"))
+    return found
+
+
+def test_nested_and_parallel_loops_over_one_dataset_are_an_error_and_loops_left_early_are_not(dataset: Path) -> None:
+    loader = DataLoader(feed(dataset), batch_size=None)
+    for parallel in (lambda: zip(loader, loader, strict=True), lambda: ((a, b) for a in loader for b in loader)):
+        with pytest.raises(FeedError, match="create two PairDatasets"):
+            list(parallel())
+        loader.dataset.set_epoch(0)
+    seen = [row for _ in range(3) for row in rows_in(islice(loader, 4))]
+    assert sorted(seen + rows_in(loader)) == sorted(row_ids(dataset, "some"))
 
 
 def test_a_checkpoint_from_an_earlier_version_resumes_with_the_shares_of_that_version(

@@ -270,6 +270,10 @@ def test_an_epoch_has_every_row_once_and_every_block_has_the_right_shares(fed: P
             assert all(abs(counts[source.name] - 75 * source.share) <= 2 for source in mixture.sources)
         orders.append([row["uid"] for row in rows])
     assert orders[0] != orders[1]
+    older, newer = iter(feed), iter(feed)
+    assert [next(loop)["uid"] for loop in (older, newer)] == orders[1][:2]
+    with pytest.raises(FeedError, match="ended when a newer loop"):
+        next(older)
 
 
 def test_missing_rows_are_an_error_rather_than_a_shorter_epoch() -> None:
