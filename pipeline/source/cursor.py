@@ -18,6 +18,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.columns import can_contain_pictures
 from pairmill.pipeline.source.files import INT96_UNIT
+from pairmill.pipeline.source.list_views import with_lists
 from pairmill.pipeline.source.row_budget import RowBudget
 from pairmill.pipeline.source.row_group_cost import CostError, batch_rows
 from pairmill.pipeline.source.types import int96_columns, lost_nanoseconds
@@ -126,7 +127,7 @@ class Cursor:
             schema = self._parquet.schema_arrow
             budget = RowBudget(num_rows, max_shard_bytes(schema))
             pieces = [budget.within(piece) for piece in self._take(num_rows)]
-            return budget.noted(pa.Table.from_batches(pieces, schema))
+            return budget.noted(pa.Table.from_batches(pieces, pieces[0].schema if pieces else schema))
         except (pa.ArrowException, OSError, StopIteration, ValueError) as error:
             self._next_row = -1
             rows = f"rows {first_row} to {first_row + num_rows}"
@@ -167,7 +168,7 @@ class Cursor:
                 f"{self.path}: column {name!r} has nanoseconds in the old type INT96, which cannot be told apart from "
                 "other dates; write it as Parquet's TIMESTAMP"
             )
-        return batch
+        return with_lists(batch)
 
 
 def _check_same(files: Files, path: str, file: IO[Any], fingerprint: str) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.list_views import with_lists
 from pairmill.pipeline.source.page_levels import longest_entry, longest_row
 from pairmill.pipeline.source.pages import DICTIONARY, Page, pages_of
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -36,14 +37,19 @@ class CostError(PairmillError, ValueError):
 def bounded_batches(
     uri: str, file: IO[bytes], parquet: pq.ParquetFile, columns: Sequence[str], groups: Iterable[int]
 ) -> Iterator[pa.RecordBatch]:
-    """The given columns of the given row groups, in batches of bounded memory. Raises SourceError."""
+    """The given columns of the given row groups, without list views, in batches of bounded memory.
+
+    Raises SourceError.
+    """
     for group in groups:
         try:
             size = batch_rows(file, parquet, group, _BATCH_ROWS, _BATCH_BYTES)
         except ValueError as error:
             raise SourceError(f"{uri}: cannot be read: {error}") from error
         for batch in parquet.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
-            yield batch.select(list(dict.fromkeys(columns)))  # to Arrow, `a.b` is also field `b` of column `a`
+            yield with_lists(
+                batch.select(list(dict.fromkeys(columns)))
+            )  # to Arrow, `a.b` is also field `b` of column `a`
 
 
 def batch_rows(file: IO[bytes], parquet: pq.ParquetFile, group: int, max_rows: int, max_bytes: int) -> int:

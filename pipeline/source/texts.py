@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pairmill.pipeline.source.files import decode_lossy
+from pairmill.pipeline.source.list_views import as_lists
 
 MAX_DECIMAL_DIGITS = 38
 """DuckDB, Spark and Polars cannot read decimal columns with more digits."""
@@ -22,14 +23,15 @@ def raw_bytes(column: pa.ChunkedArray) -> pa.Array:
 
 def raw_byte_lists(column: pa.ChunkedArray) -> pa.Array:
     """A column of text lists as one `large_list<large_binary>` array, byte for byte."""
-    return column.cast(pa.large_list(pa.large_binary())).combine_chunks()
+    kind = pa.large_list(pa.large_binary())
+    return pa.chunked_array([as_lists(chunk).cast(kind) for chunk in column.chunks], kind).combine_chunks()
 
 
 def readable(column: pa.Array) -> pa.Array:
     """The same values converted to their `plain_type`. Invalid UTF-8, on which readers would fail, becomes U+FFFD at
     any depth.
     """
-    column = column.cast(plain_type(column.type))
+    column = as_lists(column).cast(plain_type(column.type))
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
