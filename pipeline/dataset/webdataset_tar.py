@@ -8,7 +8,7 @@ import base64
 import json
 import math
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from numbers import Real
 from typing import IO, Any
@@ -68,22 +68,27 @@ def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, object]]
     """The content of uid.json for each row."""
     table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
     for name in carried:
-        table = table.append_column(name, json_column(pairs[name]))
+        table = table.append_column(name, _json_column(pairs[name]))
     values = [python_values(column) for column in table.columns]
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def json_column(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def _json_column(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """The values, as text if JSON has no type for them."""
-    if pa.types.is_duration(column.type):
-        return pc.binary_join_element_wise(column.cast(pa.string()), column.type.unit, " ")
-    if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
-        return column.cast(pa.string())  # Python's own types have no nanoseconds and no years after 9999
     if has_map(column.type):
         texts = [
             None if value is None else to_json({"map": value})[len('{"map": ') : -1] for value in python_values(column)
         ]
         return pa.array(texts, pa.string())
+    return times_as_text(column)
+
+
+def times_as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The values, as text if they are dates, times or durations."""
+    if pa.types.is_duration(column.type):
+        return pc.binary_join_element_wise(column.cast(pa.string()), column.type.unit, " ")
+    if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
+        return column.cast(pa.string())  # Python's own types have no nanoseconds and no years after 9999
     return column
 
 
@@ -98,18 +103,28 @@ def to_json(values: dict[str, object]) -> str:
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):  # rare, and converting takes five times as long
-        return json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False)
+        return json.dumps(map_scalars(values, _finite_scalar), ensure_ascii=False, allow_nan=False)
 
 
-def _json_value(value: Any) -> Any:
-    """The value as plain JSON: NaN and infinity become null, bytes base64, dates and times ISO 8601, durations their
-    number and unit, decimals text."""
+def map_scalars(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with `change` applied to everything in it that is not an object or a list."""
     if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
+        return {str(key): map_scalars(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
+        return [map_scalars(item, change) for item in value]
+    return change(value)
+
+
+def _finite_scalar(value: Any) -> Any:
+    plain = json_scalar(value)
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def json_scalar(value: Any) -> Any:
+    """The value as one of JSON's types: bytes become base64, dates and times ISO 8601, durations their number and unit,
+    decimals text."""
     if isinstance(value, Real) and not isinstance(value, int):
-        return float(value) if math.isfinite(value) else None
+        return float(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, (date, time)):  # a datetime is a date too

@@ -201,7 +201,11 @@ def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
 def describe_left_out(inputs: Sequence[PlannedInput]) -> list[str]:
     """One line if some values of the JSON beside pictures are in no column, else nothing."""
     values = sum(file.left_out_fields for file in inputs)
-    return [f"{counted(values, 'JSON value')} beside pictures left out (too large or too many)"] if values else []
+    return (
+        [f"{counted(values, 'JSON value')} beside pictures left out (too large, too many or not UTF-8)"]
+        if values
+        else []
+    )
 
 
 def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:

@@ -141,6 +141,28 @@ class _PhysicalLines:
         return line
 
 
+def _literal_if_unusual(text: str) -> float | bytes:
+    value = float(text)
+    return value if repr(value) == text else text.encode()
+
+
+_with_unusual_literals = json.JSONDecoder(parse_float=_literal_if_unusual).decode
+
+
+def parse_json(text: str) -> Any:
+    """Like `json.loads`, but a number that Python would write differently is bytes, as written. Raises ValueError or
+    RecursionError."""
+    return _with_unusual_literals(text)
+
+
+def json_text(value: Any) -> str:
+    """JSON text of a value that `parse_json` may have returned. Raises ValueError or RecursionError."""
+    try:
+        return _scalar_to_json(value)
+    except TypeError:  # bytes; only Python can write them, which takes ten times as long
+        return _to_json(value)
+
+
 def json_objects(
     lines: Iterator[bytes], decode: Callable[[str], Any] = _with_literals
 ) -> Iterator[tuple[dict[str, object] | None, bytes]]:

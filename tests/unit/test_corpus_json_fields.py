@@ -17,6 +17,7 @@ from pairmill.pipeline.source.corpus.json_fields import FIELDS_COLUMN, FieldNote
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.planned import Plan, PlanError
+from pairmill.pipeline.source.records import parse_json
 from pairmill.schemas.record import JobRecord
 from tests.tars import write_tar
 
@@ -25,6 +26,25 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
     max_leaves=4,
 )
+
+
+SCALARS = st.sampled_from(["1e400", "-1E+5", "0.12345678901234567890", "1.10", "-0.0", "7", "9" * 30, "true", '"é"'])
+JSON_TEXTS = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2).map(lambda items: f"[{', '.join(items)}]"), inner.map('{{"a": {}}}'.format)
+    ),
+    max_leaves=4,
+)
+"""JSON with a space after each comma and colon."""
+
+
+def columns_of(notes: FieldNotes, texts: list[str | None]) -> pa.Table:
+    """The columns made from the results of `notes.keep`."""
+    types = notes.columns()
+    names = column_names(types, [FIELDS_COLUMN])
+    index = pa.table({FIELDS_COLUMN: pa.array(texts, pa.string())})
+    return append_fields(index, {name: (names[name], types[name]) for name in types})
 
 
 def as_text(value: Any) -> str:
@@ -40,10 +60,8 @@ def test_every_value_arrives_in_a_type_that_can_store_it(rows: list[dict[str, ob
     rows = [json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) for row in rows]
     notes = FieldNotes()
     texts = [notes.keep(row, ()) for row in rows]
-    types = notes.columns()
+    types, table = notes.columns(), columns_of(notes, texts)
     names = column_names(types, [FIELDS_COLUMN])
-    index = pa.table({FIELDS_COLUMN: pa.array(texts, pa.string())})
-    table = append_fields(index, {name: (names[name], types[name]) for name in types})
     for name in {name for row in rows for name, value in row.items() if value is not None}:
         for row, found in zip(rows, table[names[name]].to_pylist(), strict=True):
             value = row.get(name)
@@ -54,6 +72,25 @@ def test_every_value_arrives_in_a_type_that_can_store_it(rows: list[dict[str, ob
             else:
                 assert found == value or (math.isnan(found) and math.isnan(value))
                 assert type(found) is type(value) or (type(found), type(value)) == (float, int)
+
+
+@given(st.lists(JSON_TEXTS, min_size=1, max_size=4))
+def test_text_columns_have_numbers_as_they_are_written_and_doubles_are_not_infinite(written: list[str]) -> None:
+    notes = FieldNotes()
+    texts = [notes.keep(parse_json(f'{{"x": {text}}}'), ()) for text in written]
+    column = columns_of(notes, texts)["x"]
+    for text, found in zip(written, column.to_pylist(), strict=True):
+        if pa.types.is_string(column.type):
+            assert found == ("é" if text == '"é"' else text)
+        else:
+            assert found == json.loads(text) != math.inf
+
+
+@pytest.mark.parametrize("value", [b'"caf\xe9"', b'"\\ud800"', b'["\xff"]'])
+def test_a_value_that_is_not_utf8_is_left_out_and_counted(value: bytes) -> None:
+    notes = FieldNotes()
+    row = parse_json((b'{"x": %b, "y": 1}' % value).decode("utf-8", "surrogateescape"))
+    assert (notes.keep(row, ()), notes.left_out) == ('{"y": 1}', 1)
 
 
 def test_a_field_named_like_a_column_of_the_index_gets_another_name() -> None:

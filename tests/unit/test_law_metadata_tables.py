@@ -7,6 +7,7 @@ import csv
 import gc
 import io
 import json
+import math
 import tempfile
 import warnings
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import datasets
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +32,7 @@ from pairmill.pipeline.source.corpus.index import IndexRow
 from pairmill.pipeline.source.corpus.sidecar import TextUse
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import make_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
@@ -175,16 +178,53 @@ def test_each_file_and_each_row_without_a_picture_is_accounted_for(tmp_path: Pat
     ]
 
 
-def test_a_lone_surrogate_in_a_table_is_replaced_and_refuses_only_its_row(tmp_path: Path) -> None:
-    picture(tmp_path / "in/a.png")
-    rows = [{"file_name": "\ud800.png", "text": "lost"}, {"file_name": "a.png", "text": "found"}]
-    (tmp_path / "in/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = {"source": {"paths": [str(tmp_path / "in")], "kind": "corpus"}, "output": str(tmp_path / "out")}
-    store = Store(str(tmp_path / "out"))
+def test_the_values_of_a_parquet_table_arrive_unchanged_or_are_counted_as_left_out(tmp_path: Path) -> None:
+    nan, inf, maps = math.nan, math.inf, pa.map_(pa.string(), pa.float64())
+    columns: dict[str, tuple[pa.Array, list[Any]]] = {
+        "double": (pa.array([nan, -inf, 0.1]), [nan, -inf, 0.1]),
+        "missing": (pa.array([nan, nan, nan]), [nan, nan, nan]),
+        "float": (pa.array([0.1, inf, None], pa.float32()), [float(np.float32(0.1)), inf, None]),
+        "list": (pa.array([[1.5, nan], None, []]), ["[1.5, NaN]", None, "[]"]),
+        "views": (pa.array([[1], [2, 3], []], pa.list_view(pa.int8())), ["[1]", "[2, 3]", "[]"]),
+        "struct": (pa.array([{"a": inf}, None, None]), ['{"a": Infinity}', None, None]),
+        "map": (pa.array([[("k", nan)], [], None], maps), ['[["k", NaN]]', "[]", None]),
+        "binary": (pa.array([b"\xff\0", b"ascii", b""]), [None, "ascii", ""]),
+        "latin": (pa.array([b"caf\xe9", b"ok", None]).view(pa.string()), [None, "ok", None]),
+        "coded": (pa.array(["a", None, "a"]).dictionary_encode(), ["a", None, "a"]),
+        "fixed": (pa.array([b"\xff\0", None, b"ab"], pa.binary(2)), ["/wA=", None, "YWI="]),
+        "nested": (pa.array([[b"\xff\0"], None, None]), ['["/wA="]', None, None]),
+        "time": (pa.array([1, None, 0], pa.time64("ns")), ["00:00:00.000000001", None, "00:00:00.000000000"]),
+        "big": (pa.array([2**64 - 1, 0, None], pa.uint64()), ["18446744073709551615", "0", None]),
+    }
+    names = [f"{number}.png" for number in range(3)]
+    for name in names:
+        picture(tmp_path / "in" / name)
+    table = {"file_name": names, **{name: array for name, (array, _) in columns.items()}}
+    pq.write_table(pa.table(table), tmp_path / "in/metadata.parquet", row_group_size=2)
+    plan, found = planned(tmp_path)
+    assert plan.inputs[0].left_out_fields == 2
+    for name, (_, expected) in columns.items():
+        assert repr(found[name].to_pylist()) == repr(expected), name
+    doubles = [name for name in columns if pa.types.is_float64(found[name].type)]
+    assert doubles == ["double", "missing", "float"]
+
+
+def planned(folder: Path) -> tuple[Plan, pa.Table]:
+    """The plan of the folder `in`, and its only shard."""
+    job = {"source": {"paths": [str(folder / "in")], "kind": "corpus"}, "output": str(folder / "out")}
+    store = Store(str(folder / "out"))
     plan = make_plan(JobRecord(BuildJob.model_validate({**job, "models": [{"name": "tiny"}]}), "f" * 32), store)
     reader = ShardReader(store, plan.mapping)
     (table,) = map(reader.read, shards_from_table(plan.shards))
     reader.close()
+    return plan, table
+
+
+def test_a_lone_surrogate_in_a_table_is_replaced_and_refuses_only_its_row(tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    rows = [{"file_name": "\ud800.png", "text": "lost"}, {"file_name": "a.png", "text": "found"}]
+    (tmp_path / "in/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, table = planned(tmp_path)
     assert table.select(["caption", "status", "status_detail"]).to_pylist() == [
         {"caption": "found", "status": "ok", "status_detail": None},
         {

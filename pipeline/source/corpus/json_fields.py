@@ -6,11 +6,14 @@ which would slow down every reader: segmentation annotations take a megabyte per
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+
+from pairmill.pipeline.source.records import json_text, parse_json
 
 FIELDS_COLUMN = "__pairmill_json"
 """Only in indexes: the fields of a row as a JSON object."""
@@ -38,8 +41,8 @@ class FieldNotes:
     own: set[str] = field(default_factory=set)
     """Names of fields with a value that is in no other column of its row."""
     left_out: int = 0
-    """Number of values left out because they are too large or too deeply nested, because there are too many names, or
-    because their name is empty, too long or, once made valid UTF-8, equal to another."""
+    """Number of values left out because they are too large, too deeply nested or not UTF-8, because there are too many
+    names, or because their name is empty, too long or, once made valid UTF-8, equal to another."""
 
     def keep(self, fields: Mapping[str, Any], repeated: Iterable[str | None]) -> str | None:
         """Record the fields of a row. Returns a JSON object of the fields to keep. `repeated`: the row's own texts,
@@ -124,7 +127,7 @@ def append_fields(table: pa.Table, columns: Mapping[str, tuple[str, pa.DataType]
     """The rows of an index with additional columns: field -> (name, type). Fields that a row lacks are null."""
     if not columns or FIELDS_COLUMN not in table.column_names:
         return table
-    rows = [json.loads(text) if text else {} for text in table[FIELDS_COLUMN].to_pylist()]
+    rows = [parse_json(text) if text else {} for text in table[FIELDS_COLUMN].to_pylist()]
     for name, (column, kind) in columns.items():
         values = [_as(row.get(name), kind) for row in rows]
         table = table.append_column(column, pa.array(values, kind))
@@ -144,19 +147,23 @@ def _kind(value: Any) -> str:
         if abs(value) <= _EXACT:
             return "int"
         return "big" if -(1 << 63) <= value < 1 << 63 else "json"
+    if isinstance(value, bytes):  # a number as written
+        return "float" if math.isfinite(float(value)) else "json"
     return {float: "float", str: "text"}.get(type(value), "json")
 
 
 def _json(value: Any) -> str | None:
     """JSON in valid UTF-8; None if the value cannot be written, for example because it is nested too deeply."""
     try:
-        return _readable(json.dumps(value, ensure_ascii=False))
-    except (RecursionError, ValueError):  # numbers with thousands of digits cannot be written as text either
+        text = json_text(value)
+        text.encode()
+    except (RecursionError, ValueError):  # not UTF-8, or an integer with thousands of digits
         return None
+    return text
 
 
 def _readable(text: str) -> str:
-    """Text as valid UTF-8: invalid bytes and lone surrogates are replaced."""
+    """A name as valid UTF-8: invalid bytes and lone surrogates are replaced."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:

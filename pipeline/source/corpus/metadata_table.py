@@ -5,10 +5,9 @@ relative to the table's folder. The other columns are what a `.json` beside the 
 """
 
 import csv
-import json
 import posixpath
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,12 +18,13 @@ import pyarrow as pa
 from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.foreign_parquet import open_parquet
-from pairmill.pipeline.dataset.webdataset_tar import json_column, to_json
+from pairmill.pipeline.dataset.webdataset_tar import has_map, json_scalar, map_scalars, times_as_text
+from pairmill.pipeline.source.columns import is_text
 from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
 from pairmill.pipeline.source.files import SourceError
-from pairmill.pipeline.source.records import csv_header, csv_records, json_objects
+from pairmill.pipeline.source.records import csv_header, csv_records, json_objects, json_text, parse_json
 from pairmill.pipeline.source.text_file import lines_of, split_any_lines
-from pairmill.pipeline.source.texts import readable
+from pairmill.pipeline.source.texts import plain_type, readable
 from pairmill.schemas.job.source import SourceConfig
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -60,7 +60,7 @@ def common_form(name: str) -> str:
 
 def parse_row(row: bytes) -> Object:
     """The columns of a row, without the name of the picture."""
-    values = json.loads(row.decode("utf-8", "surrogatepass"))
+    values = parse_json(row.decode("utf-8", "surrogatepass"))
     return {name: value for name, value in values.items() if name != FILE_NAME}
 
 
@@ -110,7 +110,7 @@ def _naming(uri: str) -> Iterator[None]:
 def _add_row(table: MetadataTable, path: str, row: Object) -> int:
     """Add a row. Returns its size in bytes."""
     try:
-        data = to_json(row).encode("utf-8", "surrogatepass")
+        data = json_text(row).encode("utf-8", "surrogatepass")
     except RecursionError:
         table.problems.append(f"{path[:100]}: nested too deeply")
         return 0
@@ -149,12 +149,12 @@ def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object 
     """The first lines decide whether there is a column `file_name`."""
     with lines_of(uri, files, source.encoding) as lines:
         sample = first_lines(lines)
-        first = [value for value, _ in json_objects(iter(sample), json.loads) if value is not None]
+        first = [value for value, _ in json_objects(iter(sample), parse_json) if value is not None]
         if sample and not first:
             raise SourceError(f"{uri}: has no JSON objects; expected one per line")
         if not any(FILE_NAME in value for value in first):
             return
-        for value, line in json_objects(chain(sample, lines), json.loads):
+        for value, line in json_objects(chain(sample, lines), parse_json):
             yield f"not a JSON object: {line[:100].decode('utf-8', 'replace').strip()}" if value is None else value
 
 
@@ -163,10 +163,16 @@ def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Obje
         if FILE_NAME not in parquet.schema_arrow.names:
             return
         for batch in parquet.iter_batches(_BATCH_ROWS):
-            columns = [_texts(python_values(json_column(readable(column)))) for column in batch.columns]
+            columns = [_json_values(column) for column in batch.columns]
             yield from (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
-def _texts(values: Iterable[Any]) -> list[Any]:
-    """The values, with bytes as text."""
-    return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]
+def _json_values(column: pa.Array) -> list[Any]:
+    """The values as JSON has them, but with NaN and infinity. Bytes are text; of a fixed size or nested, base64."""
+    kind = plain_type(column.type)
+    if is_text(kind):
+        raw = column.cast(kind).cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+    column = readable(column)
+    values = [map_scalars(value, json_scalar) for value in python_values(times_as_text(column))]
+    return [None if value is None else json_text(value) for value in values] if has_map(column.type) else values

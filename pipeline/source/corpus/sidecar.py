@@ -15,7 +15,7 @@ from pairmill.pipeline.common.text import utf8_bytes
 from pairmill.pipeline.source.columns import CAPTION_NAMES
 from pairmill.pipeline.source.files import SourceError, shown
 from pairmill.pipeline.source.names import Names
-from pairmill.pipeline.source.records import is_nan
+from pairmill.pipeline.source.records import is_nan, parse_json
 from pairmill.schemas.job.source import SourceConfig
 
 CAPTION_ENDINGS = ("txt", "caption", "text")
@@ -248,8 +248,8 @@ def read_text(data: bytes, encoding: str | None = None) -> bytes:
 def _parse(data: bytes, encoding: str | None) -> Any:
     try:
         if encoding in (None, "utf-8") or data.startswith((codecs.BOM_UTF8, *_UTF_MARKS)):
-            return json.loads(data.decode(json.detect_encoding(data), "surrogateescape"))
-        return json.loads(data.decode(encoding))
+            return parse_json(data.decode(json.detect_encoding(data), "surrogateescape"))
+        return parse_json(data.decode(encoding))
     except (ValueError, RecursionError) as error:
         raise UnreadableText("is not JSON") from error
 
@@ -297,7 +297,14 @@ def _is_caption(item: Any) -> bool:
     return isinstance(item, str) or (isinstance(item, dict) and any(item.get(name) is not None for name in _IN_OBJECTS))
 
 
-_KINDS = {bool: "a boolean", int: "a number", float: "a number", list: "a list in a list", dict: "an object"}
+_KINDS = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    bytes: "a number",
+    list: "a list in a list",
+    dict: "an object",
+}
 
 
 def _text_in(value: dict[str, object], names: Names, wanted: str) -> bytes | None:
