@@ -25,7 +25,6 @@ from bench.pictures import draw
 from bench.rate import middle_rate
 from bench.web import serving
 from pairmill.jobs.build import build
-from pairmill.jobs.cluster.session import ray_session
 from pairmill.jobs.progress import ProgressListener
 from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.image.processor import ImageProcessor
@@ -87,9 +86,8 @@ def main() -> None:
     print(f"{len(pictures)} pictures, {sum(map(len, pictures)) / len(pictures) / 1000:.0f} kB on average")
     print(f"{'round':<8}{'pipeline/s':>12}{'codec/s':>12}{'ratio':>8}")
     ratios = []
-    from pairmill.schemas.job.run import RunConfig
 
-    with serving(pictures) as bases, ray_session(RunConfig()):
+    with serving(pictures) as bases:
         urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(options.rows)]
         for number in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Measures how much CPU time a shard costs the driver, with the real `run_shards` and stages that do nothing.
+"""Measures how much CPU time a shard costs the driver, on Ray, with the real `run_shards` and stages that do nothing.
 
     python -m bench.driver [--shards 10000]
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pairmill.jobs.cluster.lost_shards import Outcome
 from pairmill.jobs.cluster.run_shards import run_shards
+from pairmill.jobs.cluster.session import ray_session
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
@@ -93,7 +94,8 @@ def main() -> None:
             if done == 1:
                 first = (time.perf_counter(), cpu_s())
 
-        run_shards(shards, pipeline, on_outcome)
+        with ray_session(job.run):
+            run_shards(shards, pipeline, on_outcome)
     wall_s, used_s = time.perf_counter() - first[0], cpu_s() - first[1]
     assert done == options.shards
     print(f"{done:,} shards: {used_s / done * 1e3:.2f} ms of driver CPU each, {done / wall_s:,.0f} shards/s")

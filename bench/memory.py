@@ -3,15 +3,14 @@
     python -m bench.memory [--embed] [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
 The job builds from URLs without a model; with --embed, it embeds tars with `tiny`. Each job runs in a separate process,
-with its own local Ray instance. The resident memory of the driver and of each stage's actor is sampled twice a second,
-without the shared memory of the object store, which is counted separately. The table gives the peaks and what the
-object store spilled to disk. Its last line says how the largest actor's peak grows with the number of rows.
+on this machine without Ray. The resident memory of the driver and of each worker is sampled twice a second, without
+the memory of the payloads, which they share and which is counted separately. The table gives the peaks. Its last line
+says how the largest worker's peak grows with the number of rows.
 """
 
 import argparse
 import contextlib
 import multiprocessing
-import os
 import tempfile
 import threading
 import time
@@ -29,7 +28,7 @@ from pairmill.jobs.build import build
 from pairmill.schemas.jobs import BuildJob
 
 INTERVAL_S = 0.5
-KINDS = ("driver", "largest actor", "object store", "spilled")
+KINDS = ("driver", "largest worker", "payloads")
 
 
 Job = dict[str, object]
@@ -55,27 +54,26 @@ def corpus_job(folder: Path, rows: int) -> Job:
     return {"source": {"paths": [f"{folder}/tars"], "kind": "corpus"}, "models": [{"name": "tiny"}]}
 
 
-def watch(driver: psutil.Process, folder: Path, peaks: dict[str, int], stop: threading.Event) -> None:
-    """Record peak private and shared memory per kind of process, and what Ray spills to `folder`, until `stop`."""
+def watch(driver: psutil.Process, peaks: dict[str, int], stop: threading.Event) -> None:
+    """Record peak private memory per kind of process, and the peak of all payloads, until `stop`."""
     while not stop.wait(INTERVAL_S):
-        shared = 0
         for process in _processes(driver):
             try:
                 memory, name = process.memory_info(), " ".join(process.cmdline())
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            kind = "driver" if process == driver else "largest actor" if name.startswith("ray::") else "ray itself"
+            kind = "driver" if process == driver else "largest worker" if "process_worker" in name else "others"
             peaks[kind] = max(peaks[kind], memory.rss - memory.shared)
-            shared = max(shared, memory.shared)
-        peaks["object store"] = max(peaks["object store"], shared)
-        peaks["spilled"] = max(peaks["spilled"], _spilled(folder))
+        peaks["payloads"] = max(peaks["payloads"], _payloads(driver))
 
 
-def _spilled(folder: Path) -> int:
+def _payloads(driver: psutil.Process) -> int:
+    """Bytes of the payloads that the driver has open: those of all shards in flight."""
     total = 0
-    for path in folder.glob("ray/session_2*/ray_spilled_objects*/*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size
+    for path in Path(f"/proc/{driver.pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if "memfd:pairmill" in str(path.readlink()):
+                total += path.stat().st_size
     return total
 
 
@@ -86,16 +84,15 @@ def _processes(driver: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def measure(job: Job, rows: int, folder: Path) -> tuple[dict[str, int], float]:
+def measure(job: Job, rows: int) -> tuple[dict[str, int], float]:
     """Run one job. Returns (the peak bytes for each kind of process, the seconds)."""
     peaks: dict[str, int] = defaultdict(int)
     stop = threading.Event()
-    os.environ["RAY_TMPDIR"] = str(folder)  # where Ray spills
     process = multiprocessing.get_context("spawn").Process(target=run_job, args=(job, rows))
     started = time.perf_counter()
     process.start()
     assert process.pid
-    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), folder, peaks, stop))
+    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), peaks, stop))
     listener.start()
     process.join()
     stop.set()
@@ -111,7 +108,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=640, help="width of the pictures, in pixels")
     parser.add_argument("--embed", action="store_true", help="embed tars instead of building from URLs")
     options = parser.parse_args()
-    actors: list[tuple[int, float]] = []  # rows, MB
+    workers: list[tuple[int, float]] = []  # rows, MB
     print("".join(f"{name:>18}" for name in ("shards", "rows", "seconds", *(f"{kind} MB" for kind in KINDS))))
     pictures = [draw(options.width, options.width * 3 // 4, seed=n) for n in range(100)]
     with serving(pictures) as bases:
@@ -121,13 +118,13 @@ def main() -> None:
                 folder = Path(name)
                 job = corpus_job(folder, rows) if options.embed else url_job(bases, folder, rows)
                 job |= {"output": f"{folder}/out", "shard_rows": options.shard_rows}
-                peaks, seconds = measure(job, rows, folder)
-            actors.append((rows, peaks["largest actor"] / 1e6))
+                peaks, seconds = measure(job, rows)
+            workers.append((rows, peaks["largest worker"] / 1e6))
             megabytes = [peaks[kind] / 1e6 for kind in KINDS]
             print("".join(f"{number:>18,.0f}" for number in (shards, rows, seconds, *megabytes)), flush=True)
-    if len(actors) > 1:
-        (rows, start), (most_rows, end) = actors[0], actors[-1]
-        print(f"largest actor: {(end - start) / (most_rows - rows) * 1e5:+.1f} MB per 100,000 rows")
+    if len(workers) > 1:
+        (rows, start), (most_rows, end) = workers[0], workers[-1]
+        print(f"largest worker: {(end - start) / (most_rows - rows) * 1e5:+.1f} MB per 100,000 rows")
 
 
 if __name__ == "__main__":
