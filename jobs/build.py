@@ -1,6 +1,6 @@
 """`pairmill build`: turns URLs and captions into scored Parquet shards.
 
-Every mistake in a job is found before Ray starts. A run processes the planned shards that are not committed yet, so
+Every mistake in a job is found before workers start. A run processes the planned shards that are not committed yet, so
 after a failure or Ctrl-C, the same command continues where the last run stopped.
 """
 
@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from pairmill.jobs.check import check, difference, open_output, warnings_of
 from pairmill.jobs.cluster.job_bundle import custom_modules
-from pairmill.jobs.cluster.ray_token import check_token_folder
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, failure_name, finish
 from pairmill.jobs.yaml_loader import dump_yaml
@@ -65,12 +64,10 @@ def _described_lists(pipeline: Pipeline) -> list[str]:
 
 
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
-    """Check the job, its inputs and its output folder, and plan it. Does not start Ray."""
+    """Check the job, its inputs and its output folder, and plan it. Starts no workers."""
     store = open_output(job)
     refuse_unfinished_purge(store)
     job, job_fingerprint = check(job)
-    if job.run.address is None and not committed(store):
-        check_token_folder()  # fail before anything is written
     try:
         plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)
     except OtherJobError as other:
@@ -86,8 +83,7 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
 def run_shards_of(
     pipeline: Pipeline, shards: pa.Table, listener: ProgressListener | None, failures: dict[int, str]
 ) -> str | None:
-    """Run some of the plan's shards on Ray, and record failures. Returns why the run stopped early, or None."""
-    # Importing ray takes a second, so only runs with work import it.
+    """Run some of the plan's shards, and record failures. Returns why the run stopped early, or None."""
     from pairmill.jobs.cluster.lost_shards import EngineError, Outcome
     from pairmill.jobs.cluster.run_shards import run_shards
 

@@ -1,4 +1,4 @@
-"""Finds every mistake in a job before Ray starts, and computes the fingerprint of a valid job."""
+"""Finds every mistake in a job before workers start, and computes the fingerprint of a valid job."""
 
 from pathlib import Path
 

@@ -1,20 +1,17 @@
 """`pairmill build --explain`: shows the pools, memory, objects and rate of a job without starting anything."""
 
 import math
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pairmill.jobs.check import check, difference, open_output
+from pairmill.jobs.cluster.machines import open_machines
 from pairmill.jobs.cluster.pools import (
-    SPARE_CPUS,
     STORED_PICTURE_BYTES,
-    Node,
     Pool,
     PoolError,
-    plan_pools,
     shards_in_flight,
     source_of,
 )
@@ -104,18 +101,19 @@ def explain(job: BuildJob) -> Explanation:
     unplanned_rows, unplanned_files = unplanned(plan, job, store) if existing else (0, 0)
     rows_left = sum(left["num_rows"].to_pylist()) + unplanned_rows
     shards_left = left.num_rows + math.ceil(unplanned_rows / job.shard_rows)
-    nodes = _nodes(job)
-    try:
-        pools = plan_pools(pipeline, max(shards_left, 1), rows_left, nodes)
-    except PoolError as error:
-        raise JobError(str(error)) from None
+    with open_machines(pipeline) as machines:
+        num_machines = len(machines.nodes())
+        try:
+            pools = machines.plan_pools(pipeline, max(shards_left, 1), rows_left)
+        except PoolError as error:
+            raise JobError(str(error)) from None
     newest = sorted(done.items())[-_SAMPLE:]
     manifests = [read_manifest(store, manifest_name(shard, generation)) for shard, generation in newest]
     return Explanation(
         plan=describe_plan(plan, job),
         pools=pools,
         memory_bytes=_memory_bytes(pipeline, pools),
-        machines=len(nodes),
+        machines=num_machines,
         rows_per_s=rows_per_s(pools, manifests),
         rows_left=rows_left,
         unplanned_rows=unplanned_rows,
@@ -136,25 +134,6 @@ def rows_per_s(pools: Mapping[StageName, Pool], manifests: Sequence[ShardManifes
 def _planned_aside(job: BuildJob, fingerprint: str) -> Plan:
     with tempfile.TemporaryDirectory(prefix="pairmill-explain-") as folder:
         return make_plan(JobRecord(job, fingerprint), Store(folder, job.s3))
-
-
-def _nodes(job: BuildJob) -> list[Node]:
-    if job.run.address is None:
-        return [local_node(job)]
-    from pairmill.jobs.cluster import session
-
-    with session.ray_session(job.run):
-        return session.cluster_nodes()
-
-
-def local_node(job: BuildJob) -> Node:
-    """This machine, as a local Ray instance would see it."""
-    gpus = 0
-    if job.models and job.run.device != "cpu":
-        import torch
-
-        gpus = torch.cuda.device_count()
-    return Node(cpus=(os.cpu_count() or 1) + SPARE_CPUS, gpus=gpus)
 
 
 def _memory_bytes(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> int:

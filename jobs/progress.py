@@ -104,7 +104,7 @@ class ConsoleProgress(ProgressListener):
         if rows_done:
             self.say(f"{counted(rows_done, 'row')} already done; {rows_left:,} to go")
         if shards_left:
-            self.say("starting workers, which takes up to 15 seconds ...")
+            self.say("starting workers ...")
 
     def watching(self, shards_left: int, rows_left: int, rows_done: int) -> None:
         """Show how much is left when another process does the work."""

@@ -67,3 +67,22 @@ class StageMetrics:
                 self._pairs.inc(count, {"status": status})
             if report.manifest.bytes_fetched:
                 self._bytes.inc(report.manifest.bytes_fetched)
+
+
+class _Ignored:
+    """A counter or histogram that nobody reads."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def inc(self, *_: object) -> None:
+        """Do nothing."""
+
+    def observe(self, *_: object) -> None:
+        """Do nothing."""
+
+
+class NoMetrics:
+    """Takes the place of `ray.util.metrics` where no node agent exports metrics."""
+
+    Counter = Histogram = _Ignored

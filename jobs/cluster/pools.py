@@ -20,7 +20,7 @@ SMALL_CPUS = 0.2
 """Logical CPUs of an actor that may run anywhere. Ray only uses CPUs to place actors; it does not limit threads."""
 
 SPARE_CPUS = 2
-"""CPUs for readers, committers and encoders. A local Ray instance gets as many extra CPUs: these actors mostly wait."""
+"""CPUs for readers, committers and encoders. This machine counts as having as many more: these workers mostly wait."""
 
 SOURCES: tuple[StageName, ...] = ("download", "load")
 
@@ -40,7 +40,7 @@ class PoolError(PairmillError, RuntimeError):
 
 @dataclass(frozen=True)
 class Node:
-    """One machine, as Ray sees it."""
+    """One machine, as Ray sees it, or this one."""
 
     cpus: float
     gpus: float = 0.0
@@ -77,7 +77,7 @@ class _Machines:
         encodes, device = "encode" in pipeline.names, pipeline.job.run.device
         with_gpus = [node for node in nodes if node.gpus]
         if encodes and device == "cuda" and not with_gpus:
-            raise PoolError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
+            raise PoolError("run.device is cuda, but no machine has a GPU; use run.device=cpu, or a cluster with GPUs")
         on_gpu = encodes and device != "cpu" and bool(with_gpus)
         without = [node for node in nodes if node.cpus and not node.gpus]  # head nodes often offer no CPUs
         others = without if on_gpu and without else nodes
@@ -146,18 +146,23 @@ def _encode_pool(pipeline: Pipeline, machines: _Machines, num_shards: int) -> Po
         actors = min(run.encode_actors or 1, max(num_shards, 1))
         return Pool(actors, float(run.encode_threads or SMALL_CPUS), max_actors=most_actors)
     share = run.gpus_per_encoder
-    there = sum(int(node.gpus / share) for node in machines.encoding)
+    there = sum(_encoders(node, share) for node in machines.encoding)
     if not there:
         raise PoolError(f"run.gpus_per_encoder is {share:g}, but no machine has that many GPUs")
     actors = min(run.encode_actors or there, max(num_shards, 1))
     if actors > there and not most_actors:
         gpus = sum(node.gpus for node in machines.encoding)
-        raise PoolError(f"run.encode_actors is {actors}, but Ray has {gpus:g} GPUs, and each encoder takes {share:g}")
+        raise PoolError(f"run.encode_actors is {actors}, but there are {gpus:g} GPUs, and each encoder takes {share:g}")
     calls = 1 if pipeline.is_isolated else ENCODE_CALLS
     cpus = float(run.encode_threads or SMALL_CPUS)
     if machines.apart and not run.encode_threads:  # nothing else runs there, so all cores can decode
-        cpus = min(int(10 * node.cpus / max(int(node.gpus / share), 1)) / 10 for node in machines.encoding)
+        cpus = min(int(10 * node.cpus / max(_encoders(node, share), 1)) / 10 for node in machines.encoding)
     return Pool(actors, cpus, gpus=share, calls=calls, max_actors=most_actors)
+
+
+def _encoders(node: Node, share: float) -> int:
+    """How many encoders fit on a machine that each take a share of one GPU, or several whole ones."""
+    return int(node.gpus) * int(1 / share) if share < 1 else int(node.gpus / share)
 
 
 def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pools: Mapping[StageName, Pool]) -> Pool:
@@ -177,8 +182,8 @@ def _check_fit(
     left = machines.cpus - sum(pool.actors * pool.cpus for pool in shared)
     if left < needed:
         raise PoolError(
-            f"Ray has {machines.cpus:g} CPUs, too few for these pools: lower run.download_actors, run.encode_actors or "
-            "run.encode_threads, or give Ray at least two CPUs"
+            f"there are {machines.cpus:g} CPUs, too few for these pools: lower run.download_actors, run.encode_actors "
+            "or run.encode_threads, or use at least two CPUs"
         )
     return left
 

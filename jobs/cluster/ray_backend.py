@@ -1,100 +1,37 @@
 """Workers on Ray: each worker is an actor, and each payload is an object that stays on the node that made it."""
 
-import gc
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.util.metrics
 from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
-from pairmill.jobs.cluster.arrow_ipc import pack, unpack
 from pairmill.jobs.cluster.live import INTERVAL_S, LiveWorkers
 from pairmill.jobs.cluster.metrics import StageMetrics
 from pairmill.jobs.cluster.pools import Pool
+from pairmill.jobs.cluster.stage_worker import StageWorker
 from pairmill.jobs.cluster.worker_backend import PayloadLost, Report, WorkerDied
 from pairmill.pipeline.common.faults import Failure
-from pairmill.pipeline.common.hooks import WorkerHooks
-from pairmill.pipeline.common.progress import WorkCounts, WorkProgress
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.stages.pipelines import Pipeline
-from pairmill.pipeline.stages.stage import StageName, StageSpec, run_stage
-from pairmill.schemas.batch import ShardBatch
-from pairmill.schemas.manifest import ShardManifest
+from pairmill.pipeline.stages.stage import StageName, StageSpec
 
 _WATCH = "watch"
 """Concurrency group for progress polling."""
 
 
-class _StageActor:
-    """Runs one stage on a worker. An error in a shard is reported, not raised, so it fails only that shard."""
+class _StageActor(StageWorker):
+    """A worker as a Ray actor."""
 
     def __init__(self, spec: StageSpec) -> None:
         warnings.filterwarnings("ignore", module="ray")
-        os.environ["PYTHONSAFEPATH"] = "1"  # child processes must not import from the user's current directory either
-        gc.disable()  # importing torch makes no garbage, and looking for some takes a seventh of the time
-        self.name = spec.name
-        self.node = ray.get_runtime_context().get_node_id()
-        self.metrics = StageMetrics(ray.util.metrics, spec.name)
-        self.progress = WorkProgress()
-        self.broken: Failure | None = None
-        try:
-            self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
-        except Exception as error:  # no weights, for example: `ready` reports it; Ray would print 200 lines
-            self.broken = Failure.of(error)
-        _collect_garbage_less_often()
-
-    def ready(self) -> Report:
-        """Report whether the stage could be built. Ray answers only after the constructor has ended."""
-        return Report(failure=self.broken, node=self.node)
-
-    def counts(self) -> WorkCounts:
-        """The worker's progress. Runs in its own thread, so it answers in the middle of `run`."""
-        return self.progress.counts()
-
-    def run(self, *payloads: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
-        """Run a shard through the stage. `payloads`: its batch, then the changes that later stages made to it."""
-        with self.metrics.shard():
-            report, batch = self._run(payloads)
-        self.metrics.ended(report, batch)
-        if batch is None:
-            return report, None
-        result = pack(batch)
-        return replace(report, node=self.node, num_bytes=result.size), result
-
-    def _run(self, payloads: Sequence[pa.Buffer]) -> tuple[Report, ShardBatch | None]:
-        try:
-            batch = unpack(payloads[0])
-            for changes in payloads[1:]:
-                batch = batch.updated(unpack(changes))
-            result = run_stage(self.name, self.stage, batch)
-        except Exception as error:  # this shard fails alone, with its traceback
-            return Report(failure=Failure.of(error)), None
-        return (Report(manifest=result), None) if isinstance(result, ShardManifest) else (Report(), result)
-
-
-def _collect_garbage_less_often() -> None:
-    """Exclude the objects loaded so far from garbage collection, and collect less often than Python's default, which is
-    after 700 new objects.
-
-    Walking the modules of torch and pyarrow took 0.1 ms of the 0.33 ms that a request takes.
-    """
-    gc.collect()  # otherwise garbage that refers to a model's weights would stay
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
-    gc.enable()
-
-
-def _end_process() -> None:
-    """Exit because a decoder hangs. Another worker starts, and lost_shards.py retries the shard."""
-    os._exit(1)
+        node = ray.get_runtime_context().get_node_id()
+        super().__init__(spec, node, StageMetrics(ray.util.metrics, spec.name))
 
 
 class RayBackend:
@@ -105,6 +42,7 @@ class RayBackend:
         self._specs = {spec.name: spec for spec in pipeline.stages}
         self._futures: dict[Any, Future[Report]] = {}
         self._done: SimpleQueue[Any] = SimpleQueue()
+        self._actors: list[Any] = []
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
         """Start an actor for a stage. Returns it, and a token that is done once the actor is ready."""
@@ -115,6 +53,7 @@ class RayBackend:
             options["scheduling_strategy"] = "SPREAD"
         kind = type(f"{name.title()}Actor", (_StageActor,), {})  # the name in ps and Ray's dashboard
         actor = ray.remote(concurrency_groups={_WATCH: 1})(kind).options(**options).remote(self._specs[name])
+        self._actors.append(actor)
         self._live.add(actor, name, lambda: actor.counts.options(concurrency_group=_WATCH).remote().future())
         return actor, self._notify_when_done(actor.ready.remote())
 
@@ -154,5 +93,11 @@ class RayBackend:
 
     def stop(self, worker: Any) -> None:
         """Kill an actor immediately."""
+        self._actors.remove(worker)
         self._live.remove(worker)
         ray.kill(worker)
+
+    def close(self) -> None:
+        """Kill all actors."""
+        for actor in list(self._actors):
+            self.stop(actor)

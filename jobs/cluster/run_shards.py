@@ -1,8 +1,9 @@
-"""Runs shards through a pipeline on Ray.
+"""Runs shards through a pipeline, on this machine or on Ray.
 
-Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). Ray (`ray_backend.py`)
-starts processes, reports their deaths, and moves tables between them without going through the driver. `lost_shards.py`
-decides what happens to a shard that failed or was lost when its worker died.
+Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). A backend starts
+processes, reports their deaths, and moves tables between them without going through the driver: `process_backend.py` on
+this machine, `ray_backend.py` on a cluster. `lost_shards.py` decides what happens to a shard that failed or was lost
+when its worker died.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,22 +12,20 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from pairmill.jobs.cluster.arrow_ipc import pack
 from pairmill.jobs.cluster.live import LiveWorkers, OnWork
 from pairmill.jobs.cluster.lost_shards import Ended, EngineError, Outcome, outcomes
+from pairmill.jobs.cluster.machines import Machines, open_machines
 from pairmill.jobs.cluster.pools import (
     DOWNLOAD_CALLS,
     STORED_PICTURE_BYTES,
     Pool,
     PoolError,
-    plan_pools,
     shards_in_flight,
 )
-from pairmill.jobs.cluster.ray_backend import RayBackend
 from pairmill.jobs.cluster.scheduler import LOOKAHEAD, Admission, PooledStage, Scheduler, SchedulerError
-from pairmill.jobs.cluster.session import cluster_nodes, ray_session
+from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.batch import planned_batches
@@ -34,8 +33,9 @@ from pairmill.schemas.batch import planned_batches
 SLACK_S = 3_600
 """Added to the time that the slowest shard may take. A run without progress for that long is stuck, and stops."""
 
-OBJECT_STORE_SHARE = 0.4
-"""Share of the object stores for shards in flight. Payloads sent between machines exist twice. Ray spills at 0.8."""
+PAYLOAD_SHARE = 0.4
+"""Share of the memory for payloads that shards in flight may fill. Payloads sent between machines exist twice. Ray
+spills at 0.8."""
 
 
 def run_shards(
@@ -53,16 +53,16 @@ def run_shards(
     the cluster has too few CPUs or GPUs, or if shards stop making progress.
     """
     live = LiveWorkers(on_work)
-    with ray_session(pipeline.job.run, modules):
+    with open_machines(pipeline, modules) as machines:
 
         def run(left: pa.Table, isolated: bool) -> Iterator[Ended]:
-            return _pass(left, pipeline.isolated() if isolated else pipeline, live)
+            return _pass(left, pipeline.isolated() if isolated else pipeline, live, machines)
 
         for outcome in outcomes(shards, run, pipeline.job.run.max_failed_shards_in_a_row):
             on_outcome(outcome)
 
 
-def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[Ended]:
+def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers, machines: Machines) -> Iterator[Ended]:
     """Yield (shard, report) as shards end. The report is None if the shard was lost with its worker."""
     fetch, run = pipeline.job.fetch, pipeline.job.run
     # The worst case: all rows, even in the actor's other shards, are from one host that never answers or needs pauses.
@@ -70,11 +70,11 @@ def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[E
     downloads = any(spec.name == "download" for spec in pipeline.stages)
     slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD) if downloads else 0.0
     try:
-        pools = plan_pools(pipeline, shards.num_rows, pc.sum(shards["num_rows"]).as_py() or 0, cluster_nodes())
+        pools = machines.plan_pools(pipeline, shards.num_rows, pc.sum(shards["num_rows"]).as_py() or 0)
         scheduler = Scheduler(
-            backend=RayBackend(pipeline, live),
+            backend=machines.backend(pipeline, live),
             stages=[PooledStage(spec.name, pools[spec.name], spec.returns_changes) for spec in pipeline.stages],
-            admission=_admission(pipeline, pools),
+            admission=_admission(pipeline, pools, machines),
             patience_s=SLACK_S + slowest_s,
             max_deaths=shards.num_rows if pipeline.is_isolated else run.max_failed_shards_in_a_row,
         )
@@ -82,15 +82,15 @@ def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[E
             yield from scheduler.run(_payloads(shards))
         finally:
             scheduler.stop()
-    except (SchedulerError, PoolError) as error:
+    except (SchedulerError, PoolError, LocalFault) as error:
         raise EngineError(str(error)) from None
 
 
-def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> Admission:
-    """Limit the number of shards in flight as the job says, and their size, so that the object stores do not spill."""
+def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool], machines: Machines) -> Admission:
+    """Limit the number of shards in flight as the job says, and their size, so that they fit into memory."""
     return Admission(
         max_shards=partial(shards_in_flight, pipeline, pools),
-        max_bytes=int(ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE),
+        max_bytes=int(machines.payload_bytes * PAYLOAD_SHARE),
         expected_bytes=pipeline.job.shard_rows * STORED_PICTURE_BYTES,
     )
 

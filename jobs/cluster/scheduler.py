@@ -148,8 +148,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """Stop all workers."""
-        for worker in [worker for pool in self.workers for worker in pool]:
-            self.backend.stop(worker.handle)
+        self.backend.close()
         self.workers = [[] for _ in self.stages]
 
     def _has_room(self) -> bool:
@@ -193,6 +192,8 @@ class Scheduler:
         try:
             report = self.backend.result(token)
         except WorkerDied as died:
+            if worker in self.workers[worker.stage]:
+                log.warning("a worker of the stage %r died: %s", self.stages[worker.stage].name, died)
             self._bury(worker, str(died))
             yield call.item.shard, None
             return
@@ -291,4 +292,4 @@ class Scheduler:
         for number, stage in enumerate(self.stages):
             if self.waiting[number] and all(worker.node is None for worker in self.workers[number]):
                 self._said = now
-                log.warning("waiting for Ray to start a worker for the stage %r: is the cluster full?", stage.name)
+                log.warning("still waiting for a worker of the stage %r; is the cluster full?", stage.name)

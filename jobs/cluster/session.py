@@ -22,6 +22,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.run import RunConfig
 
 _one_at_a_time = threading.RLock()
+_threads: set[int] = set()
 _processes: set[int] = set()
 """The process that has had a session. A fork inherits it."""
 
@@ -41,13 +42,20 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
     with _one_thread():
         if not ray.is_initialized():
             with _sigterm_restored(), messages_on_stderr():
+                _threads.add(threading.get_ident())
                 try:
                     _init(run, modules, spare_cpus)
                     yield
                 finally:
                     ray.shutdown()
+                    _threads.clear()
             return
     yield
+
+
+def threads() -> set[int]:
+    """The thread that has a session of ours open, if there is one."""
+    return _threads
 
 
 def _refuse_fork() -> None:

@@ -58,3 +58,6 @@ class WorkerBackend(Protocol):
 
     def stop(self, worker: WorkerHandle) -> None:
         """Stop a worker immediately, whatever it is doing."""
+
+    def close(self) -> None:
+        """Stop all workers, even one whose `start` was interrupted."""

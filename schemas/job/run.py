@@ -23,14 +23,14 @@ class RunConfig(Settings):
     """How to distribute the work. Nothing here changes the output."""
 
     address: str | None = None
-    """Ray cluster to join (`auto` or ray://...). None: a local Ray instance for this run."""
+    """Ray cluster to join (`auto` or ray://...). None: this machine, without Ray."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of download actors. None: one for each of Ray's CPUs, except two for other stages; half as many if models
-    run on these CPUs; at most one per 1,000 rows."""
+    """Number of download actors. None: one for each CPU (on a cluster, except two for other stages); half as many if
+    models run on these CPUs; at most one per 1,000 rows."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of encode actors. None: one for each of Ray's GPUs, or one on the CPU."""
+    """Number of encode actors. None: one for each GPU, or one on the CPU."""
     max_download_actors: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of download actors on an autoscaling cluster, where actors start while shards wait and stop when
     idle. None: the pool does not grow."""
@@ -41,11 +41,11 @@ class RunConfig(Settings):
     encode_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads per encode actor on a CPU. None: all cores of its machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the models run. auto: on a GPU if Ray has one."""
+    """Where the models run. auto: on a GPU if there is one."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Pictures or captions per forward pass. None: 32 on a CPU, 256 on a GPU. Halved if GPU memory runs out."""
     shards_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """Maximum number of shards between read and commit, whose pictures are in the object store. None: eight per
+    """Maximum number of shards between read and commit, whose pictures are in memory. None: eight per
     download actor, plus four."""
     max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
     """Stop after this many shards in a row have failed."""

@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
@@ -120,13 +120,19 @@ def test_progress_is_shown_on_stderr_unless_it_is_turned_off(
     assert "20/20 rows" in printed.err
 
 
-def test_a_second_thread_is_told_that_a_job_runs_in_this_process(
-    ray_session: None, source: Path, tmp_path: Path
+def test_while_a_job_runs_on_ray_a_second_thread_can_run_one_on_this_machine_but_not_on_ray(
+    on_this_ray: list[str], source: Path, tmp_path: Path
 ) -> None:
+    address = dict([on_this_ray[1].split("=", 1)])
     with ThreadPoolExecutor(1) as second:
-        call = second.submit(pairmill.build, source, tmp_path / "out", settings=LOOPBACK, progress=False)
+
+        def build(name: str, **settings: str) -> "Future[pairmill.BuildResult]":
+            settings = {**LOOPBACK, **settings}
+            return second.submit(pairmill.build, source, tmp_path / name, settings=settings, progress=False)
+
+        assert build("here").result().kept == 16
         with pytest.raises(pairmill.JobError, match=r"^another thread of this process runs a job on Ray; [^\n]+$"):
-            call.result()
+            build("there", **address).result()
 
 
 def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(

@@ -1,4 +1,4 @@
-"""Tests whole builds on a real Ray instance, with a real loopback web server."""
+"""Tests whole builds on a real Ray instance and on this machine, with a real loopback web server."""
 
 import hashlib
 import io

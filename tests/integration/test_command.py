@@ -26,9 +26,11 @@ PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
-    """Start the command in its own session, because background jobs of a plain shell ignore Ctrl-C."""
+    """Start the command in its own session, with the usual handling of Ctrl-C even if these tests run in the background
+    of a shell, which makes jobs ignore it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*PAIRMILL, *arguments], cwd=cwd, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
+    command = ["env", "--default-signal=INT", *PAIRMILL, *arguments]
+    return subprocess.Popen(command, cwd=cwd, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
 def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

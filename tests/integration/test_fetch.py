@@ -135,7 +135,7 @@ MISBEHAVIORS: dict[str, tuple[Any, Status, str | None]] = {
     "svg": ([response(b"<svg xmlns='http://www.w3.org/2000/svg'/>")], Status.IMAGE_UNSUPPORTED, "svg"),
     "huge-header": ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000_000 + b"\r\n\r\n"], Status.PROTOCOL_ERROR, None),
     "many-headers": ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n"], Status.PROTOCOL_ERROR, None),
-    "endless-status-line": ([b"HTTP/1.1 200 " + b"O" * 100_000], Status.PROTOCOL_ERROR, None),
+    "endless-status-line": ([b"HTTP/1.1 200 " + b"O" * 400_000], Status.PROTOCOL_ERROR, None),
     "not-http": ([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"], Status.PROTOCOL_ERROR, None),
     "bad-length": ([b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"], Status.PROTOCOL_ERROR, None),
     "gzip-bomb": (

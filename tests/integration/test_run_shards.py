@@ -1,4 +1,5 @@
-"""Tests `run_shards` on Ray: shards overlap, runs survive crashes, and only rows that kill every worker are lost."""
+"""Tests `run_shards` on this machine and on Ray: shards overlap, runs survive crashes, and only rows that kill every
+worker are lost."""
 
 import json
 import threading
@@ -24,6 +25,12 @@ from pairmill.schemas.manifest import ShardManifest
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import dataset, job, picture, write_input
 from tests.integration.test_command import build_arguments, run
+
+
+@pytest.fixture(params=["this machine", "Ray"])
+def machines(request: pytest.FixtureRequest) -> list[str]:
+    """Flags for a command that runs there."""
+    return request.getfixturevalue("on_this_ray") if request.param == "Ray" else []
 
 
 class SlowWeb:
@@ -139,12 +146,12 @@ def keep_all(rows):
 
 
 def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(
-    web: PictureWeb, on_this_ray: list[str], tmp_path: Path
+    web: PictureWeb, machines: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.py").write_text("def look(rows):\n    return rows['no_such_column']\n")
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(80)]
     source = write_input(tmp_path / "in.parquet", rows)
-    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]", *on_this_ray), tmp_path)
+    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]", *machines), tmp_path)
     assert done.stdout, (done.returncode, done.stderr)
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1
@@ -154,7 +161,7 @@ def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(
 
 
 def test_rows_that_kill_every_worker_cost_only_themselves_and_a_death_that_does_not_recur_costs_nothing(
-    web: PictureWeb, on_this_ray: list[str], tmp_path: Path
+    web: PictureWeb, machines: list[str], tmp_path: Path
 ) -> None:
     """Row 5 kills every process that runs the rule. The decoder aborts on picture 11, as with a bug in a codec, in the
     worker and then in its child. Row 21 kills its worker once. The three rows are in different shards."""
@@ -166,7 +173,7 @@ def test_rows_that_kill_every_worker_cost_only_themselves_and_a_death_that_does_
     rows[11]["url"] = web.add("/11.jpg", picture(11) + b"poison")
     source, output = write_input(tmp_path / "in.parquet", rows), tmp_path / "out"
     rules = "rules.custom=[fatal:deadly, once:deadly, poisoned:keep_all]"
-    done = run(build_arguments(source, output, "--set", rules, *on_this_ray), tmp_path)
+    done = run(build_arguments(source, output, "--set", rules, *machines), tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 38, "rule_crashed": 1, "decoder_crashed": 1}
     rejected = {row["caption"]: row["status"] for row in dataset(output, "rejects").to_pylist()}

@@ -1,4 +1,4 @@
-"""Keeps Ray, threads and waiting for the disk out of the unit tests."""
+"""Keeps workers, threads and waiting for the disk out of the unit tests."""
 
 import os
 import tempfile
@@ -32,14 +32,16 @@ if _is_roomy(MEMORY := Path("/dev/shm")):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ray_does_not_start() -> Iterator[None]:
-    """Make tests that start Ray fail: starting it takes seconds and leaves a token that other tests would see."""
+def _workers_do_not_start() -> Iterator[None]:
+    """Make tests that start Ray or worker processes fail: that takes seconds, and Ray leaves a token that other tests
+    would see."""
 
     def start(*_: object) -> NoReturn:
-        raise AssertionError("a unit test starts Ray: use the fixture no_ray, or make it an integration test")
+        raise AssertionError("a unit test starts workers: use the fixture no_workers, or make it an integration test")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pairmill.jobs.cluster.session._init", start)
+        patch.setattr("pairmill.jobs.cluster.process_backend.ProcessBackend.start", start)
         yield
 
 
@@ -62,7 +64,7 @@ def _commands_are_built_once() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the shards of score jobs in this process."""
     from pairmill.pipeline.stages.pipelines import open_stages, process_batch
     from pairmill.schemas.batch import planned_batches

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from pairmill.jobs.check import check
 from pairmill.jobs.cli.main import app
+from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.pools import Node, Pool, PoolError, plan_pools, shards_in_flight
+from pairmill.jobs.cluster.process_backend import ProcessBackend
 from pairmill.jobs.explain import explain, rows_per_s
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.mapping import ColumnMapping
@@ -117,7 +119,7 @@ def test_a_fraction_of_a_gpu_per_encoder_puts_several_encoders_on_each_gpu() -> 
     assert (pairs.actors, pairs.gpus, pairs.cpus) == (2, 2.0, 4.0)
     with pytest.raises(PoolError, match=r"gpus_per_encoder is 8, but no machine has that many"):
         pools_for(pipeline(gpus_per_encoder=8), 10, nodes)
-    with pytest.raises(PoolError, match=r"Ray has 4 GPUs, and each encoder takes 0\.5"):
+    with pytest.raises(PoolError, match=r"there are 4 GPUs, and each encoder takes 0\.5"):
         pools_for(pipeline(gpus_per_encoder=0.5, encode_actors=9), 10, nodes)
     with pytest.raises(ValueError, match="a fraction of one GPU or a whole number"):
         pipeline(gpus_per_encoder=1.5)
@@ -184,3 +186,18 @@ def test_explain_counts_the_rows_that_an_earlier_limit_left_out_and_the_files_ad
         found = explain(job(limit))
         assert [found.rows_left, found.unplanned_rows, found.unplanned_files] == expected
     assert "\n".join(explain(job(None)).lines()).count("the next run adds") == 2
+
+
+@given(st.integers(1, 4), st.floats(0.05, 1.0) | st.integers(1, 4).map(float))
+def test_no_gpu_gets_more_encoders_than_fit(gpus: int, share: float) -> None:
+    spec = pipeline(gpus_per_encoder=share)
+    try:
+        encode = pools_for(spec, 1_000, [Node(64, gpus)])["encode"]
+    except PoolError:
+        assert share > gpus
+        return
+    backend = ProcessBackend(spec, LiveWorkers(lambda _: None), None, [str(gpu) for gpu in range(gpus)])
+    for _ in range(encode.actors):
+        for gpu, taken in backend._free_gpus(share).items():
+            backend._gpus[gpu] += taken
+    assert max(backend._gpus.values()) <= 1 + 1e-9

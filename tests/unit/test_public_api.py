@@ -65,6 +65,12 @@ def test_commands_and_workers_do_not_load_torch_before_they_need_it() -> None:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+def test_neither_the_driver_nor_the_workers_of_a_job_on_this_machine_load_ray() -> None:
+    modules = ("pairmill.jobs.build", "pairmill.jobs.cluster.run_shards", "pairmill.jobs.cluster.process_worker")
+    code = f"import sys, {', '.join(modules)}; print('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_every_public_name_exists_and_is_documented() -> None:
     assert set(pairmill.__all__) <= set(dir(pairmill))
     for name in pairmill.__all__:
@@ -109,7 +115,7 @@ def test_all_errors_are_pairmill_errors_and_those_about_input_are_still_value_er
 
 def test_every_error_class_is_a_pairmill_error_unless_it_is_always_caught() -> None:
     becomes_a_status = {"AddressRefused", "FetchError", "ImageError", "NoSuchHost", "TooManyReads", "UnreadableText"}
-    becomes_an_outcome = {"DamagedPartError"}
+    becomes_an_outcome = {"DamagedPartError", "HeaderError"}
     tried_again = {"PayloadLost", "UnsupportedMode", "WorkerDied"}
     gets_a_column = {"TimeTextError"}
     root = Path(pairmill.__file__ or "").parent.parent

@@ -86,6 +86,9 @@ class Cluster:
     def stop(self, worker: int) -> None:
         self.alive.pop(worker, None)
 
+    def close(self) -> None:
+        self.alive.clear()
+
 
 def scheduler_of(cluster: Cluster, limit: int = 5, actors: int = 2, **more: Any) -> Scheduler:
     stages = [PooledStage(name, Pool(actors, 1.0, calls=2, **more), name == "encode") for name in STAGES]

@@ -105,7 +105,7 @@ def test_no_purged_values_are_left_and_everything_else_stays(world: World, kind:
         check_exports(world.root, before, state_of(world.root), uids)
 
 
-def test_pdq_hashes_are_compared_with_an_added_column_and_refused_without_one(world: World, no_ray: None) -> None:
+def test_pdq_hashes_are_compared_with_an_added_column_and_refused_without_one(world: World, no_workers: None) -> None:
     """Here, `score` adds the column, so it is not in `pairs/`. Rows 2 and 30 have the same picture."""
     shutil.rmtree(world.out / "exports")
     with pytest.raises(JobError, match=r"--pdq: .* no column `pdq`; add it: pairmill score .* hash --score 'pictures"):

@@ -53,7 +53,7 @@ ROWS = [
 IN_ORDER = [PHOTOGRAPHS[0], PHOTOGRAPHS[0], PHOTOGRAPHS[1], PHOTOGRAPHS[2], None, PHOTOGRAPHS[3]]
 
 
-pytestmark = pytest.mark.usefixtures("no_ray")
+pytestmark = pytest.mark.usefixtures("no_workers")
 
 
 def add(root: Path, name: str = "look", **settings: object) -> ScoreResult:

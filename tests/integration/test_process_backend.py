@@ -1,0 +1,245 @@
+"""Tests workers on this machine: they die with their driver, their deaths are reported, and nothing of them remains."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+
+import pairmill
+from pairmill.jobs.build import build, prepare
+from pairmill.jobs.cluster.arrow_ipc import pack
+from pairmill.jobs.cluster.live import LiveWorkers
+from pairmill.jobs.cluster.pools import Pool
+from pairmill.jobs.cluster.process_backend import ProcessBackend
+from pairmill.jobs.cluster.shared_bytes import SharedBytes
+from pairmill.jobs.cluster.worker_backend import Report, WorkerDied
+from pairmill.schemas.batch import planned_batches
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import job, picture, write_input
+from tests.integration.test_command import build_arguments, run, start
+from tests.integration.test_run_shards import SlowWeb
+
+FETCH = {"allow_networks": ["127.0.0.0/8"]}
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if another test of this process has started it."""
+    monkeypatch.setattr("pairmill.jobs.cluster.machines._uses_ray", lambda: False)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[ProcessBackend]:
+    source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
+    pipeline, _ = prepare(job(source, tmp_path / "out"))
+    yield ProcessBackend(pipeline, LiveWorkers(lambda _: None), None, ["3", "5"])
+
+
+def payload_of(tmp_path: Path) -> pa.Buffer:
+    _, plan = prepare(job(tmp_path / "in.parquet", tmp_path / "out"))
+    return pack(next(planned_batches(plan.shards)))
+
+
+def outcome(backend: ProcessBackend, token: Any) -> Report:
+    while token not in backend._done:
+        backend.wait(1)
+    return backend.result(token)
+
+
+def open_files() -> int:
+    """Number of payloads and selectors that this process has open."""
+    links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum("memfd:pairmill" in link or "eventpoll" in link for link in links)
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children() if "process_worker" in " ".join(child.cmdline())]
+
+
+def test_a_killed_worker_ends_all_of_its_calls_and_the_reason_is_told(backend: ProcessBackend, tmp_path: Path) -> None:
+    worker, started = backend.start("read", Pool(1, 0.2))
+    assert outcome(backend, started) == Report(node="here")
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    tokens = [backend.call(worker, [payload_of(tmp_path)])[0] for _ in range(2)]
+    os.kill(worker.process.pid, signal.SIGKILL)
+    for token in tokens:
+        with pytest.raises(WorkerDied, match=r"^killed by SIGKILL: is there enough memory\?"):
+            outcome(backend, token)
+    backend.stop(worker)
+    token, _ = backend.call(worker, [payload_of(tmp_path)])  # as the scheduler might, before it knows
+    with pytest.raises(WorkerDied):
+        outcome(backend, token)
+
+
+def test_a_stopped_worker_is_gone_and_its_calls_are_lost(backend: ProcessBackend, tmp_path: Path) -> None:
+    worker, started = backend.start("read", Pool(1, 0.2))
+    token, _ = backend.call(worker, [payload_of(tmp_path)])
+    backend.stop(worker)
+    assert not psutil.pid_exists(worker.process.pid)
+    for each in (started, token):
+        with pytest.raises(WorkerDied, match="stopped"):
+            outcome(backend, each)
+
+
+def test_a_result_goes_to_the_next_worker_without_the_driver_reading_it(
+    backend: ProcessBackend, tmp_path: Path
+) -> None:
+    reader, _ = backend.start("read", Pool(1, 0.2))
+    downloader, _ = backend.start("download", Pool(1, 0.2))
+    token, read = backend.call(reader, [payload_of(tmp_path)])
+    report = outcome(backend, token)
+    assert report.num_bytes == os.fstat(read.data.file).st_size > 0
+    token, downloaded = backend.call(downloader, [read])
+    assert outcome(backend, token).num_bytes == downloaded.data.mapped().size
+    for worker in (reader, downloader):
+        backend.stop(worker)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(1.0, ["3", "5"]), (0.5, ["3", "5", "3", "5"]), (2.0, ["3,5"]), (0.0, ["", ""])],
+)
+def test_each_encoder_sees_only_the_gpus_that_it_takes(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, share: float, expected: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    workers = [backend.start("read", Pool(1, 0.2, gpus=share))[0] for _ in expected]
+    seen = [psutil.Process(worker.process.pid).environ()["CUDA_VISIBLE_DEVICES"] for worker in workers]
+    for worker in workers:
+        backend.stop(worker)
+    assert seen == expected
+    assert set(backend._gpus.values()) == {0.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_its_driver(tmp_path: Path, number: signal.Signals) -> None:
+    with SlowWeb(60) as web:
+        source = write_input(tmp_path / "in.parquet", web.rows(4))
+        driver = start(build_arguments(source, tmp_path / "out"), tmp_path)
+        while not web.most:
+            time.sleep(0.05)
+        workers = workers_of(psutil.Process(driver.pid))
+        assert len(workers) == 3
+        driver.send_signal(number)
+        driver.communicate(timeout=30)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_runs_leave_no_process_and_no_file_and_several_threads_can_run_one_each(
+    web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"{n}"} for n in range(12)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    build(job(source, tmp_path / "first", shard_rows=4, fetch=FETCH))
+    before = open_files()
+    results: list[pairmill.BuildResult] = []
+
+    def run(name: str) -> None:
+        results.append(build(job(source, tmp_path / name, shard_rows=4, fetch=FETCH)))
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.statuses for result in results] == [{"ok": 12}] * 2
+    assert not workers_of(psutil.Process())
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("home", ["/sys/home", "/dev/null"])
+def test_a_build_on_this_machine_needs_no_home_folder(
+    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    """Not even root can write to these."""
+    monkeypatch.setenv("HOME", home)
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    done = run(build_arguments(source, tmp_path / "out"), tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 1}, done.stderr
+
+
+FORKING_RULE = """
+import os, pathlib, signal, time
+time.sleep(1)  # while the threads of the worker's other shards load the same module
+import pyarrow as pa
+from pairmill.pipeline.rules import at
+
+@at("image")
+def look(rows):
+    try:
+        pathlib.Path({marker!r}).touch(exist_ok=False)
+    except FileExistsError:
+        return pa.repeat(True, rows.num_rows)
+    if os.fork():
+        os.write(2, b"out of luck\\n")
+        os.kill(os.getpid(), signal.SIGABRT)
+    time.sleep(60)  # keeps everything open that the worker had open
+    os._exit(0)
+"""
+
+
+def test_the_death_of_a_worker_is_noticed_though_a_fork_of_it_lives_and_its_last_words_are_told(
+    web: PictureWeb, tmp_path: Path
+) -> None:
+    (tmp_path / "forking.py").write_text(FORKING_RULE.format(marker=str(tmp_path / "marker")))
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"{n}"} for n in range(4)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    rules = ["--set", "rules.custom=[forking:look]", "--set", "shard_rows=1"]
+    started = time.monotonic()
+    done = run(build_arguments(source, tmp_path / "out", *rules), tmp_path)
+    assert time.monotonic() - started < 40
+    assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 4}, done.stderr
+    assert "died: killed by SIGABRT; it last wrote: out of luck" in done.stderr
+
+
+def test_a_worker_that_is_busy_in_c_code_dies_with_its_driver_too(web: PictureWeb, tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(
+        "import pathlib, re\n"
+        "def look(rows):\n"
+        f"    pathlib.Path({str(tmp_path / 'busy')!r}).touch()\n"
+        "    re.match(r'(a+)+$', 'a' * 60 + 'b')  # holds the interpreter's lock for years\n"
+    )
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    driver = start(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[busy:look]"), tmp_path)
+    while not (tmp_path / "busy").exists():
+        time.sleep(0.05)
+    workers = workers_of(psutil.Process(driver.pid))
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert len(workers) == 3 and not alive
+
+
+def test_the_users_default_timeout_of_sockets_does_not_matter(web: PictureWeb, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    socket.setdefaulttimeout(0.01)
+    try:
+        result = build(job(source, tmp_path / "out", fetch=FETCH))
+    finally:
+        socket.setdefaulttimeout(None)
+    assert result.statuses == {"ok": 1}
+
+
+def test_whatever_a_stage_raises_is_the_failure_of_its_shard(
+    backend: ProcessBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even what is no Exception, such as a panic of Rust code: otherwise, the driver would wait forever."""
+    worker, _ = backend.start("read", Pool(1, 0.2))
+    token, _ = backend.call(worker, [b"no table"])
+    assert outcome(backend, token).failure is not None
+    gone = SharedBytes.of(b"")
+    monkeypatch.setattr(SharedBytes, "of", lambda _: gone)  # nothing can be mapped
+    token, _ = backend.call(worker, [b""])
+    failure = outcome(backend, token).failure
+    assert failure is not None and "mmap" in failure.message
+    backend.close()
