@@ -8,6 +8,7 @@ subtracts the CPU time that a process takes to import and load the model and to 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -81,7 +82,7 @@ def build_seconds(urls: Path, output: Path) -> float:
     """CPU seconds of a build with `tiny` per 1,000 pairs. The earlier version runs on Ray, whose start does not
     count."""
     from pairmill.jobs.build import build
-    from pairmill.jobs.cluster import run_shards, session
+    from pairmill.jobs.cluster.session import ray_session
     from pairmill.schemas.jobs import BuildJob
 
     job = BuildJob.model_validate(
@@ -93,8 +94,8 @@ def build_seconds(urls: Path, output: Path) -> float:
             "models": [{"name": "tiny"}],
         }
     )
-    needs_ray = not hasattr(run_shards, "open_machines")
-    with session.ray_session(job.run) if needs_ray else nullcontext():
+    needs_ray = importlib.util.find_spec("pairmill.jobs.cluster.process_backend") is None
+    with ray_session(job.run) if needs_ray else nullcontext():
         with CpuTime() as cpu:
             result = build(job)
         return cpu.seconds / result.kept * 1000
