@@ -1,5 +1,6 @@
 """Reports a job's progress, on a terminal, in a log file, in a notebook or to your own listener."""
 
+import io
 import sys
 import time
 from collections import Counter
@@ -80,12 +81,19 @@ class ColumnsProgress(ProgressListener):
         self._listener.failed(shard, error)
 
 
+class _Nowhere(io.StringIO):
+    """Forgets what is written to it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class ConsoleProgress(ProgressListener):
     """Shows a live line on a terminal, or a line every few seconds elsewhere, on stderr: stdout is for results."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """`stream`: where to write. None: sys.stderr."""
-        self.stream = stream or sys.stderr
+        """`stream`: where to write. None: sys.stderr, or nowhere if the process has none."""
+        self.stream = stream or sys.stderr or _Nowhere()
         self.live = self.stream.isatty()
         self.state = RunState()
         self.failures = 0

@@ -172,11 +172,13 @@ class ProcessBackend:
         self._new.append(token)
 
     def _end(self, worker: _Process, died: WorkerDied) -> None:
-        """Forget a worker. Its calls are done: with this error."""
+        """Kill what is left of a worker, and forget it. Its calls are done: with this error."""
         if worker.died is not None:
             return
         worker.died = died
         self._workers.remove(worker)
+        with suppress(ProcessLookupError, PermissionError):  # what a rule has started ends with the worker
+            os.killpg(worker.process.pid, signal.SIGKILL)
         for end in (worker.channel, worker.output):
             with suppress(KeyError):  # the output may be closed already
                 self._selector.unregister(end)
@@ -196,8 +198,6 @@ class ProcessBackend:
 
     def stop(self, worker: _Process) -> None:
         """Kill a worker, and the processes that it started, immediately."""
-        if worker.process.poll() is None:
-            os.killpg(worker.process.pid, signal.SIGKILL)
         self._end(worker, WorkerDied("stopped"))
         with suppress(subprocess.TimeoutExpired):
             worker.process.wait(_EXIT_S)

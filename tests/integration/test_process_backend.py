@@ -180,7 +180,8 @@ def look(rows):
         pathlib.Path({marker!r}).touch(exist_ok=False)
     except FileExistsError:
         return pa.repeat(True, rows.num_rows)
-    if os.fork():
+    if fork := os.fork():
+        pathlib.Path({marker!r}).write_text(str(fork))
         os.write(2, b"out of luck\\n")
         os.kill(os.getpid(), signal.SIGABRT)
     time.sleep(60)  # keeps everything open that the worker had open
@@ -188,7 +189,7 @@ def look(rows):
 """
 
 
-def test_the_death_of_a_worker_is_noticed_though_a_fork_of_it_lives_and_its_last_words_are_told(
+def test_the_death_of_a_worker_is_noticed_and_told_though_a_fork_of_it_lives_which_ends_too(
     web: PictureWeb, tmp_path: Path
 ) -> None:
     (tmp_path / "forking.py").write_text(FORKING_RULE.format(marker=str(tmp_path / "marker")))
@@ -200,6 +201,7 @@ def test_the_death_of_a_worker_is_noticed_though_a_fork_of_it_lives_and_its_last
     assert time.monotonic() - started < 40
     assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 4}, done.stderr
     assert "died: killed by SIGABRT; it last wrote: out of luck" in done.stderr
+    assert not psutil.pid_exists(int((tmp_path / "marker").read_text()))
 
 
 def test_a_worker_that_is_busy_in_c_code_dies_with_its_driver_too(web: PictureWeb, tmp_path: Path) -> None:

@@ -105,3 +105,11 @@ def test_build_prints_the_delimiter_that_it_detected(tmp_path: Path) -> None:
     assert "3/9 rows" in done.stderr
     (tmp_path / "in.csv").write_text("url|caption\nhttp://e.org/1|a cat\n")
     assert "in.csv: fields separated by '|'" in run("build", tmp_path / "in.csv", tmp_path / "new", "--explain").stdout
+
+
+def test_without_a_stderr_progress_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a daemon, or after `2>&-`."""
+    monkeypatch.setattr("sys.stderr", None)
+    listener = progress.ConsoleProgress()
+    listener.planned("3 rows", 1, 3, 0)
+    listener.working({})
