@@ -41,7 +41,9 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def backend(tmp_path: Path) -> Iterator[ProcessBackend]:
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
     pipeline, _ = prepare(job(source, tmp_path / "out"))
-    yield ProcessBackend(pipeline, LiveWorkers(lambda _: None), None, ["3", "5"])
+    backend = ProcessBackend(pipeline, LiveWorkers(lambda _: None), None, ["3", "5"])
+    yield backend
+    backend.close()
 
 
 def payload_of(tmp_path: Path) -> pa.Buffer:
@@ -112,7 +114,11 @@ def test_each_encoder_sees_only_the_gpus_that_it_takes(
     backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, share: float, expected: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    workers = [backend.start("read", Pool(1, 0.2, gpus=share))[0] for _ in expected]
+    workers = []
+    for _ in expected:
+        worker, started = backend.start("read", Pool(1, 0.2, gpus=share))
+        outcome(backend, started)
+        workers.append(worker)
     seen = [psutil.Process(worker.process.pid).environ()["CUDA_VISIBLE_DEVICES"] for worker in workers]
     for worker in workers:
         backend.stop(worker)
