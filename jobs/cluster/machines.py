@@ -6,7 +6,6 @@ runs. So Ray is used only if the job names a cluster, or if the calling process 
 
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -65,7 +64,7 @@ def _uses_ray() -> bool:
     if is_initialized is None or not is_initialized():
         return False
     session = sys.modules.get("pairmill.jobs.cluster.session")
-    return session is None or session.threads() <= {threading.get_ident()}
+    return session is None or not session.is_open_in_another_thread()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from pairmill.jobs.cluster.channel import Channel
 from pairmill.jobs.cluster.live import INTERVAL_S, LiveWorkers
@@ -38,7 +38,7 @@ _START = 0
 
 @dataclass(eq=False)
 class _Result:
-    """What a call will return."""
+    """What a call will return. The start of a worker, which returns no data, counts as a call."""
 
     data: SharedBytes | None = None
 
@@ -52,17 +52,15 @@ class _Process:
     gpus: Mapping[str, float]
     """Visible GPUs, and the share of each that the worker takes."""
     results: dict[int, _Result] = field(default_factory=dict)
-    """Call -> its result; the keys are all calls in progress."""
+    """Call -> its result, for all calls in progress."""
     asked: "list[Future[WorkCounts]]" = field(default_factory=list)
     died: WorkerDied | None = None
     last_words: bytes = b""
     """The end of what it has written to stdout and stderr."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Token:
-    process: _Process
-    call: int
+_Token: TypeAlias = tuple[_Process, int]
+"""A worker and its call."""
 
 
 class ProcessBackend:
@@ -74,7 +72,6 @@ class ProcessBackend:
         self._live, self._modules = live, modules
         self._gpus = dict.fromkeys(gpus, 0.0)
         self._selector = selectors.PollSelector()  # which has no file of its own to close
-        self._tokens: dict[tuple[_Process, int], _Token] = {}
         self._done: dict[_Token, Report | WorkerDied] = {}
         self._new: list[_Token] = []
         self._calls = count(_START + 1)
@@ -93,7 +90,8 @@ class ProcessBackend:
         self._selector.register(worker.channel, selectors.EVENT_READ, (worker, self._receive))
         self._selector.register(worker.output, selectors.EVENT_READ, (worker, self._listen))
         self._live.add(worker, name, lambda: self._ask(worker))
-        return worker, self._send(worker, _START, Open(self._specs[name], pool.calls, self._modules))
+        self._send(worker, _START, Open(self._specs[name], pool.calls, self._modules))
+        return worker, (worker, _START)
 
     def _free_gpus(self, share: float) -> dict[str, float]:
         """The least used GPUs, and the share of each to take: part of one, or one or more as a whole."""
@@ -105,17 +103,17 @@ class ProcessBackend:
         call = next(self._calls)
         with _needing_resources():
             shared = [payload.data if isinstance(payload, _Result) else SharedBytes.of(payload) for payload in payloads]
-        token = self._send(worker, call, Run(call), [data.file for data in shared if data is not None])
-        return token, worker.results.setdefault(call, _Result())
+        result = self._send(worker, call, Run(call), [data.file for data in shared if data is not None])
+        return (worker, call), result
 
-    def _send(self, worker: _Process, call: int, message: object, files: Sequence[int] = ()) -> _Token:
-        token = self._tokens[worker, call] = _Token(worker, call)
+    def _send(self, worker: _Process, call: int, message: object, files: Sequence[int] = ()) -> _Result:
+        result = worker.results[call] = _Result()
         if worker.died is not None:  # while it was idle, so nobody knows yet
             self._finish(worker, call, worker.died)
-            return token
+            return result
         with _needing_resources(), suppress(ConnectionError):  # it has just died: `wait` finds its connection closed
             worker.channel.send(message, files)
-        return token
+        return result
 
     def _ask(self, worker: _Process) -> "Future[WorkCounts]":
         future: Future[WorkCounts] = Future()
@@ -153,8 +151,7 @@ class ProcessBackend:
             case Ready(report):
                 self._finish(worker, _START, report)
             case Ended(call, report):
-                result = worker.results.pop(call)
-                result.data = SharedBytes(files[0]) if files else None
+                worker.results[call].data = SharedBytes(files[0]) if files else None
                 self._finish(worker, call, report)
             case Counted(counts):
                 worker.asked.pop(0).set_result(counts)
@@ -167,9 +164,9 @@ class ProcessBackend:
         worker.last_words = (worker.last_words + (written or b""))[-_LAST_WORDS_BYTES:]
 
     def _finish(self, worker: _Process, call: int, outcome: Report | WorkerDied) -> None:
-        token = self._tokens.pop((worker, call))
-        self._done[token] = outcome
-        self._new.append(token)
+        del worker.results[call]
+        self._done[worker, call] = outcome
+        self._new.append((worker, call))
 
     def _end(self, worker: _Process, died: WorkerDied) -> None:
         """Kill what is left of a worker, and forget it. Its calls are done: with this error."""
@@ -186,8 +183,8 @@ class ProcessBackend:
         self._live.remove(worker)
         for gpu, share in worker.gpus.items():
             self._gpus[gpu] -= share
-        for of_worker, call in [key for key in self._tokens if key[0] is worker]:
-            self._finish(of_worker, call, died)
+        for call in list(worker.results):
+            self._finish(worker, call, died)
 
     def result(self, token: _Token) -> Report:
         """The report of a call. Raises WorkerDied if the worker died before it had one."""

@@ -23,6 +23,7 @@ from pairmill.schemas.job.run import RunConfig
 
 _one_at_a_time = threading.RLock()
 _threads: set[int] = set()
+"""The thread that has started Ray, if one has."""
 _processes: set[int] = set()
 """The process that has had a session. A fork inherits it."""
 
@@ -53,9 +54,9 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
     yield
 
 
-def threads() -> set[int]:
-    """The thread that has a session of ours open, if there is one."""
-    return _threads
+def is_open_in_another_thread() -> bool:
+    """Whether another thread of this process has started Ray for a job of ours."""
+    return bool(_threads - {threading.get_ident()})
 
 
 def _refuse_fork() -> None:

@@ -21,11 +21,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pairmill.pipeline.feed import mixture_rows
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
-from tests.synthetic_dataset import write_dataset
-from tests.unit.select.conftest import make_subset, row_ids
+from tests.fed_dataset import ROWS, feed, rows_in, write_fed
+from tests.unit.select.conftest import row_ids
 from tests.unit.select.test_law_mixture import mixed, write
-
-ROWS = 113
 
 pytestmark = [
     pytest.mark.forks,
@@ -35,20 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 rows in 8 shards; 113 of them are in the subset `some`, 128 in `many`."""
-    folder = tmp_path_factory.mktemp("feed") / "small"
-    write_dataset(folder, 300, shard_rows=40)
-    make_subset(folder, "some", {"top": {"by": "similarity", "count": ROWS}})
-    make_subset(folder, "many", {"top": {"by": "similarity", "count": 128}})
-    return folder
-
-
-def feed(folder: Path, **more: Any) -> PairDataset:
-    return PairDataset(FeedConfig(str(folder), **{"subset": "some", "columns": ("row_id",), "batch_size": 8, **more}))
-
-
-def rows_in(batches: Any) -> list[str]:
-    return [row for batch in batches for row in batch["row_id"]]
+    return write_fed(tmp_path_factory.mktemp("feed") / "small")
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])

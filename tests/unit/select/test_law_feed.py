@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -22,30 +21,15 @@ from torch.utils.data import DataLoader
 from pairmill.pipeline.feed.batches import item, texts_of, values_of
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
-from tests.synthetic_dataset import write_dataset
-from tests.unit.select.conftest import make_subset, row_ids
-
-ROWS = 113
+from tests.fed_dataset import ROWS, feed, rows_in, write_fed
+from tests.unit.select.conftest import row_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 rows in 8 shards; 113 of them are in the subset `some`."""
-    folder = tmp_path_factory.mktemp("feed") / "small"
-    write_dataset(folder, 300, shard_rows=40)
-    make_subset(folder, "some", {"top": {"by": "similarity", "count": ROWS}})
-    make_subset(folder, "many", {"top": {"by": "similarity", "count": 128}})
-    return folder
-
-
-def feed(folder: Path, **more: Any) -> PairDataset:
-    return PairDataset(FeedConfig(str(folder), **{"subset": "some", "columns": ("row_id",), "batch_size": 8, **more}))
-
-
-def rows_in(batches: Any) -> list[str]:
-    return [row for batch in batches for row in batch["row_id"]]
+    return write_fed(tmp_path_factory.mktemp("feed") / "small")
 
 
 @given(
