@@ -24,8 +24,6 @@ from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDatas
 from tests.fed_dataset import ROWS, feed, rows_in, write_fed
 from tests.unit.select.conftest import row_ids
 
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
-
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
