@@ -16,6 +16,7 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pyarrow as pa
@@ -25,10 +26,11 @@ from bench.embed import write_tars
 from bench.pictures import draw
 from bench.web import serving
 from pairmill.jobs.build import build
+from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.jobs import BuildJob
 
 INTERVAL_S = 0.5
-KINDS = ("driver", "largest worker", "payloads")
+KINDS = ("driver", "fork server", "largest worker", "payloads")
 
 
 Job = dict[str, object]
@@ -59,10 +61,10 @@ def watch(driver: psutil.Process, peaks: dict[str, int], stop: threading.Event) 
     while not stop.wait(INTERVAL_S):
         for process in _processes(driver):
             try:
-                memory, name = process.memory_info(), " ".join(process.cmdline())
+                memory, name = process.memory_info(), process.name()
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            kind = "driver" if process == driver else "largest worker" if "process_worker" in name else "others"
+            kind = "driver" if process == driver else "largest worker" if name in get_args(StageName) else "fork server"
             peaks[kind] = max(peaks[kind], memory.rss - memory.shared)
         peaks["payloads"] = max(peaks["payloads"], _payloads(driver))
 

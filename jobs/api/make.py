@@ -22,6 +22,7 @@ from pairmill.jobs.api.keywords import (
     text_of,
 )
 from pairmill.jobs.api.progress import Progress, listener_for
+from pairmill.jobs.cluster.fork_server import started_ahead
 from pairmill.jobs.job_file import load_job, parse_settings
 from pairmill.jobs.report import report_after_run
 from pairmill.jobs.results import BuildResult
@@ -80,7 +81,7 @@ def build(
         "source.caption_column": caption_column,
     }
     job = _job_of(source, keywords, job_file, settings)
-    with listener_for(progress) as listener:
+    with started_ahead(unless=job.run.address is not None), listener_for(progress) as listener:
         result = building.build(job, listener)
     if report:
         _write_report(job, result)
@@ -132,7 +133,7 @@ def embed(
         "run.device": device,
     }
     job = _job_of(source, keywords, job_file, settings, "corpus")
-    with listener_for(progress) as listener:
+    with started_ahead(unless=job.run.address is not None), listener_for(progress) as listener:
         result = building.build(job, listener)
     if report:
         _write_report(job, result)

@@ -19,6 +19,7 @@ from pairmill.jobs.cli.options import (
 from pairmill.jobs.cli.report import NoReport, write_report
 from pairmill.jobs.cli.results import print_failures, print_funnel, print_private_addresses, print_stopped
 from pairmill.jobs.cli.terminal import errors, print_json, progress, say
+from pairmill.jobs.cluster.fork_server import started_ahead
 from pairmill.schemas.errors import JobError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def build(
         min_similarity=min_similarity,
         preset=preset,
     )
-    with errors():
+    with errors(), started_ahead(unless=explain):
         from pairmill.jobs.cli.arguments import build_job
 
         _run(build_job(options), explain, not no_report, as_json)
@@ -117,7 +118,7 @@ def embed(
         add_model=add_model,
         alias=alias,
     )
-    with errors():
+    with errors(), started_ahead(unless=explain):
         from pairmill.jobs.cli.arguments import embed_job
 
         if add_model is None:
@@ -149,7 +150,7 @@ def retry(
     Recovered rows go into new generations of their shards; all other rows stay as they are.
     """
     options = RetryOptions(output=output, status=status, settings=settings)
-    with errors():
+    with errors(), started_ahead():
         from pairmill.jobs.job_file import parse_settings
         from pairmill.jobs.retry import retry as run_retry
         from pairmill.pipeline.common.text import counted, shown_path

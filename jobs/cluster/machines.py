@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from pairmill.jobs.cluster.fork_server import ForkServer, end_server_ahead, fork_server
 from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.pools import SPARE_CPUS, Node, Pool, plan_pools
 from pairmill.jobs.cluster.process_backend import ProcessBackend
@@ -49,8 +50,10 @@ def open_machines(pipeline: Pipeline, modules: Path | None = None) -> Iterator[M
     if pipeline.job.run.address is None and not _uses_ray():
         if not sys.executable:
             raise JobError("this Python does not know where its executable is; set sys.executable")
-        yield ThisMachine(pipeline, modules)
+        with fork_server() as server:
+            yield ThisMachine(pipeline, server, modules)
         return
+    end_server_ahead()
     from pairmill.jobs.cluster.ray_machines import RayMachines  # importing ray takes a second
     from pairmill.jobs.cluster.session import ray_session
 
@@ -72,6 +75,7 @@ class ThisMachine:
     """This machine, without Ray."""
 
     pipeline: Pipeline
+    server: ForkServer
     modules: Path | None = None
 
     @property
@@ -91,7 +95,7 @@ class ThisMachine:
 
     def backend(self, pipeline: Pipeline, live: LiveWorkers) -> WorkerBackend:
         """Workers as processes."""
-        return ProcessBackend(pipeline, live, self.modules, self._gpus())
+        return ProcessBackend(pipeline, live, self.server, self.modules, self._gpus())
 
     def _gpus(self) -> Sequence[str]:
         """The values that CUDA_VISIBLE_DEVICES can have for a worker with one GPU."""

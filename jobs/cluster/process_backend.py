@@ -4,18 +4,15 @@ import errno
 import os
 import selectors
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
-from pairmill.jobs.cluster.channel import Channel
+from pairmill.jobs.cluster.fork_server import ForkServer, WorkerProcess
 from pairmill.jobs.cluster.live import INTERVAL_S, LiveWorkers
 from pairmill.jobs.cluster.pools import Pool
 from pairmill.jobs.cluster.process_messages import Count, Counted, Ended, Open, Ready, Run
@@ -45,10 +42,7 @@ class _Result:
 
 @dataclass(eq=False)
 class _Process:
-    process: "subprocess.Popen[bytes]"
-    channel: Channel
-    output: IO[bytes]
-    """What it writes to stdout and stderr."""
+    process: WorkerProcess
     gpus: Mapping[str, float]
     """Visible GPUs, and the share of each that the worker takes."""
     results: dict[int, _Result] = field(default_factory=dict)
@@ -66,10 +60,13 @@ _Token: TypeAlias = tuple[_Process, int]
 class ProcessBackend:
     """A `WorkerBackend` whose workers are processes on this machine, none of which outlives the driver."""
 
-    def __init__(self, pipeline: Pipeline, live: LiveWorkers, modules: Path | None, gpus: Sequence[str]) -> None:
-        """`modules`: a folder with the user's rule modules. `gpus`: the values of CUDA_VISIBLE_DEVICES to share out."""
+    def __init__(
+        self, pipeline: Pipeline, live: LiveWorkers, server: ForkServer, modules: Path | None, gpus: Sequence[str]
+    ) -> None:
+        """`server`: starts the processes. `modules`: a folder with the user's rule modules. `gpus`: the values of
+        CUDA_VISIBLE_DEVICES to share out."""
         self._specs = {spec.name: spec for spec in pipeline.stages}
-        self._live, self._modules = live, modules
+        self._live, self._server, self._modules = live, server, modules
         self._gpus = dict.fromkeys(gpus, 0.0)
         self._selector = selectors.PollSelector()  # which has no file of its own to close
         self._done: dict[_Token, Report | WorkerDied] = {}
@@ -83,12 +80,12 @@ class ProcessBackend:
         threads = str(max(1, int(pool.cpus)))
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         with _needing_resources():
-            worker = _Process(*_spawn(name, environment), gpus)
+            worker = _Process(self._server.fork(name, environment), gpus)
         self._workers.append(worker)
         for gpu, share in gpus.items():
             self._gpus[gpu] += share
-        self._selector.register(worker.channel, selectors.EVENT_READ, (worker, self._receive))
-        self._selector.register(worker.output, selectors.EVENT_READ, (worker, self._listen))
+        self._selector.register(worker.process.channel, selectors.EVENT_READ, (worker, self._receive))
+        self._selector.register(worker.process.output, selectors.EVENT_READ, (worker, self._listen))
         self._live.add(worker, name, lambda: self._ask(worker))
         self._send(worker, _START, Open(self._specs[name], pool.calls, self._modules))
         return worker, (worker, _START)
@@ -112,14 +109,14 @@ class ProcessBackend:
             self._finish(worker, call, worker.died)
             return result
         with _needing_resources(), suppress(ConnectionError):  # it has just died: `wait` finds its connection closed
-            worker.channel.send(message, files)
+            worker.process.channel.send(message, files)
         return result
 
     def _ask(self, worker: _Process) -> "Future[WorkCounts]":
         future: Future[WorkCounts] = Future()
         worker.asked.append(future)
         with _needing_resources(), suppress(ConnectionError):
-            worker.channel.send(Count())
+            worker.process.channel.send(Count())
         return future
 
     def wait(self, timeout_s: float) -> list[_Token]:
@@ -135,7 +132,7 @@ class ProcessBackend:
                     handle(worker)
             for worker in dead:
                 # Its forks can keep the connection open.
-                if all(key.fileobj is not worker.channel for key in events):
+                if all(key.fileobj is not worker.process.channel for key in events):
                     self._end(worker, WorkerDied(_how_it_ended(worker)))
         new, self._new = self._new, []
         return new
@@ -143,7 +140,7 @@ class ProcessBackend:
     def _receive(self, worker: _Process) -> None:
         try:
             with _needing_resources():
-                message, files = worker.channel.receive()
+                message, files = worker.process.channel.receive()
         except EOFError:
             self._end(worker, WorkerDied(_how_it_ended(worker)))
             return
@@ -158,9 +155,9 @@ class ProcessBackend:
 
     def _listen(self, worker: _Process) -> None:
         """Keep the end of what a worker writes. The rest is lost: libraries complain about strangers' pictures."""
-        written = worker.output.read(_LISTEN_BYTES)
+        written = worker.process.output.read(_LISTEN_BYTES)
         if written == b"":  # closed
-            self._selector.unregister(worker.output)
+            self._selector.unregister(worker.process.output)
         worker.last_words = (worker.last_words + (written or b""))[-_LAST_WORDS_BYTES:]
 
     def _finish(self, worker: _Process, call: int, outcome: Report | WorkerDied) -> None:
@@ -174,9 +171,8 @@ class ProcessBackend:
             return
         worker.died = died
         self._workers.remove(worker)
-        with suppress(ProcessLookupError, PermissionError):  # what a rule has started ends with the worker
-            os.killpg(worker.process.pid, signal.SIGKILL)
-        for end in (worker.channel, worker.output):
+        worker.process.kill()
+        for end in (worker.process.channel, worker.process.output):
             with suppress(KeyError):  # the output may be closed already
                 self._selector.unregister(end)
             end.close()
@@ -196,33 +192,15 @@ class ProcessBackend:
     def stop(self, worker: _Process) -> None:
         """Kill a worker, and the processes that it started, immediately."""
         self._end(worker, WorkerDied("stopped"))
-        with suppress(subprocess.TimeoutExpired):
-            worker.process.wait(_EXIT_S)
+        worker.process.wait(_EXIT_S)
 
     def close(self) -> None:
         """Kill all workers, and the processes that they started."""
-        for worker in list(self._workers):
-            self.stop(worker)
-
-
-def _spawn(name: StageName, environment: Mapping[str, str]) -> "tuple[subprocess.Popen[bytes], Channel, IO[bytes]]":
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(True)  # the default is the user's
-    module, numbers = "pairmill.jobs.cluster.process_worker", [str(theirs.fileno()), str(os.getpid())]
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *numbers, name],
-            env=environment,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            start_new_session=True,  # so that Ctrl-C reaches only the driver, which then stops its workers
-        )
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    return process, Channel(ours), process.stdout
+        workers = list(self._workers)
+        for worker in workers:  # they take time to disappear, all at once
+            self._end(worker, WorkerDied("stopped"))
+        for worker in workers:
+            worker.process.wait(_EXIT_S)
 
 
 @contextmanager
@@ -236,11 +214,12 @@ def _needing_resources() -> Iterator[None]:
 
 
 def _how_it_ended(worker: _Process) -> str:
-    try:
-        status = worker.process.wait(_EXIT_S)
-    except subprocess.TimeoutExpired:
+    status = worker.process.wait(_EXIT_S)
+    if status is None:
         return "closed its connection"
-    lines = (worker.last_words + (worker.output.read(_LISTEN_BYTES) or b"")).decode(errors="replace").split("\n")
+    lines = (
+        (worker.last_words + (worker.process.output.read(_LISTEN_BYTES) or b"")).decode(errors="replace").split("\n")
+    )
     words = next(filter(None, map(clean_text, reversed(lines))), None)
     return f"{_describe(status)}{f'; it last wrote: {words}' if words else ''}"
 

@@ -1,8 +1,9 @@
 """The main program of a worker process on this machine.
 
-    python -P -m pairmill.jobs.cluster.process_worker FD DRIVER STAGE
+    python -P -m pairmill.jobs.cluster.process_worker FD SERVER STAGE
 
-FD is its end of a `Channel`, DRIVER the process that started it. STAGE is only there for people who list processes.
+FD is its end of a `Channel`, SERVER the process that started it. STAGE is only there for people who list processes.
+Usually, `fork_server_program` calls `work` in a fork of itself instead.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from pairmill.jobs.cluster.channel import Channel
 from pairmill.jobs.cluster.metrics import NoMetrics, StageMetrics
@@ -25,25 +27,38 @@ from pairmill.pipeline.common.faults import Failure
 
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _LEAST_OOM_SCORE = 500
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 def main() -> None:
-    """Serve requests until the driver closes the connection or ends."""
-    _end_with(int(sys.argv[2]))
+    """Work with what the command line says."""
+    work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+
+
+def work(channel: int, server: int, stage: str) -> NoReturn:
+    """Serve requests until the driver closes the connection, or the server ends. `channel`: a descriptor."""
+    os.setsid()  # a process group, so that what a rule starts can be killed with the worker
+    end_with(server, signal.SIGKILL)
+    _name(stage)
     _end_before_the_driver()
     with suppress(EOFError):
-        _serve(Channel(socket.socket(fileno=int(sys.argv[1]))))
+        _serve(Channel(socket.socket(fileno=channel)))
     os._exit(0)  # without waiting for shards that nobody is interested in anymore
 
 
-def _end_with(driver: int) -> None:
-    """Have Linux kill this process when the driver's thread ends, even if it is busy in C code, or a fork of the driver
-    keeps the connection open."""
+def end_with(parent: int, number: signal.Signals) -> None:
+    """Have Linux send this process a signal when the parent's thread ends, even if a fork of the driver keeps the
+    connection open. SIGKILL ends this process even if it is busy in C code."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != driver:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
             os._exit(0)
+
+
+def _name(stage: str) -> None:
+    """Call this process what it does, for people who list processes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, stage.encode())
 
 
 def _end_before_the_driver() -> None:

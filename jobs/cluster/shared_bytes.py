@@ -2,11 +2,11 @@
 
 import mmap
 import os
-import sys
-import tempfile
 from typing import Any
 
 import pyarrow as pa
+
+from pairmill.jobs.cluster.memory_file import new_memory_file
 
 _PIECE_BYTES = 1 << 30  # Linux writes at most 2 GiB at once
 
@@ -21,7 +21,7 @@ class SharedBytes:
     @classmethod
     def of(cls, data: Any) -> "SharedBytes":
         """A copy of a buffer's bytes. Raises OSError if there is no room for them."""
-        shared = cls(_new_file())
+        shared = cls(new_memory_file())
         view = memoryview(data).cast("B")
         while view:
             view = view[os.write(shared.file, view[:_PIECE_BYTES]) :]
@@ -33,10 +33,3 @@ class SharedBytes:
 
     def __del__(self) -> None:
         os.close(self.file)
-
-
-def _new_file() -> int:
-    if sys.platform == "linux":
-        return os.memfd_create("pairmill")
-    with tempfile.TemporaryFile() as file:  # already unlinked
-        return os.dup(file.fileno())

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import pairmill
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.cluster.arrow_ipc import pack
+from pairmill.jobs.cluster.fork_server import WorkerProcess, fork_server
 from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.pools import Pool
 from pairmill.jobs.cluster.process_backend import ProcessBackend
@@ -41,9 +42,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def backend(tmp_path: Path) -> Iterator[ProcessBackend]:
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
     pipeline, _ = prepare(job(source, tmp_path / "out"))
-    backend = ProcessBackend(pipeline, LiveWorkers(lambda _: None), None, ["3", "5"])
-    yield backend
-    backend.close()
+    with fork_server() as server:
+        backend = ProcessBackend(pipeline, LiveWorkers(lambda _: None), server, None, ["3", "5"])
+        yield backend
+        backend.close()
 
 
 def payload_of(tmp_path: Path) -> pa.Buffer:
@@ -63,8 +65,12 @@ def open_files() -> int:
     return sum("memfd:pairmill" in link or "eventpoll" in link for link in links)
 
 
+def servers_of(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children() if "fork_server_program" in " ".join(child.cmdline())]
+
+
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children() if "process_worker" in " ".join(child.cmdline())]
+    return [worker for server in servers_of(process) for worker in server.children()]
 
 
 def test_a_killed_worker_ends_all_of_its_calls_and_the_reason_is_told(backend: ProcessBackend, tmp_path: Path) -> None:
@@ -114,15 +120,18 @@ def test_each_encoder_sees_only_the_gpus_that_it_takes(
     backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, share: float, expected: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    workers = []
-    for _ in expected:
-        worker, started = backend.start("read", Pool(1, 0.2, gpus=share))
-        outcome(backend, started)
-        workers.append(worker)
-    seen = [psutil.Process(worker.process.pid).environ()["CUDA_VISIBLE_DEVICES"] for worker in workers]
+    environments: list[Mapping[str, str]] = []
+    fork = backend._server.fork
+
+    def note(stage: str, environment: Mapping[str, str]) -> WorkerProcess:
+        environments.append(environment)
+        return fork(stage, environment)
+
+    monkeypatch.setattr(backend._server, "fork", note)
+    workers = [backend.start("read", Pool(1, 0.2, gpus=share))[0] for _ in expected]
     for worker in workers:
         backend.stop(worker)
-    assert seen == expected
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == expected
     assert set(backend._gpus.values()) == {0.0}
 
 
@@ -134,7 +143,8 @@ def test_no_worker_outlives_its_driver(tmp_path: Path, number: signal.Signals) -
         while not web.most:
             time.sleep(0.05)
         workers = workers_of(psutil.Process(driver.pid))
-        assert len(workers) == 3
+        assert sorted(worker.name() for worker in workers) == ["commit", "download", "read"]
+        workers += servers_of(psutil.Process(driver.pid))
         driver.send_signal(number)
         driver.communicate(timeout=30)
         _, alive = psutil.wait_procs(workers, timeout=10)
@@ -159,7 +169,7 @@ def test_runs_leave_no_process_and_no_file_and_several_threads_can_run_one_each(
     for thread in threads:
         thread.join()
     assert [result.statuses for result in results] == [{"ok": 12}] * 2
-    assert not workers_of(psutil.Process())
+    assert not servers_of(psutil.Process())
     assert open_files() == before
 
 
@@ -251,3 +261,100 @@ def test_whatever_a_stage_raises_is_the_failure_of_its_shard(
     failure = outcome(backend, token).failure
     assert failure is not None and "mmap" in failure.message
     backend.close()
+
+
+NOTING_RULES = """
+import json, os, pathlib
+import numpy as np
+import pyarrow as pa
+from pairmill.pipeline.rules import at
+
+def note(rows):
+    noted = {"user": os.environ.get("USER_SETTING"), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+             "drawn": np.random.random(), "command": pathlib.Path("/proc/self/cmdline").read_text().split(chr(0))}
+    pathlib.Path(FOLDER, f"{os.getpid()}.json").write_text(json.dumps(noted))
+    return pa.repeat(True, rows.num_rows)
+
+@at("caption")
+def note_in_reader(rows):
+    return note(rows)
+
+@at("image")
+def note_in_downloader(rows):
+    return note(rows)
+"""
+
+
+@pytest.mark.parametrize("has_thread", [False, True], ids=["forked", "spawned because of a thread"])
+def test_workers_have_the_environment_of_the_driver_and_draw_different_numbers(
+    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_thread: bool
+) -> None:
+    """Even if an agent that watches all Python processes has started a thread in them, so that they must not fork."""
+    (tmp_path / "rules.py").write_text(NOTING_RULES.replace("FOLDER", repr(str(tmp_path))))
+    if has_thread:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("USER_SETTING", "kept")
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    rules = "rules.custom=[rules:note_in_reader,rules:note_in_downloader]"
+    done = run(build_arguments(source, tmp_path / "out", "--set", rules), tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 1}, done.stderr
+    noted = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert [(each["user"], each["gpus"]) for each in noted] == [("kept", "")] * 2
+    assert len({each["drawn"] for each in noted}) == 2
+    program = "process_worker" if has_thread else "fork_server_program"
+    assert all(f"pairmill.jobs.cluster.{program}" in each["command"] for each in noted)
+
+
+def test_shards_survive_the_death_of_the_process_that_starts_the_workers(tmp_path: Path) -> None:
+    with SlowWeb(3) as web:
+        source = write_input(tmp_path / "in.parquet", web.rows(4))
+        driver = start(build_arguments(source, tmp_path / "out"), tmp_path)
+        while not web.most:
+            time.sleep(0.05)
+        (server,) = servers_of(psutil.Process(driver.pid))
+        workers = server.children()
+        server.kill()
+        stdout, stderr = driver.communicate(timeout=120)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+    assert json.loads(stdout.splitlines()[-1])["statuses"] == {"ok": 4}, stderr
+    assert len(workers) == 3 and not alive
+
+
+def test_what_a_rule_has_started_ends_though_the_driver_was_killed(web: PictureWeb, tmp_path: Path) -> None:
+    (tmp_path / "starting.py").write_text(
+        "import pathlib, subprocess\n"
+        "def look(rows):\n"
+        "    started = subprocess.Popen(['sleep', '1000'])\n"
+        f"    pathlib.Path({str(tmp_path / 'started')!r}).write_text(str(started.pid))\n"
+        "    started.wait()\n"
+    )
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    driver = start(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[starting:look]"), tmp_path)
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+        time.sleep(0.05)
+    started = psutil.Process(int((tmp_path / "started").read_text()))
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs([started], timeout=10)
+    assert not alive
+
+
+def test_a_broken_installation_is_told_as_what_the_first_worker_would_have_said(
+    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'pairmill.jobs.cluster.fork_server_program' in sys.orig_argv:\n"
+        "    sys.modules['numpy'] = None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    done = run(build_arguments(source, tmp_path / "out"), tmp_path)
+    assert done.returncode == 1
+    assert "the process that starts workers has died: ModuleNotFoundError: import of numpy halted" in done.stderr
+    assert "Traceback" not in done.stderr

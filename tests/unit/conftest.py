@@ -41,7 +41,8 @@ def _workers_do_not_start() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pairmill.jobs.cluster.session._init", start)
-        patch.setattr("pairmill.jobs.cluster.process_backend.ProcessBackend.start", start)
+        patch.setattr("pairmill.jobs.cluster.fork_server.ForkServer.fork", start)
+        patch.setattr("pairmill.jobs.cluster.fork_server.ForkServer.start", lambda _: None)  # ahead of a job's checks
         yield
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from pairmill.jobs.check import check
 from pairmill.jobs.cli.main import app
+from pairmill.jobs.cluster.fork_server import ForkServer
 from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.pools import Node, Pool, PoolError, plan_pools, shards_in_flight
 from pairmill.jobs.cluster.process_backend import ProcessBackend
@@ -196,7 +197,7 @@ def test_no_gpu_gets_more_encoders_than_fit(gpus: int, share: float) -> None:
     except PoolError:
         assert share > gpus
         return
-    backend = ProcessBackend(spec, LiveWorkers(lambda _: None), None, [str(gpu) for gpu in range(gpus)])
+    backend = ProcessBackend(spec, LiveWorkers(lambda _: None), ForkServer(), None, [str(gpu) for gpu in range(gpus)])
     for _ in range(encode.actors):
         for gpu, taken in backend._free_gpus(share).items():
             backend._gpus[gpu] += taken
