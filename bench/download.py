@@ -14,42 +14,22 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.clock import Clock
 from bench.pictures import draw
-from bench.rate import middle_rate
 from bench.web import serving
 from pairmill.jobs.build import build
-from pairmill.jobs.progress import ProgressListener
-from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.jobs import BuildJob
 
 SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
 """Sizes of the pictures, with a median of half a megapixel. One in twenty is small, and one in twenty is large."""
-
-
-class Clock(ProgressListener):
-    """Records (time, downloaded rows), with those inside shards, about once a second."""
-
-    def __init__(self) -> None:
-        self.samples: list[tuple[float, int]] = []
-
-    def working(self, work: Mapping[str, WorkCounts]) -> None:
-        self.samples.append((time.perf_counter(), work["download"].rows if "download" in work else 0))
-
-    def failed(self, shard: int, error: str) -> None:
-        raise RuntimeError(error)
-
-    @property
-    def rows_per_s(self) -> float:
-        return middle_rate(self.samples)
 
 
 def pipeline_rate(urls: list[str], folder: Path, shard_rows: int) -> float:

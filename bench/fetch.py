@@ -104,24 +104,6 @@ def photos(folder: Path, web: Path) -> list[str]:
     return [f"{number}.jpg" for number in range(len(chosen))]
 
 
-def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
-    """Run a build in this process and return its figures. `--run` calls this in a separate process."""
-    from bench.download import Clock
-    from pairmill.jobs.build import build
-    from pairmill.schemas.jobs import BuildJob
-
-    started = time.perf_counter()
-    clock = Clock()
-    values = {
-        "source": {"paths": [str(urls)]},
-        "output": str(output),
-        "shard_rows": SHARD_ROWS,
-        "fetch": {"allow_networks": ["127.0.0.0/8"], "engine": engine, "timeout_s": TIMEOUT_S, "retries": 0},
-    }
-    result = build(BuildJob.model_validate(values), clock)
-    return {"wall_s": time.perf_counter() - started, "rows_per_s": clock.rows_per_s, "good": result.kept}
-
-
 def codec(bodies: list[bytes], rows: int) -> Figures:
     """Pictures per second of decode + resize + encode, one thread per core."""
     process = ImageProcessor(ImagesConfig()).process
@@ -147,14 +129,14 @@ def measured(command: list[str]) -> Figures:
 
 def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -> dict[str, list[str]]:
     """Name of a tool -> the command that runs it."""
-    ours = [sys.executable, "-m", "bench.fetch", "--run"]
+    ours, limits = [sys.executable, "-m", "bench.build_run"], [str(SHARD_ROWS), str(TIMEOUT_S)]
     commands = {
-        "pairmill": [*ours, "aiohttp", str(urls), str(folder / "ours")],
+        "pairmill": [*ours, "aiohttp", str(urls), str(folder / "ours"), *limits],
         "img2dataset": [
             *(str(PEERS), "-m", "bench.peers.img2dataset_run", str(urls), str(folder / "theirs")),
             *(str(os.cpu_count()), str(threads), str(TIMEOUT_S)),
         ],
-        "pairmill, img2dataset engine": [*ours, "img2dataset", str(urls), str(folder / "engine")],
+        "pairmill, img2dataset engine": [*ours, "img2dataset", str(urls), str(folder / "engine"), *limits],
         "daft": [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(options.rows)],
     }
     return (
@@ -174,12 +156,7 @@ def main() -> None:
     parser.add_argument("--https", action="store_true", help="TLS, with thousands of host names; as root")
     parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
     parser.add_argument("--only", help="comma-separated tools to run besides pairmill and img2dataset")
-    parser.add_argument("--run", nargs=3, metavar=("ENGINE", "URLS", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
-        engine, urls, output = options.run
-        print("\n" + json.dumps(run_pairmill(Path(urls), Path(output), engine)))
-        return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)  # if root starts nginx, its worker runs as another user
