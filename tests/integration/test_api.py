@@ -48,7 +48,7 @@ def source(web: PictureWeb, tmp_path: Path) -> Path:
 
 
 def test_the_whole_path_from_urls_to_training_works(
-    ray_session: None, web: PictureWeb, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    web: PictureWeb, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     capfd.readouterr()
@@ -135,9 +135,7 @@ def test_while_a_job_runs_on_ray_a_second_thread_can_run_one_on_this_machine_but
             build("there", **address).result()
 
 
-def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
-    ray_session: None, tmp_path: Path
-) -> None:
+def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(tmp_path: Path) -> None:
     (tmp_path / "tars").mkdir()
     corpus = write_tar(tmp_path / "tars/00000.tar", samples(6))
     assert sequentially(embed_job(tmp_path / "emb", tmp_path / "tars")).kept == 6

@@ -266,7 +266,7 @@ def test_verify_passes_after_a_build_and_names_damage_that_a_build_then_repairs(
 
 
 def test_a_second_run_does_nothing_and_a_different_job_is_refused_with_the_changed_field(
-    ray_session: None, web: PictureWeb, tmp_path: Path
+    web: PictureWeb, tmp_path: Path
 ) -> None:
     source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
     first = sequentially(job(source, tmp_path / "out"))
@@ -299,9 +299,7 @@ def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_when_the_old_p
         prepare(build_job.model_copy(update={"images": ImagesConfig(size=64)}))
 
 
-def test_damaged_shards_at_the_start_do_not_block_the_good_ones(
-    ray_session: None, web: PictureWeb, tmp_path: Path
-) -> None:
+def test_damaged_shards_at_the_start_do_not_block_the_good_ones(web: PictureWeb, tmp_path: Path) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(60)]
     folder = tmp_path / "in"
     folder.mkdir()
@@ -323,9 +321,7 @@ def test_damaged_shards_at_the_start_do_not_block_the_good_ones(
     assert unreadable >= {0, 1}  # enough failures in a row to stop the run
 
 
-def test_a_worker_that_cannot_start_stops_the_run_and_the_error_says_why(
-    ray_session: None, web: PictureWeb, tmp_path: Path
-) -> None:
+def test_a_worker_that_cannot_start_stops_the_run_and_the_error_says_why(web: PictureWeb, tmp_path: Path) -> None:
     """This simulates a cluster with a node that lacks the weights, which is noticed only on that node."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(50)]
     build_job = job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out")
@@ -337,7 +333,7 @@ def test_a_worker_that_cannot_start_stops_the_run_and_the_error_says_why(
 
 
 def test_a_shard_with_damaged_input_fails_alone(
-    ray_session: None, web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

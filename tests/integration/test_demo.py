@@ -10,9 +10,8 @@ from pairmill.jobs.cli.main import app
 
 
 def test_the_demo_accounts_for_every_row_and_keeps_correct_pairs(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It runs in this process, whose Ray it joins."""
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["demo", "--out", "demo", "--pairs", "400", "--json"])
     assert done.exit_code == 0, done.output

@@ -36,11 +36,11 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
-    plain_loop: None, small_disk: Path, web: PictureWeb, on_this_ray: list[str], tmp_path: Path
+    plain_loop: None, small_disk: Path, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(160)]
     source, output = write_input(tmp_path / "in.parquet", rows), small_disk / "out"
-    full = run(build_arguments(source, output, *on_this_ray), tmp_path)
+    full = run(build_arguments(source, output), tmp_path)
     assert full.returncode == 1
     assert f"{output}: No space left on device" in full.stderr
     assert "Traceback" not in full.stderr

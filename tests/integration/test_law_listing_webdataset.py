@@ -83,14 +83,10 @@ def by_key(output: Path) -> dict[str, list[tuple[str | None, str]]]:
     return {key: sorted(rows, key=str) for key, rows in found.items()}
 
 
-def test_the_tars_of_the_cases_are_embedded_and_status_accounts_for_each_member(
-    on_this_ray: list[str], tmp_path: Path
-) -> None:
+def test_the_tars_of_the_cases_are_embedded_and_status_accounts_for_each_member(tmp_path: Path) -> None:
     tars = [CASES / f"{name}.tar" for name in ("appledouble", "hardlinks", "big_json", "sparse", "json_caption_list")]
     output = tmp_path / "out"
-    printed = command(
-        "embed", *tars, output, "--model", "tiny", "--set", "shard_rows=4", "--no-report", "--json", *on_this_ray
-    )
+    printed = command("embed", *tars, output, "--model", "tiny", "--set", "shard_rows=4", "--no-report", "--json")
     result: dict[str, object] = json.loads(printed.splitlines()[-1])
     members = 0
     for path in tars:

@@ -87,7 +87,7 @@ def test_starting_with_many_manifests_lists_them_without_reading_any(tmp_path: P
 
 @pytest.mark.timeout(300)
 def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_granted(
-    plain_loop: None, faulty: FaultyS3, web: PictureWeb, on_this_ray: list[str], tmp_path: Path
+    plain_loop: None, faulty: FaultyS3, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(32)]
     source, output = write_input(tmp_path / "in.parquet", rows), "s3://mill/denied"
@@ -95,7 +95,7 @@ def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_gr
     slowly = ["fetch.per_host_concurrency=1", "fetch.per_host_interval_s=0.15"]
     flags, pauses = ([part for each in those for part in ("--set", each)] for those in (settings, slowly))
     command = ["build", str(source), output, "--no-report", *flags]
-    slow_command = [*command, *pauses, *on_this_ray]
+    slow_command = [*command, *pauses]
     faulty.faults = Faults(deny_writes=True)
     refused = run(slow_command, tmp_path)
     assert refused.returncode == 1
