@@ -5,21 +5,23 @@ multiprocessing has such a server too, but its workers would run the user's main
 to the whole process, so to the user.
 """
 
+import fcntl
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
 from pairmill.jobs.cluster.channel import Channel
 from pairmill.jobs.cluster.memory_file import new_memory_file
+from pairmill.jobs.cluster.ray_use import uses_ray
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.text import last_line
 
@@ -27,6 +29,8 @@ _PROGRAM = "pairmill.jobs.cluster.fork_server_program"
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """A process with threads must not fork."""
+
+_STDERR = 2
 
 _EXIT_S = 5.0
 """Time that the server has to kill its workers and exit."""
@@ -98,6 +102,11 @@ class WorkerProcess:
         if self.poll() is None:
             self.server.send(Kill(self.pid))
 
+    def close(self) -> None:
+        """Close the connection, so that it exits once it has noticed."""
+        self.channel.close()
+        self.output.close()
+
 
 @dataclass(eq=False)
 class ForkServer:
@@ -115,12 +124,11 @@ class ForkServer:
 
         Raises OSError if this machine cannot start a process.
         """
-        if self._channel is not None:
+        if self._process is not None and self._process.poll() is None:
             return
         self.close()
         self._output = new_memory_file()
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(True)  # the default is the user's
+        self._channel, theirs = _connection()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
@@ -131,7 +139,6 @@ class ForkServer:
                 stderr=self._output,
                 start_new_session=True,  # so that Ctrl-C reaches only the driver, which then stops its workers
             )
-        self._channel = Channel(ours)
 
     def fork(self, stage: str, environment: Mapping[str, str]) -> WorkerProcess:
         """Start a worker, which waits for its Open on the channel. Starts the server if necessary.
@@ -139,39 +146,39 @@ class ForkServer:
         Raises OSError if this machine cannot start a process, and LocalFault if the server dies.
         """
         self.start()
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(True)
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        output = open(read, "rb", buffering=0)  # noqa: SIM115
-        channel = Channel(ours)
-        try:
-            self.send(Fork(stage, environment), [theirs.fileno(), write])
+        with ExitStack() as ours, ExitStack() as theirs:
+            channel, its_end = _connection()
+            ours.callback(channel.close)
+            theirs.callback(its_end.close)
+            read, write = os.pipe()
+            output = ours.enter_context(open(read, "rb", buffering=0))
+            theirs.callback(os.close, write)
+            os.set_blocking(read, False)
+            named = {name: value for name, value in environment.items() if name}  # no other process accepts the others
+            self.send(Fork(stage, named), [its_end.fileno(), write])
             worker = WorkerProcess(self, self._forked(), channel, output)
-        except BaseException:
-            channel.close()
-            output.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(write)
+            ours.pop_all()
         self._workers[worker.pid] = worker
         return worker
 
     def _forked(self) -> int:
         self._answer = None
-        while self._answer is None:
-            if not self.receive(None):
-                raise LocalFault(f"the process that starts workers has died: {self._last_words()}")
+        try:
+            while self._answer is None:
+                if not self.receive(None):
+                    raise LocalFault(f"the process that starts workers has died: {self._last_words()}")
+        except KeyboardInterrupt:
+            self.close()  # otherwise, the next request would take the answer for its own
+            raise
         if isinstance(self._answer, NotForked):
             raise OSError(self._answer.errno, os.strerror(self._answer.errno))
         return self._answer.pid
 
-    def send(self, message: object, files: "list[int] | None" = None) -> None:
+    def send(self, message: object, files: Sequence[int] = ()) -> None:
         """Send the server a message. If it is dead, `receive` will notice."""
         if self._channel is not None:
             with suppress(ConnectionError):
-                self._channel.send(message, files or [])
+                self._channel.send(message, files)
 
     def receive(self, timeout_s: float | None) -> bool:
         """Wait for the server's next message and handle it. Returns False if there was none, or the server is dead."""
@@ -217,12 +224,14 @@ class ForkServer:
     def close(self) -> None:
         """End the server, which kills its workers and what they have started."""
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_EXIT_S)
-            except subprocess.TimeoutExpired:
+            if self._workers:
+                self._process.terminate()
+            else:  # it has nothing to do, and may still be importing
                 self._process.kill()
-                self._process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_EXIT_S)
+            self._process.kill()
+            if self._process.wait() != 0:
                 self._died()
             self._process = None
         self._forget()
@@ -231,30 +240,46 @@ class ForkServer:
             self._output = None
 
 
-_ahead: ContextVar[ForkServer | None] = ContextVar("_ahead", default=None)
+def _connection() -> tuple[Channel, socket.socket]:
+    """Our end, and an end to pass to a process, which is none of its standard streams."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(True)  # the default is the user's
+    if theirs.fileno() <= _STDERR:  # as in a daemon, whose own are closed
+        with theirs:
+            theirs = socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1))
+    return Channel(ours), theirs
+
+
+class _Ahead(threading.local):
+    server: ForkServer | None = None
+    pid: int | None = None
+
+
+_ahead = _Ahead()
+"""The server that this thread has started ahead. A fork of the process must not use it."""
 
 
 @contextmanager
 def started_ahead(unless: bool = False) -> Iterator[None]:
     """Let the libraries of workers be imported while this process is still busy with planning a job. For a block that
-    then opens machines in the same thread. Does nothing if the workers will surely be Ray's, or `unless` is true."""
-    if unless or "ray" in sys.modules or not sys.executable or _ahead.get() is not None:
+    then opens machines in the same thread. Does nothing if the workers may be Ray's, or `unless` is true."""
+    if unless or uses_ray() or not sys.executable or _server_ahead() is not None:
         yield
         return
     with closing(ForkServer()) as server:
         with suppress(OSError):  # the error comes again when a worker has to start
             server.start()
-        token = _ahead.set(server)
+        _ahead.server, _ahead.pid = server, os.getpid()
         try:
             yield
         finally:
-            _ahead.reset(token)
+            _ahead.server = None
 
 
 @contextmanager
 def fork_server() -> Iterator[ForkServer]:
     """The server that was started ahead, or else one that starts with its first worker."""
-    server = _ahead.get()
+    server = _server_ahead()
     if server is not None:
         yield server
         return
@@ -264,6 +289,10 @@ def fork_server() -> Iterator[ForkServer]:
 
 def end_server_ahead() -> None:
     """End the server that was started ahead, because the workers are Ray's."""
-    server = _ahead.get()
+    server = _server_ahead()
     if server is not None:
         server.close()
+
+
+def _server_ahead() -> ForkServer | None:
+    return _ahead.server if _ahead.pid == os.getpid() else None

@@ -15,17 +15,20 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from pairmill.jobs.cluster import process_worker
 from pairmill.jobs.cluster.channel import Channel
 from pairmill.jobs.cluster.fork_server import Exited, Fork, Forked, Kill, NotForked
+
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM)
 
 _ALLOCATOR = "jemalloc_bg_thd"
 """A thread that libarrow starts when it is loaded, whose locks jemalloc takes for the time of a fork."""
@@ -38,6 +41,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # the workers share this memory as long as nobody writes to it
     _Server(Channel(socket.socket(fileno=int(sys.argv[1])))).serve()
+    os._exit(0)
 
 
 class _Server:
@@ -47,8 +51,8 @@ class _Server:
         self._signals, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # by the driver's thread
         self._selector = selectors.PollSelector()
         self._selector.register(self._channel, selectors.EVENT_READ, self._obey)
         self._selector.register(self._signals, selectors.EVENT_READ, self._reap)
@@ -79,12 +83,12 @@ class _Server:
             exited, status = os.waitpid(pid, os.WNOHANG)
             if exited:
                 self._workers.remove(pid)
-                _kill(pid)  # what it has started
+                _kill_group(pid)  # what it has started
                 self._channel.send(Exited(pid, os.waitstatus_to_exitcode(status)))
 
     def _start(self, request: Fork, files: Sequence[int]) -> None:
         try:
-            pid = self._fork(request, *files) if _can_fork() else _spawn(request, *files)
+            pid = self._fork(request, *files) if _can_fork() else self._spawn(request, *files)
         except OSError as error:
             self._channel.send(NotForked(error.errno or 0))
         else:
@@ -105,8 +109,9 @@ class _Server:
     def _become_worker(self, request: Fork, channel: int, output: int, server: int) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
             for end in (self._channel, self._signals, self._wakeup):
                 end.close()
             for standard in (1, 2):
@@ -114,33 +119,50 @@ class _Server:
             os.close(output)
             os.environ.clear()
             os.environ.update(request.environment)
-            np.random.seed()
+            _use_threads(request.environment)
+            np.random.seed()  # otherwise a rule that draws from it would draw the same in all workers
             process_worker.work(channel, server, request.stage)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
         os._exit(1)
 
+    def _spawn(self, request: Fork, channel: int, output: int) -> int:
+        os.set_inheritable(channel, True)
+        command = [sys.executable, "-P", "-m", process_worker.__name__, str(channel), str(os.getpid()), request.stage]
+        outputs = [(os.POSIX_SPAWN_DUP2, output, standard) for standard in (1, 2)]
+        return os.posix_spawn(
+            sys.executable, command, request.environment, file_actions=outputs, setsigmask=self._blocked
+        )
+
 
 def _can_fork() -> bool:
     if sys.platform != "linux":
         return False
-    threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+    try:
+        threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+    except OSError:  # one has just ended
+        return False
     return len(threads) - threads.count(_ALLOCATOR) == 1
 
 
-def _spawn(request: Fork, channel: int, output: int) -> int:
-    os.set_inheritable(channel, True)
-    command = [sys.executable, "-P", "-m", process_worker.__name__, str(channel), str(os.getpid()), request.stage]
-    outputs = [(os.POSIX_SPAWN_DUP2, output, standard) for standard in (1, 2)]
-    return os.posix_spawn(sys.executable, command, request.environment, file_actions=outputs)
+def _use_threads(environment: Mapping[str, str]) -> None:
+    """Give numpy as many threads as the environment says, which it has read in the server."""
+    threads = environment.get("OPENBLAS_NUM_THREADS") or environment.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads) > 1:
+        threadpool_limits(int(threads), "blas")
 
 
 def _kill(pid: int) -> None:
-    """Kill a worker and what it has started. A worker has its own process group, except in its first moments."""
-    for kill in (os.killpg, os.kill):
-        with suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
+    """Kill a worker and what it has started."""
+    _kill_group(pid)
+    with suppress(ProcessLookupError):  # in its first moments, a worker has no group of its own
+        os.kill(pid, signal.SIGKILL)
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pairmill.jobs.cluster.fork_server import ForkServer, end_server_ahead, fork
 from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.pools import SPARE_CPUS, Node, Pool, plan_pools
 from pairmill.jobs.cluster.process_backend import ProcessBackend
+from pairmill.jobs.cluster.ray_use import uses_ray
 from pairmill.jobs.cluster.worker_backend import WorkerBackend
 from pairmill.pipeline.encode.device import resolve_device
 from pairmill.pipeline.stages.pipelines import Pipeline
@@ -47,7 +48,7 @@ class Machines(Protocol):
 def open_machines(pipeline: Pipeline, modules: Path | None = None) -> Iterator[Machines]:
     """The machines for a pipeline, for the duration of the block. `modules`: a folder with the user's rule modules.
     Raises JobError."""
-    if pipeline.job.run.address is None and not _uses_ray():
+    if pipeline.job.run.address is None and not uses_ray():
         if not sys.executable:
             raise JobError("this Python does not know where its executable is; set sys.executable")
         with fork_server() as server:
@@ -59,15 +60,6 @@ def open_machines(pipeline: Pipeline, modules: Path | None = None) -> Iterator[M
 
     with ray_session(pipeline.job.run, modules):
         yield RayMachines()
-
-
-def _uses_ray() -> bool:
-    """Whether this process has started or joined Ray, unless it was for a job of another thread."""
-    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
-    if is_initialized is None or not is_initialized():
-        return False
-    session = sys.modules.get("pairmill.jobs.cluster.session")
-    return session is None or not session.is_open_in_another_thread()
 
 
 @dataclass(frozen=True)

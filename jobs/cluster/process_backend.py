@@ -4,6 +4,7 @@ import errno
 import os
 import selectors
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -175,7 +176,7 @@ class ProcessBackend:
         for end in (worker.process.channel, worker.process.output):
             with suppress(KeyError):  # the output may be closed already
                 self._selector.unregister(end)
-            end.close()
+        worker.process.close()
         self._live.remove(worker)
         for gpu, share in worker.gpus.items():
             self._gpus[gpu] -= share
@@ -197,10 +198,11 @@ class ProcessBackend:
     def close(self) -> None:
         """Kill all workers, and the processes that they started."""
         workers = list(self._workers)
-        for worker in workers:  # they take time to disappear, all at once
-            self._end(worker, WorkerDied("stopped"))
         for worker in workers:
-            worker.process.wait(_EXIT_S)
+            self._end(worker, WorkerDied("stopped"))
+        deadline = time.monotonic() + _EXIT_S
+        for worker in workers:
+            worker.process.wait(deadline - time.monotonic())
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,7 @@ import pytest
 import pairmill
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.cluster.arrow_ipc import pack
-from pairmill.jobs.cluster.fork_server import WorkerProcess, fork_server
+from pairmill.jobs.cluster.fork_server import WorkerProcess, fork_server, started_ahead
 from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.pools import Pool
 from pairmill.jobs.cluster.process_backend import ProcessBackend
@@ -26,7 +28,7 @@ from pairmill.jobs.cluster.worker_backend import Report, WorkerDied
 from pairmill.schemas.batch import planned_batches
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, write_input
-from tests.integration.test_command import build_arguments, run, start
+from tests.integration.test_command import PAIRMILL, build_arguments, run, start
 from tests.integration.test_run_shards import SlowWeb
 
 FETCH = {"allow_networks": ["127.0.0.0/8"]}
@@ -35,7 +37,8 @@ FETCH = {"allow_networks": ["127.0.0.0/8"]}
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if another test of this process has started it."""
-    monkeypatch.setattr("pairmill.jobs.cluster.machines._uses_ray", lambda: False)
+    for module in ("machines", "fork_server"):
+        monkeypatch.setattr(f"pairmill.jobs.cluster.{module}.uses_ray", lambda: False)
 
 
 @pytest.fixture
@@ -267,10 +270,12 @@ NOTING_RULES = """
 import json, os, pathlib
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_info
 from pairmill.pipeline.rules import at
 
 def note(rows):
     noted = {"user": os.environ.get("USER_SETTING"), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+             "threads": [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"],
              "drawn": np.random.random(), "command": pathlib.Path("/proc/self/cmdline").read_text().split(chr(0))}
     pathlib.Path(FOLDER, f"{os.getpid()}.json").write_text(json.dumps(noted))
     return pa.repeat(True, rows.num_rows)
@@ -298,12 +303,14 @@ def test_workers_have_the_environment_of_the_driver_and_draw_different_numbers(
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv("USER_SETTING", "kept")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
     rules = "rules.custom=[rules:note_in_reader,rules:note_in_downloader]"
     done = run(build_arguments(source, tmp_path / "out", "--set", rules), tmp_path)
     assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 1}, done.stderr
     noted = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert [(each["user"], each["gpus"]) for each in noted] == [("kept", "")] * 2
+    assert [set(each["threads"]) for each in noted] == [{2}] * 2
     assert len({each["drawn"] for each in noted}) == 2
     program = "process_worker" if has_thread else "fork_server_program"
     assert all(f"pairmill.jobs.cluster.{program}" in each["command"] for each in noted)
@@ -358,3 +365,55 @@ def test_a_broken_installation_is_told_as_what_the_first_worker_would_have_said(
     assert done.returncode == 1
     assert "the process that starts workers has died: ModuleNotFoundError: import of numpy halted" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_tells_how_a_worker_ended_even_if_the_driver_blocks_signals() -> None:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    try:
+        with fork_server() as server:
+            killed, ended = (server.fork("read", {**os.environ, "": "no name"}) for _ in range(2))
+            killed.kill()
+            assert killed.wait(30) == -signal.SIGKILL
+            killed.close()
+            ended.close()
+            assert ended.wait(30) == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def test_a_server_that_died_before_it_was_needed_is_started_again() -> None:
+    with started_ahead(), fork_server() as server:
+        for died in servers_of(psutil.Process()):
+            died.kill()
+            psutil.wait_procs([died], timeout=10)
+        worker = server.fork("read", os.environ)
+        assert worker.poll() is None
+    worker.close()
+    assert worker.status == -signal.SIGKILL
+
+
+def test_an_interrupt_while_a_worker_starts_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fork_server() as server:
+        first = server.fork("read", os.environ)
+        receive = server.receive
+
+        def interrupted(timeout_s: float | None) -> bool:
+            receive(timeout_s)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                server.fork("read", os.environ)
+        assert not servers_of(psutil.Process())
+        assert first.wait(5) == -signal.SIGKILL
+        first.close()
+        _, alive = psutil.wait_procs([psutil.Process(first.pid)] if psutil.pid_exists(first.pid) else [], timeout=5)
+        assert not alive
+
+
+def test_a_daemon_without_standard_streams_can_build(web: PictureWeb, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    command = shlex.join([*PAIRMILL, *build_arguments(source, tmp_path / "out")])
+    subprocess.run(["sh", "-c", f"exec {command} <&- >&- 2>&-"], cwd=tmp_path, timeout=240, check=False)
+    assert pairmill.status(tmp_path / "out").statuses == {"ok": 1}
