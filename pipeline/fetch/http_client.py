@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 
 import aiohappyeyeballs
 
@@ -28,6 +28,7 @@ from pairmill.pipeline.fetch.http_response import ResponseHead, ResponseParser
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.resolver import GuardedResolver
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
+from pairmill.pipeline.fetch.tls import tls_context
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
@@ -251,14 +252,6 @@ def _connect_error(error: OSError) -> FetchError:
         return FetchError(Status.ADDRESS_REFUSED, str(error))
     status = Status.TLS_ERROR if isinstance(error, ssl.SSLError) else Status.CONNECT_ERROR
     return FetchError(status, describe_os_error(error))
-
-
-@cache
-def tls_context() -> ssl.SSLContext:
-    """A TLS context that verifies certificates against this machine's certificate authorities."""
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:

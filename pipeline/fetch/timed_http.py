@@ -12,6 +12,8 @@ import time
 from functools import partial
 from typing import Any
 
+from pairmill.pipeline.fetch.tls import tls_context
+
 
 class TimedConnection(http.client.HTTPConnection):
     """Raises TimeoutError from any read `timeout` seconds after the connection object was made."""
@@ -28,9 +30,7 @@ class TimedTlsConnection(TimedConnection, http.client.HTTPSConnection):
     def connect(self) -> None:
         """Connect, then shake hands in the time that is left."""
         http.client.HTTPConnection.connect(self)
-        self.sock = self._context.wrap_socket(  # type: ignore[attr-defined]
-            self.sock, server_hostname=self.host, do_handshake_on_connect=False
-        )
+        self.sock = tls_context().wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
         _shake_hands(self.sock, self.ends_at)
 
 
