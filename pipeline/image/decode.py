@@ -101,6 +101,9 @@ def open_image(
         _refuse_bomb(size, cost, max_pixels)
         reserve(cost.memory_bytes)
     png = read_png(body) if found == "PNG" else None
+    if png is not None and png.fault is not None:
+        kind = unsupported_kind(body, "PNG")
+        raise ImageError(Status.IMAGE_UNSUPPORTED if kind else Status.IMAGE_CORRUPT, kind or png.fault)
     still = read_still_webp(body) if found == "WEBP" else None
     opened = still or _open(png.pixels if png else body, found, allowed)
     try:
@@ -280,6 +283,8 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
     """Decode with Pillow. Closes `opened`, which frees Pillow's copy of the pixels."""
     try:
         opened.load()
+        if header.format == "BMP" and opened.mode == "RGBA" and opened.getchannel("A").getextrema() == (0, 0):
+            opened.putalpha(255)  # Photoshop's V3 files, for example: as in browsers and Windows, not all transparent
         pixels = to_rgb(opened, header.samples, _profile(header, opened))
         opened.close()
         frame = first_frame(body) if header.format == "WEBP" else None

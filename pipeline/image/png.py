@@ -22,6 +22,7 @@ _MAX_METADATA_BYTES = 2 << 20
 """Profiles and XMP that unpack to more are ignored."""
 
 _GRAY, _RGB, _PALETTE = 0, 2, 3  # color types
+_ANCILLARY = 0x20  # in the first byte of a chunk's type: the pixels can be understood without the chunk (section 5.4)
 
 Info = dict[str, bytes | str | int | tuple[int, ...]]
 """Metadata under Pillow's names. Only the first chunk of each kind counts, even if it is broken (then its value is
@@ -30,7 +31,10 @@ empty): a file can have 100,000 chunks that each unpack to megabytes."""
 
 @dataclass(slots=True)
 class PngFile:
-    """The parts of a PNG. `pixels` is a PNG file without metadata, as complete as the original."""
+    """The parts of a PNG. `pixels` is a PNG file without metadata, as complete as the original.
+
+    `fault` says why libpng, and with it all browsers, refuse the file's critical chunks; None if they do not. Pillow
+    guesses instead: without a palette, black; of two headers or palettes, the second."""
 
     bit_depth: int = 0
     color_type: int = 0
@@ -40,6 +44,7 @@ class PngFile:
     """The transparent color (one value, or red, green, blue) at the file's own depth; None in a palette."""
     info: Info = field(default_factory=dict)
     pixels: bytes = b""
+    fault: str | None = None
 
     @property
     def is_gray(self) -> bool:
@@ -48,11 +53,11 @@ class PngFile:
 
 
 def read_png(body: bytes) -> PngFile:
-    """Split a PNG into parts; never raises. For a file that is truncated or not a PNG, no decoder accepts `pixels`."""
+    """Split a PNG into parts; never raises. If the file is truncated, no decoder accepts `pixels`."""
     png = PngFile()
     header = body[_SIGNATURE_BYTES:_IHDR_END]
     if len(header) < _CHUNK_OVERHEAD + 13 or header[4:8] != b"IHDR":
-        png.pixels = body
+        png.fault = "unreadable PNG header"
         return png
     png.bit_depth, png.color_type, png.interlaced = header[16], header[17], header[20] != 0
     png.pixels = b"".join(_pixel_parts(body, png))
@@ -64,7 +69,10 @@ def _pixel_parts(body: bytes, png: PngFile) -> Iterator[memoryview | bytes]:
     yield view[:_IHDR_END]
     palette_colors = 0
     is_before_pixels = True
+    critical = []
     for kind, start, end in _chunks(body, png):
+        if not kind[0] & _ANCILLARY:
+            critical.append((kind, end - start))
         if kind == b"IDAT":
             is_before_pixels = False
             yield view[start - 8 : end + 4]
@@ -74,7 +82,7 @@ def _pixel_parts(body: bytes, png: PngFile) -> Iterator[memoryview | bytes]:
             palette_colors = (end - start) // 3
             if png.color_type == _PALETTE:  # otherwise, a hint for displays with few colors
                 yield view[start - 8 : end + 4]
-        elif kind[0] & 0x20 and _is_intact(view, start, end):
+        elif kind[0] & _ANCILLARY and _is_intact(view, start, end):
             if kind == b"tRNS" and is_before_pixels and png.key is None:
                 if png.color_type == _PALETTE and 0 < end - start <= palette_colors:
                     png.info.setdefault("transparency", bytes(view[start:end]))
@@ -83,7 +91,24 @@ def _pixel_parts(body: bytes, png: PngFile) -> Iterator[memoryview | bytes]:
                 continue  # out of place: ignored by libpng too
             elif kind in _METADATA:
                 _METADATA[kind](body[start:end], png.info)
+    png.fault = _critical_fault(critical, png.color_type)
     yield _IEND
+
+
+def _critical_fault(chunks: list[tuple[bytes, int]], color_type: int) -> str | None:
+    """`PngFile.fault`, from the (type, length) of all critical chunks between IHDR and IEND."""
+    kinds = [kind for kind, _ in chunks]
+    for kind in kinds:
+        if kind not in (b"IDAT", b"PLTE"):
+            return "two headers" if kind == b"IHDR" else f"unknown critical chunk {kind.decode()}"
+    if color_type != _PALETTE:
+        return None
+    palettes = [length for kind, length in chunks if kind == b"PLTE"]
+    if len(palettes) > 1:
+        return "two palettes"
+    if kinds[:1] != [b"PLTE"] or not 0 < palettes[0] <= 3 * 256 or palettes[0] % 3:
+        return "no valid palette before the pixels"
+    return None
 
 
 def _chunks(body: bytes, png: PngFile) -> Iterator[tuple[bytes, int, int]]:

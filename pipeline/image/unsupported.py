@@ -18,6 +18,8 @@ def unsupported_kind(body: bytes, format: str) -> str | None:
     try:
         if format == "JPEG":
             return _jpeg(body)
+        if format == "PNG":
+            return "PNG for iOS (CgBI)" if body[12:16] == b"CgBI" else None
         return _bmp(body) if format == "BMP" else None
     except (struct.error, IndexError):
         return None

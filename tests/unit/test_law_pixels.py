@@ -300,3 +300,47 @@ def test_no_extension_loses_or_changes_a_gif(label: int, blocks: list[bytes]) ->
     at = body.index(b"\x2c", 13 + 3 * (2 << (body[10] & 7)))
     odd = bytes((0x21, label)) + b"".join(bytes((len(block),)) + block for block in blocks) + b"\0"
     assert np.array_equal(stored(body[:at] + odd + body[at:]), as_it_was(body))
+
+
+PALETTE = bytes(range(48))
+SECOND_HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0))
+
+
+@pytest.mark.parametrize("format", ["jpg", "png"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b""),
+        (b"", chunk(b"PLTE", PALETTE)),
+        (chunk(b"PLTE", b""), b""),
+        (chunk(b"PLTE", PALETTE[:10]), b""),
+        (chunk(b"PLTE", PALETTE) + chunk(b"PLTE", PALETTE[::-1]), b""),
+        (chunk(b"PLTE", PALETTE), chunk(b"PLTE", PALETTE[::-1])),
+        (chunk(b"PLTE", PALETTE) + SECOND_HEADER, b""),
+        (chunk(b"PLTE", PALETTE) + chunk(b"ABCD", b"x"), b""),
+    ],
+)
+def test_a_png_whose_critical_chunks_libpng_refuses_is_corrupt(before: bytes, after: bytes, format: str) -> None:
+    """Otherwise, readers of the stored picture would see other pixels than those that were scored, or none."""
+    pixels = zlib.compress(b"".join(b"\0" + bytes(range(8)) for _ in range(4)))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 4, 8, 3, 0, 0, 0))
+    body = b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", b"")
+    assert other_decoders.opencv(body) is None
+    picture = ImageProcessor(ImagesConfig.model_validate({"resize_mode": "no", "format": format})).process(body)
+    assert picture.status is Status.IMAGE_CORRUPT
+    assert picture.detail
+
+
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+def test_a_bmp_without_a_single_visible_pixel_is_opaque(header_bytes: int, alpha: int) -> None:
+    """Programs leave the alpha channel empty (image-rs#539); browsers and Windows then ignore it."""
+    colors = values(8, 3).astype(np.uint8)
+    height, width, _ = colors.shape
+    rows = np.dstack([colors[::-1, :, ::-1], np.full((height, width, 1), alpha, np.uint8)]).tobytes()
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII4I", header_bytes, width, height, 1, 32, 3, 0, 0, 0, 0, 0, *masks)
+    header += bytes(header_bytes - len(header))
+    body = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+    opacity = (alpha or 255) / 255
+    assert np.abs(stored(body) - (colors * opacity + 255 * (1 - opacity))).max() <= 1

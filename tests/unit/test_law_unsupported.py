@@ -7,7 +7,7 @@ import pytest
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
-from tests.picture_grid import HEIGHT, WIDTH, photo, saved, tiff, values
+from tests.picture_grid import HEIGHT, WIDTH, chunk, photo, saved, tiff, values
 
 
 def status(body: bytes) -> tuple[Status, str | None]:
@@ -37,6 +37,7 @@ UNSUPPORTED = {
     **{f"JPEG, frame {marker:x}": jpeg(marker) for marker in (0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)},
     "JPEG, lossless with 16 bits": jpeg(0xC3, 16),
     "JPEG, height in DNL": jpeg(height=0),
+    "PNG for iOS": saved(photo(), "PNG").replace(b"\0\0\0\rIHDR", chunk(b"CgBI", b"\x50\0\x20\x02") + b"\0\0\0\rIHDR"),
     "BMP with 2 bits": bmp(2, 0),
     "BMP of a JPEG": bmp(0, 4),
     "BMP of a PNG": bmp(0, 5),
