@@ -32,6 +32,7 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "PSD"),
     (b"qoif", "QOI"),
 )
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
 """Valid sizes of the second header, from OS/2 1 to Windows 5. The reserved fields before it can have any value."""
 
@@ -71,7 +72,10 @@ def looks_like_text(head: bytes) -> bool:
 
 
 def text_kind(head: bytes) -> str | None:
-    """`svg`, `html` or `xml` for markup; None for anything else."""
+    """`svg`, `html` or `xml` for markup; also `Git LFS pointer`, the text that a clone without Git LFS has instead of a
+    file; None for anything else."""
+    if head.startswith(_LFS_POINTER):
+        return "Git LFS pointer"
     if not looks_like_text(head):
         return None
     text = head[:TEXT_HEAD_BYTES].lower()

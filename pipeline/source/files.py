@@ -4,6 +4,7 @@ A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or p
 be gzipped.
 """
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ import pyarrow as pa
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.foreign_parquet import EncryptedParquetError, open_parquet
 from pairmill.pipeline.common.listing import Listing, list_path
+from pairmill.pipeline.source.content_kind import HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.decoded_sizes import row_bytes
 from pairmill.pipeline.source.partitions import partitions_of
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -220,12 +222,20 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
     except EncryptedParquetError as error:
         raise SourceError(f"{uri}: {error}") from error
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(
-            f"{uri}: not a complete Parquet file (half-written, truncated or damaged?): {error}"
-        ) from error
+        found = _kind_of_file(uri, files)
+        problem = f"not a complete Parquet file (half-written, truncated or damaged?): {error}"
+        raise SourceError(f"{uri}: {'; '.join(found) if found else problem}") from error
     if len(set(schema.names)) != len(schema.names):
         raise SourceError(f"{uri}: two columns share a name: {shown(schema.names)}")
     return with_partitions(InputFile(uri, "parquet", schema, num_rows, files, row_bytes=num_bytes))
+
+
+def _kind_of_file(uri: str, files: Files) -> tuple[str, str] | None:
+    """What a file is that is not Parquet, and what to do; None if that is not known."""
+    with contextlib.suppress(OSError), files.open(uri) as file:
+        head = file.read(HEAD_BYTES)
+        return None if head.startswith(b"PAR1") else kind_of_content(head)
+    return None
 
 
 def with_partitions(file: InputFile) -> InputFile:

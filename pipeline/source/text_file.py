@@ -9,19 +9,18 @@ non-ASCII lines are not UTF-8.
 import codecs
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.source.content_kind import GZIP_MAGIC, HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.files import SourceError
 
 MAX_RECORD_BYTES = 16 << 20
 
 _BUFFER_BYTES = 1 << 20
-_HEAD_BYTES = 8
 _BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark starts with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -31,21 +30,6 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark starts with that of UTF-
 )
 _LITTLE_ENDIAN: dict[str | None, str] = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
 """Python's own decoders for these names raise an error if there is no mark."""
-_GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952; no text starts with these bytes
-_NOT_TEXT = (
-    (rb"\x28\xb5\x2f\xfd", "is compressed with Zstandard"),
-    (rb"\xfd7zX", "is compressed with xz"),
-    (rb"BZh[1-9]", "is compressed with bzip2"),
-    (rb"\x04\x22\x4d\x18", "is compressed with LZ4"),
-    (rb"PK\x03\x04", "is a ZIP archive"),
-    (rb"7z\xbc\xaf", "is a 7z archive"),
-    (rb"PAR1", "is a Parquet file; give it the extension .parquet"),
-    (rb"PARE", "is an encrypted Parquet file; decrypt it first"),
-    (rb"ORC.?[\x00-\x08\x0e-\x1f]", "is an ORC file; convert it to Parquet"),
-    (rb"ARROW1\0\0", "is an Arrow (Feather) file; convert it to Parquet"),
-    (rb"Obj\x01", "is an Avro file; convert it to Parquet"),
-)
-"""First bytes of files that often have a wrong extension. Some encodings would decode them, but to garbage."""
 _FEW_LINES = 3
 """A file with at most this many lines is refused if a single line is not UTF-8."""
 _BROKEN_SHARE = 1_000
@@ -120,9 +104,11 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
     try:
         with files.open(uri) as file:
             head = _first_bytes(file)
-            _refuse_other_kinds(f"{uri}:", head)
             whole = _Rejoined(head, file)
-            if uri.lower().endswith(".gz") or head.startswith(_GZIP_MAGIC):
+            is_packed = head.startswith(GZIP_MAGIC)
+            if not is_packed:
+                _refuse_other_kinds(f"{uri}:", head)
+            if is_packed or uri.lower().endswith(".gz"):
                 unpacked: Any = gzip.GzipFile(fileobj=whole)
                 head = _first_bytes(unpacked)
                 _refuse_other_kinds(f"{uri}: its content", head)
@@ -134,16 +120,14 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
 
 def _refuse_other_kinds(name: str, head: bytes) -> None:
     """Raise SourceError for content that is not text. The message says what to do."""
-    for start, kind in _NOT_TEXT:
-        if re.match(start, head, re.DOTALL):
-            remedy = "" if ";" in kind else "; unpack it, or compress it with gzip"
-            raise SourceError(f"{name} {kind}{remedy}")
+    if (found := kind_of_content(head)) is not None:
+        raise SourceError(f"{name} {'; '.join(found)}")
 
 
 def _first_bytes(file: IO[bytes]) -> bytes:
     """The bytes that tell the kind of a file, or the whole file if it is shorter."""
     head = b""
-    while len(head) < _HEAD_BYTES and (more := file.read(_HEAD_BYTES - len(head))):
+    while len(head) < HEAD_BYTES and (more := file.read(HEAD_BYTES - len(head))):
         head += more
     return head
 

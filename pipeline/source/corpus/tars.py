@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.source.content_kind import kind_of_content
 from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample, readable_name, split_name
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
 from pairmill.pipeline.source.corpus.tar_header import BLOCK, HeaderError, parse_header
@@ -40,10 +41,17 @@ def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRule
         try:
             parse_header(head)
         except HeaderError as error:
-            raise SourceError(
-                f"{uri}: is not an uncompressed tar ({error}); pictures are read by range, so unpack .tar.gz to .tar"
-            ) from error
+            raise SourceError(f"{uri}: is not an uncompressed tar: {_not_a_tar(head, error)}") from error
         yield from _TarIndexer(uri, file, size, rules, tally or Tally()).rows()
+
+
+def _not_a_tar(head: bytes, error: HeaderError) -> str:
+    """What a file is that does not begin with a tar header, and what to do."""
+    kind, remedy = kind_of_content(head) or ("", "")
+    if "compressed" in kind or "ZIP" in kind or "7z" in kind:
+        remedy = "pictures are read by range, so unpack it, to .tar or a folder"
+    is_damaged = not kind or "tar" in kind
+    return str(error) if is_damaged else f"it {kind}; {remedy}"
 
 
 def _empty_file(uri: str, tally: Tally) -> Iterator[IndexRow]:
