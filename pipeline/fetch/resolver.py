@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+from typing import Any
 
 import aiodns
+import pycares
 
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import DnsCache, NoSuchHost
@@ -12,6 +14,11 @@ from pairmill.schemas.job.fetch import FetchConfig
 
 _TRIES = 3  # regardless of the job's retries: UDP loses packets, especially if many are sent at once
 _TIMEOUT_S = 5.0  # for all tries of one look-up: the default (5 s, twice per server) would take half a URL's time
+_NAMES_ONLY = {"flags": pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_EDNS}  # c-ares sets the latter by default
+"""A URL from the web means no host in the machine's own domains (`search` in resolv.conf): if one of these answers for
+all names, dead links, and with the `ndots:5` of Kubernetes all links, would lead to the wrong host."""
+_NAMES_FIRST = {"ndots": 1}
+"""A job that allows a private network can mean its hosts, but only if there is no such name on the web."""
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
 
 
@@ -22,7 +29,8 @@ class GuardedResolver:
         self._stalls = stalls
         self._timeout_s = min(_TIMEOUT_S, config.timeout_s / 2)
         first_s = self._timeout_s / (2**_TRIES - 1)  # each try waits twice as long as the one before
-        self._dns = aiodns.DNSResolver(nameservers=config.nameservers or None, timeout=first_s, tries=_TRIES)
+        domains: dict[str, Any] = _NAMES_FIRST if config.allow_networks else _NAMES_ONLY
+        self._dns = aiodns.DNSResolver(config.nameservers or None, timeout=first_s, tries=_TRIES, **domains)
         self._cache = DnsCache(self._look_up, guard)
 
     async def resolve(self, name: str) -> list[str]:

@@ -41,7 +41,8 @@ class FetchConfig(Settings):
     nameservers: list[str] = []
     """Addresses of DNS servers (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`). Empty: the machine's resolver."""
     allow_networks: list[str] = []
-    """CIDR blocks to allow even if they are not public, such as 127.0.0.0/8."""
+    """CIDR blocks to allow even if they are not public, such as 127.0.0.0/8. If there are any, names that do not exist
+    are also looked up in the machine's own domains (`search` in resolv.conf)."""
     user_agent: str = "pairmill/0.1 (+https://pypi.org/project/pairmill)"
     """The User-Agent header. Say who you are and how to reach you."""
     respect_x_robots_tag: bool = True

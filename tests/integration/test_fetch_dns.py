@@ -64,3 +64,30 @@ def test_rows_lose_no_time_to_hundreds_of_names_whose_name_servers_are_silent(we
         urls = [web.url("/a.jpg", host=name) for name in server.addresses]
         found = fetch_all(urls, nameservers=[server.address], timeout_s=1)
     assert [fetched.status for fetched in found] == [Status.DNS_ERROR] * 400 + [Status.OK] * 20
+
+
+def test_a_name_that_does_not_exist_is_not_looked_up_in_the_machines_own_domains(
+    web: HostileWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one of these answers for all names, a dead link would lead to a host of ours (c-ares#1268). Only lists of a
+    private network can mean it, and the job has to allow such a network."""
+    monkeypatch.setenv("LOCALDOMAIN", "corp.test")
+    inside = {f"{name}.corp.test": [["127.0.0.1"]] for name in ("dead.example", "pictures")}
+    for networks, status in (([], Status.DNS_ERROR), (["127.0.0.0/8"], Status.OK)):
+        with NameServer(inside) as server:
+            settings = {"allow_networks": networks, "nameservers": [server.address]}
+            urls = [web.url("/a.jpg", host=name) for name in ("dead.example", "pictures")]
+            assert [fetched.status for fetched in fetch_all(urls, **settings)] == [status] * 2
+
+
+def test_a_name_that_exists_precedes_those_in_the_machines_own_domains(
+    web: HostileWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Kubernetes, `ndots:5` makes other resolvers ask for almost all names in the cluster's domains first."""
+    monkeypatch.setenv("LOCALDOMAIN", "corp.test")
+    monkeypatch.setenv("RES_OPTIONS", "ndots:5")
+    names = {"pictures.example": [["127.0.0.1"]], "pictures.example.corp.test": [["127.0.0.2"]]}
+    with NameServer(names) as server:
+        fetched = fetch(web.url("/a.jpg", host="pictures.example"), nameservers=[server.address])
+        assert fetched.status is Status.OK
+        assert server.queries == {"pictures.example": 1}
