@@ -5,6 +5,9 @@ import re
 HEAD_BYTES = 1024
 """`kind_of_content` needs no more bytes than this."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that a clone without Git LFS has instead of a file."""
+
 _UNPACK = "unpack it, or compress it with gzip"
 _CONVERT = "convert it to Parquet"
 GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952; no text starts with these bytes
@@ -22,7 +25,7 @@ _KINDS = (
     (rb"ORC.?[\x00-\x08\x0e-\x1f]", "is an ORC file", _CONVERT),
     (rb"ARROW1\0\0", "is an Arrow (Feather) file", _CONVERT),
     (rb"Obj\x01", "is an Avro file", _CONVERT),
-    (rb"version https://git-lfs\.github\.com/spec/", "is only a Git LFS pointer", "run `git lfs pull` in its clone"),
+    (re.escape(LFS_POINTER), "is only a Git LFS pointer", "run `git lfs pull` in its clone"),
     (rb"(?:\xef\xbb\xbf)?\s*<(?i:!doctype html|html)\b", "is a web page", "download the file itself"),
 )
 """First bytes of files that often have a wrong extension. Some encodings would decode them, but to garbage."""

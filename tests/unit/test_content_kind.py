@@ -17,6 +17,7 @@ from pairmill.pipeline.source.files import SourceError, inspect_parquet, kind_of
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.status import Status
+from tests.tars import write_tar
 
 LIST = b"url,caption\nhttp://a.invalid/1.jpg,one\n"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"
@@ -84,6 +85,12 @@ def test_a_file_that_is_not_what_its_name_says_is_named_with_a_remedy(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=says):
         read(str(tmp_path / name))
+
+
+def test_a_git_lfs_pointer_in_place_of_a_caption_is_no_caption(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", POINTER)])
+    (row,) = tar_rows(str(path), Files())
+    assert (row.caption, row.caption_problem) == (None, "0.txt: is only a Git LFS pointer")
 
 
 def test_a_git_lfs_pointer_in_place_of_a_picture_is_named() -> None:

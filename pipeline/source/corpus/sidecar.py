@@ -13,6 +13,7 @@ from typing import Any
 
 from pairmill.pipeline.common.text import utf8_bytes
 from pairmill.pipeline.source.columns import CAPTION_NAMES
+from pairmill.pipeline.source.content_kind import LFS_POINTER
 from pairmill.pipeline.source.files import SourceError, shown
 from pairmill.pipeline.source.names import Names
 from pairmill.pipeline.source.records import is_nan, parse_json
@@ -233,6 +234,8 @@ def read_text(data: bytes, encoding: str | None = None) -> bytes:
 
     A byte order mark overrides `encoding`, as in browsers (https://encoding.spec.whatwg.org/#decode).
     """
+    if data.startswith(LFS_POINTER):
+        raise UnreadableText("is only a Git LFS pointer")
     if data.startswith(_UTF_MARKS):
         encoding = "utf-32" if data.startswith(_UTF_MARKS[:2]) else "utf-16"
     if encoding not in (None, "utf-8") and not data.startswith(codecs.BOM_UTF8):
