@@ -1,12 +1,13 @@
 """Kills something at random in the middle of a build, then reruns the same command until it succeeds.
 
-    python -m bench.chaos [--runs 30] [--seed 1]
+    python -m bench.chaos [--runs 30] [--seed 1] [--here]
 
-Uses a Ray cluster of three nodes (`ray.cluster_utils`, on one machine), a slow loopback web server, and S3 (moto's
-server behind a proxy). Each run builds a dataset of 240 pairs in 20 shards on S3, with `tiny`. At a random moment, the
-driver, a download actor, an encode actor or a node is killed, or S3 stops for ten seconds; or else 5% of all S3
-requests fail throughout the run. Every run must end with exactly the rows of the undisturbed run (row_id and status),
-none twice, and `verify` must find no problems.
+Uses a Ray cluster of three nodes (`ray.cluster_utils`, on one machine) or, with --here, this machine without Ray; a
+slow loopback web server, and S3 (moto's server behind a proxy). Each run builds a dataset of 240 pairs in 20 shards on
+S3, with `tiny`. At a random moment, the driver, a download worker, an encode worker, a node or (with --here) the server
+that forks workers is killed, or S3 stops for ten seconds; or else 5% of all S3 requests fail throughout the run. Every
+run must end with exactly the rows of the undisturbed run (row_id and status), none twice, and `verify` must find no
+problems.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from pairmill.schemas.s3 import S3Config
 ROWS, SHARD_ROWS = 240, 12
 DELAY_S = 0.4
 WORK_S = 6.0
-"""Approximate time of an undisturbed run, from its first download actor to the end."""
+"""Approximate time of an undisturbed run, from its first download worker to the end."""
 S3_DOWN_S = 10.0
 MAX_RESUMES = 5
 PAIRMILL = [sys.executable, "-m", "pairmill"]
@@ -49,9 +50,9 @@ PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 @dataclass
 class World:
-    """The cluster, the web server and the bucket that all runs share."""
+    """The cluster, if there is one, the web server and the bucket that all runs share."""
 
-    cluster: Any
+    cluster: Any | None
     s3: FaultyS3
     source: str
     web: str
@@ -59,6 +60,7 @@ class World:
 
     def add_node(self) -> None:
         """Add a node with two CPUs."""
+        assert self.cluster
         self.nodes.append(self.cluster.add_node(num_cpus=2, object_store_memory=300_000_000))
 
 
@@ -81,19 +83,27 @@ Driver = subprocess.Popen[str]
 
 def kill_driver(world: World, driver: Driver, rng: random.Random) -> bool:
     """Kill the driver. Like all functions in KILLS, this returns whether it found something to kill."""
+    workers = _workers(world, driver, "download")
     os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    psutil.wait_procs(workers)  # which Linux or Ray ends
     return True
 
 
-def kill_download_actor(world: World, driver: Driver, rng: random.Random) -> bool:
-    return _kill_actor(world, "DownloadActor", rng)
+def kill_download_worker(world: World, driver: Driver, rng: random.Random) -> bool:
+    return _kill_one(_workers(world, driver, "download"), rng)
 
 
-def kill_encode_actor(world: World, driver: Driver, rng: random.Random) -> bool:
-    return _kill_actor(world, "EncodeActor", rng)
+def kill_encode_worker(world: World, driver: Driver, rng: random.Random) -> bool:
+    return _kill_one(_workers(world, driver, "encode"), rng)
+
+
+def kill_fork_server(world: World, driver: Driver, rng: random.Random) -> bool:
+    return _kill_one(_fork_servers(driver), rng)
 
 
 def kill_node(world: World, driver: Driver, rng: random.Random) -> bool:
+    assert world.cluster
     world.cluster.remove_node(world.nodes.pop(rng.randrange(len(world.nodes))), allow_graceful=False)
     world.add_node()
     return True
@@ -112,29 +122,39 @@ def kill_nothing(world: World, driver: Driver, rng: random.Random) -> bool:
 
 KILLS: dict[str, Callable[[World, Driver, random.Random], bool]] = {
     "driver": kill_driver,
-    "download actor": kill_download_actor,
-    "encode actor": kill_encode_actor,
+    "download worker": kill_download_worker,
+    "encode worker": kill_encode_worker,
     "node": kill_node,
+    "fork server": kill_fork_server,
     "S3 for 10 s": stop_s3,
     "5% of S3 requests": kill_nothing,
 }
 
 
-def _kill_actor(world: World, title: str, rng: random.Random) -> bool:
-    found = _processes(world, title)
+def _kill_one(found: list[psutil.Process], rng: random.Random) -> bool:
     if found:
         rng.choice(found).kill()
     return bool(found)
 
 
-def _processes(world: World, title: str) -> list[psutil.Process]:
-    """The processes of this cluster's actors; other clusters may be running on the same machine."""
+def _workers(world: World, driver: Driver, stage: str) -> list[psutil.Process]:
+    """The processes of a stage; other clusters and builds may be running on the same machine."""
+    if world.cluster is None:
+        return [each for server in _fork_servers(driver) for each in server.children() if each.name() == stage]
     raylets = {node.all_processes["raylet"][0].process.pid for node in [world.cluster.head_node, *world.nodes]}
-    found = []
-    for process in psutil.process_iter(["cmdline", "ppid"]):
-        if f"ray::{title}" in " ".join(process.info["cmdline"] or []) and process.info["ppid"] in raylets:
-            found.append(process)
-    return found
+    title = f"ray::{stage.title()}Actor"
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "ppid"])
+        if title in " ".join(process.info["cmdline"] or []) and process.info["ppid"] in raylets
+    ]
+
+
+def _fork_servers(driver: Driver) -> list[psutil.Process]:
+    try:
+        return [each for each in psutil.Process(driver.pid).children() if "fork_server" in " ".join(each.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Run:
@@ -153,10 +173,6 @@ def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Ru
         _wait_for_work(world, driver)
         time.sleep(rng.uniform(0, WORK_S / len(kills)))
         hit = driver.poll() is None and KILLS[killed](world, driver, rng) and hit
-        if killed == "driver":
-            driver.wait()
-            while _processes(world, "DownloadActor"):  # until Ray ends the actors of the dead driver
-                time.sleep(0.1)
     said = driver.communicate(timeout=300)
     while driver.returncode != 0:
         if resumed == MAX_RESUMES:
@@ -174,7 +190,7 @@ def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Ru
 
 def _start(world: World, output: str) -> Driver:
     settings = [
-        f"run.address={world.cluster.address}",
+        *([] if world.cluster is None else [f"run.address={world.cluster.address}"]),
         f"s3.endpoint={world.s3.url}",
         "fetch.allow_networks=[127.0.0.0/8]",
         "fetch.per_host_concurrency=4",
@@ -188,9 +204,9 @@ def _start(world: World, output: str) -> Driver:
 
 
 def _wait_for_work(world: World, driver: Driver) -> None:
-    """Wait until there is a download actor."""
+    """Wait until there is a download worker."""
     while driver.poll() is None:
-        if _processes(world, "DownloadActor"):
+        if _workers(world, driver, "download"):
             return
         time.sleep(0.1)
 
@@ -204,24 +220,29 @@ def _rows(store: Store) -> Iterator[str]:
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[World]:
-    """Start everything, and stop it at the end of the block."""
-    from ray.cluster_utils import Cluster
-
+def world(folder: Path, is_here: bool = False) -> Iterator[World]:
+    """Start everything, and stop it at the end of the block. `is_here`: without a cluster."""
     with s3_server("mill") as url, credentials(), slow_web(DELAY_S) as web:
         s3 = FaultyS3(url)
         rows = [f"{web}/{number}.jpg" for number in range(ROWS)]
         pq.write_table(pa.table({"url": rows, "caption": rows}), folder / "in.parquet")
         Store("s3://mill/in", S3Config(endpoint=s3.url)).create("in.parquet", (folder / "in.parquet").read_bytes())
-        head = {"num_cpus": 2, "object_store_memory": 300_000_000, "include_dashboard": False}
-        made = World(Cluster(initialize_head=True, head_node_args=head), s3, "s3://mill/in/in.parquet", web)
-        for _ in range(2):
+        made = World(None if is_here else _cluster(), s3, "s3://mill/in/in.parquet", web)
+        for _ in range(0 if is_here else 2):
             made.add_node()
         try:
             yield made
         finally:
-            made.cluster.shutdown()
+            if made.cluster is not None:
+                made.cluster.shutdown()
             s3.close()
+
+
+def _cluster() -> Any:
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 2, "object_store_memory": 300_000_000, "include_dashboard": False}
+    return Cluster(initialize_head=True, head_node_args=head)
 
 
 @contextmanager
@@ -255,16 +276,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--here", action="store_true", help="on this machine, without Ray")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as folder, world(Path(folder)) as made:
+    kills = [name for name in KILLS if name != ("node" if options.here else "fork server")]
+    with tempfile.TemporaryDirectory() as folder, world(Path(folder), options.here) as made:
         calm = [run(made, f"calm{number}", [], rng) for number in range(3)]
         times = [each.seconds for each in calm]
         calm_s = statistics.median(times)
         print(f"undisturbed: {calm_s:.1f} s ({min(times):.1f} to {max(times):.1f})", flush=True)
         runs = []
         for number in range(options.runs):
-            killed = list(KILLS)[number % len(KILLS)]
+            killed = kills[number % len(kills)]
             each = run(made, f"run{number}", [killed], rng)
             as_calm = each.rows == calm[0].rows and not each.problems
             said = ("ok" if as_calm else str(each)) + ("" if each.hit else ", but the fault came too late")

@@ -23,8 +23,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.mark.timeout(300)
 def test_a_build_with_deaths_has_the_same_output_as_one_without(made: World) -> None:
-    """The driver dies. When the same command resumes the build, a download actor dies, and then a node."""
-    done = run(made, "out", ["driver", "download actor", "node"], random.Random(SEED))
+    """The driver dies. When the same command resumes the build, a download worker dies, and then a node."""
+    done = run(made, "out", ["driver", "download worker", "node"], random.Random(SEED))
     assert done.hit
     assert done.rows == sorted(f"{row // SHARD_ROWS}:{row % SHARD_ROWS} ok" for row in range(ROWS))
     assert done.problems == []
