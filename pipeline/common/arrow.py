@@ -70,6 +70,16 @@ def fit_float64(integers: pa.Array | pa.ChunkedArray) -> bool:
     return True
 
 
+def widened(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same values in a type that all of Arrow's functions accept: many of them lack half floats and decimals of up
+    to 64 bits."""
+    if pa.types.is_float16(column.type):
+        return column.cast(pa.float32())
+    if pa.types.is_decimal32(column.type) or pa.types.is_decimal64(column.type):
+        return column.cast(pa.decimal128(column.type.precision, column.type.scale))
+    return column
+
+
 def _with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
     """The type with `change` applied to all non-nested types in it."""
     if pa.types.is_struct(kind):

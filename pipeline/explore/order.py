@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common.arrow import fit_float64
+from pairmill.pipeline.common.arrow import fit_float64, widened
 
 Doubles = npt.NDArray[np.float64]
 
@@ -22,7 +22,7 @@ def sort_keys(column: pa.ChunkedArray) -> Doubles:
     the integers or decimals apart, their ranks."""
     if pa.types.is_floating(column.type) or (pa.types.is_integer(column.type) and fit_float64(column)):
         return numbers(column)
-    ranks = pc.rank(column, sort_keys="ascending", tiebreaker="dense").to_numpy().astype(np.float64)
+    ranks = pc.rank(widened(column), sort_keys="ascending", tiebreaker="dense").to_numpy().astype(np.float64)
     return np.where(column.is_valid().to_numpy(), ranks, np.nan)
 
 

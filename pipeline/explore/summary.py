@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.arrow import widened
 from pairmill.schemas.pairs import is_embedding
 
 Kind = Literal["number", "choice", "text", "time"]
@@ -141,7 +142,7 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
     if not len(finite):
         return Column(name, "number", is_integer=is_integer, nulls=column.null_count, not_finite=not_finite)
     low, high = float(finite.min()), float(finite.max())
-    extremes = pc.min_max(column).as_py()  # exact: integers above 2^53 can be equal as float64
+    extremes = pc.min_max(widened(column)).as_py()  # exact: integers above 2^53 can be equal as float64
     if not_finite or column.null_count or extremes["min"] != extremes["max"]:
         only = None
     else:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.arrow import widened
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.known.embeddings import exact_cosines
 from pairmill.pipeline.report.grids import Grid
@@ -136,5 +137,6 @@ def _is_duplicate(table: pa.Table, group: _Group) -> Any:
         key, distance = int(group.key, 16), group.dedup.distance
         hashes = [None if value is None else int(value, 16) for value in column.to_pylist()]
         return np.array([each is not None and (each ^ key).bit_count() <= distance for each in hashes], bool)
+    column = widened(column)
     equal = pc.equal(column, pa.scalar(group.key, column.type)).fill_null(False)
     return np.asarray(equal.combine_chunks().to_numpy(zero_copy_only=False), bool)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.arrow import widened
 from pairmill.pipeline.common.hosts import hosts_of
 from pairmill.pipeline.select.balance.word_list import Integers, WordFile
 from pairmill.pipeline.select.expression_errors import ExpressionError, no_column, require_columns
@@ -92,7 +93,7 @@ class ColumnEntries:
         return rows, codes, encoded.dictionary.cast(pa.string())
 
     def _values(self, table: pa.Table) -> pa.ChunkedArray:
-        return table[self.column]
+        return widened(table[self.column])
 
 
 @dataclass(frozen=True)
