@@ -188,7 +188,8 @@ class Store:
             entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
             return []
-        return sorted(str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        names = (str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        return sorted(name for name in names if name)  # S3 consoles create an object `folder/` for the folder itself
 
     def folders(self, folder: str) -> Sequence[str]:
         """Names of the folders directly in `folder`, sorted. Empty if the folder does not exist."""

@@ -19,9 +19,10 @@ from pairmill.jobs.export import export
 from pairmill.jobs.report import report as write_report
 from pairmill.jobs.search import SearchResult
 from pairmill.jobs.select import select
-from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.check.verify import foreign_files, verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.dataset.strays import DATA_FOLDERS
 from pairmill.pipeline.dataset.subset import read_rows, read_subset
 from pairmill.pipeline.explore.app import app
 from pairmill.pipeline.explore.explorer import Explorer
@@ -57,6 +58,17 @@ def test_create_refuses_the_second_writer_of_a_file_uploaded_in_parts(bucket: st
     assert store.create("big", bytes(60 << 20))
     assert not store.create("big", b"small")
     assert store.num_bytes("big") == 60 << 20
+
+
+def test_the_object_that_stands_for_a_folder_is_not_a_file_in_it(bucket: str) -> None:
+    """Consoles and mounted buckets create an empty object `folder/` for each folder."""
+    store = Store(f"{bucket}/marked")
+    for folder in ("", *(f"{name}/" for name in (*DATA_FOLDERS, "plan", "known", "labels", "failures"))):
+        store.fs.call_s3("put_object", Bucket=bucket.removeprefix("s3://"), Key=f"marked/{folder}", Body=b"")
+    assert store.list("pairs") == store.list("") == store.list("failures") == []
+    assert foreign_files(store, set()) == []
+    assert store.create("pairs/a", b"1")
+    assert store.list("pairs") == ["a"]
 
 
 def test_two_rival_commands_produce_one_complete_output(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
