@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One pair: `row["caption"]`, `row.picture`."""
+    """One pair: `row["caption"]`, `row.picture`. Like a dict, it contains the names of its columns."""
 
     values: Mapping[str, Any]
     """Column -> Python value; embeddings are float16 arrays (dim,). Null is None."""
@@ -50,6 +50,13 @@ class Row:
 
     def __getitem__(self, column: str) -> Any:
         return self.values[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def keys(self) -> KeysView[str]:
+        """The names of the columns, for `dict(row)`."""
+        return self.values.keys()
 
 
 class Dataset:

@@ -113,6 +113,9 @@ def test_rows_have_the_values_of_their_columns(small: Path) -> None:
     names = ["uid", "caption", "width"]
     rows = [tuple(row[name] for name in names) for row in dataset.rows(names)]
     assert rows == query(small, "uid, caption, width")
+    first = next(dataset.rows(names))
+    assert dict(first) == first.values == {name: first[name] for name in first} and list(first) == names
+    assert "caption" in first and "height" not in first
     assert sum(1 for _ in dataset.rows([])) == sum(1 for _ in dataset.rows([], pictures=False)) == ROWS
 
 
