@@ -60,13 +60,18 @@ def why_no_file(path: str) -> str | None:
 
 
 def absolute(path: str) -> str:
-    """The absolute form of a local path, with no `.`, `..` or trailing slash, so that equal paths compare equal.
+    """The absolute form of a local path, with no `~`, `.`, `..` or trailing slash, so that equal paths compare equal.
 
-    Leaves URLs unchanged, except that it strips trailing slashes from S3 URLs. On S3, `..` is an ordinary name.
+    A leading `~` is the home folder, which no shell has filled in if the path is in a job file or in quotes; a folder
+    of that name is `./~`. Leaves URLs unchanged, except that it strips trailing slashes from S3 URLs. On S3, `..` is an
+    ordinary name.
     """
     if is_remote(path):
         return path.rstrip("/") if path.startswith(S3_SCHEMES) else path
     whole = Path(path.removeprefix("file://")).absolute()
+    if path.partition("/")[0] == "~":
+        with contextlib.suppress(RuntimeError):  # the user has no home folder
+            whole = Path(path).expanduser().absolute()
     if ".." not in whole.parts:
         return str(whole)
     plain, real = os.path.normpath(whole), os.path.realpath(whole)

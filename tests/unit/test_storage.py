@@ -142,13 +142,23 @@ def test_an_unwritable_folder_raises_an_error_with_its_name_and_a_remedy() -> No
 
 
 @pytest.mark.parametrize(
-    "spelling", ["out", "out/", "./out", "out/../out", ".//out/.", "deep/../out", "{cwd}/out", "file://{cwd}/out/"]
+    "spelling",
+    ["out", "out/", "./out", "out/../out", ".//out/.", "deep/../out", "{cwd}/out", "file://{cwd}/out/", "~/out"],
 )
 def test_every_spelling_of_a_path_is_the_same_path(
     spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert Store(spelling.format(cwd=tmp_path)).root == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["./~", "~x", "a/~", "~~"])
+def test_only_a_leading_tilde_alone_is_the_home_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute(name) == str(tmp_path / name)
 
 
 def test_the_parent_of_a_linked_folder_is_that_of_its_target(tmp_path: Path) -> None:
