@@ -24,7 +24,11 @@ settings.register_profile("few", deadline=None, max_examples=20)  # for the othe
 settings.load_profile("pairmill")
 
 gc.disable()
-atexit.register(gc.unfreeze)  # otherwise, nanobind would report all of its objects as leaks
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Registered first, so called after all other handlers. Python would take seconds to free every module and object.
+    atexit.register(os._exit, 0)
+else:
+    atexit.register(gc.unfreeze)  # otherwise, nanobind would report all of its objects as leaks
 
 
 def pytest_collection_finish() -> None:
