@@ -37,7 +37,7 @@ from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.record import JobRecord
 
 MIB = 1 << 20
-SCALE = 8 if settings.default.max_examples > 100 else 128
+SCALE = 8 if settings.default.max_examples > 100 else 256
 """The factor by which the limits are smaller than in a real run."""
 BUDGET = (1 << 30) // SCALE
 LIMITS = {
@@ -55,7 +55,7 @@ LIMITS = {
 ROWS = 4_096
 HUGE = 16 * BUDGET
 """The size to which each bomb unpacks."""
-SLACK_BYTES = 40 << 20
+SLACK_BYTES = 16 << 20
 """Memory for modules that are imported during the measurement, and for buffers of a fixed size."""
 
 Bomb = Callable[[Path], None]
