@@ -45,9 +45,7 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
     """
     with _name_damaged_file(store, name), _open(store, name) as parquet:
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
-        # Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts
-        # down aborts the process. So only this thread decodes; the requests still run in parallel.
-        table = parquet.read(columns=names, use_threads=not store.remote)
+        table = parquet.read(columns=names, use_threads=_use_threads(store))
         return table if names is None else table.select(names)  # for Arrow, `a.b` is also field `b` of column `a`
 
 
@@ -68,7 +66,7 @@ def count_rows(store: Store, name: str) -> int:
     """Number of rows of a file, all of whose pages are read and match their checksums. Raises the same errors as
     `read_table`."""
     with _name_damaged_file(store, name), _open(store, name) as parquet:
-        return sum(batch.num_rows for batch in parquet.iter_batches(use_threads=not store.remote))
+        return sum(batch.num_rows for batch in parquet.iter_batches(use_threads=_use_threads(store)))
 
 
 def read_schema(store: Store, name: str) -> pa.Schema:
@@ -100,6 +98,15 @@ def _name_damaged_file(store: Store, name: str) -> Iterator[None]:
         if isinstance(error, DamagedFileError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise DamagedFileError(f"{store.path(name)} is damaged: {describe(error)}") from error
+
+
+def _use_threads(store: Store) -> bool:
+    """Whether Arrow's threads decode columns, in parallel. A single one would only make small files slower to read.
+
+    Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts down aborts
+    the process. So only the calling thread decodes them; the requests still run in parallel.
+    """
+    return not store.remote and pa.cpu_count() > 1
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:

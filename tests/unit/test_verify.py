@@ -251,7 +251,7 @@ FIRST_DIGIT = re.compile(rb"[0-8]")
 
 
 def nest(path: Path) -> None:
-    """Nest deeper than the parser allows. PyYAML allows less than json, and takes a second for more than 1,000 levels."""
+    """Nest deeper than the parser allows. PyYAML allows less than json does, and takes a second for 10,000 levels."""
     path.write_text("[" * (1_000 if path.suffix == ".yaml" else 100_000))
 
 
