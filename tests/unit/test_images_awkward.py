@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -43,6 +44,7 @@ def test_awkward_files_get_the_status_that_their_manifest_expects(name: str, exp
     assert len(picture.detail or "") <= 200
 
 
+@lru_cache(1)
 def reference(body: bytes) -> npt.NDArray[np.uint8]:
     """The correct pixels, decoded by Pillow alone at full size: orientation applied, 8 bits, alpha over white, sRGB."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
