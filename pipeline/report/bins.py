@@ -100,5 +100,6 @@ class Bins:
         """The bin number of each finite value. A value that is below an edge only because of rounding counts as on the
         edge."""
         wide = np.asarray(values, np.float64)
-        numbers: npt.NDArray[np.float64] = np.floor(wide[np.isfinite(wide)] / self.step + 1e-6)
+        with np.errstate(over="ignore"):  # a number of a bin can be infinite if the bins are tiny
+            numbers: npt.NDArray[np.float64] = np.floor(wide[np.isfinite(wide)] / self.step + 1e-6)
         return numbers

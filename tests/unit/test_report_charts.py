@@ -25,6 +25,7 @@ FLOATS = st.lists(st.floats(width=32), max_size=40)
     threshold=st.none() | st.floats(-100, 100),
     cut=st.sampled_from([0.0, 0.0005, 0.1, 0.3]),
 )
+@example(chosen=[], other=[0.0, 0.0, 0.0, 0.0, 8988466.0], threshold=2.225073858507e-311, cut=0.3)
 def test_every_finite_value_is_in_one_bar_and_heights_match_counts(
     chosen: list[float], other: list[float], threshold: float | None, cut: float
 ) -> None:
