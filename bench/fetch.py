@@ -52,7 +52,7 @@ FULL_CHROMA_SHARE, SRGB_SHARE, WIDE_SHARE = 0.24, 0.08, 0.035
 """Of the 918 photographs in ../shared/data/pairs (COCO, Flickr8k, Conceptual Captions), 219 are 4:4:4 and the others
 4:2:0; 72 have an sRGB profile and 32 a different profile, mostly Adobe RGB. None is progressive or has EXIF data."""
 SHARD_ROWS = 500
-TRIAL_ROWS = 3_000
+TRIAL_ROWS, CODEC_ROWS = 2_000, 3_000
 MAX_PICTURES_PER_HOST = 30
 """Maximum number of pictures per host with `--https`; the minimum is one."""
 THUMBNAIL_PX = 200
@@ -229,7 +229,7 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
             for name, command in sides(folder / "urls.parquet", Path(out), threads, options).items():
                 if options.only is None or name in wanted:
                     found.setdefault(name, []).append(measured(command))
-        found.setdefault("codec in memory", []).append(codec(bodies, options.rows // 2))
+        found.setdefault("codec in memory", []).append(codec(bodies, min(options.rows // 2, CODEC_ROWS)))
         print(number + 1, {name: round(figures[-1]["rows_per_s"], 1) for name, figures in found.items()}, flush=True)
     print_tables(found)
 

@@ -15,6 +15,7 @@ from pairmill.jobs.cluster.pools import (
     shards_in_flight,
     source_of,
 )
+from pairmill.jobs.live_line import duration
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
@@ -83,8 +84,8 @@ class Explanation:
         if self.rows_per_s is None:
             yield "rate: no shard is done yet; run with --limit 10000 first to measure it"
         else:
-            hours = self.rows_left / self.rows_per_s / 3600
-            yield f"rate: about {self.rows_per_s:,.0f} rows/s, {hours:,.1f} h for {counted(self.rows_left, 'row')} left"
+            left = f"{duration(self.rows_left / self.rows_per_s)} for {counted(self.rows_left, 'row')} left"
+            yield f"rate: about {self.rows_per_s:,.0f} rows/s, {left}"
 
 
 def explain(job: BuildJob) -> Explanation:
