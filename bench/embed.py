@@ -3,10 +3,11 @@
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 
 All sides run a ViT-B-32 with random weights, in float32, on all cores. `forward` is the upper limit: it runs the two
-towers alone, on tensors in memory, with captions trimmed as in pairmill. `pairmill` runs a plain loop over a shard's
-stages (read, load, encode, commit) on tars of 512 px JPEGs. `clip-retrieval` runs its own reader, mapper and writer on
-the same tars and weights, in the faster of two configurations. Models are loaded before the clock starts. Each side is
-a separate process; rounds are interleaved, and ratios are medians over the rounds.
+towers alone, on tensors in memory, on batches of the same captions as pairmill, trimmed in the same way. `pairmill`
+runs a plain loop over a shard's stages (read, load, encode, commit) on tars of 512 px JPEGs. `clip-retrieval` runs its
+own reader, mapper and writer on the same tars and weights, in the faster of two configurations. Models are loaded
+before the clock starts. Each side is a separate process; rounds are interleaved, and ratios are medians over the
+rounds.
 """
 
 import argparse
@@ -22,8 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.pictures import draw
+
+if TYPE_CHECKING:
+    import torch
+
+    from pairmill.pipeline.encode.clip_model import ClipModel
 
 PEER = Path(".venv-clip-retrieval/bin/python")
 TAR_ROWS = 80
@@ -104,8 +111,9 @@ def run_pairmill(tars: list[str], model: str, output: str) -> float:
     return rows / seconds
 
 
-def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
-    """Rows per second of the towers alone, and seconds of the text tower with and without padding."""
+def load(tars: list[str], model_folder: str) -> tuple["ClipModel", list["torch.Tensor"], list["torch.Tensor"]]:
+    """The model and its batches of tokens, int64 [batch, tokens], padded and trimmed. As in pairmill, the captions of a
+    shard are sorted by length."""
     import torch
 
     from pairmill.pipeline.encode.clip_model import load_model
@@ -114,39 +122,61 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = load_model(ModelConfig(name=model_folder, alias="m"), RunConfig(device="cpu", batch_size=BATCH_SIZE))
-    captions = []
+    padded, trimmed = [], []
     for path in tars:
         with tarfile.open(path) as tar:
-            captions += [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]  # type: ignore[union-attr]
+            captions = [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]  # type: ignore[union-attr]
+        tokens = model._tokenizer(captions)
+        lengths = model._text.lengths(tokens)
+        for part in torch.split(lengths.argsort(), BATCH_SIZE):
+            padded.append(tokens[part])
+            trimmed.append(tokens[part][:, : int(lengths[part].max())])
+    return model, padded, trimmed
+
+
+def run_forward(tars: list[str], model_folder: str) -> float:
+    """Rows per second of the two towers alone."""
+    import torch
+
+    model, _, trimmed = load(tars, model_folder)
     pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
-    tokens = model._tokenizer(captions)
-    lengths = model._text.lengths(tokens)
-    order = lengths.argsort()
-    cut = [tokens[part][:, : int(lengths[part].max())] for part in torch.split(order, BATCH_SIZE)]
     with torch.inference_mode():
         started = time.perf_counter()
-        for batch in cut:
+        for batch in trimmed:
             model._model.encode_image(pixels[: len(batch)])
-        image_s = time.perf_counter() - started
-        started = time.perf_counter()
-        for batch in cut:
             model._text(batch)
-        text_s = time.perf_counter() - started
+        return sum(map(len, trimmed)) / (time.perf_counter() - started)
+
+
+def run_text(tars: list[str], model_folder: str, *, padded: bool) -> float:
+    """Rows per second of the text tower alone."""
+    import torch
+
+    model, full, trimmed = load(tars, model_folder)
+    encode = model._model.encode_text if padded else model._text
+    batches = full if padded else trimmed
+    with torch.inference_mode():
         started = time.perf_counter()
-        for part in torch.split(order, BATCH_SIZE):
-            model._model.encode_text(tokens[part])
-        padded_s = time.perf_counter() - started
-    rows = len(captions)
-    return {"rows_per_s": rows / (image_s + text_s), "text_s": text_s, "padded_s": padded_s, "image_s": image_s}
+        for batch in batches:
+            encode(batch)
+        return sum(map(len, batches)) / (time.perf_counter() - started)
 
 
-def measured(command: list[str]) -> dict[str, float]:
-    """Run a command that prints its figures as its last line, and return the figures."""
+SIDES: dict[str, Callable[[list[str], str, str], float]] = {
+    "forward": lambda tars, model, _: run_forward(tars, model),
+    "pairmill": run_pairmill,
+    "text": lambda tars, model, _: run_text(tars, model, padded=False),
+    "padded text": lambda tars, model, _: run_text(tars, model, padded=True),
+}
+
+
+def measured(command: list[str]) -> float:
+    """Run a command that prints its rate as its last line, and return the rate."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return json.loads(lines[-1])  # type: ignore[no-any-return]
+    return float(json.loads(lines[-1])["rows_per_s"])
 
 
 def main() -> None:
@@ -158,10 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         side, tars, model, output = options.run
-        if side == "pairmill":
-            print("\n" + json.dumps({"rows_per_s": run_pairmill(tars.split(","), model, output)}))
-        else:
-            print("\n" + json.dumps(run_forward(tars.split(","), model)))
+        print("\n" + json.dumps({"rows_per_s": SIDES[side](tars.split(","), model, output)}))
         return
     with tempfile.TemporaryDirectory() as folder:
         for name in ("tars", "model"):
@@ -172,7 +199,7 @@ def main() -> None:
 def fastest(peer: Callable[[int, str], list[str]]) -> int:
     """The faster of two batch sizes for clip-retrieval. `peer` returns the command for a batch size and an output."""
     with tempfile.TemporaryDirectory() as out:
-        tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
+        tried = {size: measured(peer(size, f"{out}/{size}")) for size in (64, 256)}
     best = max(tried, key=lambda size: tried[size])
     print(f"clip-retrieval: {tried} -> batches of {best}", flush=True)
     return best
@@ -189,26 +216,31 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         return [str(PEER), *words]
 
     peers = {} if options.no_peer else {"clip-retrieval": fastest(peer)}
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, list[float]] = {}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as out:
             ours = [sys.executable, "-m", "bench.embed", "--run"]
             for name, command in {
-                "forward": [*ours, "forward", tars, model, out],
-                "pairmill": [*ours, "pairmill", tars, model, f"{out}/ours"],
+                **{
+                    name: [*ours, name, tars, model, f"{out}/ours"]
+                    for name in (SIDES if peers else ("forward", "pairmill"))
+                },
                 **{name: peer(best, f"{out}/theirs") for name, best in peers.items()},
             }.items():
                 found.setdefault(name, []).append(measured(command))
-        print(number + 1, {name: round(each[-1]["rows_per_s"], 1) for name, each in found.items()}, flush=True)
+        print(number + 1, {name: round(rates[-1], 1) for name, rates in found.items()}, flush=True)
     print()
-    for name, rounds in found.items():
-        print(f"{name:<16}{statistics.median(each['rows_per_s'] for each in rounds):>8.1f} pairs/s")
+    for name, rates in found.items():
+        print(f"{name:<16}{statistics.median(rates):>8.1f} pairs/s")
     for name in ("forward", *peers):
-        both = zip(found["pairmill"], found[name], strict=True)
-        ratios = [ours["rows_per_s"] / other["rows_per_s"] for ours, other in both]
-        print(f"pairmill / {name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
-    cut = [each["padded_s"] / each["text_s"] for each in found["forward"]]
-    print(f"text tower, padded / trimmed: median {statistics.median(cut):.2f}, {min(cut):.2f} to {max(cut):.2f}")
+        print_ratio(f"pairmill / {name}", found["pairmill"], found[name])
+    if peers:
+        print_ratio("text tower, trimmed / padded", found["text"], found["padded text"])
+
+
+def print_ratio(label: str, rates: list[float], others: list[float]) -> None:
+    ratios = [rate / other for rate, other in zip(rates, others, strict=True)]
+    print(f"{label}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

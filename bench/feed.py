@@ -86,7 +86,7 @@ SIDES = {"feed": feed_rate, "webdataset": webdataset_rate, "embeddings": embeddi
 
 
 def make(folder: Path, rows: int) -> None:
-    """Write the corpus, its embeddings and its tars, and a dataset of vectors."""
+    """Write the corpus, its embeddings and its tars."""
     (folder / "corpus").mkdir()
     write_tars(folder / "corpus", rows)
     source = {"paths": [f"{folder}/corpus"], "kind": "corpus"}
@@ -95,12 +95,11 @@ def make(folder: Path, rows: int) -> None:
     select(SelectJob.model_validate({"dataset": f"{folder}/out", "name": "all"}))
     values = {"dataset": f"{folder}/out", "subset": "all", "output": f"{folder}/tars", "samples_per_file": 250}
     export(ExportJob.model_validate(values))
-    write_dataset(folder / "vectors", 64 * 4_096)
-    add_vectors(folder / "vectors")
 
 
-def add_vectors(dataset: Path) -> None:
-    """Add two vectors per row, as the columns of an added model."""
+def write_embeddings(dataset: Path) -> None:
+    """Write a dataset with two vectors per row, as the columns of an added model."""
+    write_dataset(dataset, 64 * 4_096)
     (dataset / "columns/clip/manifests").mkdir(parents=True)
     card = AddedModel(name="ViT-B-32", pretrained="openai", alias="clip", fingerprint="f" * 32)
     (dataset / "columns/clip/model.json").write_text(card.model_dump_json())
@@ -140,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures-only", action="store_true", help="without the embeddings")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -148,10 +148,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         make(Path(name), options.rows)
+        if not options.pictures_only:
+            write_embeddings(Path(name, "vectors"))
+        sides = [side for side in SIDES if side != "embeddings" or not options.pictures_only]
         ratios = []
-        print(f"{'round':<8}" + "".join(f"{side + ' rows/s':>22}" for side in SIDES))
+        print(f"{'round':<8}" + "".join(f"{side + ' rows/s':>22}" for side in sides))
         for number in range(options.rounds):
-            rates = {side: measure(side, Path(name)) for side in SIDES}
+            rates = {side: measure(side, Path(name)) for side in sides}
             print(f"{number + 1:<8}" + "".join(f"{rate:>22,.0f}" for rate in rates.values()), flush=True)
             ratios.append(rates["feed"] / rates["webdataset"])
         print(f"feed / webdataset: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")

@@ -2,7 +2,7 @@
 
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
-    .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only ""
+    .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only "codec in memory"
 
 `--https` (as root) downloads over TLS from named hosts with 1 to 30 pictures each, in random order. `--slow` (as root)
 adds a latency of 300 ms to 2 s and a name server that takes 20 ms and fails for 3% of the names. In addition, 5% of the
@@ -61,6 +61,7 @@ LATENCY_S = (0.3, 2.0)
 DEAD_SHARE, NO_NAME_SHARE = 0.05, 0.03
 """The share of hosts that accept connections but never answer, and the share of names that do not resolve."""
 DNS_S = 0.020
+ENGINE, DAFT, CODEC = "img2dataset engine", "daft", "codec in memory"
 Figures = dict[str, float]
 
 
@@ -136,8 +137,8 @@ def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -
             *(str(PEERS), "-m", "bench.peers.img2dataset_run", str(urls), str(folder / "theirs")),
             *(str(os.cpu_count()), str(threads), str(TIMEOUT_S)),
         ],
-        "pairmill, img2dataset engine": [*ours, "img2dataset", str(urls), str(folder / "engine"), *limits],
-        "daft": [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(options.rows)],
+        ENGINE: [*ours, "img2dataset", str(urls), str(folder / "engine"), *limits],
+        DAFT: [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(options.rows)],
     }
     return (
         {name: name_server.command(urls.parent, words) for name, words in commands.items()}
@@ -155,7 +156,9 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="serve real photographs: ../shared/data/pairs")
     parser.add_argument("--https", action="store_true", help="TLS, with thousands of host names; as root")
     parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
-    parser.add_argument("--only", help="comma-separated tools to run besides pairmill and img2dataset")
+    parser.add_argument(
+        "--only", default=f"{ENGINE},{DAFT},{CODEC}", help="what runs besides pairmill and img2dataset, comma-separated"
+    )
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -223,13 +226,14 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
         f"-> {threads} threads",
         flush=True,
     )
-    wanted = {"pairmill", "img2dataset", *(options.only.split(",") if options.only is not None else ())}
+    wanted = {"pairmill", "img2dataset", *options.only.split(",")}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as out:
             for name, command in sides(folder / "urls.parquet", Path(out), threads, options).items():
-                if options.only is None or name in wanted:
+                if name in wanted:
                     found.setdefault(name, []).append(measured(command))
-        found.setdefault("codec in memory", []).append(codec(bodies, min(options.rows // 2, CODEC_ROWS)))
+        if CODEC in wanted:
+            found.setdefault(CODEC, []).append(codec(bodies, min(options.rows // 2, CODEC_ROWS)))
         print(number + 1, {name: round(figures[-1]["rows_per_s"], 1) for name, figures in found.items()}, flush=True)
     print_tables(found)
 

@@ -5,8 +5,9 @@
 The width of a box is the fraction of samples that contain its function. Frames of C libraries are shown where their
 names are known. `resize` runs the photographs of 640 px through `ImageProcessor`, and `large` does so for synthetic
 pictures of 1,600 px or more. `download` runs the download stage on photographs from nginx, without Ray, and `laion` on
-synthetic pictures of LAION's sizes. `select` runs the steps of bench.select on a million rows, in one process. `model`
-is a whole build with `tiny`, with all its processes, as in bench.model_cost; only the time on a CPU counts.
+synthetic pictures of LAION's sizes. `embed` runs the plain loop of bench.embed over 400 pairs. `select` runs the steps
+of bench.select on a million rows, in one process. `model` is a whole build with `tiny`, with all its processes, as in
+bench.model_cost; only the time on a CPU counts.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench.embed import run_pairmill, save_weights, write_tars
 from bench.fetch import MEDIAN_PX, corpus, photos
 from bench.model_cost import build_seconds, write_urls
 from bench.nginx import nginx
@@ -30,6 +32,7 @@ from tests.synthetic_dataset import write_dataset
 
 PY_SPY = Path(".venv-peers/bin/py-spy")
 SECONDS, RATE = 15, 200
+EMBED_ROWS = 400
 _COMMAND_LINE = re.compile(r"process \d+:&quot;(?P<words>[^<]*?)(?:&quot;|\.\.(?=</text>))")
 
 
@@ -73,6 +76,11 @@ def select(folder: Path) -> None:
         for_a_while(lambda: run(job, overwrite=True))
 
 
+def embed(folder: Path) -> None:
+    """Embed tars that `_pictures` has written."""
+    run_pairmill(sorted(map(str, folder.glob("*.tar"))), str(folder), str(folder / "out"))
+
+
 def model(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         web = Path(name)
@@ -87,6 +95,7 @@ WORKLOADS: dict[str, Callable[[Path], None]] = {
     "large": lambda folder: process(folder, LARGE),
     "download": download,
     "laion": download,
+    "embed": embed,
     "select": select,
     "model": model,
 }
@@ -114,10 +123,13 @@ def main() -> None:
 
 def _pictures(name: str, folder: Path, web: Path) -> Path:
     """The folder with pictures that a workload reads, prepared before recording starts."""
-    if name not in ("download", "laion"):
+    if name not in ("download", "laion", "embed"):
         return folder
     web.chmod(0o755)  # nginx's worker runs as another user
-    if name == "laion":
+    if name == "embed":
+        write_tars(web, EMBED_ROWS)
+        save_weights(web)
+    elif name == "laion":
         corpus(web, 500, MEDIAN_PX)
     else:
         photos(folder, web)

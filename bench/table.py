@@ -58,14 +58,16 @@ BENCHES = {
         {STEADY: ("download vs. img2dataset, HTTPS", 1.7)},
     ),
     "slow": Bench(
-        "bench.fetch --rows 6000 --only= --slow",
+        "bench.fetch --rows 4500 --only= --slow",
         {
             STEADY: ("download vs. img2dataset, slow web", 4.0),
-            WALL: ("wall-clock time vs. img2dataset, slow web, 6,000 rows", 4.0),
+            WALL: ("wall-clock time vs. img2dataset, slow web, 4,500 rows", 4.0),
         },
     ),
     "select": Bench("bench.select", {"pairmill / duckdb": ("select vs. DuckDB", 1 / 1.2)}, less_is_better=True),
-    "feed": Bench("bench.feed --rows 700", {"feed / webdataset": ("`PairDataset` vs. webdataset", 1.3)}),
+    "feed": Bench(
+        "bench.feed --rows 700 --pictures-only", {"feed / webdataset": ("`PairDataset` vs. webdataset", 1.3)}
+    ),
     "embed": Bench(
         "bench.embed --rows 320 --no-peer", {"pairmill / forward": ("embed on the CPU vs. the model alone", 0.95)}
     ),
