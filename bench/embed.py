@@ -1,13 +1,11 @@
-"""Compares pairmill's speed at embedding tars on the CPU with the speeds of the model alone and of clip-retrieval.
+"""Compares pairmill's speed at embedding tars on the CPU with clip-retrieval's.
 
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 
-All sides run a ViT-B-32 with random weights, in float32, on all cores. `forward` is the upper limit: it runs the two
-towers alone, on tensors in memory, on batches of the same captions as pairmill, trimmed in the same way. `pairmill`
-runs a plain loop over a shard's stages (read, load, encode, commit) on tars of 512 px JPEGs. `clip-retrieval` runs its
-own reader, mapper and writer on the same tars and weights, in the faster of two configurations. Models are loaded
-before the clock starts. Each side is a separate process; rounds are interleaved, and ratios are medians over the
-rounds.
+Both run a ViT-B-32 with the same random weights, in float32, on all cores. `pairmill` runs a plain loop over a shard's
+stages (read, load, encode, commit) on tars of 512 px JPEGs. `clip-retrieval` runs its own reader, mapper and writer on
+the same tars, in the faster of two configurations. Models are loaded before the clock starts. Each side is a separate
+process; rounds are interleaved, and ratios are medians over the rounds.
 """
 
 import argparse
@@ -28,9 +26,8 @@ from typing import TYPE_CHECKING
 from bench.pictures import draw
 
 if TYPE_CHECKING:
-    import torch
-
-    from pairmill.pipeline.encode.clip_model import ClipModel
+    from pairmill.pipeline.stages.stage import Stage, StageSpec
+    from pairmill.schemas.manifest import Shard
 
 PEER = Path(".venv-clip-retrieval/bin/python")
 TAR_ROWS = 80
@@ -91,10 +88,10 @@ def save_weights(folder: Path) -> tuple[str, str]:
     return str(folder), str(folder / "weights.pt")
 
 
-def run_pairmill(tars: list[str], model: str, output: str) -> float:
-    """Rows per second from tars to committed shards, in this process."""
+def open_build(tars: list[str], model: str, output: str) -> tuple[list["Shard"], list[tuple["StageSpec", "Stage"]]]:
+    """The shards of a build from tars, and its stages, opened in this process."""
     from pairmill.jobs.build import prepare
-    from pairmill.pipeline.stages.pipelines import open_stages, process_shard
+    from pairmill.pipeline.stages.pipelines import open_stages
     from pairmill.schemas.jobs import BuildJob
     from pairmill.schemas.manifest import shards_from_table
 
@@ -102,72 +99,20 @@ def run_pairmill(tars: list[str], model: str, output: str) -> float:
     job = {"source": values, "output": output, "shard_rows": TAR_ROWS, "models": [{"name": model, "alias": "m"}]}
     run = {"device": "cpu", "batch_size": BATCH_SIZE}
     pipeline, plan = prepare(BuildJob.model_validate({**job, "run": run}))
-    stages = open_stages(pipeline)
+    return list(shards_from_table(plan.shards)), list(open_stages(pipeline))
+
+
+def run_pairmill(tars: list[str], model: str, output: str) -> float:
+    """Rows per second from tars to committed shards, in this process."""
+    from pairmill.pipeline.stages.pipelines import process_shard
+
+    shards, stages = open_build(tars, model, output)
     started = time.perf_counter()
-    rows = sum(process_shard(shard, stages).kept for shard in shards_from_table(plan.shards))
+    rows = sum(process_shard(shard, stages).kept for shard in shards)
     seconds = time.perf_counter() - started
     for _, stage in stages:
         stage.close()
     return rows / seconds
-
-
-def load(tars: list[str], model_folder: str) -> tuple["ClipModel", list["torch.Tensor"], list["torch.Tensor"]]:
-    """The model and its batches of tokens, int64 [batch, tokens], padded and trimmed. As in pairmill, the captions of a
-    shard are sorted by length."""
-    import torch
-
-    from pairmill.pipeline.encode.clip_model import load_model
-    from pairmill.schemas.job.models import ModelConfig
-    from pairmill.schemas.job.run import RunConfig
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = load_model(ModelConfig(name=model_folder, alias="m"), RunConfig(device="cpu", batch_size=BATCH_SIZE))
-    padded, trimmed = [], []
-    for path in tars:
-        with tarfile.open(path) as tar:
-            captions = [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]  # type: ignore[union-attr]
-        tokens = model._tokenizer(captions)
-        lengths = model._text.lengths(tokens)
-        for part in torch.split(lengths.argsort(), BATCH_SIZE):
-            padded.append(tokens[part])
-            trimmed.append(tokens[part][:, : int(lengths[part].max())])
-    return model, padded, trimmed
-
-
-def run_forward(tars: list[str], model_folder: str) -> float:
-    """Rows per second of the two towers alone."""
-    import torch
-
-    model, _, trimmed = load(tars, model_folder)
-    pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
-    with torch.inference_mode():
-        started = time.perf_counter()
-        for batch in trimmed:
-            model._model.encode_image(pixels[: len(batch)])
-            model._text(batch)
-        return sum(map(len, trimmed)) / (time.perf_counter() - started)
-
-
-def run_text(tars: list[str], model_folder: str, *, padded: bool) -> float:
-    """Rows per second of the text tower alone."""
-    import torch
-
-    model, full, trimmed = load(tars, model_folder)
-    encode = model._model.encode_text if padded else model._text
-    batches = full if padded else trimmed
-    with torch.inference_mode():
-        started = time.perf_counter()
-        for batch in batches:
-            encode(batch)
-        return sum(map(len, batches)) / (time.perf_counter() - started)
-
-
-SIDES: dict[str, Callable[[list[str], str, str], float]] = {
-    "forward": lambda tars, model, _: run_forward(tars, model),
-    "pairmill": run_pairmill,
-    "text": lambda tars, model, _: run_text(tars, model, padded=False),
-    "padded text": lambda tars, model, _: run_text(tars, model, padded=True),
-}
 
 
 def measured(command: list[str]) -> float:
@@ -183,12 +128,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-peer", action="store_true", help="only pairmill and the model alone")
-    parser.add_argument("--run", nargs=4, metavar=("SIDE", "TARS", "MODEL", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=3, metavar=("TARS", "MODEL", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        side, tars, model, output = options.run
-        print("\n" + json.dumps({"rows_per_s": SIDES[side](tars.split(","), model, output)}))
+        tars, model, output = options.run
+        print("\n" + json.dumps({"rows_per_s": run_pairmill(tars.split(","), model, output)}))
         return
     with tempfile.TemporaryDirectory() as folder:
         for name in ("tars", "model"):
@@ -215,32 +159,19 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         words = ["-m", "bench.peers.clip_retrieval_run", tars, weights, output, str(batch_size), "2", threads]
         return [str(PEER), *words]
 
-    peers = {} if options.no_peer else {"clip-retrieval": fastest(peer)}
-    found: dict[str, list[float]] = {}
+    best = fastest(peer)
+    found: dict[str, list[float]] = {"pairmill": [], "clip-retrieval": []}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as out:
-            ours = [sys.executable, "-m", "bench.embed", "--run"]
-            for name, command in {
-                **{
-                    name: [*ours, name, tars, model, f"{out}/ours"]
-                    for name in (SIDES if peers else ("forward", "pairmill"))
-                },
-                **{name: peer(best, f"{out}/theirs") for name, best in peers.items()},
-            }.items():
-                found.setdefault(name, []).append(measured(command))
+            words = [sys.executable, "-m", "bench.embed", "--run", tars, model, f"{out}/ours"]
+            for name, command in {"pairmill": words, "clip-retrieval": peer(best, f"{out}/theirs")}.items():
+                found[name].append(measured(command))
         print(number + 1, {name: round(rates[-1], 1) for name, rates in found.items()}, flush=True)
     print()
     for name, rates in found.items():
         print(f"{name:<16}{statistics.median(rates):>8.1f} pairs/s")
-    for name in ("forward", *peers):
-        print_ratio(f"pairmill / {name}", found["pairmill"], found[name])
-    if peers:
-        print_ratio("text tower, trimmed / padded", found["text"], found["padded text"])
-
-
-def print_ratio(label: str, rates: list[float], others: list[float]) -> None:
-    ratios = [rate / other for rate, other in zip(rates, others, strict=True)]
-    print(f"{label}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    ratios = [ours / theirs for ours, theirs in zip(*found.values(), strict=True)]
+    print(f"pairmill / clip-retrieval: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

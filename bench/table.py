@@ -52,9 +52,9 @@ BENCHES = {
         f"bench.fetch --rows 6000 --only= --photos {PHOTOS}",
         {WALL: ("wall-clock time vs. img2dataset, 6,000 rows", 1.4)},
     ),
-    "laion": Bench("bench.fetch --rows 8000 --only=", {STEADY: ("download vs. img2dataset, LAION's sizes", 2.0)}),
+    "laion": Bench("bench.fetch --rows 6000 --only=", {STEADY: ("download vs. img2dataset, LAION's sizes", 2.0)}),
     "https": Bench(
-        f"bench.fetch --rows 6000 --only= --https --photos {PHOTOS}",
+        f"bench.fetch --rows 4000 --only= --https --photos {PHOTOS}",
         {STEADY: ("download vs. img2dataset, HTTPS", 1.7)},
     ),
     "slow": Bench(
@@ -66,11 +66,9 @@ BENCHES = {
     ),
     "select": Bench("bench.select", {"pairmill / duckdb": ("select vs. DuckDB", 1 / 1.2)}, less_is_better=True),
     "feed": Bench(
-        "bench.feed --rows 700 --pictures-only", {"feed / webdataset": ("`PairDataset` vs. webdataset", 1.3)}
+        "bench.feed --rows 500 --pictures-only", {"feed / webdataset": ("`PairDataset` vs. webdataset", 1.3)}
     ),
-    "embed": Bench(
-        "bench.embed --rows 320 --no-peer", {"pairmill / forward": ("embed on the CPU vs. the model alone", 0.95)}
-    ),
+    "embed": Bench("bench.towers --rows 240", {"pairmill / model": ("embed on the CPU vs. the model alone", 0.95)}),
     "model": Bench(
         f"bench.model_cost {PHOTOS}",
         {"earlier version / now": ("CPU time outside the model vs. the earlier version", 1 / 0.6)},

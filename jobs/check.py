@@ -60,7 +60,7 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
         model.model_copy(
             update={
                 "pretrained": absolute(model.pretrained)
-                if model.pretrained and Path(model.pretrained).is_file()
+                if model.pretrained and Path(absolute(model.pretrained)).is_file()
                 else model.pretrained,
                 "name": absolute(model.name) if is_model_folder(model.name) else model.name,
             }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.encode import hub
 from pairmill.pipeline.encode.model_error import ModelError as ModelError
 from pairmill.pipeline.encode.transformers_layout import checkpoint
@@ -85,7 +86,8 @@ def find_weights(config: ModelConfig) -> Weights:
 
 def is_model_folder(name: str) -> bool:
     """Whether a model's name is the path of a local folder, in open_clip's layout or that of transformers."""
-    return name != "tiny" and any(Path(name, file).is_file() for file in (_OPEN_CLIP_CONFIG, checkpoint.CONFIG))
+    folder = Path(absolute(name))
+    return name != "tiny" and any((folder / file).is_file() for file in (_OPEN_CLIP_CONFIG, checkpoint.CONFIG))
 
 
 def input_side(config: ModelConfig) -> int:

@@ -74,7 +74,7 @@ class CaptionModel(NoFiles):
         found = {
             name: absolute(value)
             for name in ("model", "pretrained")
-            if (value := getattr(settings, name)) is not None and Path(value).exists()
+            if (value := getattr(settings, name)) is not None and Path(absolute(value)).exists()
         }
         return ScoreConfig(caption_model=settings.model_copy(update=found))
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pairmill.jobs.check import _with_absolute_paths
 from pairmill.jobs.funnel import funnel
 from pairmill.jobs.job_fields import job_fields
 from pairmill.jobs.job_file import fingerprint, load_job, load_select_job, resolve
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
 from pairmill.schemas.status import Step
 from pairmill.schemas.subset import SelectJob
@@ -188,3 +190,19 @@ def test_the_funnel_lists_custom_rules_by_name_at_the_step_where_they_ran() -> N
 def test_the_funnel_counts_down_to_the_kept_rows() -> None:
     text = funnel(10, {"ok": 5, "timeout": 3, "caption_missing": 2})
     assert [line.split()[-1] for line in text.splitlines()] == ["10", "8", "5", "50.0%"]
+
+
+def test_a_leading_tilde_is_the_home_folder_in_every_path_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/open_clip_config.json").write_text("{}")
+    (tmp_path / "weights.pt").touch()
+    lists = dict.fromkeys(("url_blocklist", "md5_blocklist", "sha256_blocklist"), "~/list.txt")
+    rules = {**lists, "known": ["~/list.txt"]}
+    weights = {"name": "ViT-B-32", "pretrained": "~/weights.pt"}
+    values = {"source": {"paths": "~/in.csv"}, "output": "~/out", "models": [{"name": "~/model"}, weights]}
+    job = _with_absolute_paths(BuildJob.model_validate({**values, "rules": rules}))
+    assert "~" not in job.model_dump_json()
+    assert [job.models[0].name, job.models[1].pretrained] == [f"{tmp_path}/model", f"{tmp_path}/weights.pt"]

@@ -137,6 +137,12 @@ def test_text_is_read_if_its_encoding_is_given_and_never_decoded_wrongly_otherwi
         assert b"\0" in body
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_not_part_of_a_caption(tmp_path: Path, encoding: str) -> None:
+    row = indexed(tmp_path, ("0.txt", "a dög".encode(encoding)))
+    assert row.captions == ("a dög".encode(),)
+
+
 @settings(max_examples=max(settings.default.max_examples // 4, 1))  # each example makes a plan
 @given(st.lists(json_values, min_size=1, max_size=4), st.booleans())
 def test_a_caption_in_a_list_is_text_or_its_row_is_refused(

@@ -230,7 +230,8 @@ def _together(rows: Sequence[Captions | None]) -> Captions | None:
 
 
 def read_text(data: bytes, encoding: str | None = None) -> bytes:
-    """A caption file as UTF-8, or unchanged if it should be UTF-8 but is not. Raises UnreadableText.
+    """A caption file as UTF-8 without a byte order mark, or unchanged if it should be UTF-8 but is not. Raises
+    UnreadableText.
 
     A byte order mark overrides `encoding`, as in browsers (https://encoding.spec.whatwg.org/#decode).
     """
@@ -245,7 +246,7 @@ def read_text(data: bytes, encoding: str | None = None) -> bytes:
             raise UnreadableText(f"is not {encoding}") from error
     if b"\0" in data:
         raise UnreadableText("contains NUL bytes, as UTF-16 does")
-    return data
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def _parse(data: bytes, encoding: str | None) -> Any:
