@@ -132,6 +132,8 @@ class LeakReport(Settings):
     nearest: list[LeakPair]
     """The nearest pairs per kind and variant, at most MAX_PAIRS. Each evaluation picture is listed only for the first
     kind and variant that found it."""
+    not_compared: dict[str, int] = {}
+    """Kind -> number of rows without a usable embedding, or without a PDQ hash of sufficient quality. Omits zeros."""
     blake2b: str
     """BLAKE2b-128 of everything that rows were compared with."""
     earlier_blake2b: str | None = None

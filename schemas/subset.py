@@ -79,8 +79,8 @@ class StepReport(GrowingSettings):
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
     not_compared: int = 0
-    """Rows that were not compared, because they have no value (`dedup`), no usable embedding (`dedup` by embeddings) or
-    no PDQ hash of 64 hex digits (`dedup` and `leak` by pdq)."""
+    """`dedup` only: rows that were not compared, because they have no value, no usable embedding or, by pdq, no hash of
+    64 hex digits."""
     uids: UidFileReport | None = None
     """`uids` only: the file. Its uids in excess of `rows_out` match no row that remained after the earlier steps."""
     balance: BalanceReport | None = None

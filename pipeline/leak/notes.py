@@ -6,7 +6,10 @@ from pairmill.schemas.leak import LeakReport
 
 def leak_notes(report: LeakReport) -> list[str]:
     """Lines for people who take the numbers of a report for the whole overlap."""
-    notes = []
+    notes = [
+        f"{counted(rows, 'row')} not compared by {kind}: the value is missing or unusable"
+        for kind, rows in report.not_compared.items()
+    ]
     if report.plain_items:
         notes.append(f"{counted(report.plain_items, 'picture')} too plain to be compared by hashes")
     if report.rejected_items:

@@ -26,10 +26,12 @@ from pairmill.pipeline.leak.matches import MATCH, LeakScan, Matches, merge
 from pairmill.pipeline.leak.shared_entries import shared_entries
 from pairmill.pipeline.leak.ways import WAYS
 from pairmill.pipeline.select.expression_errors import require_columns
+from pairmill.pipeline.select.not_compared import NotCompared
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.tasks import Handle, Tasks
-from pairmill.pipeline.select.unreadable_hashes import count_without_hash, require_hashes
+from pairmill.pipeline.select.unreadable_hashes import require_hashes
+from pairmill.schemas.known import ValueKind
 from pairmill.schemas.leak import DEFAULT_THRESHOLD, MAX_PAIRS, Leak, LeakCounts, LeakKind, LeakPair, LeakReport
 from pairmill.schemas.subset import StepReport
 
@@ -61,8 +63,6 @@ class LeakStep:
     overlap: pa.Table = field(default_factory=OVERLAP_SCHEMA.empty_table, init=False)
     """The pictures found, with OVERLAP_SCHEMA."""
     found: LeakReport | None = field(default=None, init=False)
-    not_compared: int = field(default=0, init=False)
-    """Number of rows without a readable hash."""
 
     @classmethod
     def open(cls, files: Files, leak: Leak) -> "LeakStep":
@@ -102,7 +102,9 @@ class LeakStep:
         if self.evaluation.snapshot.store.root == selector.chunks[0].store.root:
             raise StepError(f"{self.leak.against} is the dataset itself: set `against` to the evaluation set")
         vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
-        self.not_compared = count_without_hash(selector, self.columns)
+        hashes: list[ValueKind] = ["pdq"] if "pdq" in self.leak.by else []  # every pair has the other hashes
+        embeddings = {"embedding": self._column("embedding")} if vectors else {}
+        not_compared = NotCompared(hashes, embeddings).count(selector) if hashes or embeddings else {}
         pictures, digests = EvaluationPictures.read(self.evaluation), list[str]()
         entries, plain = _hashes(self.evaluation, pictures, selector.tasks)
         if "sha256" in self.leak.by:
@@ -135,6 +137,7 @@ class LeakStep:
             hashes={kind: len(each) for kind, each in entries.items()},
             found=list(_counts(first_ways, matches)),
             nearest=list(_nearest(selector, pictures.items, matches)),
+            not_compared=not_compared,
             blake2b=blake2b,
         )
 
@@ -151,7 +154,7 @@ class LeakStep:
         assert self.found is not None
         before = earlier.leak.blake2b if earlier and earlier.leak else None
         found = self.found.model_copy(update={"earlier_blake2b": before if before != self.found.blake2b else None})
-        return report.model_copy(update={"leak": found, "not_compared": self.not_compared})
+        return report.model_copy(update={"leak": found})
 
 
 def _hashes(

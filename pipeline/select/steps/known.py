@@ -1,10 +1,9 @@
 """The step `known`: drops the rows that another dataset or a list contains."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +12,13 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.known.datasets import KnownDataset
 from pairmill.pipeline.known.embeddings import SharedVectors, chosen_model, column_of, read_vectors, shared_vectors
-from pairmill.pipeline.known.keys import columns_of, has_value
+from pairmill.pipeline.known.keys import columns_of
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.shared import SharedKeys, shared_keys
 from pairmill.pipeline.known.sources import open_source
 from pairmill.pipeline.select.expression_errors import require_columns
 from pairmill.pipeline.select.filters import RowIndices, RowMask
-from pairmill.pipeline.select.outputs import Array
+from pairmill.pipeline.select.not_compared import NotCompared
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.unreadable_hashes import require_hashes
@@ -64,44 +63,6 @@ class NotNearKnown:
         kept = np.ones(len(vectors), np.bool_)
         kept[usable] = ~self.vectors.near(vectors[usable], self.threshold)
         return kept
-
-
-@dataclass(frozen=True)
-class _NotCompared:
-    """Counts the remaining rows that could not be compared, per kind."""
-
-    values: Sequence[ValueKind]
-    embeddings: Mapping[str, str]
-    """Kind -> column."""
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """The columns that were compared."""
-        return frozenset(self.embeddings.values()).union(*map(columns_of, self.values))
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        """The kinds, in the order of the counts."""
-        return [*self.values, *self.embeddings]
-
-    @property
-    def dtypes(self) -> Sequence[np.dtype[Any]]:
-        """One number per kind."""
-        return [np.dtype(np.int64)] * len(self.kinds)
-
-    def count(self, selector: Selector) -> dict[str, int]:
-        """Scan, and return kind -> number of rows, without zeros."""
-        counts = zip(*selector.scan(self), strict=True)  # per kind, one handle per chunk
-        sums = [int(sum(each.sum() for each in selector.tasks.get(handles))) for handles in counts]
-        return {kind: count for kind, count in zip(self.kinds, sums, strict=True) if count}
-
-    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
-        """The counts of some rows."""
-        masks = [
-            *(has_value(kind, table) for kind in self.values),
-            *(read_vectors(table[column])[1] for column in self.embeddings.values()),
-        ]
-        return [np.array([np.count_nonzero(~mask)]) for mask in masks]
 
 
 @dataclass
@@ -164,7 +125,7 @@ class KnownStep:
                 values[kind] = vectors.num_vectors
                 digests.append(f"{kind} {vectors.file.blake2b}")
             embeddings = {str(kind): column_of(kind, self.model) for kind in self.known.embeddings}
-            not_compared = _NotCompared(sorted(kinds), embeddings).count(selector)
+            not_compared = NotCompared(sorted(kinds), embeddings).count(selector)
         blake2b = hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
         self.found = KnownReport(values=values, unused=unused, not_compared=not_compared, blake2b=blake2b)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pairmill.schemas.manifest import Shard
 from pairmill.schemas.select_steps import SelectStep
 from pairmill.schemas.subset import SelectJob, Subset
 from tests import picture_dataset
+from tests.embedded_dataset import add_embeddings
 from tests.synthetic_dataset import default_columns, write_dataset
 from tests.unit.select.conftest import make_subset, row_ids
 
@@ -83,7 +85,9 @@ def write_training(folder: Path, evaluation: Path, order: list[int], shard_rows:
             hashes[8 * number + how], long[8 * number + how] = phash(copy), pdq(gray(copy)).digits
     sha256[250], sha256[251] = items[0]["sha256"], items[1]["sha256"]
     long[252:254] = ["", "no hash"]
+    quality = [20 if 254 <= row < 257 else 80 for row in range(ROWS)]
     columns |= {"phash": pa.array([*hashes[:-1], None]), "sha256": pa.array(sha256), "pdq": pa.array(long)}
+    columns["pdq_quality"] = pa.array(quality, pa.uint8())
     whole = {name: column.take(pa.array(order)) for name, column in columns.items()}
 
     def of_shard(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]:
@@ -148,11 +152,11 @@ def test_the_overlap_equals_brute_force(
     limit = {"phash": 6, "pdq": 31}[by]
     subset = make_subset(training, f"by_{by}", {"leak": {"against": str(evaluation), "by": ["sha256", by]}})
     expected = expected_overlap(evaluation, training, {by: limit})
-    assert subset.reports[2].not_compared == {"phash": 0, "pdq": 2}[by]
     found = overlap_of(training, subset)
     assert [each | {"cosine": None} for each in found] == expected
     report = subset.reports[2].leak
     assert report is not None and report.items == len(items_of(evaluation))
+    assert report.not_compared == {"phash": {}, "pdq": {"pdq": 2 + 3}}[by]
     assert report.items_hit == len({each["item_uid"] for each in expected}) > 10
     assert sum(each.rows for each in report.found) == subset.reports[2].rows_in - subset.reports[2].rows_out
     ways = defaultdict[tuple[str, str], int](int)
@@ -274,6 +278,20 @@ def test_embeddings_are_compared_with_those_from_the_same_weights(tmp_path: Path
     for item, (cosine, uid, rows) in found.items():
         assert cosine == pytest.approx(expected[item][0], abs=1e-9)
         assert (uid, rows) == expected[item][1:]
+
+
+def test_rows_without_an_embedding_are_counted(tmp_path: Path, training: Path) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    shutil.copytree(training, mine, ignore=shutil.ignore_patterns("subsets"))
+    write_dataset(theirs, 40)
+    zeros = np.zeros((ROWS, 4), np.float16)
+    zeros[7:] = 1
+    add_embeddings(mine, "clip", lambda rows: zeros[rows])
+    add_embeddings(theirs, "clip", lambda rows: np.eye(4, dtype=np.float16)[np.arange(rows.start, rows.stop) % 4])
+    subset = make_subset(mine, "some", {"leak": {"against": str(theirs), "by": "embedding", "model": "clip"}})
+    report = subset.reports[2].leak
+    assert report is not None and report.not_compared == {"embedding": 7}
+    assert leak_notes(report)[0] == "7 rows not compared by embedding: the value is missing or unusable"
 
 
 @pytest.mark.parametrize(
