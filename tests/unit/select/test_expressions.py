@@ -251,15 +251,16 @@ def test_contains_is_faster_than_arrows_own_search() -> None:
     )
     table, each = pa.table({"caption": captions}), Expression("contains(caption, 'heart')")
 
-    def fastest_s(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(7):
-            started = time.thread_time()
-            work()
-            times.append(time.thread_time() - started)
-        return min(times)
+    def thread_s(work: Callable[[], object]) -> float:
+        started = time.thread_time()
+        work()
+        return time.thread_time() - started
 
-    assert fastest_s(lambda: each.evaluate(table)) < 0.9 * fastest_s(lambda: pc.match_substring(captions, "heart"))
+    ours_s, arrows_s = [], []
+    for _ in range(25):  # in turns, because the speed of a shared machine changes
+        ours_s.append(thread_s(lambda: each.evaluate(table)))
+        arrows_s.append(thread_s(lambda: pc.match_substring(captions, "heart")))
+    assert min(ours_s) < 0.9 * min(arrows_s)
 
 
 def test_clip_limits_values_to_bounds_and_keeps_missing_values_missing() -> None:
