@@ -96,8 +96,8 @@ def main() -> None:
         for number in range(options.rounds):
             spent = dict.fromkeys(sides, 0.0)
             for n in range(1 + number * per_round, 1 + (number + 1) * per_round):
-                for name in sorted(sides, reverse=n % 2 == 0):
-                    spent[name] += seconds(partial(sides[name], n))
+                for name, work in sides.items() if n % 2 else reversed(sides.items()):
+                    spent[name] += seconds(partial(work, n))
             ratios.append(spent["model"] / spent["pairmill"])
             if options.padding:
                 paddings.append(padding(model, captions[number]))
