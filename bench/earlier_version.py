@@ -22,12 +22,21 @@ def earlier_version(commit: str = EARLIER_COMMIT) -> Iterator[dict[str, str]]:
         yield {**os.environ, "PYTHONPATH": f"{folder}/.editable:{ROOT}"}
 
 
-def run(module: str, arguments: list[str], environment: dict[str, str] | None = None) -> str:
-    """The last line that a module prints on stdout."""
+def start(
+    module: str, arguments: list[str], environment: dict[str, str] | None = None, stderr: int | None = None
+) -> subprocess.Popen[str]:
+    """Start a module, with pipes to its stdin and stdout."""
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     environment = environment or {**os.environ, "PYTHONPATH": str(ROOT)}
     elsewhere = tempfile.gettempdir()  # in ROOT, the folder pairmill/ would come before PYTHONPATH
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=elsewhere)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return done.stdout.splitlines()[-1]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+    return subprocess.Popen(command, env=environment, cwd=elsewhere, text=True, **pipes)
+
+
+def run(module: str, arguments: list[str], environment: dict[str, str] | None = None) -> str:
+    """The last line that a module prints on stdout."""
+    process = start(module, arguments, environment, subprocess.PIPE)
+    printed, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)}: {errors[-2000:]}")
+    return printed.splitlines()[-1]

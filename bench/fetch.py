@@ -128,8 +128,8 @@ def measured(command: list[str]) -> Figures:
     return figures
 
 
-def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -> dict[str, list[str]]:
-    """Name of a tool -> the command that runs it."""
+def sides(urls: Path, folder: Path, threads: int, is_named: bool) -> dict[str, list[str]]:
+    """Name of a tool -> the command that runs it. `is_named`: whether the hosts of the URLs have names."""
     ours, limits = [sys.executable, "-m", "bench.build_run"], [str(SHARD_ROWS), str(TIMEOUT_S)]
     commands = {
         "pairmill": [*ours, "aiohttp", str(urls), str(folder / "ours"), *limits],
@@ -138,18 +138,20 @@ def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -
             *(str(os.cpu_count()), str(threads), str(TIMEOUT_S)),
         ],
         ENGINE: [*ours, "img2dataset", str(urls), str(folder / "engine"), *limits],
-        DAFT: [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(options.rows)],
+        DAFT: [
+            str(PEERS),
+            "bench/peers/daft_run.py",
+            str(urls),
+            str(folder / "daft"),
+            str(pq.read_metadata(urls).num_rows),
+        ],
     }
-    return (
-        {name: name_server.command(urls.parent, words) for name, words in commands.items()}
-        if options.slow or options.https
-        else commands
-    )
+    return {name: name_server.command(urls.parent, words) for name, words in commands.items()} if is_named else commands
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=6_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[6_000], help="one comparison for each number")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="median length of the longer side")
@@ -167,11 +169,11 @@ def main() -> None:
         web = folder / "web"
         files = photos(options.photos, web) if options.photos else corpus(web, options.pictures, options.median_px)
         if options.https:
-            hosts = named_hosts(stack, folder, options.rows)
+            hosts = named_hosts(stack, folder, max(options.rows))
         else:
             bases = stack.enter_context(nginx(web))
             bases = slow_web(stack, bases) if options.slow else bases
-            hosts = [bases[n % len(bases)] for n in range(options.rows)]
+            hosts = [bases[n % len(bases)] for n in range(max(options.rows))]
         urls = [f"{host}/{files[n % len(files)]}?{n}" for n, host in enumerate(hosts)]
         captions = [f"n {n}" for n in range(len(urls))]
         pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "urls.parquet")
@@ -210,35 +212,44 @@ def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
 
 
 def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> None:
-    """Run all tools in turn and print the tables."""
+    """Run all tools in turn for each number of rows, and print the tables."""
     print(f"{len(bodies)} pictures, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} kB on average", flush=True)
-    found: dict[str, list[Figures]] = {}
-    few = folder / "few.parquet"
-    pq.write_table(pq.read_table(folder / "urls.parquet").slice(0, TRIAL_ROWS), few)
-    with tempfile.TemporaryDirectory() as out:  # find the faster of two configurations of img2dataset
-        tried = {
-            threads: measured(sides(few, Path(out, str(threads)), threads, options)["img2dataset"])
+    is_named = options.slow or options.https
+    threads = faster_threads(head(folder, TRIAL_ROWS), is_named)
+    wanted = {"pairmill", "img2dataset", *options.only.split(",")}
+    for rows in options.rows:
+        urls, found = head(folder, rows), dict[str, list[Figures]]()
+        for number in range(options.rounds):
+            with tempfile.TemporaryDirectory() as out:
+                for name, command in sides(urls, Path(out), threads, is_named).items():
+                    if name in wanted:
+                        found.setdefault(name, []).append(measured(command))
+            if CODEC in wanted:
+                found.setdefault(CODEC, []).append(codec(bodies, min(rows // 2, CODEC_ROWS)))
+            print(number + 1, {name: round(each[-1]["rows_per_s"], 1) for name, each in found.items()}, flush=True)
+        print_tables(found, f"{rows} rows")
+
+
+def head(folder: Path, rows: int) -> Path:
+    """The first rows of the URLs, as a file."""
+    path = folder / f"{rows}.parquet"
+    pq.write_table(pq.read_table(folder / "urls.parquet").slice(0, rows), path)
+    return path
+
+
+def faster_threads(urls: Path, is_named: bool) -> int:
+    """The number of threads with which img2dataset is faster, of two."""
+    with tempfile.TemporaryDirectory() as out:
+        rates = {
+            threads: measured(sides(urls, Path(out, str(threads)), threads, is_named)["img2dataset"])["rows_per_s"]
             for threads in (64, 256)
         }
-    threads = max(tried, key=lambda count: tried[count]["rows_per_s"])
-    print(
-        {count: round(figures["rows_per_s"], 1) for count, figures in tried.items()},
-        f"-> {threads} threads",
-        flush=True,
-    )
-    wanted = {"pairmill", "img2dataset", *options.only.split(",")}
-    for number in range(options.rounds):
-        with tempfile.TemporaryDirectory() as out:
-            for name, command in sides(folder / "urls.parquet", Path(out), threads, options).items():
-                if name in wanted:
-                    found.setdefault(name, []).append(measured(command))
-        if CODEC in wanted:
-            found.setdefault(CODEC, []).append(codec(bodies, min(options.rows // 2, CODEC_ROWS)))
-        print(number + 1, {name: round(figures[-1]["rows_per_s"], 1) for name, figures in found.items()}, flush=True)
-    print_tables(found)
+    threads = max(rates, key=lambda count: rates[count])
+    print({count: round(rate, 1) for count, rate in rates.items()}, f"-> {threads} threads", flush=True)
+    return threads
 
 
-def print_tables(found: dict[str, list[Figures]]) -> None:
+def print_tables(found: dict[str, list[Figures]], label: str) -> None:
     """Print the medians for every tool, then the ratios with their ranges."""
     print(f"\n{'':<30}{'steady rows/s':>15}{'wall s':>9}{'success':>9}")
     for name, rounds in found.items():
@@ -248,16 +259,13 @@ def print_tables(found: dict[str, list[Figures]]) -> None:
         print(f"{name:<30}{steady:>15.0f}{wall:>9.1f}{good:>9.0f}")
     print()
     for name in list(found)[1:]:
-        ratios = [
-            ours["rows_per_s"] / each["rows_per_s"] for ours, each in zip(found["pairmill"], found[name], strict=True)
-        ]
-        print(
-            f"pairmill / {name}, steady: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        )
-    walls = [
-        each["wall_s"] / ours["wall_s"] for ours, each in zip(found["pairmill"], found["img2dataset"], strict=True)
-    ]
-    print(f"img2dataset / pairmill, wall: median {statistics.median(walls):.2f}, {min(walls):.2f} to {max(walls):.2f}")
+        print_ratio(f"pairmill / {name}, steady, {label}", found["pairmill"], found[name], "rows_per_s")
+    print_ratio(f"img2dataset / pairmill, wall, {label}", found["img2dataset"], found["pairmill"], "wall_s")
+
+
+def print_ratio(label: str, above: list[Figures], below: list[Figures], key: str) -> None:
+    ratios = [one[key] / other[key] for one, other in zip(above, below, strict=True)]
+    print(f"{label}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import pairmill
 from pairmill.jobs.cli.main import app, main
+from pairmill.pipeline.common.storage import is_in_use
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
 from tests.synthetic_dataset import write_dataset
@@ -98,7 +99,18 @@ def test_after_kill_9_the_same_command_produces_the_output_of_an_uninterrupted_r
     again = run_here(build_arguments(source, output))
     assert json.loads(again.splitlines()[-1])["rows_in"] == len(rows)
     assert row_ids_and_uids(output) == row_ids_and_uids(whole), delays_s
+    wait_for_writers(output)
+    run_here(build_arguments(source, output))  # the next command removes what a worker left that outlived `again`
     assert without_attempts(files(output)) == without_attempts(files(whole)), delays_s
+
+
+def wait_for_writers(output: Path) -> None:
+    """Wait until no process writes to the output. A Ray that keeps running ends the workers of a killed run only when
+    it notices that their driver is gone."""
+    until = time.monotonic() + 60
+    while any(is_in_use(path.name) for path in output.glob("tmp/*")):
+        assert time.monotonic() < until, "a worker of a killed run is still writing"
+        time.sleep(0.05)
 
 
 def manifests(output: Path) -> set[Path]:
