@@ -29,8 +29,8 @@ def start(
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     environment = environment or {**os.environ, "PYTHONPATH": str(ROOT)}
     elsewhere = tempfile.gettempdir()  # in ROOT, the folder pairmill/ would come before PYTHONPATH
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
-    return subprocess.Popen(command, env=environment, cwd=elsewhere, text=True, **pipes)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, cwd=elsewhere, text=True, stdin=pipe, stdout=pipe, stderr=stderr)
 
 
 def run(module: str, arguments: list[str], environment: dict[str, str] | None = None) -> str:
