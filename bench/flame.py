@@ -5,9 +5,10 @@
 The width of a box is the fraction of samples that contain its function. Frames of C libraries are shown where their
 names are known, except for `embed`. `resize` runs the photographs of 640 px through `ImageProcessor`, and `large` does
 so for synthetic pictures of 1,600 px or more. `download` runs the download stage on photographs from nginx, without
-Ray, and `laion` on synthetic pictures of LAION's sizes. `embed` runs the plain loop of bench.embed over 240 pairs.
-`select` runs the steps of bench.select on a million rows, in one process. `model` is a whole build with `tiny`, with
-all its processes, as in bench.model_cost; only the time on a CPU counts.
+Ray, `laion` on synthetic pictures of LAION's sizes, and `https` on the URLs of `bench.fetch --https`, as root, with new
+connections after every 4,000 rows. `embed` runs the plain loop of bench.embed over 240 pairs. `select` runs the steps
+of bench.select on a million rows, in one process. `model` is a whole build with `tiny`, with all its processes, as in
+bench.model_cost; only the time on a CPU counts.
 """
 
 import argparse
@@ -20,18 +21,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bench import name_server
 from bench.embed import run_pairmill, save_weights, write_tars
-from bench.fetch import MEDIAN_PX, corpus, photos
+from bench.fetch import MEDIAN_PX, SHARD_ROWS, corpus, named_hosts, photos
 from bench.model_cost import build_seconds, write_urls
 from bench.nginx import nginx
 from bench.process import LARGE, MEDIUM, pictures, processor
 from bench.select import STEPS
 from tests.synthetic_dataset import write_dataset
 
+if TYPE_CHECKING:
+    from pairmill.pipeline.fetch.downloader import Downloader, _Engine
+
 PY_SPY = Path(".venv-peers/bin/py-spy")
 SECONDS, RATE = 15, 200
+TLS_ROWS = 4_000
 EMBED_ROWS = 240
 _COMMAND_LINE = re.compile(r"process \d+:&quot;(?P<words>[^<]*?)(?:&quot;|\.\.(?=</text>))")
 
@@ -48,22 +56,46 @@ def process(folder: Path, name: str) -> None:
     for_a_while(lambda: [work(body) for body in bodies])
 
 
-def download(pictures: Path) -> None:
-    """Download the pictures of a folder, with garbage collection as in a worker."""
-    from pairmill.pipeline.common.progress import unwatched
+def new_downloader() -> "Downloader":
+    """A downloader for loopback servers, with garbage collection as in a worker."""
     from pairmill.pipeline.fetch.downloader import Downloader
     from pairmill.schemas.jobs import BuildJob
 
     fetch = {"allow_networks": ["127.0.0.0/8"], "retries": 0}
     job = BuildJob.model_validate({"source": {"paths": ["in.parquet"]}, "output": "out", "fetch": fetch})
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    return Downloader(job)
+
+
+def download(pictures: Path) -> None:
+    """Download the pictures of a folder."""
     files = sorted(path.name for path in pictures.iterdir())
-    with nginx(pictures) as bases, ThreadPoolExecutor(4) as shards:
-        urls = {f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}": frozenset[str]() for n in range(2_000)}
-        engine = Downloader(job)._start()
-        gc.freeze()
-        gc.set_threshold(20_000, 10, 10)
-        for_a_while(lambda: list(shards.map(lambda _: engine.run(urls, unwatched()), range(4))))
+    with nginx(pictures) as bases:
+        urls = [f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}" for n in range(2_000)]
+        engine = new_downloader()._start()
+        for_a_while(lambda: run_shards(engine, [urls] * 4))
         engine.close()
+
+
+def https(folder: Path) -> None:
+    """Download the URLs that `main` has written."""
+    urls = Path(folder, "urls.txt").read_text().split()
+
+    def once() -> None:
+        engine = new_downloader()._start()
+        run_shards(engine, [urls[n : n + SHARD_ROWS] for n in range(0, len(urls), SHARD_ROWS)])
+        engine.close()
+
+    for_a_while(once)
+
+
+def run_shards(engine: "_Engine", shards: list[list[str]]) -> None:
+    """Download shards, four at a time."""
+    from pairmill.pipeline.common.progress import unwatched
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda urls: engine.run(dict.fromkeys(urls, frozenset[str]()), unwatched()), shards))
 
 
 def select(folder: Path) -> None:
@@ -95,6 +127,7 @@ WORKLOADS: dict[str, Callable[[Path], None]] = {
     "large": lambda folder: process(folder, LARGE),
     "download": download,
     "laion": download,
+    "https": https,
     "embed": embed,
     "select": select,
     "model": model,
@@ -117,23 +150,31 @@ def main() -> None:
     if options.run:
         WORKLOADS[options.name](options.photos)
         return
-    with tempfile.TemporaryDirectory() as web:
-        record(options.name, _pictures(options.name, options.photos, Path(web)), options.svg)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        record(options.name, _prepared(stack, options.name, options.photos, folder), options.svg)
 
 
-def _pictures(name: str, folder: Path, web: Path) -> Path:
-    """The folder with pictures that a workload reads, prepared before recording starts."""
-    if name not in ("download", "laion", "embed"):
-        return folder
-    web.chmod(0o755)  # nginx's worker runs as another user
-    if name == "embed":
-        write_tars(web, EMBED_ROWS)
-        save_weights(web)
-    elif name == "laion":
-        corpus(web, 500, MEDIAN_PX)
-    else:
-        photos(folder, web)
-    return web
+def _prepared(stack: ExitStack, name: str, photographs: Path, folder: Path) -> Path:
+    """The folder that a workload reads, prepared before recording starts."""
+    folder.chmod(0o755)  # nginx's worker runs as another user
+    match name:
+        case "embed":
+            write_tars(folder, EMBED_ROWS)
+            save_weights(folder)
+        case "laion":
+            corpus(folder, 500, MEDIAN_PX)
+        case "download":
+            photos(photographs, folder)
+        case "https":
+            (folder / "web").mkdir()
+            files = photos(photographs, folder / "web")
+            hosts = named_hosts(stack, folder, TLS_ROWS)
+            urls = [f"{host}/{files[n % len(files)]}?{n}" for n, host in enumerate(hosts)]
+            (folder / "urls.txt").write_text("\n".join(urls))
+        case _:
+            return photographs
+    return folder
 
 
 def record(name: str, folder: Path, svg: Path) -> None:
@@ -146,6 +187,7 @@ def record(name: str, folder: Path, svg: Path) -> None:
     else:
         scope = ["--native", "--rate", str(RATE)]
     command = [str(PY_SPY), "record", *scope, "--output", str(svg), "--", *work]
+    command = name_server.command(folder, command) if name == "https" else command
     subprocess.run(command, check=True)
     drawn = _COMMAND_LINE.sub(_process_name, svg.read_text())
     svg.write_text(drawn.replace(str(folder), "PICTURES").replace(str(svg), svg.name))

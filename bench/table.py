@@ -4,7 +4,7 @@
 
 The ratio says how many times as fast pairmill is; above 1, pairmill is faster. Each benchmark alternates between the
 two sides for five rounds and computes a ratio per round; the table gives their median and range. Without names,
-all benchmarks run, which takes about 40 minutes. Needs root, nginx, the Python environments of the other tools
+all benchmarks run, which takes 38 minutes on slow cores. Needs root, nginx, the Python environments of the other tools
 (`make bench-peers`), the git history (for the earlier version) and the photographs.
 """
 
