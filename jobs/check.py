@@ -50,21 +50,14 @@ def open_output(job: BuildJob) -> Store:
 
 def _with_absolute_paths(job: BuildJob) -> BuildJob:
     """Make paths absolute, so that they mean the same to workers, which run elsewhere."""
-    from pairmill.pipeline.encode.weights import is_model_folder
+    from pairmill.pipeline.encode.weights import located
 
     lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}
     found: dict[str, object] = {name: absolute(path) for name, path in lists.items() if path}
     if job.rules.known:
         found["known"] = [known.model_copy(update={"path": absolute(known.path)}) for known in job.rules.known]
     weights = [
-        model.model_copy(
-            update={
-                "pretrained": absolute(model.pretrained)
-                if model.pretrained and Path(absolute(model.pretrained)).is_file()
-                else model.pretrained,
-                "name": absolute(model.name) if is_model_folder(model.name) else model.name,
-            }
-        )
+        model.model_copy(update=dict(zip(("name", "pretrained"), located(model.name, model.pretrained), strict=True)))
         for model in job.models
     ]
     return job.model_copy(

@@ -19,6 +19,7 @@ from pairmill.jobs.cli.options import (
 )
 from pairmill.jobs.cluster.job_bundle import Command
 from pairmill.jobs.job_file import parse_settings, s3_of
+from pairmill.pipeline.common.files import absolute
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.jobs import BuildJob
@@ -82,9 +83,9 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
 
 def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Command:
     """A command that makes a dataset. Local weights must exist on the machine where it runs."""
-    names = [name for model in job.models for name in (model.name, model.pretrained) if name]
+    names = [name for model in job.models for name in (model.name, model.pretrained) if name and _is_on_disk(name)]
     known = [each.path for each in job.rules.known]
-    uris = [*job.source.paths, job.output, *known, *(name for name in names if Path(name).exists())]
+    uris = [*job.source.paths, job.output, *known, *names]
     return Command(list(arguments), job_file, job.rules, uris, has_models=bool(job.models))
 
 
@@ -96,7 +97,12 @@ def _files_of(job: ScoreJob) -> list[str]:
         for field, value in getattr(job, kind)
         if field in _FILES or (kind, field) in _MODELS
     ]
-    return [value for value in found if isinstance(value, str) and Path(value).exists()]
+    return [value for value in found if isinstance(value, str) and _is_on_disk(value)]
+
+
+def _is_on_disk(name: str) -> bool:
+    """Whether this is a local file or folder, possibly below `~`."""
+    return Path(absolute(name)).exists()
 
 
 def _changing(arguments: Sequence[str], options: Options, uris: list[str], has_models: bool) -> Command:

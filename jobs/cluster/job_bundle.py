@@ -64,8 +64,9 @@ def bundled(command: Command) -> Iterator[JobBundle]:
     """
     for uri in command.uris:
         if not is_remote(uri) and not Path(uri.removeprefix("file://")).is_absolute():
+            base = "home" if uri.startswith("~") else "current"
             raise JobError(
-                f"{uri}: is relative to the current folder of this machine; use s3://..., or an absolute path that "
+                f"{uri}: is relative to the {base} folder of this machine; use s3://..., or an absolute path that "
                 "exists on every node"
             )
     with TemporaryDirectory(prefix="pairmill-submit-") as name:

@@ -90,6 +90,14 @@ def is_model_folder(name: str) -> bool:
     return name != "tiny" and any((folder / file).is_file() for file in (_OPEN_CLIP_CONFIG, checkpoint.CONFIG))
 
 
+def located(name: str, pretrained: str | None) -> tuple[str, str | None]:
+    """A model's name and weights, with absolute paths, so that they mean the same to workers, which run elsewhere. What
+    is no local folder or file stays as it is."""
+    if pretrained is not None and Path(absolute(pretrained)).is_file():
+        pretrained = absolute(pretrained)
+    return absolute(name) if is_model_folder(name) else name, pretrained
+
+
 def input_side(config: ModelConfig) -> int:
     """Pixels per side of a model's input. 0 if the configuration does not say."""
     if held := _held(config):

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 
 from pairmill.pipeline.columns.caption_choice import BEST, ORIGINAL, similarity_column
 from pairmill.pipeline.columns.score_card import State
-from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -71,12 +69,11 @@ class CaptionModel(NoFiles):
             raise ScoreError(f"caption={self.name} has a meaning of its own; choose another name for the score")
         if settings.similarity is not None:
             chosen_model(snapshot, settings.similarity)
-        found = {
-            name: absolute(value)
-            for name in ("model", "pretrained")
-            if (value := getattr(settings, name)) is not None and Path(absolute(value)).exists()
-        }
-        return ScoreConfig(caption_model=settings.model_copy(update=found))
+        from pairmill.pipeline.encode.weights import located
+
+        model, pretrained = located(settings.model, settings.pretrained)
+        found = settings.model_copy(update={"model": model, "pretrained": pretrained})
+        return ScoreConfig(caption_model=found)
 
     @property
     def needs(self) -> Needs:

@@ -21,8 +21,10 @@ from typer.main import get_command
 from pairmill.jobs.cli import status
 from pairmill.jobs.cli.command_line import COMMANDS, parse_command
 from pairmill.jobs.cli.main import app
+from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.jobs.job_fields import job_fields
 from pairmill.pipeline.select.expressions import Expression
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.version import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -223,6 +225,23 @@ def test_a_submitted_job_must_be_able_to_reach_the_files_that_its_steps_read() -
     steps = ["balance: {by: concept, entries: words.txt, curve: 3}", "balance: {by: host, curve: 3}", "uids: f.parquet"]
     command = parse_command(GROUP, ["select", "out", "name", *(word for step in steps for word in ("--step", step))])
     assert command.uris == ["out", "words.txt", "f.parquet"]
+
+
+def test_weights_below_the_home_folder_of_this_machine_cannot_be_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "w.pt").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build = ["build", "s3://b/in.parquet", "s3://b/out", "--model", "ViT-B-32:~/w.pt"]
+    score = ["score", "s3://b/out", "a", "--score", "head: ~/w.pt"]
+    for arguments in (build, score):
+        command = parse_command(GROUP, arguments)
+        assert command.uris[-1] == "~/w.pt"
+        with (
+            pytest.raises(JobError, match=r"~/w\.pt: is relative to the home folder"),
+            bundled(command),
+        ):
+            pass
 
 
 def test_the_only_path_after_the_dataset_is_the_output_of_an_export() -> None:

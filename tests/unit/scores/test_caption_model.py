@@ -195,6 +195,18 @@ def test_unsuitable_models_and_changed_weights_are_refused(folder: Path, tmp_pat
         opened(store, card, RUN)
 
 
+def test_a_model_can_be_below_the_home_folder_and_a_folder_without_one_does_not_hide_a_known_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_dataset(tmp_path / "out", [[pair("a dog", 0.3)]])
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coca_ViT-B-32").mkdir()
+    for name, resolved in ((f"~/{folder.name}", str(folder)), ("coca_ViT-B-32", "coca_ViT-B-32")):
+        score = kind_of("coca", ScoreConfig.model_validate({"caption_model": name})).resolved(Snapshot.of(store))
+        assert score.caption_model is not None and score.caption_model.model == resolved
+
+
 def test_a_picture_for_which_the_model_gives_nan_has_no_caption(
     coca: CocaModel, inputs: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
