@@ -66,7 +66,7 @@ class UidFileReport(Settings):
 class StepReport(GrowingSettings):
     """What one step did."""
 
-    later = frozenset({"uids", "balance", "repeat", "not_compared", "known", "leak", "without_score"})
+    later = frozenset({"uids", "balance", "repeat", "not_compared", "low_quality", "known", "leak", "without_score"})
 
     step: str
     rows_in: int
@@ -81,6 +81,9 @@ class StepReport(GrowingSettings):
     not_compared: int = 0
     """`dedup` only: rows that were not compared, because they have no value, no usable embedding or, by pdq, no hash of
     64 hex digits."""
+    low_quality: int = 0
+    """`dedup` by pdq with a distance only: rows whose hash has low quality; only rows with equal hashes are their
+    duplicates."""
     uids: UidFileReport | None = None
     """`uids` only: the file. Its uids in excess of `rows_out` match no row that remained after the earlier steps."""
     balance: BalanceReport | None = None

@@ -10,6 +10,7 @@ from pairmill.pipeline.leak.notes import leak_notes
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.known import KnownReport
 from pairmill.schemas.leak import LeakReport
+from pairmill.schemas.repeat import RepeatReport
 from pairmill.schemas.select_steps import SelectStep
 from pairmill.schemas.subset import StepReport
 
@@ -47,19 +48,28 @@ def _print_details(report: StepReport, step: SelectStep | None) -> None:
     if report.balance:
         _print_balance(report.balance)
     if report.repeat:
-        found = report.repeat
-        say(f"    weights up to {found.highest:.6g}, {found.weight_sum:,.1f} samples per epoch in total")
-        say(f"    {counted(found.rows_below_one, 'row')} with a weight below 1 (not in every epoch)")
-    if report.not_compared:
-        say(f"    {counted(report.not_compared, 'row')} not compared: the value is missing or unusable")
+        _print_repeat(report.repeat)
     if report.known:
         _print_known(report.known)
     if report.leak:
         _print_leak(report.leak)
+    _print_duplicates(report)
+
+
+def _print_duplicates(report: StepReport) -> None:
+    if report.not_compared:
+        say(f"    {counted(report.not_compared, 'row')} not compared: the value is missing or unusable")
+    if report.low_quality:
+        say(f"    {counted(report.low_quality, 'row')} with a hash of low quality compared only with equal hashes")
     if report.largest_clusters:
         say("    the rows with the most dropped duplicates:")
     for cluster in report.largest_clusters:
         say(f"    {counted(cluster.rows - 1, 'duplicate')} of {cluster.row_id} {cluster.url or ''}".rstrip())
+
+
+def _print_repeat(found: RepeatReport) -> None:
+    say(f"    weights up to {found.highest:.6g}, {found.weight_sum:,.1f} samples per epoch in total")
+    say(f"    {counted(found.rows_below_one, 'row')} with a weight below 1 (not in every epoch)")
 
 
 def _print_uids(report: StepReport) -> None:

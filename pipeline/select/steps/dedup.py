@@ -18,7 +18,7 @@ from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.steps.described import described
 from pairmill.pipeline.select.tasks import Handle
-from pairmill.pipeline.select.unreadable_hashes import count_without_hash, require_hashes
+from pairmill.pipeline.select.unreadable_hashes import count_unusual, require_hashes
 from pairmill.schemas.select_steps import EMBEDDINGS, Dedup
 from pairmill.schemas.subset import StepReport
 
@@ -34,6 +34,8 @@ class DedupStep:
     """The largest groups; shape (groups,)."""
     not_compared: int = 0
     """Number of rows without a value, or without a readable hash."""
+    low_quality: int = 0
+    """With a distance by pdq, the number of rows whose hash has low quality."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -58,7 +60,7 @@ class DedupStep:
     def run(self, selector: Selector, number: int) -> None:
         """Find equal values or, if the step has a distance, similar hashes."""
         if self.dedup.distance:
-            self.not_compared = count_without_hash(selector, [self.dedup.by])
+            self.not_compared, self.low_quality = count_unusual(selector, [self.dedup.by])
             self.clusters = drop_near_duplicates(selector, number, self.dedup)
             return
         groups, self.not_compared = exact_duplicates(selector, number, self.dedup)
@@ -67,9 +69,9 @@ class DedupStep:
         self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
-        """Add to the report the largest groups, and the number of rows that were not compared."""
+        """Add to the report the largest groups, and the numbers of rows that were not compared, or only in part."""
         found = {"largest_clusters": list(described(selector, self.clusters)), "not_compared": self.not_compared}
-        return report.model_copy(update=found)
+        return report.model_copy(update={**found, "low_quality": self.low_quality})
 
 
 def exact_duplicates(

@@ -115,6 +115,7 @@ def test_a_dedup_with_a_distance_equals_brute_force(hashed: Path, by: str, dista
     stay = sorted({at[row] for row in kept} | {row for row, value in enumerate(values[by]) if value is None})
     assert row_ids(hashed, "near") == [values["row_id"][row] for row in stay]
     assert [cluster.rows for cluster in subset.reports[-1].largest_clusters] == sizes[:5]
+    assert subset.reports[-1].low_quality == alone.sum() and (by == "phash" or alone.any())
     assert len(stay) < 1_867
     for row in {*range(len(at))} - {*kept}:  # every dropped row resembles a row that stays
         assert distances(hashes[row], hashes[kept]).min() <= (0 if alone[row] else distance)
