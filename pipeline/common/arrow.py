@@ -1,12 +1,13 @@
 """Builds Arrow arrays with as few copies as the format allows, and converts them to Python objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 MAX_ARRAY_BYTES = (1 << 31) - 1
 """Maximum size of the strings, bytes or lists in one array with 32-bit offsets."""
@@ -56,9 +57,10 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
         return list(column.cast(as_text).to_pylist())
 
 
-def stay_exact(integers: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether NumPy can represent the integers exactly. It converts them to float64 if one of them is null."""
-    return not integers.null_count or fit_float64(integers)
+def stay_exact(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether NumPy can represent the integers exactly, at any depth. It converts them to float64 if one of them is
+    null."""
+    return all(not integers.null_count or fit_float64(integers) for integers in _integers(column))
 
 
 def fit_float64(integers: pa.Array | pa.ChunkedArray) -> bool:
@@ -78,6 +80,22 @@ def widened(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_decimal32(column.type) or pa.types.is_decimal64(column.type):
         return column.cast(pa.decimal128(column.type.precision, column.type.scale))
     return column
+
+
+def _integers(column: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array | pa.ChunkedArray]:
+    """The integers in a column, per type."""
+    kind = column.type
+    if pa.types.is_integer(kind):
+        yield column
+    elif pa.types.is_map(kind):
+        for maps in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+            yield from _integers(maps.keys)
+            yield from _integers(maps.items)
+    elif pa.types.is_struct(kind):
+        for child in column.flatten():
+            yield from _integers(child)
+    elif pa.types.is_nested(kind):
+        yield from _integers(pc.list_flatten(column))
 
 
 def _with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:

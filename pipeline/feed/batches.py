@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pairmill.pipeline.common.arrow import python_values, stay_exact
+from pairmill.pipeline.common.arrow import fit_float64, python_values
 from pairmill.pipeline.feed.config import FeedError
 
 
@@ -42,26 +43,32 @@ def rebatch(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
 
 
 def values_of(array: pa.Array) -> torch.Tensor | list[Any]:
-    """Numbers as a tensor (rows,), embeddings as a tensor (rows, dim), anything else as a list.
+    """Numbers as a tensor (rows,), embeddings and other vectors of numbers as a tensor (rows, dim), anything else as a
+    list.
 
     Null becomes NaN in a tensor, and None in a list. Integers with a null become floats, or a list if a float64 cannot
     represent all of them.
     """
-    kind = array.type
-    if pa.types.is_fixed_size_list(kind):
-        return _vectors(array)
-    if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and stay_exact(array)):
-        return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())
-    return python_values(array)
+    is_vectors = pa.types.is_fixed_size_list(array.type)
+    numbers = array.flatten() if is_vectors else array  # without the elements of null vectors
+    kind, has_nulls = numbers.type, bool(array.null_count or numbers.null_count)
+    is_exact = pa.types.is_integer(kind) and (not has_nulls or fit_float64(numbers))
+    if not (pa.types.is_floating(kind) or is_exact):
+        return python_values(array)
+    if has_nulls and pa.types.is_integer(kind):
+        numbers = numbers.cast(pa.float64())
+    values = numbers.to_numpy(zero_copy_only=False)
+    return torch.from_numpy(_vectors(array, values) if is_vectors else values.copy())
 
 
-def _vectors(array: pa.FixedSizeListArray) -> torch.Tensor:
-    valid = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, array.type.list_size)
+def _vectors(array: pa.FixedSizeListArray, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The vectors (rows, dim). `elements`: those of the vectors that are not null."""
+    valid = elements.reshape(len(array) - array.null_count, array.type.list_size)
     if not array.null_count:
-        return torch.from_numpy(valid.copy())
+        return valid.copy()
     vectors = np.full((len(array), array.type.list_size), np.nan, valid.dtype)
     vectors[array.is_valid().to_numpy(zero_copy_only=False)] = valid
-    return torch.from_numpy(vectors)
+    return vectors
 
 
 def item(values: Any, row: int) -> Any:

@@ -44,11 +44,12 @@ class _Consumer(NamedTuple):
 class PairDataset(IterableDataset[Sample]):
     """Yields dicts of `uid` and each column: strings, numbers, embeddings as float16 tensors (dim,).
 
-    With `batch_size`, numbers and embeddings are tensors (rows, ...), and other columns are lists. Null is NaN in
-    numbers and embeddings (a batch of integers with a null becomes float, or a list if some exceed 2^53), and None in
-    other columns. `image` is the stored bytes, or the result of `transform` for the picture as a PIL image (see
-    `FeedConfig.tensor_transforms`). Captions are strings. A `tokenizer`, such as open_clip's, turns a list of captions
-    into a tensor (rows, length); with a tokenizer, no caption may be missing.
+    With `batch_size`, numbers and embeddings are tensors (rows, ...), as are columns of other vectors of numbers
+    (fixed-size lists), and other columns are lists. Null is NaN in numbers and vectors (a batch of integers with a null
+    becomes float, or a list if some exceed 2^53), and None in other columns. `image` is the stored bytes, or the result
+    of `transform` for the picture as a PIL image (see `FeedConfig.tensor_transforms`). Captions are strings. A
+    `tokenizer`, such as open_clip's, turns a list of captions into a tensor (rows, length); with a tokenizer, no
+    caption may be missing.
 
     A new loop continues where the last one stopped, and ends it: if the older loop is asked for another item, it raises
     FeedError. For two loops at the same time, create two datasets. In loader workers, which read ahead, a new loop

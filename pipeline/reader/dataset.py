@@ -44,7 +44,8 @@ class Row:
     """One pair: `row["caption"]`, `row.picture`. Like a dict, it contains the names of its columns."""
 
     values: Mapping[str, Any]
-    """Column -> Python value; embeddings are float16 arrays (dim,). Null is None."""
+    """Column -> Python value; embeddings are float16 arrays (dim,), and other vectors of numbers are arrays unless an
+    element is null. Null is None."""
     picture: Image.Image | None
     """RGB, with the EXIF orientation applied; None if no picture is stored or none was requested."""
 
@@ -137,6 +138,7 @@ class Dataset:
 
         Args:
             columns: Column names, in the desired order; None for all, including embeddings (float16 fixed-size lists).
+                A name that is repeated counts once.
             subset: Name of a subset, as in `dataset.subset(name).table(columns)`.
 
         Raises:
@@ -153,12 +155,12 @@ class Dataset:
     def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
         """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays.
 
-        Integers with nulls become Python integers if some exceed 2^53.
+        Integers with nulls become Python integers if some exceed 2^53, also in lists and structs.
         """
         table = self.table(columns)
         frame = table.to_pandas()
         for name, column in zip(table.column_names, table.columns, strict=True):
-            if pa.types.is_integer(column.type) and not stay_exact(column):
+            if not stay_exact(column):
                 frame[name] = column.to_pandas(integer_object_nulls=True)
         return frame
 
@@ -268,7 +270,10 @@ class Dataset:
 
     @cached_property
     def _uids(self) -> UidFinder:
-        return UidFinder(len(self._snapshot.chunk.shards), lambda position: self._read(position, ["uid"])["uid"])
+        return UidFinder(len(self._snapshot.chunk.shards), self._uids_of)  # a method, which can be pickled
+
+    def _uids_of(self, position: int) -> pa.ChunkedArray:
+        return self._read(position, ["uid"])["uid"]
 
     def _positions(self) -> list[int]:
         """The positions of the shards with rows in this dataset."""
@@ -296,7 +301,7 @@ class Dataset:
         known = self.schema.names
         if columns is None:
             return list(known)
-        names = [columns] if isinstance(columns, str) else list(columns)
+        names = [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
         for name in names:
             if name not in known:
                 if problem := self._snapshot.added.missing(name):
@@ -308,7 +313,13 @@ class Dataset:
 
 
 def _python(column: pa.ChunkedArray) -> Sequence[Any]:
-    """The values as Python objects. Embeddings are arrays that share Arrow's memory."""
-    if not pa.types.is_fixed_size_list(column.type):
+    """The values as Python objects. Embeddings and other vectors of numbers are arrays that share Arrow's memory,
+    unless one of their elements is null."""
+    kind = column.type
+    if not pa.types.is_fixed_size_list(kind) or not (
+        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+    ):
         return python_values(column)
-    return [None if not value.is_valid else value.values.to_numpy() for value in column]
+    return [
+        value.as_py() if not value.is_valid or value.values.null_count else value.values.to_numpy() for value in column
+    ]

@@ -1,7 +1,10 @@
 """Tests `pairmill.open` on generated metadata against the rows and columns that DuckDB reads from the same files."""
 
 import json
+import pickle
 from collections import Counter
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
@@ -98,6 +101,43 @@ def test_pandas_gets_exact_integers_beyond_2_to_the_53_with_and_without_nulls(
     assert frame["whole"].dtype == "int64"
 
 
+LARGE = 2**53 + 1
+NESTED = {
+    "list": pa.array([[LARGE, None], None, []]),
+    "vector": pa.array([[LARGE, None], None, [1, 2]], pa.list_(pa.uint64(), 2)),
+    "struct": pa.array([{"a": {"b": LARGE}}, {"a": None}, None]),
+    "in a list": pa.array([[{"a": LARGE}], [{"a": None}], None]),
+    "map": pa.array([[("k", LARGE), ("l", None)], None, []], pa.map_(pa.string(), pa.int64())),
+    "keys": pa.array([[(LARGE, None)], None, []], pa.map_(pa.int64(), pa.int8())),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_pandas_gets_exact_integers_in_lists_structs_and_maps(
+    small: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As float64, 2^53 + 1 would become 2^53 (arrow#26482)."""
+    dataset = pairmill.open(small)
+    monkeypatch.setattr(type(dataset), "table", lambda *_: pa.table({name: NESTED[name]}))
+    found = [value.tolist() if hasattr(value, "tolist") else value for value in dataset.to_pandas()[name]]
+    assert found == NESTED[name].to_pylist()
+
+
+def test_a_column_that_is_named_twice_is_read_once(small: Path) -> None:
+    dataset, names = pairmill.open(small), ["uid", "width", "uid"]
+    assert dataset.table(names).column_names == list(dataset.to_pandas(names)) == ["uid", "width"]
+    assert dataset.to_polars(names).columns == list(next(dataset.rows(names))) == ["uid", "width"]
+
+
+def test_a_dataset_can_be_pickled_before_and_after_lookups_by_uid(small: Path) -> None:
+    dataset = pairmill.open(small).subset("wide")
+    for _ in range(2):
+        copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
+        assert copy.table("uid").equals(dataset.table("uid"))
+        with pytest.raises(DatasetError, match="no row with the uid"):
+            dataset.picture("0" * 32)
+
+
 def test_pandas_and_polars_get_the_same_values(small: Path) -> None:
     dataset = pairmill.open(small)
     names = ["uid", "width", "similarity"]
@@ -190,3 +230,26 @@ def test_embeddings_are_float16_arrays_in_rows_and_fixed_size_lists_in_tables() 
     )
     first, second, third = _python(values)
     assert (first.dtype, first.tolist(), second, third.tolist()) == ("float16", [1.0, 2.0], None, [3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.string(), ["a", None]),
+        (pa.bool_(), [True, False]),
+        (pa.bool_(), [None, True]),
+        (pa.int64(), [2**53 + 1, None]),
+        (pa.int64(), [2**53 + 1, 2]),
+        (pa.float32(), [0.5, None]),
+        (pa.decimal128(5, 2), [Decimal("1.25"), None]),
+        (pa.timestamp("us"), [datetime(2026, 1, 31), None]),
+        (pa.list_(pa.int8(), 1), [[1], None]),
+    ],
+    ids=str,
+)
+def test_rows_have_vectors_of_any_type(kind: pa.DataType, values: list[object]) -> None:
+    from pairmill.pipeline.reader.dataset import _python
+
+    column = pa.chunked_array([pa.array([values, None], pa.list_(kind, 2)), pa.array([values], pa.list_(kind, 2))])
+    found = [value.tolist() if hasattr(value, "tolist") else value for value in _python(column)]
+    assert found == [values, None, values]
