@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted, shown_path
+from pairmill.pipeline.dataset.parquet import write_rows
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -126,7 +126,7 @@ class SearchResult:
         """
         columns = [[getattr(match, name) for match in self.matches] for name in MATCHES_SCHEMA.names]
         with new_local_file(path) as target:
-            pq.write_table(pa.table(columns, schema=MATCHES_SCHEMA), target)
+            write_rows(pa.table(columns, schema=MATCHES_SCHEMA), target)
 
 
 def index(

@@ -7,7 +7,7 @@ uncompressed (see docs/benchmarks.md). No column has a dictionary (see docs/deci
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,15 +26,19 @@ read a column."""
 def write_table(table: pa.Table, file: IO[bytes]) -> None:
     """Write all rows, with the schema's metadata, in row groups of ROW_GROUP_ROWS."""
     leaves = [path for field in table.schema if not is_embedding(field) for path in _leaves(field.name, field.type)]
-    compression = dict.fromkeys(leaves, "zstd")
-    pq.write_table(
-        table,
-        file,
-        row_group_size=ROW_GROUP_ROWS,
-        compression=compression,
-        use_dictionary=False,
-        write_page_checksum=True,
+    write_rows(
+        table, file, row_group_size=ROW_GROUP_ROWS, compression=dict.fromkeys(leaves, "zstd"), use_dictionary=False
     )
+
+
+def write_rows(
+    table: pa.Table, file: IO[bytes], row_group_size: int | None = None, compression: Any = "zstd", **options: Any
+) -> None:
+    """Like `pyarrow.parquet.write_table`, with page checksums, but a table without rows has no row group: Hugging Face
+    `datasets` and ClickHouse refuse row groups without rows."""
+    with pq.ParquetWriter(file, table.schema, compression=compression, write_page_checksum=True, **options) as writer:
+        if table.num_rows:
+            writer.write_table(table, row_group_size)
 
 
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:

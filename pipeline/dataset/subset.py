@@ -20,7 +20,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
@@ -35,7 +34,7 @@ from pairmill.pipeline.dataset.manifests import (
     record_bytes,
 )
 from pairmill.pipeline.dataset.output_folder import why_not_there
-from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.dataset.parquet import read_table, write_rows
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, manifest_name
 from pairmill.schemas.subset import SUBSET_NAME, Subset, SubsetFiles
@@ -146,7 +145,7 @@ def write_tables(store: Store, rows: pa.Table, shards: pa.Table, folder: str, st
 
 def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     with store.new_file() as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        write_rows(table, file)
         digest, num_bytes = file_checksum(file)
         store.create_from(name, file)  # the name contains the attempt, so an existing file is ours
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.parquet import write_rows
 from pairmill.pipeline.dataset.subset import WEIGHT
 from pairmill.pipeline.export.formats import FormatError, Part, Write, embedding_columns
 from pairmill.pipeline.export.hf_features import expressible
@@ -182,7 +182,7 @@ def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name:
 
 
 def _parquet(table: pa.Table) -> Write:
-    return lambda file: pq.write_table(expressible(table), file, compression="zstd", write_page_checksum=True)
+    return lambda file: write_rows(expressible(table), file)
 
 
 def _npy(array: npt.NDArray[np.float16]) -> Write:

@@ -109,6 +109,8 @@ class PartFiles:
 
     def _withdrawn(self, part: ExportedPart, uids: DigestSet) -> list[int]:
         """The numbers of the withdrawn rows, according to the file with the uids."""
+        if not part.files:
+            return []
         with reading_export():
             (name,) = (name for name in part.files if name.endswith((".tar", ".parquet")))
             found = _uids_of(self.output, name)
@@ -120,10 +122,23 @@ class PartFiles:
     def _remove(self, part: ExportedPart, removal: PartRemoval) -> ExportedPart:
         keep = np.ones(removal.rows, np.bool_)
         keep[removal.gone] = False
-        files = {name: self._without(name, keep) for name in part.files}
+        files = self._files(part, keep)
         new = part.model_copy(update={"rows": int(np.count_nonzero(keep)), "files": files})
         self.output.replace(self._manifest, record_bytes(new))
         return new
+
+    def _files(self, part: ExportedPart, keep: Mask) -> dict[str, DataFile]:
+        """Rewrite the files of a part with only the rows to keep.
+
+        If there are none, a tar stays, without samples, because trainers count on every tar of a series. All other
+        files are deleted: embedding-reader skips an array without rows, and gives its metadata to the next array.
+        """
+        names = set(part.files)
+        if not keep.any():
+            names = {name for name in names if name.endswith(".tar")}
+            for name in part.files.keys() - names:
+                self.output.delete(name)
+        return {name: self._without(name, keep) for name in part.files if name in names}
 
     def _without(self, name: str, keep: Mask) -> DataFile:
         """Rewrite a file with only the rows to keep, unless a killed purge already did."""
@@ -183,5 +198,6 @@ def _copy_parquet(source: IO[bytes], target: IO[bytes], keep: Mask) -> None:
     ):
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
-            writer.write_table(table.filter(pa.array(keep[start : start + table.num_rows])))
+            if (left := table.filter(pa.array(keep[start : start + table.num_rows]))).num_rows:
+                writer.write_table(left)  # readers refuse row groups without rows (see `write_rows`)
             start += table.num_rows

@@ -283,6 +283,24 @@ def test_empty_and_full_shards_have_the_same_schema(tmp_path: Path) -> None:
         assert schemas[0].equals(schemas[1])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_hugging_face_datasets_reads_the_pairs_and_rejects_of_shards_that_have_none(tmp_path: Path) -> None:
+    """Row groups without rows stop `datasets` ("BatchSize must be greater than 0") and ClickHouse
+    (ClickHouse#107746)."""
+    import datasets
+
+    for shard, (status, is_pair) in enumerate([("ok", True), ("timeout", False), ("ok", True)]):
+        batch = in_flight([status] * 3, [is_pair] * 3)
+        batch = replace(batch, info=replace(batch.info, shard=replace(batch.info.shard, shard=shard)))
+        writer(tmp_path / "out").commit(batch)
+    for folder, rows in ("pairs", 6), ("rejects", 3):
+        files = sorted(map(str, (tmp_path / "out" / folder).iterdir()))
+        assert len(files) == 3
+        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"), split="train")
+        assert loaded.num_rows == rows
+
+
 def test_foreign_files_are_skipped_and_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     writer(tmp_path).commit(in_flight(["ok"], [True]))

@@ -1,5 +1,6 @@
 """Tests purges of exports that are damaged, unfinished or moved. `test_purge.py` tests intact exports."""
 
+import json
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from typing import IO
 from uuid import uuid4
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
+from embedding_reader import EmbeddingReader
 from typer.testing import CliRunner
 
 import pairmill
@@ -186,3 +189,36 @@ def test_hugging_face_datasets_never_returns_cached_rows_of_an_earlier_export_or
         models = "b32" if name in ("arrays", "pool") else None
         pairmill.export(world.out, "one", world.root / name, format=form, models=models)
     check([*EXPORTS], {max(similarities.keys() - gone, key=lambda uid: similarities[uid])})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_readers_open_an_export_of_which_a_purge_emptied_whole_files(world: World, tmp_path: Path) -> None:
+    """Hugging Face `datasets` refuses a Parquet file whose first row group has no rows ("BatchSize must be greater than
+    0"), and embedding-reader gives the metadata of an array without rows to the next array."""
+    gone: set[str] = set()
+    for name, form in EXPORTS.items():
+        models = "b32" if name in ("arrays", "pool") else None
+        output = world.root / f"few {name}"
+        pairmill.export(world.out, "all", output, format=form, models=models, samples_per_file=3, in_order=True)
+    for part in ("00000", "00002"):
+        gone |= {*pq.read_table(world.root / f"few tables/{part}.parquet", columns=["uid"])["uid"].to_pylist()}
+    left = {*pairmill.open(world.out).subset("all").table("uid")["uid"].to_pylist()} - gone
+    pairmill.purge(world.out, uids=world.write("uids.txt", sorted(gone)), reason="asked for")
+    assert all(pq.read_metadata(file).num_rows for file in world.root.glob("few */**/[!.]*.parquet"))
+    for name in EXPORTS:
+        for streaming in (False, True):
+            folder = str(world.root / f"few {name}")
+            rows = datasets.load_dataset(folder, cache_dir=str(tmp_path), split="train", streaming=streaming)
+            assert {row["__key__" if name == "tars" else "uid"] for row in rows} == left, name
+    arrays = world.root / "few arrays"
+    more = {"metadata_folder": str(arrays / "metadata"), "meta_columns": ["uid"], "file_format": "parquet_npy"}
+    found = list(EmbeddingReader(str(arrays / "img_emb"), **more)(batch_size=5, show_progress=False))
+    vectors = {uid: vector for batch, meta in found for uid, vector in zip(meta["uid"], batch.tolist(), strict=True)}
+    rows = pairmill.open(world.out).subset("all").rows(["uid", "image_embedding_b32"], pictures=False)
+    assert vectors == {row["uid"]: row["image_embedding_b32"].tolist() for row in rows}
+    tars = sorted(path.name for path in (world.root / "few tars").glob("*.tar"))
+    assert tars == [f"{number:05d}.tar" for number in range(len(tars))]
+    assert json.loads((world.root / "few tars/sizes.json").read_text())["00000.tar"] == 0
+    again = pairmill.purge(world.out, uids=world.write("more.txt", [min(left)]), reason="asked for, too")
+    assert {found.outcome for found in again.purged.exports} == {"rewritten"}
