@@ -49,7 +49,7 @@ class FeedConfig:
     """Output folder of a build or embed job, or folder of a mixture; local or s3://."""
     subset: str | None = None
     """Name of a subset. None: all kept rows, or the rows of the mixture."""
-    columns: Sequence[str] = (IMAGE, "caption_clean")
+    columns: str | Sequence[str] = (IMAGE, "caption_clean")
     """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no pictures are read."""
     shuffle: bool = True
     seed: int = 0
@@ -78,3 +78,7 @@ class FeedConfig:
     caption: str = "original"
     """The captions in `caption` and `caption_clean`: `original`; the name of a score with captions written by a model;
     or `best`, the caption with the highest similarity."""
+
+    def __post_init__(self) -> None:
+        columns = (self.columns,) if isinstance(self.columns, str) else tuple(self.columns)
+        object.__setattr__(self, "columns", columns)  # a generator could be read only once

@@ -125,6 +125,8 @@ class PairDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop start this epoch, which has its own order. Call it in the trainer's process."""
+        if not 0 <= epoch < 1 << 63:
+            raise FeedError(f"epochs are counted from 0; there is no epoch {epoch}")
         self._next_epoch.set(epoch)
         self._follow_set_epoch()
         self._check_ranks()

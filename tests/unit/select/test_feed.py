@@ -118,6 +118,19 @@ def test_each_epoch_and_seed_has_its_own_order(small: Path) -> None:
     assert rows_of(feed(small, shuffle=False)) == row_ids(small, "some")
 
 
+@pytest.mark.parametrize("epoch", [-1, 1 << 63])
+def test_an_impossible_epoch_is_refused_at_once(small: Path, epoch: int) -> None:
+    with pytest.raises(FeedError, match=f"epochs are counted from 0; there is no epoch {epoch}"):
+        feed(small).set_epoch(epoch)
+
+
+def test_the_columns_can_be_any_iterable_or_one_name(small: Path) -> None:
+    """The characters of a name used to be taken for columns, and a generator for none."""
+    for columns in ("width", ["width", "width"], (name for name in ["width"]), {"width": 1}):
+        pairs = PairDataset(FeedConfig(str(small), columns=columns))  # type: ignore[arg-type]
+        assert list(next(iter(pairs))) == ["uid", "width"]
+
+
 def test_neighboring_rows_come_from_several_shards(small: Path) -> None:
     rows = rows_of(feed(small, mix_shards=4))
     shards = [row.partition(":")[0] for row in rows]
