@@ -1,6 +1,7 @@
 """Tests purges of exports that are damaged, unfinished or moved. `test_purge.py` tests intact exports."""
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -222,3 +223,34 @@ def test_readers_open_an_export_of_which_a_purge_emptied_whole_files(world: Worl
     assert json.loads((world.root / "few tars/sizes.json").read_text())["00000.tar"] == 0
     again = pairmill.purge(world.out, uids=world.write("more.txt", [min(left)]), reason="asked for, too")
     assert {found.outcome for found in again.purged.exports} == {"rewritten"}
+
+
+def test_a_killed_purge_that_was_emptying_a_part_is_finished_by_the_next(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = world.root / "few"
+    pairmill.export(world.out, "all", few, format="clip-retrieval", models="b32", samples_per_file=3, in_order=True)
+    uids = pq.read_table(few / "metadata/metadata_0000.parquet", columns=["uid"])["uid"].to_pylist()
+    listed = world.write("uids.txt", uids)
+    shutil.copytree(world.root, tmp_path / "saved", copy_function=os.link)
+
+    def purge(last: int) -> list[str]:
+        shutil.rmtree(world.root)
+        shutil.copytree(tmp_path / "saved", world.root, copy_function=os.link)
+        with monkeypatch.context() as patch, suppress(Killed):
+            tried = kill_at(patch, last)
+            pairmill.purge(world.out, uids=listed, reason="asked for")
+        return tried
+
+    def state() -> dict[str, bytes]:
+        files = [path for path in few.rglob("*") if path.is_file() and path.parent.name != "removals"]
+        return {str(path.relative_to(few)): path.read_bytes() for path in files}
+
+    tried, expected = purge(10**6), state()
+    assert "metadata/metadata_0001.parquet" in expected and not any("_0000." in name for name in expected)
+    emptying = [number for number, write in enumerate(tried) if write.startswith("delete") and "_0000." in write]
+    assert len(emptying) == 3
+    for number in (*emptying, emptying[-1] + 1, emptying[-1] + 2):
+        purge(number)
+        pairmill.purge(world.out)
+        assert state() == expected, tried[number]
