@@ -14,10 +14,11 @@ from io import BytesIO
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import GifImagePlugin, Image, JpegImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin
 
 from pairmill.pipeline.common.text import clean_text, describe
 from pairmill.pipeline.image import sniff
+from pairmill.pipeline.image.bmp import apply_alpha_mask
 from pairmill.pipeline.image.bounded_stream import BoundedStream, TooManyReads
 from pairmill.pipeline.image.color import color_space
 from pairmill.pipeline.image.cost import Cost, budget, decoding_cost, machine_has, picture_cost
@@ -34,7 +35,7 @@ from pairmill.pipeline.image.salvage import without_metadata
 from pairmill.pipeline.image.strip import webp_size
 from pairmill.pipeline.image.tiff import TiffFile, read_tiff
 from pairmill.pipeline.image.unsupported import unsupported_kind
-from pairmill.pipeline.image.webp import StillWebp, first_frame, read_still_webp
+from pairmill.pipeline.image.webp import StillWebp, first_frame, read_still_webp, with_announced_alpha
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
@@ -118,23 +119,32 @@ def open_image(
 
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
-    """Open a picture; if that fails, try again without metadata: broken metadata is no reason to lose the picture."""
+    """Open a picture; if that fails, try again with less metadata: broken metadata is no reason to lose the picture."""
     if found == "GIF":  # always: after an empty extension, Pillow takes whatever follows for another extension
-        body = without_metadata(body, found) or body
+        body = next(without_metadata(body, found), body)
     try:
         return _open_as_is(body, found, allowed)
     except ImageError as error:
-        stripped = without_metadata(body, found) if error.status is Status.IMAGE_CORRUPT else None
-        if stripped is None or stripped == body:
-            raise
-        return _open_as_is(stripped, found, allowed)
+        failure = error
+    for reduced in without_metadata(body, found):
+        if failure.status is not Status.IMAGE_CORRUPT:
+            break
+        try:
+            return _open_as_is(reduced, found, allowed)
+        except ImageError as error:
+            failure = error
+    raise failure
 
 
 def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
+    if found == "WEBP":
+        body = with_announced_alpha(body)
     try:
         opened = read_tiff(body) if found == "TIFF" else Image.open(BoundedStream(body), formats=[found])
         if isinstance(opened.fp, BoundedStream):
             opened.fp.unbound()
+        if isinstance(opened, BmpImagePlugin.BmpImageFile):
+            apply_alpha_mask(opened, body)
         return opened
     except (Image.DecompressionBombError, TooManyReads) as error:
         raise ImageError(Status.IMAGE_BOMB, clean_text(str(error))) from error

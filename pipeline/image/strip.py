@@ -10,7 +10,7 @@ import contextlib
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _ADOBE_BYTES = 12  # length of APP14, which specifies how colors are coded
@@ -43,8 +43,11 @@ def strip_metadata(body: bytes, format: str) -> bytes | None:
     return None
 
 
-def jpeg_parts(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, bytes) of each part that decoding a JPEG needs, in order. Entropy-coded bytes follow their scan header.
+def jpeg_parts(
+    body: bytes, keeps: Callable[[int, bytes], bool] = lambda marker, segment: False
+) -> Iterator[tuple[int, bytes]]:
+    """(marker, bytes) of each part that decoding a JPEG needs, and of the metadata that `keeps` accepts, in order.
+    Entropy-coded bytes follow their scan header.
 
     Raises ValueError, IndexError or struct.error if the file is not as expected.
     """
@@ -65,9 +68,9 @@ def jpeg_parts(body: bytes) -> Iterator[tuple[int, bytes]]:
         segment = body[offset:end]
         if marker == _APP0 and segment[4:9] == b"JFIF\x00":
             yield _APP0, JFIF  # without its thumbnail
-        elif marker == _APP14 and segment[4:9] == b"Adobe":
+        elif marker == _APP14 and segment[4:9] == b"Adobe" and len(segment) >= 4 + _ADOBE_BYTES:  # as in libjpeg
             yield _APP14, b"\xff\xee" + struct.pack(">H", 2 + _ADOBE_BYTES) + segment[4 : 4 + _ADOBE_BYTES]
-        elif not (_APP0 <= marker <= 0xEF or marker == _COM):
+        elif not (_APP0 <= marker <= 0xEF or marker == _COM) or keeps(marker, segment):
             yield marker, segment
         offset = end
         if marker == _SOS:

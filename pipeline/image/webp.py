@@ -18,6 +18,8 @@ _VP8X_BYTES = 18
 """Type and length of the chunk, flags, and the size of the canvas."""
 _ANIMATION_FLAG = 0x02
 """In the flags of VP8X."""
+_FLAGS_OFFSET = 20
+"""Of VP8X, the first chunk, in the file."""
 _FRAME_HEADER_BYTES = 24
 """Type and length of the chunk, position and size of the frame, duration, and flags."""
 _ALPHA_FLAG = 0x10
@@ -67,15 +69,27 @@ def read_still_webp(body: bytes) -> StillWebp | None:
 
 def first_frame(body: bytes) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) of an animation's first frame; None if the file is no animation."""
+    if (chunk := _first_frame_chunk(body)) is None:
+        return None
+    x, y, width, height = (int.from_bytes(chunk[at : at + 3], "little") for at in (8, 11, 14, 17))
+    return 2 * x, 2 * y, 2 * x + width + 1, 2 * y + height + 1
+
+
+def with_announced_alpha(body: bytes) -> bytes:
+    """The file, with the flag for alpha in its header if the first frame of an animation has alpha: without the flag,
+    Pillow shows the colors of transparent pixels (libvips#1351). Files without frames do not need it."""
+    frame = _first_frame_chunk(body)
+    if frame is None or not _is_of_more(frame[_FRAME_HEADER_BYTES:][:4], frame[_FRAME_HEADER_BYTES:]):
+        return body
+    return body[:_FLAGS_OFFSET] + bytes((body[_FLAGS_OFFSET] | _ALPHA_FLAG,)) + body[_FLAGS_OFFSET + 1 :]
+
+
+def _first_frame_chunk(body: bytes) -> bytes | None:
     chunks = webp_chunks(body)
     kind, header = next(chunks, (b"", b""))
     if kind != b"VP8X" or not int.from_bytes(header[8:9]) & _ANIMATION_FLAG:
         return None
-    for kind, chunk in chunks:
-        if kind == b"ANMF" and len(chunk) >= _FRAME_HEADER_BYTES:
-            x, y, width, height = (int.from_bytes(chunk[at : at + 3], "little") for at in (8, 11, 14, 17))
-            return 2 * x, 2 * y, 2 * x + width + 1, 2 * y + height + 1
-    return None
+    return next((chunk for kind, chunk in chunks if kind == b"ANMF" and len(chunk) >= _FRAME_HEADER_BYTES), None)
 
 
 def _is_of_more(kind: bytes, chunk: bytes) -> bool:

@@ -27,8 +27,8 @@ METADATA = {"exif": EXIF.tobytes(), "icc_profile": ImageCms.ImageCmsProfile(Imag
 
 def by_pillow(body: bytes) -> Any:
     """uint8 [height, width, 3] as stored; None if Pillow refuses the file, with and without its metadata."""
-    for file in (body, without_metadata(body, "WEBP")):
-        with contextlib.suppress(Exception), Image.open(BytesIO(file or b""), formats=["WEBP"]) as opened:
+    for file in (body, *without_metadata(body, "WEBP")):
+        with contextlib.suppress(Exception), Image.open(BytesIO(file), formats=["WEBP"]) as opened:
             return np.asarray(opened.convert("RGB"))
     return None
 
@@ -75,6 +75,17 @@ def test_frames_and_alpha_are_left_to_pillow(lossless: bool) -> None:
     animation = {"save_all": True, "append_images": [PHOTO.rotate(90), PHOTO]}
     assert read_still_webp(saved(translucent, "WEBP", lossless=lossless)) is None
     assert read_still_webp(saved(PHOTO, "WEBP", lossless=lossless, **animation)) is None
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}], ids=" ".join)
+def test_the_alpha_of_an_animation_counts_even_if_its_header_does_not_announce_it(options: Mapping[str, Any]) -> None:
+    """libvips wrote such files (libvips#1351); browsers show them as they were meant."""
+    translucent = photo("RGBA")
+    announced = saved(translucent, "WEBP", save_all=True, append_images=[translucent.rotate(180)], **options)
+    assert announced[12:16] == b"VP8X" and announced[20] & 0x10
+    silent = announced[:20] + bytes((announced[20] & ~0x10,)) + announced[21:]
+    processor = ImageProcessor(ImagesConfig())
+    assert np.array_equal(processor.pixels(silent), processor.pixels(announced))
 
 
 @given(at=st.floats(0, 1), flip=st.integers(0, 255), is_cut=st.booleans(), lossless=st.booleans())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.pipeline.image.strip import webp_chunks
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 from tests import other_decoders, picture_grid
@@ -302,6 +303,40 @@ def test_no_extension_loses_or_changes_a_gif(label: int, blocks: list[bytes]) ->
     assert np.array_equal(stored(body[:at] + odd + body[at:]), as_it_was(body))
 
 
+ORIENTATION_AND_PROFILE = {"exif": b"Exif\0\0" + exif(6), "icc_profile": picture_grid.profile("RGB ")}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    ("marker", "data"), [(0xE0, b"JFIF\0"), (0xEE, b"Adobe"), (0xEE, b"Adobe\0\x64\0\0\0\0"), (0xE2, b"ICC_PROFILE\0")]
+)
+def test_a_segment_that_pillow_refuses_costs_a_jpeg_neither_orientation_nor_profile(
+    marker: int, data: bytes, mode: str
+) -> None:
+    body = saved(picture_grid.photo(mode), "JPEG", quality=95, **ORIENTATION_AND_PROFILE)
+    broken = bytes((0xFF, marker)) + struct.pack(">H", 2 + len(data)) + data
+    assert np.array_equal(stored(body[:2] + broken + body[2:]), as_it_was(body))
+
+
+@pytest.mark.parametrize("options", [{}, {"save_all": True, "append_images": [picture_grid.photo("RGBA").rotate(180)]}])
+@pytest.mark.parametrize("fault", ["size", "an unknown chunk", "the profile behind the pixels"])
+def test_a_container_that_libwebp_refuses_costs_a_webp_neither_orientation_nor_profile(
+    fault: str, options: dict[str, object]
+) -> None:
+    body = saved(picture_grid.photo("RGBA"), "WEBP", quality=95, **ORIENTATION_AND_PROFILE, **options)
+    header, *chunks = (each for _, each in webp_chunks(body))
+    profile, pixels, metadata = chunks[0], chunks[1:-1], chunks[-1]
+    assert (profile[:4], metadata[:4]) == (b"ICCP", b"EXIF")
+    if fault == "an unknown chunk":
+        pixels.insert(1, b"junk\2\0\0\0ab")
+    elif fault == "the profile behind the pixels":
+        pixels, profile = [*pixels, profile], b""
+    data = b"".join([header, profile, *pixels, metadata])
+    wrong = 100 if fault == "size" else 0
+    odd = b"RIFF" + struct.pack("<I", 4 + len(data) + wrong) + b"WEBP" + data
+    assert np.array_equal(stored(odd), as_it_was(body))
+
+
 PALETTE = bytes(range(48))
 SECOND_HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0))
 
@@ -338,9 +373,29 @@ def test_a_bmp_without_a_single_visible_pixel_is_opaque(header_bytes: int, alpha
     colors = values(8, 3).astype(np.uint8)
     height, width, _ = colors.shape
     rows = np.dstack([colors[::-1, :, ::-1], np.full((height, width, 1), alpha, np.uint8)]).tobytes()
-    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    header = struct.pack("<IiiHHIIiiII4I", header_bytes, width, height, 1, 32, 3, 0, 0, 0, 0, 0, *masks)
-    header += bytes(header_bytes - len(header))
-    body = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+    body = bmp_of_bit_fields(rows, (width, height), 32, (0xFF0000, 0xFF00, 0xFF, 0xFF000000), header_bytes)
     opacity = (alpha or 255) / 255
     assert np.abs(stored(body) - (colors * opacity + 255 * (1 - opacity))).max() <= 1
+
+
+def bmp_of_bit_fields(
+    rows: bytes, size: tuple[int, int], bits: int, masks: tuple[int, int, int, int], header_bytes: int
+) -> bytes:
+    header = struct.pack("<IiiHHIIiiII4I", header_bytes, *size, 1, bits, 3, 0, 0, 0, 0, 0, *masks)
+    header += bytes(header_bytes - len(header))
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+
+
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+@pytest.mark.parametrize("is_any_visible", [True, False])
+def test_the_single_bit_of_alpha_of_a_bmp_counts(header_bytes: int, is_any_visible: bool) -> None:
+    """Pillow ignores the mask for alpha of pixels with 16 bits."""
+    colors = values(5, 3)
+    height, width, _ = colors.shape
+    alpha = values(1, 1)[..., 0] * is_any_visible
+    packed = alpha << 15 | colors[..., 0] << 10 | colors[..., 1] << 5 | colors[..., 2]
+    rows = packed[::-1].astype("<u2").tobytes()
+    body = bmp_of_bit_fields(rows, (width, height), 16, (0x7C00, 0x3E0, 0x1F, 0x8000), header_bytes)
+    opaque = np.rint(colors * (255 / 31))
+    right = np.where(alpha[..., None] == 0, 255, opaque) if is_any_visible else opaque
+    assert np.abs(stored(body) - right).max() <= 1
