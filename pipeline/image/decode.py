@@ -120,7 +120,9 @@ def open_image(
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
     """Open a picture; if that fails, try again with less metadata: broken metadata is no reason to lose the picture."""
-    if found == "GIF":  # always: after an empty extension, Pillow takes whatever follows for another extension
+    if found in ("GIF", "AVIF"):
+        # always: after an empty extension of a GIF, Pillow takes whatever follows for another extension, and for AVIFs,
+        # it obeys an orientation in XMP
         body = next(without_metadata(body, found), body)
     try:
         return _open_as_is(body, found, allowed)

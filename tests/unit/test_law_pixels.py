@@ -294,6 +294,14 @@ def test_no_item_loses_or_changes_an_avif(data: bytes, kind: str) -> None:
     assert np.array_equal(stored(body.replace(b"m" * 60, data)), as_it_was(saved(picture_grid.photo(), "AVIF")))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_only_the_container_of_an_avif_says_how_to_turn_it(turned: bool) -> None:
+    """After turning the pixels, sharp leaves the old orientation in XMP (sharp#4585)."""
+    right = {"exif": b"Exif\0\0" + exif(6)} if turned else {}  # Pillow writes it to the container
+    body = saved(picture_grid.photo(), "AVIF", **right)
+    assert np.array_equal(stored(saved(picture_grid.photo(), "AVIF", **right, xmp=xmp(8))), as_it_was(body))
+
+
 @FEWER
 @given(label=st.sampled_from([0xFE, 0xFF, 0x01, 0x77]), blocks=st.lists(st.binary(min_size=1, max_size=30), max_size=3))
 def test_no_extension_loses_or_changes_a_gif(label: int, blocks: list[bytes]) -> None:
