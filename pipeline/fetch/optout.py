@@ -11,12 +11,15 @@ from collections.abc import Iterable
 OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+_PRODUCT_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, sections 10.1.5 and 5.6.2
 _QUOTES = {ord(quote): None for quote in "\"'"}
 
 
 def agent_token(user_agent: str) -> str:
-    """The product name by which a header can address us: `pairmill` in `pairmill/0.1 (+https://...)`."""
-    return user_agent.partition("/")[0].strip().lower()
+    """The product name by which a header or robots.txt can address us: `pairmill` in `pairmill/0.1 (+https://...)`, and
+    also in `pairmill (+https://...)` and `Pairmill, pictures@example.org`."""
+    name = _PRODUCT_NAME.match(user_agent.strip())
+    return (name[0] if name else user_agent.strip()).lower()
 
 
 def opt_out_directive(values: Iterable[str], token: str) -> str | None:

@@ -98,7 +98,7 @@ def _name_exactly(line: str, token: str) -> str:
     if match is None:
         return line
     name = match[1].replace("*", "").lower()
-    group = "*" if match[1] and not name else token if name == token.partition(" ")[0] else _ANOTHER
+    group = "*" if match[1] and not name else token if name == token else _ANOTHER
     return f"User-agent: {group}"
 
 

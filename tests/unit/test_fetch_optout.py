@@ -42,3 +42,14 @@ from pairmill.pipeline.fetch.optout import agent_token, opt_out_directive
 )
 def test_x_robots_tag_opts_out_by_directive_and_crawler(values: list[str], directive: str | None) -> None:
     assert opt_out_directive(values, agent_token("Pairmill/0.1 (+https://example.org)")) == directive
+
+
+@pytest.mark.parametrize(
+    "user_agent",
+    [
+        "Pairmill", "pairmill/0.1", " pairmill/0.1 ", "pairmill (+https://example.org)", "PairMill/0.1 Python/3.12",
+        "pairmill crawler/0.1", "pairmill, pictures@example.org", "pairmill; +https://example.org", "pairmill(x)",
+    ],
+)  # fmt: skip
+def test_however_the_user_agent_continues_its_first_name_is_ours(user_agent: str) -> None:
+    assert agent_token(user_agent) == "pairmill"
