@@ -251,7 +251,7 @@ def faster_threads(urls: Path, is_named: bool) -> int:
 
 def print_tables(found: dict[str, list[Figures]], label: str) -> None:
     """Print the medians for every tool, then the ratios with their ranges."""
-    print(f"\n{'':<30}{'steady rows/s':>15}{'wall s':>9}{'success':>9}")
+    print(f"\n{label:<30}{'steady rows/s':>15}{'wall s':>9}{'success':>9}")
     for name, rounds in found.items():
         steady, wall, good = (
             statistics.median(each[key] for each in rounds) for key in ("rows_per_s", "wall_s", "good")

@@ -6,10 +6,9 @@
 configurations: with the defaults; with `images.chroma: 420`, which is what OpenCV stores; and, given `--scores`, with
 all measures of a job's `scores`. OpenCV takes the same steps as img2dataset: decode, resize with area averaging to 512
 px if larger, encode at quality 95 with 4:2:0. The pictures are real photographs, except those of 1,600 px or more,
-which are synthetic because none of the photographs is that large. Each configuration, OpenCV and
-the earlier version run in separate processes, on one thread. They take turns of about 50 ms on the same pictures, so
-that a machine whose speed changes within seconds slows all of them down alike. A ratio above 1 means that `process` is
-faster.
+which are synthetic because none of the photographs is that large. Each configuration, OpenCV and the earlier version
+run in separate processes, on one thread. They take turns of about 50 ms on the same pictures, so that a machine whose
+speed changes within seconds slows all of them down alike. A ratio above 1 means that `process` is faster.
 """
 
 import argparse
@@ -98,7 +97,7 @@ class Side:
     """A process that serves one side, or the configuration `process` of the earlier version."""
 
     def __init__(self, side: str, folder: Path, earlier: dict[str, str]) -> None:
-        environment = earlier if side == EARLIER else None
+        self._label, environment = side, earlier if side == EARLIER else None
         arguments = [str(folder), "--side", "process" if side == EARLIER else side]
         self._process = start("bench.process", arguments, environment)
 
@@ -112,7 +111,9 @@ class Side:
         """CPU seconds of some pictures of a size class."""
         assert self._process.stdin and self._process.stdout
         print(json.dumps([name, first, last]), file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
+        if not (answer := self._process.stdout.readline()):
+            raise RuntimeError(f"the process of {self._label} ended")
+        return float(answer)
 
 
 def milliseconds(sides: dict[str, Side], name: str, count: int, passes: int) -> dict[str, float]:

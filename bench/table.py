@@ -81,10 +81,12 @@ BENCHES = {
 
 
 def table_rows(bench: Bench, printed: str) -> list[str]:
-    """The rows of the table, from what the benchmark printed."""
+    """The rows of the table for the ratios that the benchmark printed."""
     ratios = {match["label"]: match for match in _RATIO.finditer(printed)}
     rows = []
     for label, (row, target) in bench.rows.items():
+        if label not in ratios:
+            continue  # the benchmark failed before
         values = [float(ratios[label][name]) for name in ("median", "low", "high")]
         median, low, high = [1 / values[0], 1 / values[2], 1 / values[1]] if bench.less_is_better else values
         is_met = "yes" if low >= target else "no" if high < target else "inconclusive"
@@ -105,7 +107,6 @@ def main() -> None:
         print(done.stdout, f"{name}: {time.perf_counter() - started:.0f} s", sep="\n", file=sys.stderr, flush=True)
         if done.returncode:
             print(f"{name} failed: {done.stderr[-2000:]}", file=sys.stderr, flush=True)
-            continue
         print("\n".join(table_rows(BENCHES[name], done.stdout)), flush=True)
 
 

@@ -21,6 +21,7 @@ from pairmill.jobs.cluster.job_bundle import Command
 from pairmill.jobs.job_file import parse_settings, s3_of
 from pairmill.pipeline.common.files import absolute
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.s3 import secret_in
@@ -40,8 +41,7 @@ COMMANDS: dict[str, type[Options]] = {
 _ON_GPU = ("neg_clip", "norm_sim", "text", "caption_model")
 """Kinds of scores that use a GPU if there is one."""
 _FILES = ("weights", "names", "target", "toxic_words")
-_MODELS = (("caption_model", "model"), ("caption_model", "pretrained"))
-"""Settings of scores that always name a file, and (kind, setting) of those that name a file or a model."""
+"""Settings of scores that name a file."""
 
 
 def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
@@ -57,8 +57,8 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
         case EmbedOptions(add_model=None):
             return _making(arguments, options.job_file, embed_job(options))
         case EmbedOptions():
-            added_model(options)
-            return _changing(arguments, options, options.uris, has_models=True)
+            model = ModelConfig.model_validate(added_model(options))
+            return _changing(arguments, options, [*options.uris, *_on_disk(model)], has_models=True)
         case RetryOptions():
             return _changing(arguments, options, [options.output], has_models=False)
         case IndexOptions():  # runs in the driver, without a model
@@ -83,26 +83,26 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
 
 def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Command:
     """A command that makes a dataset. Local weights must exist on the machine where it runs."""
-    names = [name for model in job.models for name in (model.name, model.pretrained) if name and _is_on_disk(name)]
     known = [each.path for each in job.rules.known]
-    uris = [*job.source.paths, job.output, *known, *names]
+    uris = [*job.source.paths, job.output, *known, *(path for model in job.models for path in _on_disk(model))]
     return Command(list(arguments), job_file, job.rules, uris, has_models=bool(job.models))
 
 
 def _files_of(job: ScoreJob) -> list[str]:
     """The local files and folders that a score needs. They must exist on the machine where it runs."""
-    found = [
-        value
-        for kind in job.given
-        for field, value in getattr(job, kind)
-        if field in _FILES or (kind, field) in _MODELS
-    ]
-    return [value for value in found if isinstance(value, str) and _is_on_disk(value)]
+    values = [value for kind in job.given for field, value in getattr(job, kind) if field in _FILES]
+    found = [value for value in values if isinstance(value, str) and Path(absolute(value)).exists()]
+    if (caption := job.caption_model) is not None:
+        found += _on_disk(ModelConfig(name=caption.model, pretrained=caption.pretrained, alias="caption"))
+    return found
 
 
-def _is_on_disk(name: str) -> bool:
-    """Whether this is a local file or folder, possibly below `~`."""
-    return Path(absolute(name)).exists()
+def _on_disk(model: ModelConfig) -> list[str]:
+    """Of a model's name and weights, those that are on this machine's disk, as given."""
+    from pairmill.pipeline.encode.weights import located
+
+    given, found = (model.name, model.pretrained), located(model.name, model.pretrained)
+    return [path for path, local in zip(given, found, strict=True) if path and local and Path(local).is_absolute()]
 
 
 def _changing(arguments: Sequence[str], options: Options, uris: list[str], has_models: bool) -> Command:

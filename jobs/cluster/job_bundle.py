@@ -64,7 +64,7 @@ def bundled(command: Command) -> Iterator[JobBundle]:
     """
     for uri in command.uris:
         if not is_remote(uri) and not Path(uri.removeprefix("file://")).is_absolute():
-            base = "home" if uri.startswith("~") else "current"
+            base = "home" if uri.partition("/")[0] == "~" else "current"
             raise JobError(
                 f"{uri}: is relative to the {base} folder of this machine; use s3://..., or an absolute path that "
                 "exists on every node"

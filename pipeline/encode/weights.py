@@ -91,8 +91,8 @@ def is_model_folder(name: str) -> bool:
 
 
 def located(name: str, pretrained: str | None) -> tuple[str, str | None]:
-    """A model's name and weights, with absolute paths, so that they mean the same to workers, which run elsewhere. What
-    is no local folder or file stays as it is."""
+    """A model's name and weights, with absolute paths, so that they mean the same to workers, which run elsewhere.
+    Names of known models and tags of weights are returned unchanged."""
     if pretrained is not None and Path(absolute(pretrained)).is_file():
         pretrained = absolute(pretrained)
     return absolute(name) if is_model_folder(name) else name, pretrained

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from io import BytesIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.parquet import write_rows
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.subset import SUBSET_NAME
 
@@ -121,5 +121,5 @@ class Labels:
     def _encoded(self) -> bytes:
         rows = [{"uid": uid, "label": label, "labeled_at": at} for uid, (label, at) in self._labels.items()]
         buffer = BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, LABELS_SCHEMA), buffer, compression="zstd")
+        write_rows(pa.Table.from_pylist(rows, LABELS_SCHEMA), buffer)
         return buffer.getvalue()

@@ -1,7 +1,7 @@
 """Defines the settings of a PairDataset, and the contents of its checkpoints."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -49,7 +49,7 @@ class FeedConfig:
     """Output folder of a build or embed job, or folder of a mixture; local or s3://."""
     subset: str | None = None
     """Name of a subset. None: all kept rows, or the rows of the mixture."""
-    columns: str | Sequence[str] = (IMAGE, "caption_clean")
+    columns: str | Iterable[str] = (IMAGE, "caption_clean")
     """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no pictures are read."""
     shuffle: bool = True
     seed: int = 0

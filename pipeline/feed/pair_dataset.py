@@ -1,6 +1,7 @@
 """Defines a PyTorch dataset over the shards. It yields every pair once per epoch across all ranks and workers, and
 can resume."""
 
+import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,7 +126,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop start this epoch, which has its own order. Call it in the trainer's process."""
-        if not 0 <= epoch < 1 << 63:
+        if not 0 <= (epoch := operator.index(epoch)) < 1 << 63:
             raise FeedError(f"epochs are counted from 0; there is no epoch {epoch}")
         self._next_epoch.set(epoch)
         self._follow_set_epoch()

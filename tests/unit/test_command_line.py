@@ -233,8 +233,10 @@ def test_weights_below_the_home_folder_of_this_machine_cannot_be_submitted(
     (tmp_path / "w.pt").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
     build = ["build", "s3://b/in.parquet", "s3://b/out", "--model", "ViT-B-32:~/w.pt"]
+    added = ["embed", "s3://b/out", "--add-model", "ViT-B-32:~/w.pt"]
     score = ["score", "s3://b/out", "a", "--score", "head: ~/w.pt"]
-    for arguments in (build, score):
+    caption = ["score", "s3://b/out", "a", "--score", "caption_model: {model: coca_ViT-B-32, pretrained: ~/w.pt}"]
+    for arguments in (build, added, score, caption):
         command = parse_command(GROUP, arguments)
         assert command.uris[-1] == "~/w.pt"
         with (
@@ -242,6 +244,20 @@ def test_weights_below_the_home_folder_of_this_machine_cannot_be_submitted(
             bundled(command),
         ):
             pass
+
+
+def test_a_folder_named_like_a_model_or_a_tag_of_weights_is_not_taken_for_it_by_submit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ViT-B-32", "openai", "coca_ViT-B-32"):
+        (tmp_path / name).mkdir()
+    for arguments in (
+        ["build", "s3://b/in.parquet", "s3://b/out", "--model", "ViT-B-32:openai"],
+        ["embed", "s3://b/out", "--add-model", "ViT-B-32:openai"],
+        ["score", "s3://b/out", "a", "--score", "caption_model: coca_ViT-B-32"],
+    ):
+        assert all(uri.startswith("s3://") for uri in parse_command(GROUP, arguments).uris)
 
 
 def test_the_only_path_after_the_dataset_is_the_output_of_an_export() -> None:

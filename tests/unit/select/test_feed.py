@@ -124,10 +124,15 @@ def test_an_impossible_epoch_is_refused_at_once(small: Path, epoch: int) -> None
         feed(small).set_epoch(epoch)
 
 
+def test_an_epoch_is_an_integer(small: Path) -> None:
+    with pytest.raises(TypeError, match="integer"):
+        feed(small).set_epoch(1.5)  # type: ignore[arg-type]
+
+
 def test_the_columns_can_be_any_iterable_or_one_name(small: Path) -> None:
     """The characters of a name used to be taken for columns, and a generator for none."""
     for columns in ("width", ["width", "width"], (name for name in ["width"]), {"width": 1}):
-        pairs = PairDataset(FeedConfig(str(small), columns=columns))  # type: ignore[arg-type]
+        pairs = PairDataset(FeedConfig(str(small), columns=columns))
         assert list(next(iter(pairs))) == ["uid", "width"]
 
 
