@@ -45,11 +45,13 @@ def _sorted_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
 def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """`to_pylist`, for values of any type.
 
-    If some dates or times do not fit into Python's types (years after 9999, nanoseconds of a time of day), all values
-    of the column become text, in Arrow's format.
+    If some dates or times do not fit into Python's types (years after 9999, nanoseconds of a time of day, the time
+    24:00), all values of the column become text, in Arrow's format.
     """
     kind = column.type
     try:
+        if _has_times(kind):
+            column.validate(full=True)  # `to_pylist` turns 24:00 into 00:00
         in_microseconds = _with_leaves(kind, lambda leaf: pa.time64("us") if pa.types.is_time64(leaf) else leaf)
         return list((column if in_microseconds == kind else column.cast(in_microseconds)).to_pylist())
     except (pa.ArrowInvalid, OverflowError, ValueError):
@@ -111,3 +113,8 @@ def _with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]
     if pa.types.is_list(kind):
         return pa.list_(_with_leaves(kind.value_type, change))
     return change(kind)
+
+
+def _has_times(kind: pa.DataType) -> bool:
+    """Whether the values are times of day, or contain any."""
+    return pa.types.is_time(kind) or any(_has_times(kind.field(index).type) for index in range(kind.num_fields))

@@ -72,7 +72,7 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
         raise SourceError(f"{uri}: cannot read the column names on the first line: {error}") from error
     if header is None:
         raise SourceError(f"{uri}: is empty; the first line must contain the column names")
-    schema = _strings(_column_names(uri, header))
+    schema = _strings(header_names(uri, header))
     return with_partitions(InputFile(uri, kind, schema, None, files, encoding=encoding, delimiter=delimiter))
 
 
@@ -155,7 +155,7 @@ def _inspect_json(source: InputFile) -> InputFile:
     return with_partitions(found)
 
 
-def _column_names(uri: str, header: list[bytes]) -> list[str]:
+def header_names(uri: str, header: list[bytes]) -> list[str]:
     """Column names from a header. Empty and repeated names get the number of the column, counted from 1."""
     if len(header) > MAX_COLUMNS:
         raise SourceError(

@@ -21,7 +21,7 @@ from pairmill.pipeline.source.files import INT96_UNIT
 from pairmill.pipeline.source.list_views import with_lists
 from pairmill.pipeline.source.row_budget import RowBudget
 from pairmill.pipeline.source.row_group_cost import CostError, batch_rows
-from pairmill.pipeline.source.types import int96_columns, lost_nanoseconds
+from pairmill.pipeline.source.types import LOST_NANOSECONDS, int96_columns, lost_nanoseconds
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 _BUFFER_BYTES = 1 << 20
@@ -163,12 +163,10 @@ class Cursor:
         batch, finer = next(self._batches, (None, None))
         if batch is None:
             raise pa.ArrowInvalid("the file has fewer rows than its footer says")
-        if finer is not None and (name := lost_nanoseconds(batch, finer)):
-            raise ReadError(
-                f"{self.path}: column {name!r} has nanoseconds in the old type INT96, which cannot be told apart from "
-                "other dates; write it as Parquet's TIMESTAMP"
-            )
-        return with_lists(batch)
+        batch = with_lists(batch)
+        if finer is not None and (name := lost_nanoseconds(batch, with_lists(finer))):
+            raise ReadError(f"{self.path}: column {name!r} {LOST_NANOSECONDS}")
+        return batch
 
 
 def _check_same(files: Files, path: str, file: IO[Any], fingerprint: str) -> None:

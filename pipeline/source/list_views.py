@@ -5,9 +5,9 @@ Arrow's own cast ignores the sizes of list views, so it returns other rows' valu
 memory.
 """
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from pairmill.pipeline.source.nested_arrays import with_children
 
 
 def with_lists(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -26,25 +26,7 @@ def as_lists(values: pa.Array) -> pa.Array:
         return values
     if isinstance(values, pa.ExtensionArray):
         return as_lists(values.storage)
-    nulls = values.is_null()
-    if pa.types.is_struct(kind):
-        columns = [as_lists(values.field(index)) for index in range(kind.num_fields)]
-        fields = [field.with_type(column.type) for field, column in zip(kind, columns, strict=True)]
-        return pa.StructArray.from_arrays(columns, fields=fields, mask=nulls)
-    if pa.types.is_fixed_size_list(kind):
-        items = values.values.slice(values.offset * kind.list_size, len(values) * kind.list_size)
-        return pa.FixedSizeListArray.from_arrays(as_lists(items), kind.list_size, mask=nulls)
-    if pa.types.is_map(kind):
-        offsets = values.offsets.to_numpy()
-        first, length = offsets[0], offsets[-1] - offsets[0]
-        keys, items = (as_lists(each.slice(first, length)) for each in (values.keys, values.items))
-        return pa.MapArray.from_arrays(pa.array(offsets - first), keys, items, mask=nulls)
-    lengths = pc.list_value_length(values).fill_null(0).to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    items = as_lists(pc.list_flatten(values))
-    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
-        return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), items, mask=nulls)
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items, mask=nulls)
+    return with_children(values, as_lists)
 
 
 def _has_views(kind: pa.DataType) -> bool:

@@ -146,13 +146,24 @@ def _literal_if_unusual(text: str) -> float | bytes:
     return value if repr(value) == text else text.encode()
 
 
+def _integer_or_literal(text: str) -> int | bytes:
+    try:
+        return int(text)
+    except ValueError:  # more digits than Python's limit
+        return text.encode()
+
+
 _with_unusual_literals = json.JSONDecoder(parse_float=_literal_if_unusual).decode
+_with_long_integers = json.JSONDecoder(parse_float=_literal_if_unusual, parse_int=_integer_or_literal).decode
 
 
 def parse_json(text: str) -> Any:
     """Like `json.loads`, but a number that Python would write differently is bytes, as written. Raises ValueError or
     RecursionError."""
-    return _with_unusual_literals(text)
+    try:
+        return _with_unusual_literals(text)
+    except ValueError:  # perhaps only because of an integer with thousands of digits
+        return _with_long_integers(text)
 
 
 def json_text(value: Any) -> str:

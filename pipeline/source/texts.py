@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.source.files import decode_lossy
 from pairmill.pipeline.source.list_views import as_lists
+from pairmill.pipeline.source.nested_arrays import with_children
 
 MAX_DECIMAL_DIGITS = 38
 """DuckDB, Spark and Polars cannot read decimal columns with more digits."""
@@ -34,11 +35,8 @@ def readable(column: pa.Array) -> pa.Array:
     column = as_lists(column).cast(plain_type(column.type))
     try:
         column.validate(full=True)
-    except pa.ArrowInvalid:
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            return decode_lossy(column.cast(pa.large_binary())).cast(column.type)
-        raw = column.cast(_with_bytes(column.type))
-        return pa.array([_decode(value, column.type) for value in raw.to_pylist()], column.type)
+    except pa.ArrowInvalid:  # because of text, or of other values, which stay as they are, such as the time 24:00
+        return _decoded(column)
     return column
 
 
@@ -66,18 +64,19 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
     return _map_children(data_type, plain_type)
 
 
-def _with_bytes(data_type: pa.DataType) -> pa.DataType:
-    if pa.types.is_string(data_type) or pa.types.is_large_string(data_type):
-        return pa.large_binary()
-    if pa.types.is_dictionary(data_type):
-        return _with_bytes(data_type.value_type)
-    return _map_children(data_type, _with_bytes)
+def _decoded(values: pa.Array) -> pa.Array:
+    """Values of a plain type, with U+FFFD for invalid UTF-8. All values but text stay as they are."""
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return decode_lossy(values.cast(pa.large_binary())).cast(kind)
+    return with_children(values, _decoded).cast(kind) if pa.types.is_nested(kind) else values
 
 
 def _map_children(data_type: pa.DataType, change: Any) -> pa.DataType:
-    """A nested type with `change` applied to its child types; any other type unchanged."""
+    """A nested type with `change` applied to its child types, and without required fields, which other files may lack;
+    any other type unchanged."""
     if pa.types.is_struct(data_type):
-        return pa.struct([field.with_type(change(field.type)) for field in data_type])
+        return pa.struct([field.with_type(change(field.type)).with_nullable(True) for field in data_type])
     if pa.types.is_map(data_type):
         return pa.map_(change(data_type.key_type), change(data_type.item_type))
     if pa.types.is_fixed_size_list(data_type):
@@ -87,20 +86,3 @@ def _map_children(data_type: pa.DataType, change: Any) -> pa.DataType:
     if pa.types.is_list(data_type):
         return pa.list_(change(data_type.value_type))
     return data_type
-
-
-def _decode(value: Any, data_type: pa.DataType) -> Any:
-    """Convert a Python value of `_with_bytes(data_type)` to `data_type`."""
-    if value is None:
-        return None
-    if pa.types.is_string(data_type) or pa.types.is_large_string(data_type):
-        return value.decode("utf-8", "replace")
-    if pa.types.is_dictionary(data_type):
-        return _decode(value, data_type.value_type)
-    if pa.types.is_struct(data_type):
-        return {field.name: _decode(value[field.name], field.type) for field in data_type}
-    if pa.types.is_map(data_type):
-        return [(_decode(key, data_type.key_type), _decode(item, data_type.item_type)) for key, item in value]
-    if pa.types.is_nested(data_type):
-        return [_decode(item, data_type.value_type) for item in value]
-    return value

@@ -16,6 +16,10 @@ from pairmill.pipeline.source.files import INT96_UNIT
 from pairmill.pipeline.source.row_group_cost import bounded_batches
 from pairmill.pipeline.source.texts import MAX_DECIMAL_DIGITS, plain_type
 
+LOST_NANOSECONDS = (
+    "has nanoseconds in the old type INT96, which cannot be told apart from other dates; write it as Parquet's "
+    "TIMESTAMP"
+)
 _MANTISSA_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 _UNITS = ("s", "ms", "us", "ns")
 
@@ -103,6 +107,18 @@ def lost_nanoseconds(batch: pa.RecordBatch, finer: pa.RecordBatch) -> str | None
         if not batch.column(name).cast(finer.schema.field(name).type, safe=False).equals(finer.column(name)):
             return str(name)
     return None
+
+
+def exact_times(batch: pa.RecordBatch, finer: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows, with the columns of `finer`, where all their times fit into nanoseconds. Raises ArrowInvalid for times
+    that fit into neither unit."""
+    for name in finer.schema.names:
+        index = batch.schema.get_field_index(name)
+        if _casts(batch.column(index), finer.schema.field(name).type):
+            batch = batch.set_column(index, finer.schema.field(name), finer.column(name))
+        elif lost_nanoseconds(batch, finer.select([name])):
+            raise pa.ArrowInvalid(f"column {name!r} {LOST_NANOSECONDS}")
+    return batch
 
 
 def _num_leaves(kind: pa.DataType) -> int:

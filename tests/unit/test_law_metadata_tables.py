@@ -11,6 +11,7 @@ import math
 import tempfile
 import warnings
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.source.rows import ShardReader
+from pairmill.pipeline.source.types import exact_times
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
@@ -209,6 +211,44 @@ def test_the_values_of_a_parquet_table_arrive_unchanged_or_are_counted_as_left_o
     assert doubles == ["double", "missing", "float"]
 
 
+@pytest.mark.parametrize("unit", ["us", "ns"])
+def test_times_of_the_old_type_int96_arrive_unchanged(tmp_path: Path, unit: str) -> None:
+    """The oracle is the same table with times of the current type."""
+    moments = pa.array([-(10**15), 0, 7, 10**15], pa.timestamp(unit))
+    if unit == "us":
+        moments = pa.array([datetime(1, 1, 1), None, datetime(1600, 2, 29, 1, 2, 3, 4), datetime(9999, 12, 31)])
+    names = [f"{row}.png" for row in range(len(moments))]
+    table = {"file_name": names, "at": moments, "list": pa.array([[each] for each in moments.to_pylist()])}
+    found = []
+    for is_old in (False, True):
+        folder = tmp_path / str(is_old)
+        for name in names:
+            picture(folder / "in" / name)
+        pq.write_table(pa.table(table), folder / "in/metadata.parquet", use_deprecated_int96_timestamps=is_old)
+        found.append(planned(folder)[1].select(["at", "list"]).to_pylist())
+    assert found[0] == found[1]
+
+
+def test_times_of_the_old_type_int96_that_fit_into_no_unit_are_refused() -> None:
+    microseconds = pa.array([datetime(9999, 12, 31), datetime(2020, 1, 1)], pa.timestamp("us"))
+    nanoseconds = microseconds.cast(pa.timestamp("ns"), safe=False)
+    batch, finer = (pa.record_batch({"at": each}) for each in (microseconds, nanoseconds))
+    assert exact_times(batch, finer).equals(batch)
+    one_later = pa.array([each + 1 for each in nanoseconds.cast(pa.int64()).to_pylist()]).cast(nanoseconds.type)
+    with pytest.raises(pa.ArrowInvalid, match="column 'at' has nanoseconds in the old type INT96"):
+        exact_times(batch, pa.record_batch({"at": one_later}))
+
+
+@pytest.mark.parametrize("header", ["text,text,", "text,text ,", " text,text,"])
+def test_every_column_of_a_csv_table_arrives_whatever_its_name(tmp_path: Path, header: str) -> None:
+    """As in a list of URLs, repeated and empty names get the number of their column."""
+    picture(tmp_path / "in/0.png")
+    (tmp_path / "in/metadata.csv").write_text(f"file_name,{header},license\n0.png,a cat,a dog,cc0,by\n")
+    _, table = planned(tmp_path)
+    row = table.select(["caption", "text_3", "column_4", "license"]).to_pylist()
+    assert row == [{"caption": "a cat", "text_3": "a dog", "column_4": "cc0", "license": "by"}]
+
+
 def planned(folder: Path) -> tuple[Plan, pa.Table]:
     """The plan of the folder `in`, and its only shard."""
     job = {"source": {"paths": [str(folder / "in")], "kind": "corpus"}, "output": str(folder / "out")}
@@ -264,6 +304,7 @@ def test_the_fingerprint_of_a_folder_covers_the_tables_that_describe_it(tmp_path
         ("metadata.jsonl", b"not JSON\n", r"metadata.jsonl: has no JSON objects"),
         ("metadata.parquet", b"PAR1 and no more", r"metadata.parquet: not a complete Parquet file"),
         ("metadata.csv", "file_name,text\n0.png,Hündchen\n".encode("latin-1"), r"metadata.csv: is not UTF-8"),
+        ("metadata.csv", b"file_name,a,a_4,a\n0.png,1,2,3\n", r"metadata.csv: two columns share a name"),
         ("metadata.csv", None, r"metadata.csv: is a link to a file outside its folder"),
     ],
 )

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 
 from pairmill.jobs.job_file import load_job
 from pairmill.jobs.yaml_loader import load_yaml
+from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.source import cursor as cursor_module
@@ -263,6 +264,97 @@ def test_law_types_int96_arrives_in_microseconds_or_is_refused(
                 read_all(where)
         else:
             assert exact(read_all(where)["at"]) == exact(values)
+
+
+@pytest.mark.parametrize("lists", [pa.list_, pa.list_view, pa.large_list_view])
+def test_law_types_int96_arrives_in_lists_of_every_kind(lists: Any) -> None:
+    moments = [datetime.datetime(2020, 1, 1), datetime.datetime(9999, 12, 31)]
+    values = pa.array([moments, None, [], moments[1:]], lists(pa.timestamp("us")))
+    with folder() as where:
+        table = pa.table({"url": [f"http://a.org/{row}" for row in range(len(values))], "value": values})
+        pq.write_table(table, where / "in" / "a.parquet", use_deprecated_int96_timestamps=True)
+        assert read_all(where)["value"].to_pylist() == values.to_pylist()
+
+
+SIBLINGS = [
+    pa.array([86_400 * 10**6, 1, None], pa.time64("us")),  # 24:00, which DuckDB and PostgreSQL write
+    pa.array([90_000_000, -1, None], pa.time32("ms")),
+    pa.array([1_234_567_891, 1, None], pa.time64("ns")),
+    pa.array([2**63 - 1, -(2**63), None], pa.timestamp("us")),  # DuckDB's infinity
+    pa.array([2**50, 1, None], pa.timestamp("us", "Mars/Olympus")),
+    pa.array([1_234_567_891, 1, None], pa.timestamp("ns")),
+    pa.array([2**31 - 1, -(2**31), None], pa.date32()),
+    pa.array([2**62 + 1, 1, None], pa.duration("ns")),
+    pa.Array.from_buffers(pa.decimal128(5, 2), 3, [None, pa.py_buffer(bytes(range(48)))]),  # too many digits
+    pa.array([b"\xff", b"", None]),
+]
+"""Values that Arrow calls invalid, or that Python's types cannot store."""
+
+
+@pytest.mark.parametrize("values", SIBLINGS, ids=lambda values: str(values.type))
+@pytest.mark.parametrize("broken", [b"a\xff", b"ok"])
+def test_law_types_values_beside_text_of_any_bytes_arrive_unchanged(values: pa.Array, broken: bytes) -> None:
+    raw = pa.array([broken, None, b"b"])
+    texts = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
+    pairs = pa.StructArray.from_arrays([texts, values], ["text", "value"], mask=pa.array([False, False, False]))
+    nested = {
+        "plain": values,
+        "struct": pairs,
+        "lists": pa.ListArray.from_arrays([0, 1, 1, 3], pairs),
+        "maps": pa.MapArray.from_arrays([0, 1, 1, 3], pa.array(["a", "b", "c"]), pairs),
+    }
+    with folder() as where:
+        urls = [f"http://a.org/{row}" for row in range(3)]
+        pq.write_table(pa.table({"url": urls, **nested}), where / "in" / "a.parquet")
+        written = pq.read_table(where / "in" / "a.parquet")
+        found = read_all(where)
+    assert found["plain"].combine_chunks().equals(written["plain"].combine_chunks())
+    for name in ("struct", "lists", "maps"):
+        ours, theirs = (table[name].combine_chunks() for table in (found, written))
+        if name == "lists":
+            assert ours.value_lengths().equals(theirs.value_lengths())
+            ours, theirs = ours.flatten(), theirs.flatten()
+        elif name == "maps":
+            assert ours.keys.equals(theirs.keys) and ours.offsets.equals(theirs.offsets)
+            ours, theirs = ours.items, theirs.items
+        assert ours.field("value").equals(theirs.field("value"))
+        assert ours.field("text").to_pylist() == [broken.decode("utf-8", "replace"), None, "b"]
+
+
+def test_law_types_24_o_clock_never_becomes_midnight_in_json() -> None:
+    late = pa.array([86_400 * 10**6], pa.time64("us"))
+    for values in (
+        late,
+        pa.MapArray.from_arrays([0, 1], pa.array(["key"]), late),
+        pa.ListArray.from_arrays([0, 1], late),
+    ):
+        assert "86400000000" in str(python_values(values))
+
+
+REQUIRED = pa.struct([pa.field("a", pa.int32(), nullable=False)])
+
+
+@pytest.mark.parametrize("wrap", [lambda kind: kind, pa.list_, lambda kind: pa.struct({"s": kind})])
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (pa.struct({"a": pa.int32()}), {"a": None}, {"a": None}),
+        (pa.struct([pa.field("b", pa.int32(), nullable=False)]), {"b": 2}, {"a": None, "b": 2}),
+        (pa.struct([pa.field("a", pa.float64(), nullable=False)]), {"a": 0.5}, {"a": 0.5}),
+    ],
+)
+def test_law_types_a_field_that_one_file_requires_may_be_missing_or_null_in_another(
+    wrap: Any, kind: pa.DataType, value: dict[str, object], expected: dict[str, object]
+) -> None:
+    def wrapped(each: object) -> object:
+        return {pa.list_: [each]}.get(wrap, each if wrap(pa.int8()) == pa.int8() else {"s": each})
+
+    with folder() as where:
+        write_values(where, "a", pa.array([wrapped({"a": 1})], wrap(REQUIRED)))
+        write_values(where, "b", pa.array([wrapped(value)], wrap(kind)))
+        found = read_all(where)["value"].to_pylist()
+    first = {"a": 1, "b": None} if "b" in expected else {"a": 1}
+    assert found == [wrapped(first), wrapped(expected)]
 
 
 def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[Any] | str:

@@ -18,7 +18,7 @@ from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.pairs import STORED
 
-INDEX_LAYOUT = 6
+INDEX_LAYOUT = 7
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100

@@ -11,20 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.dataset.webdataset_tar import has_map, json_scalar, map_scalars, times_as_text
 from pairmill.pipeline.source.columns import is_text
+from pairmill.pipeline.source.convert import header_names
 from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
-from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.files import INT96_UNIT, SourceError, shown
+from pairmill.pipeline.source.list_views import with_lists
 from pairmill.pipeline.source.records import csv_header, csv_records, json_objects, json_text, parse_json
 from pairmill.pipeline.source.text_file import lines_of, split_any_lines
 from pairmill.pipeline.source.texts import plain_type, readable
+from pairmill.pipeline.source.types import exact_times, int96_columns
 from pairmill.schemas.job.source import SourceConfig
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -137,9 +141,10 @@ def _csv_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object |
         sample = first_lines(lines)
         delimiter = source.delimiter or detect_delimiter(sample, ",", lambda names: FILE_NAME in names)
         every = chain(sample, lines)
-        names = [name.decode("utf-8", "replace").strip() for name in csv_header(every, delimiter) or ()]
-        if FILE_NAME not in names:
+        header = csv_header(every, delimiter) or []
+        if FILE_NAME.encode() not in (name.strip() for name in header):
             return
+        names = header_names(uri, header)
         for record in csv_records(every, delimiter, len(names)):
             texts = [value.decode("utf-8", "surrogateescape") or None for value in record.values or ()]
             yield record.problem or dict(zip(names, texts, strict=True))
@@ -159,12 +164,23 @@ def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object 
 
 
 def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str]:
-    with files.open(uri) as file, open_parquet(file) as parquet:
-        if FILE_NAME not in parquet.schema_arrow.names:
+    with files.open(uri) as file, open_parquet(file, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
+        names = parquet.schema_arrow.names
+        if FILE_NAME not in names:
             return
-        for batch in parquet.iter_batches(_BATCH_ROWS):
+        if len(set(names)) != len(names):
+            raise SourceError(f"{uri}: two columns share a name: {shown(names)}")
+        for batch in _batches(file, parquet):
             columns = [_json_values(column) for column in batch.columns]
-            yield from (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
+            yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _batches(file: IO[bytes], parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """The rows, with exact times in INT96 columns, which are read a second time in nanoseconds."""
+    int96 = int96_columns(parquet)
+    finer = pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=int96) if int96 else None
+    for batch in map(with_lists, parquet.iter_batches(_BATCH_ROWS)):
+        yield exact_times(batch, with_lists(next(finer).select(int96))) if finer else batch
 
 
 def _json_values(column: pa.Array) -> list[Any]:
