@@ -142,7 +142,25 @@ def _body(file: IO[bytes], page: Page) -> bytes:
 def _unpack(data: bytes, num_bytes: int, codec: str) -> bytes:
     if codec == "UNCOMPRESSED":
         return data
-    return pa.decompress(data, num_bytes, codec=codec.lower(), asbytes=True)  # type: ignore[no-any-return]
+    if codec == "LZ4":  # Arrow's codec of this name has another format
+        return b"".join(_decompress(block, size, "lz4_raw") for size, block in _lz4_blocks(data, num_bytes))
+    return _decompress(data, num_bytes, codec.lower())
+
+
+def _lz4_blocks(data: bytes, num_bytes: int) -> list[tuple[int, bytes]]:
+    """(unpacked size, block) of each block of an LZ4 page: one, as in LZ4_RAW, or several, each after its two sizes, as
+    Hadoop writes. Arrow calls both codecs LZ4."""
+    blocks, position, total = [], 0, 0
+    while position + 8 <= len(data) and total < num_bytes:
+        size, packed_bytes = struct.unpack_from(">II", data, position)
+        position += 8
+        blocks.append((size, data[position : position + packed_bytes]))
+        position, total = position + packed_bytes, total + size
+    return blocks if (position, total) == (len(data), num_bytes) else [(num_bytes, data)]
+
+
+def _decompress(data: bytes, num_bytes: int, codec: str) -> bytes:
+    return pa.decompress(data, num_bytes, codec=codec, asbytes=True)  # type: ignore[no-any-return]
 
 
 def _repeat(value: int, count: int) -> Iterator[npt.NDArray[np.uint32]]:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.files import MALFORMED_COLUMN
 from pairmill.pipeline.source.page_levels import longest_entry, longest_row
-from pairmill.pipeline.source.pages import DICTIONARY, pages_of
+from pairmill.pipeline.source.pages import DICTIONARY, Page, pages_of
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.row_budget import RowBudget, row_sizes
 from pairmill.pipeline.source.rows import ShardReader
@@ -321,7 +321,7 @@ def test_rows_that_fit_are_kept_and_others_become_null(values: pa.Array, max_byt
 @given(
     st.lists(st.none() | st.lists(st.integers(0, 40).map("a".__mul__), max_size=20), min_size=1, max_size=40),
     st.sampled_from(["1.0", "2.0"]),
-    st.sampled_from(["none", "snappy", "zstd", "gzip", "brotli"]),
+    st.sampled_from(["none", "snappy", "zstd", "gzip", "brotli", "lz4"]),
     st.booleans(),
 )
 def test_the_longest_row_and_text_of_a_page_are_found_without_decoding_its_values(
@@ -342,3 +342,16 @@ def test_the_longest_row_and_text_of_a_page_are_found_without_decoding_its_value
         if page.kind == DICTIONARY:
             longest = max((len(text) for row in rows for text in row or []), default=0)
             assert longest_entry(file, page, chunk.compression) == longest
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 1_000])
+def test_the_longest_text_of_a_page_that_hadoop_packed_with_lz4_is_found(block_bytes: int) -> None:
+    texts = [b"a", b"b" * 90, b""]
+    plain = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    pieces = [plain[start : start + block_bytes] for start in range(0, len(plain), block_bytes)]
+    packed = [pa.compress(piece, codec="lz4_raw", asbytes=True) for piece in pieces]
+    body = b"".join(
+        len(piece).to_bytes(4) + len(block).to_bytes(4) + block for piece, block in zip(pieces, packed, strict=True)
+    )
+    page = Page(DICTIONARY, 0, len(body), len(plain), len(texts), 0)
+    assert longest_entry(io.BytesIO(body), page, "LZ4") == 90
