@@ -16,7 +16,11 @@ _SIGNATURE_BYTES = 28
 _ENDLESS_BYTES = 1 << 62
 
 
-class EncryptedParquetError(pa.ArrowInvalid):  # type: ignore[misc]
+class UnsupportedParquetError(pa.ArrowInvalid):  # type: ignore[misc]
+    """The file is complete, but cannot be read; the message says why and what to do."""
+
+
+class EncryptedParquetError(UnsupportedParquetError):
     """The file is encrypted, or some of its columns are."""
 
     def __init__(self) -> None:
@@ -24,13 +28,21 @@ class EncryptedParquetError(pa.ArrowInvalid):  # type: ignore[misc]
 
 
 def open_parquet(file: IO[bytes], **options: Any) -> pq.ParquetFile:
-    """Like `pq.ParquetFile`, but raises EncryptedParquetError, or ArrowInvalid, if Arrow would abort the process as
-    soon as it looks at the footer's entry of some column."""
+    """Like `pq.ParquetFile`, but raises UnsupportedParquetError for names that are not UTF-8 and for encrypted files,
+    and ArrowInvalid if Arrow would abort the process as soon as it looks at the footer's entry of some column."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
     tail = file.read(_TAIL_BYTES)
     if tail.endswith(PARQUET_MAGICS[1]):
         raise EncryptedParquetError()
-    parquet = pq.ParquetFile(file, **options)
+    try:
+        parquet = pq.ParquetFile(file, **options)
+    except UnicodeDecodeError as error:
+        raise UnsupportedParquetError("the name of a column is not UTF-8; rename the column") from error
+    except pa.ArrowInvalid as error:
+        if "Map keys must be annotated as required" not in str(error):
+            raise
+        problem = "a column contains maps with optional keys, as Athena writes, which Arrow cannot read"
+        raise UnsupportedParquetError(f"{problem}; leave it out, or write it with another tool") from error
     if int.from_bytes(tail[:4], "little") == parquet.metadata.serialized_size + _SIGNATURE_BYTES:
         raise EncryptedParquetError()
     _check_columns(parquet.metadata)

@@ -15,7 +15,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pairmill.pipeline.common.files import Files, join
-from pairmill.pipeline.common.foreign_parquet import EncryptedParquetError, open_parquet
+from pairmill.pipeline.common.foreign_parquet import UnsupportedParquetError, open_parquet
 from pairmill.pipeline.common.listing import Listing, list_path
 from pairmill.pipeline.source.content_kind import HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.decoded_sizes import row_bytes
@@ -219,7 +219,7 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
             num_bytes = row_bytes(parquet.metadata)
     except (FileNotFoundError, PermissionError) as error:
         raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
-    except EncryptedParquetError as error:
+    except UnsupportedParquetError as error:
         raise SourceError(f"{uri}: {error}") from error
     except (pa.ArrowException, OSError) as error:
         found = _kind_of_file(uri, files)

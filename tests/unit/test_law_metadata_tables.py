@@ -297,6 +297,15 @@ def test_the_fingerprint_of_a_folder_covers_the_tables_that_describe_it(tmp_path
     assert changed(None) == {"/", "/c/"}
 
 
+def _parquet(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file, store_schema=False)
+    return file.getvalue()
+
+
+UNREADABLE_NAME = _parquet(pa.table({"file_name": ["0.png"], "NAME": [1]})).replace(b"NAME", b"N\xffM\xe9")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -305,6 +314,7 @@ def test_the_fingerprint_of_a_folder_covers_the_tables_that_describe_it(tmp_path
         ("metadata.parquet", b"PAR1 and no more", r"metadata.parquet: not a complete Parquet file"),
         ("metadata.csv", "file_name,text\n0.png,Hündchen\n".encode("latin-1"), r"metadata.csv: is not UTF-8"),
         ("metadata.csv", b"file_name,a,a_4,a\n0.png,1,2,3\n", r"metadata.csv: two columns share a name"),
+        ("metadata.parquet", UNREADABLE_NAME, r"metadata.parquet: the name of a column is not UTF-8"),
         ("metadata.csv", None, r"metadata.csv: is a link to a file outside its folder"),
     ],
 )

@@ -357,6 +357,33 @@ def test_law_types_a_field_that_one_file_requires_may_be_missing_or_null_in_anot
     assert found == [wrapped(first), wrapped(expected)]
 
 
+def with_bytes_replaced(path: Path, old: bytes, new: bytes) -> None:
+    """Change a Parquet file where neither a length nor a checksum covers the bytes."""
+    data = path.read_bytes()
+    assert old in data and len(old) == len(new)
+    path.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize("column", [pa.array([1]), pa.array([{"NAME": 1}]), pa.array([[{"NAME": 1}]])])
+def test_law_types_a_column_whose_name_is_not_utf8_is_refused_with_its_file(column: pa.Array) -> None:
+    with folder() as where:
+        path = where / "in" / "a.parquet"
+        pq.write_table(pa.table({"url": ["http://a.org/1"], "NAME": column}), path, store_schema=False)
+        with_bytes_replaced(path, b"NAME", b"N\xffM\xe9")
+        with pytest.raises(SourceError, match=r"a.parquet: the name of a column is not UTF-8; rename the column"):
+            read_all(where)
+
+
+def test_law_types_maps_with_optional_keys_are_refused_with_their_file() -> None:
+    with folder() as where:
+        path = where / "in" / "a.parquet"
+        maps = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8()))
+        pq.write_table(pa.table({"url": ["http://a.org/1"], "map": maps}), path, store_schema=False)
+        with_bytes_replaced(path, b"\x25\x00\x18\x03key", b"\x25\x02\x18\x03key")  # in Thrift: required, optional
+        with pytest.raises(SourceError, match=r"a.parquet: a column contains maps with optional keys"):
+            read_all(where)
+
+
 def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[Any] | str:
     """The values read back from files that each have one of the columns, called `name`, and a struct `a` with a field
     `b`. If reading fails, the error message."""
