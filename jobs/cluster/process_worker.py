@@ -73,6 +73,8 @@ def _serve(channel: Channel) -> None:
     if opening.modules:
         os.chdir(opening.modules)
         sys.path.append(str(opening.modules))  # last, so that it shadows nothing
+    else:
+        _hide_wandb()
     worker = StageWorker(opening.spec, "here", StageMetrics(NoMetrics, opening.spec.name))
     channel.send(Ready(worker.ready()))
     threads = ThreadPoolExecutor(opening.calls)
@@ -83,6 +85,12 @@ def _serve(channel: Channel) -> None:
                 threads.submit(_run, worker, channel, call, files)
             case Count():
                 channel.send(Counted(worker.counts()))
+
+
+def _hide_wandb() -> None:
+    """Make `import wandb` fail. timm, which open_clip needs, imports it if it is installed. That takes up to two
+    seconds, and its temporary folders remain when this process ends. Custom rules may need it."""
+    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
 
 def _run(worker: StageWorker, channel: Channel, call: int, files: Sequence[int]) -> None:

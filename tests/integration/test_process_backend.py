@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,18 @@ def test_an_interrupt_while_a_worker_starts_leaves_no_process(monkeypatch: pytes
         first.close()
         _, alive = psutil.wait_procs([psutil.Process(first.pid)] if psutil.pid_exists(first.pid) else [], timeout=5)
         assert not alive
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="nothing would import it")
+def test_a_build_with_a_model_leaves_no_folders_of_wandb_behind(
+    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
+    done = run(build_arguments(source, tmp_path / "out", "--model", "tiny"), tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["rows_in"] == 1, done.stderr
+    assert not list((tmp_path / "tmp").glob("*wandb*"))
 
 
 def test_a_daemon_without_standard_streams_can_build(web: PictureWeb, tmp_path: Path) -> None:
