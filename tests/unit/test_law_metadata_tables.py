@@ -218,13 +218,15 @@ def test_times_of_the_old_type_int96_arrive_unchanged(tmp_path: Path, unit: str)
     if unit == "us":
         moments = pa.array([datetime(1, 1, 1), None, datetime(1600, 2, 29, 1, 2, 3, 4), datetime(9999, 12, 31)])
     names = [f"{row}.png" for row in range(len(moments))]
-    table = {"file_name": names, "at": moments, "list": pa.array([[each] for each in moments.to_pylist()])}
+    lists = pa.array([[each] for each in moments.to_pylist()])
+    table = {"file_name": names, "at": moments, "list": lists, "name": pa.array(names).dictionary_encode()}
     found = []
     for is_old in (False, True):
         folder = tmp_path / str(is_old)
         for name in names:
             picture(folder / "in" / name)
-        pq.write_table(pa.table(table), folder / "in/metadata.parquet", use_deprecated_int96_timestamps=is_old)
+        options = {"use_deprecated_int96_timestamps": is_old, "row_group_size": 3}
+        pq.write_table(pa.table(table), folder / "in/metadata.parquet", **options)
         found.append(planned(folder)[1].select(["at", "list"]).to_pylist())
     assert found[0] == found[1]
 

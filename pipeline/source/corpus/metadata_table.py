@@ -178,9 +178,12 @@ def _parquet_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Obje
 def _batches(file: IO[bytes], parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     """The rows, with exact times in INT96 columns, which are read a second time in nanoseconds."""
     int96 = int96_columns(parquet)
-    finer = pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=int96) if int96 else None
-    for batch in map(with_lists, parquet.iter_batches(_BATCH_ROWS)):
-        yield exact_times(batch, with_lists(next(finer).select(int96))) if finer else batch
+    finer = pq.ParquetFile(file) if int96 else None
+    # Each row group by itself, because across them, the batches of other columns may have other sizes.
+    for group in range(parquet.num_row_groups):
+        in_nanoseconds = finer and finer.iter_batches(_BATCH_ROWS, [group], int96)
+        for batch in map(with_lists, parquet.iter_batches(_BATCH_ROWS, [group])):
+            yield exact_times(batch, with_lists(next(in_nanoseconds).select(int96))) if in_nanoseconds else batch
 
 
 def _json_values(column: pa.Array) -> list[Any]:
