@@ -270,7 +270,12 @@ def raise_file_limit(concurrency: int) -> None:
     required = concurrency + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:
-        raise LocalFault(f"only {hard} open files are allowed here, but fetch.concurrency needs {required}; lower it")
+        most = hard - _OTHER_FILES
+        remedy = f", or lower fetch.concurrency to {most}" if most > 0 else ""
+        raise LocalFault(
+            f"a process may open only {hard} files here, but fetch.concurrency={concurrency} needs {required}: raise "
+            f"the limit (ulimit -n){remedy}"
+        )
     wanted = (1 + _MAX_ADDRESSES) * concurrency + _OTHER_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)

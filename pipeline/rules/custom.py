@@ -82,6 +82,11 @@ def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
         raise ValueError(f"a custom rule is written as module:function, not {name!r}")
     if top == "pairmill":
         raise ValueError(f"custom rule {name}: the module name {top!r} is pairmill's own; rename your module")
+    if top == "__main__":
+        raise ValueError(
+            f"custom rule {name}: workers cannot import what is defined in a notebook or in the program that runs; put "
+            "the function in a module of its own, such as my_rules.py, and name it my_rules:function"
+        )
     module = _load_module(module_name, name, search)
     function = getattr(module, function_name, None)
     if function is None:
@@ -121,7 +126,7 @@ def _find_path(top: str, search: Path) -> Path | None:
 
 def _origin(top: str) -> Path | None:
     """The place where an import of this name would find a module: a file or folder, `Path("built-in")`, or None."""
-    spec = importlib.util.find_spec(top) if top != "__main__" else None
+    spec = importlib.util.find_spec(top)
     if spec is None:
         return None
     folders = list(spec.submodule_search_locations or [])

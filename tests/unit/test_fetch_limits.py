@@ -1,6 +1,8 @@
 """Tests the fetcher's limits: requests per host, deadlines, bytes in memory."""
 
 import asyncio
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -268,3 +270,25 @@ def test_a_body_growing_above_the_budget_does_not_block_others_once_there_is_roo
             await asyncio.wait_for(asyncio.gather(*waiting), 1)
 
     asyncio.run(main())
+
+
+FEW_FILES = """
+import resource
+from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.fetch.http_client import raise_file_limit
+
+for limit, concurrency in ((300, 44), (300, 45), (100, 1)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        raise_file_limit(concurrency)
+    except LocalFault as error:
+        print(error)
+"""
+
+
+def test_if_a_process_may_open_too_few_files_the_message_gives_only_remedies_that_work() -> None:
+    """Lowering `fetch.concurrency` cannot help if the limit is too low for everything else."""
+    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, check=True)
+    some, none = done.stdout.splitlines()
+    assert some.endswith("raise the limit (ulimit -n), or lower fetch.concurrency to 44")
+    assert none.endswith("raise the limit (ulimit -n)")

@@ -89,6 +89,7 @@ def test_installed_modules_need_no_folder() -> None:
         ("lacks:f", "importing lacks raised ModuleNotFoundError.*no_such_dependency"),
         ("typo:f", "importing typo raised SyntaxError"),
         ("exits:f", "importing exits raised SystemExit: 0"),
+        ("__main__:f", "workers cannot import what is defined in a notebook or in the program that runs"),
         ("plain", "module:function"),
         (":f", "module:function"),
     ],
