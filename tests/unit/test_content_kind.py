@@ -78,7 +78,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("read", "name", "content", "says"), CASES)
+@pytest.mark.parametrize(
+    ("read", "name", "content", "says"),
+    CASES,
+    ids=[f"{read.__name__} {name} {says}" for read, name, _, says in CASES],  # packed bytes contain the time
+)
 def test_a_file_that_is_not_what_its_name_says_is_named_with_a_remedy(
     tmp_path: Path, read: Callable[[str], object], name: str, content: bytes, says: str
 ) -> None:
