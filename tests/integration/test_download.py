@@ -299,7 +299,7 @@ def test_a_concurrency_above_the_limit_on_open_files_is_refused(
     open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, 4_096))
-    with pytest.raises(LocalFault, match=r"only 4096 open files .* fetch\.concurrency needs"):
+    with pytest.raises(LocalFault, match=r"only 4096 files .* fetch\.concurrency=10000 needs 10256"):
         open_downloader(concurrency=10_000)(shard(["http://127.0.0.1/a.jpg"]))
 
 
