@@ -56,16 +56,12 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
     found: dict[str, object] = {name: absolute(path) for name, path in lists.items() if path}
     if job.rules.known:
         found["known"] = [known.model_copy(update={"path": absolute(known.path)}) for known in job.rules.known]
-    weights = [
-        model.model_copy(update=dict(zip(("name", "pretrained"), located(model.name, model.pretrained), strict=True)))
-        for model in job.models
-    ]
     return job.model_copy(
         update={
             "output": absolute(job.output),
             "source": job.source.model_copy(update={"paths": [absolute(path) for path in job.source.paths]}),
             "rules": job.rules.model_copy(update=found),
-            "models": weights,
+            "models": [located(model) for model in job.models],
         }
     )
 

@@ -25,6 +25,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.scores import ScoreKinds, merged
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.mixture import MixJob
@@ -126,6 +127,11 @@ def parse_settings(settings: Settings, values: dict[str, Any] | None = None) -> 
 def s3_of(settings: Mapping[str, Any]) -> S3Config:
     """The S3 settings from `--set s3.*`, for commands that take an output folder and no job. Raises JobError."""
     return _validate(S3Config, settings.get("s3") or {}, "", None)
+
+
+def model_config(values: Mapping[str, object]) -> ModelConfig:
+    """A model from its fields. Raises JobError."""
+    return _validate(ModelConfig, values, "", None)
 
 
 def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = None) -> BuildJob:

@@ -18,7 +18,7 @@ from pairmill.jobs.cli.options import (
     SelectOptions,
 )
 from pairmill.jobs.cluster.job_bundle import Command
-from pairmill.jobs.job_file import parse_settings, s3_of
+from pairmill.jobs.job_file import model_config, parse_settings, s3_of
 from pairmill.pipeline.common.files import absolute
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.models import ModelConfig
@@ -57,7 +57,7 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
         case EmbedOptions(add_model=None):
             return _making(arguments, options.job_file, embed_job(options))
         case EmbedOptions():
-            model = ModelConfig.model_validate(added_model(options))
+            model = model_config(added_model(options))
             return _changing(arguments, options, [*options.uris, *_on_disk(model)], has_models=True)
         case RetryOptions():
             return _changing(arguments, options, [options.output], has_models=False)
@@ -101,8 +101,9 @@ def _on_disk(model: ModelConfig) -> list[str]:
     """Of a model's name and weights, those that are on this machine's disk, as given."""
     from pairmill.pipeline.encode.weights import located
 
-    given, found = (model.name, model.pretrained), located(model.name, model.pretrained)
-    return [path for path, local in zip(given, found, strict=True) if path and local and Path(local).is_absolute()]
+    found = located(model)
+    paths = ((model.name, found.name), (model.pretrained, found.pretrained))
+    return [given for given, local in paths if given and local and Path(local).is_absolute()]
 
 
 def _changing(arguments: Sequence[str], options: Options, uris: list[str], has_models: bool) -> Command:

@@ -90,12 +90,13 @@ def is_model_folder(name: str) -> bool:
     return name != "tiny" and any((folder / file).is_file() for file in (_OPEN_CLIP_CONFIG, checkpoint.CONFIG))
 
 
-def located(name: str, pretrained: str | None) -> tuple[str, str | None]:
-    """A model's name and weights, with absolute paths, so that they mean the same to workers, which run elsewhere.
-    Names of known models and tags of weights are returned unchanged."""
-    if pretrained is not None and Path(absolute(pretrained)).is_file():
-        pretrained = absolute(pretrained)
-    return absolute(name) if is_model_folder(name) else name, pretrained
+def located(model: ModelConfig) -> ModelConfig:
+    """The model with absolute paths, so that they mean the same to workers, which run elsewhere. Names of known models
+    and tags of weights stay as they are."""
+    found = {"name": absolute(model.name)} if is_model_folder(model.name) else {}
+    if model.pretrained is not None and Path(absolute(model.pretrained)).is_file():
+        found["pretrained"] = absolute(model.pretrained)
+    return model.model_copy(update=found)
 
 
 def input_side(config: ModelConfig) -> int:

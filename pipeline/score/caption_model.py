@@ -71,9 +71,9 @@ class CaptionModel(NoFiles):
             chosen_model(snapshot, settings.similarity)
         from pairmill.pipeline.encode.weights import located
 
-        model, pretrained = located(settings.model, settings.pretrained)
-        found = settings.model_copy(update={"model": model, "pretrained": pretrained})
-        return ScoreConfig(caption_model=found)
+        found = located(_model(settings))
+        paths = {"model": found.name, "pretrained": found.pretrained}
+        return ScoreConfig(caption_model=settings.model_copy(update=paths))
 
     @property
     def needs(self) -> Needs:
@@ -172,8 +172,11 @@ def _similarities(model: "ClipModel", captions: pa.Array, stored: pa.ChunkedArra
 def _coca(settings: CaptionModelScore, run: RunConfig) -> "CocaModel":
     from pairmill.pipeline.encode.coca import CocaModel
 
-    config = ModelConfig(name=settings.model, pretrained=settings.pretrained, alias="coca", dtype="float32")
-    return CocaModel(config, run, settings.max_tokens)
+    return CocaModel(_model(settings), run, settings.max_tokens)
+
+
+def _model(settings: CaptionModelScore) -> ModelConfig:
+    return ModelConfig(name=settings.model, pretrained=settings.pretrained, alias="coca", dtype="float32")
 
 
 def _similarity_model(state: State, run: RunConfig) -> "ClipModel | None":

@@ -246,6 +246,11 @@ def test_weights_below_the_home_folder_of_this_machine_cannot_be_submitted(
             pass
 
 
+def test_a_model_that_cannot_be_added_is_refused_before_it_is_submitted() -> None:
+    with pytest.raises(JobError, match="dtype"):
+        parse_command(GROUP, ["embed", "s3://b/out", "--add-model", "tiny", "--dtype", "float8"])
+
+
 def test_a_folder_named_like_a_model_or_a_tag_of_weights_is_not_taken_for_it_by_submit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
