@@ -290,3 +290,8 @@ def test_vectors_of_any_type_arrive_with_their_values_and_no_others_in_place_of_
         return
     assert found.shape == (len(column), size) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
     assert [[None if x != x else x for x in vector] for vector in found.tolist()] == expected
+
+
+@pytest.mark.parametrize("vectors", [[[2**53 + 1, None], [1, 2]], [[2**53 + 1, 1], None]])
+def test_vectors_of_integers_that_a_float_cannot_hold_arrive_exactly_beside_a_null(vectors: list[Any]) -> None:
+    assert values_of(pa.array(vectors, pa.list_(pa.int64(), 2))) == vectors
