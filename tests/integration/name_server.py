@@ -17,12 +17,14 @@ import dns.rrset
 class NameServer:
     """`addresses`: name -> one list of addresses per query in turn (the last one repeats); an empty value: no response.
 
-    Other names do not exist. `queries` counts A queries per name.
+    Other names do not exist. `queries` counts A queries per name. A packet that the client sends again, because the
+    response took too long on a busy machine, belongs to the same query and gets the same response.
     """
 
     def __init__(self, addresses: dict[str, list[list[str]]], delay_s: float = 0.0) -> None:
         self.addresses = addresses
         self.queries: Counter[str] = Counter()
+        self._turns: dict[tuple[str, int], int] = {}  # by name and id of the query
         self._delay_s = delay_s
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
@@ -67,8 +69,9 @@ class NameServer:
         if not responses:
             return None
         if question.rdtype == dns.rdatatype.A:
-            addresses: Sequence[str] = responses[min(self.queries[name], len(responses) - 1)]
-            self.queries[name] += 1
+            turn = self._turns.setdefault((name, query.id), self.queries[name])
+            self.queries[name] = max(self.queries[name], turn + 1)
+            addresses: Sequence[str] = responses[min(turn, len(responses) - 1)]
             if addresses:
                 reply.answer.append(dns.rrset.from_text(question.name, 0, "IN", "A", *addresses))
         return reply
