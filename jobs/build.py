@@ -83,9 +83,17 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
 def run_shards_of(
     pipeline: Pipeline, shards: pa.Table, listener: ProgressListener | None, failures: dict[int, str]
 ) -> str | None:
-    """Run some of the plan's shards, and record failures. Returns why the run stopped early, or None."""
+    """Run some of the plan's shards, and record failures. Returns why the run stopped early, or None.
+
+    Raises LocalFault if this machine, which would run the workers, lets them open too few files.
+    """
     from pairmill.jobs.cluster.lost_shards import EngineError, Outcome
     from pairmill.jobs.cluster.run_shards import run_shards
+    from pairmill.pipeline.fetch.file_limit import check_file_limit
+
+    fetch, on_this_machine = pipeline.job.fetch, pipeline.job.run.address is None
+    if "download" in pipeline.names and fetch.engine == "aiohttp" and on_this_machine:
+        check_file_limit(fetch.concurrency)
 
     def on_outcome(outcome: Outcome) -> None:
         result = outcome.result

@@ -12,7 +12,9 @@ from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.prepare import check_sources, prepared, read_known
+from pairmill.pipeline.source.planned import load
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 
 
@@ -67,14 +69,22 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
 
 
 def _with_dtypes(job: BuildJob) -> BuildJob:
-    """Replace `auto` by the dtype used here. The dtype changes the output, so a run resumed elsewhere must use the same
-    one. On a cluster, only the workers know the dtype, so it stays `auto`."""
-    if job.run.address is not None or all(model.dtype != "auto" for model in job.models):
+    """Replace `auto` by the dtype that the output was started with, since the dtype changes what is stored; in a new
+    output, by the dtype used here. On a cluster, only the workers know that one, so it stays `auto`."""
+    if all(model.dtype != "auto" for model in job.models):
         return job
     from pairmill.pipeline.encode.device import resolved_dtype
 
-    models = [model.model_copy(update={"dtype": resolved_dtype(model, job.run)}) for model in job.models]
-    return job.model_copy(update={"models": models})
+    plan = load(Store(job.output, job.s3))
+    started_with = {model.alias: model.dtype for model in plan.record.job.models} if plan else {}
+
+    def dtype(model: ModelConfig) -> str:
+        known = started_with.get(model.alias, "auto")
+        if model.dtype != "auto" or known == "auto":
+            return model.dtype if job.run.address else resolved_dtype(model, job.run)
+        return known
+
+    return job.model_copy(update={"models": [model.model_copy(update={"dtype": dtype(model)}) for model in job.models]})
 
 
 def _check_models(job: BuildJob) -> list[str]:

@@ -181,12 +181,14 @@ def _run(job: "BuildJob", explain: bool, with_report: bool, as_json: bool) -> No
     after_stop = f"Finished shards stay in {shown_path(job.output)}; run the same command again to resume."
     with progress(after_stop) as listener:
         result = run_build(job, listener)
-    print_funnel(result)
-    print_private_addresses(result)
-    print_failures(result)
-    print_stopped(result)
-    _print_missing(result)
-    path = _write_report(result, job.s3) if with_report else None
+    try:
+        print_funnel(result)
+        print_private_addresses(result)
+        print_failures(result)
+        print_stopped(result)
+        _print_missing(result)
+    finally:  # even if nobody reads stdout any more
+        path = _write_report(result, job.s3) if with_report else None
     if as_json:
         print_json({**result.as_dict(), "report": path})
     if result.shards_missing:

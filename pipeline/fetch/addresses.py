@@ -14,6 +14,9 @@ from pairmill.pipeline.common.url_parser import encoded_ipv4
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+MAX_ADDRESSES = 4
+"""Addresses per name to connect to: attempts overlap, and an untrusted name may have thousands of dead addresses."""
+
 _IPV4_SPECIAL = """
     0.0.0.0/8           this network
     10.0.0.0/8          private use

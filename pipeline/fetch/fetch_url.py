@@ -41,8 +41,9 @@ from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
 from pairmill.pipeline.fetch.circuit_breaker import CircuitBreaker
 from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.decompressor import decompressed_text
+from pairmill.pipeline.fetch.file_limit import raise_file_limit
 from pairmill.pipeline.fetch.host_limiter import HostLimiter
-from pairmill.pipeline.fetch.http_client import HttpClient, Response, raise_file_limit
+from pairmill.pipeline.fetch.http_client import HttpClient, Response
 from pairmill.pipeline.fetch.http_response import ResponseHead
 from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
 from pairmill.pipeline.fetch.resolver import GuardedResolver

@@ -9,7 +9,6 @@ docs/decisions/011-http-client.md for why we have our own client.
 """
 
 import asyncio
-import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -18,9 +17,9 @@ from functools import partial
 
 import aiohappyeyeballs
 
-from pairmill.pipeline.common.faults import LocalFault, local_fault
+from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.url_parser import HttpUrl
-from pairmill.pipeline.fetch.addresses import AddressGuard, is_ipv4
+from pairmill.pipeline.fetch.addresses import MAX_ADDRESSES, AddressGuard, is_ipv4
 from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.dns import AddressRefused
 from pairmill.pipeline.fetch.http_connection import HttpConnection, describe_os_error
@@ -34,8 +33,6 @@ from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 15.0  # some servers close earlier, others later: nginx after 75 by default, Apache after 5
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
-_MAX_ADDRESSES = 4  # per name: attempts overlap, and an untrusted name may have thousands of dead addresses
-_OTHER_FILES = 256  # files of name look-ups, Python and Ray
 
 
 class Response:
@@ -168,8 +165,8 @@ def _to_try(addresses: Sequence[str]) -> list[str]:
     distinct = list(dict.fromkeys(addresses))
     ipv6 = [address for address in distinct if ":" in address]
     ipv4 = [address for address in distinct if ":" not in address]
-    half = _MAX_ADDRESSES // 2
-    kept = {*ipv6[: max(half, _MAX_ADDRESSES - len(ipv4))], *ipv4[: max(half, _MAX_ADDRESSES - len(ipv6))]}
+    half = MAX_ADDRESSES // 2
+    kept = {*ipv6[: max(half, MAX_ADDRESSES - len(ipv4))], *ipv4[: max(half, MAX_ADDRESSES - len(ipv6))]}
     return [address for address in distinct if address in kept]
 
 
@@ -260,24 +257,3 @@ def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType
     if (refusal := guard.refusal(str(address[0]))) is not None:
         raise AddressRefused(refusal)
     return socket.socket(family, kind, protocol)
-
-
-def raise_file_limit(concurrency: int) -> None:
-    """Let this process open enough files for this many concurrent requests. Raises LocalFault if that is not allowed.
-
-    If the machine allows it, leaves room for requests that connect to several addresses at once.
-    """
-    required = concurrency + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < required:
-        most = hard - _OTHER_FILES
-        remedy = f", or lower fetch.concurrency to {most}" if most > 0 else ""
-        raise LocalFault(
-            f"a process may open only {hard} files here, but fetch.concurrency={concurrency} needs {required}: raise "
-            f"the limit (ulimit -n){remedy}"
-        )
-    wanted = (1 + _MAX_ADDRESSES) * concurrency + _OTHER_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

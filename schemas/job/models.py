@@ -27,8 +27,8 @@ class ModelConfig(Settings):
     alias: str = ""
     """Suffix of this model's columns. Empty: derived from the name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision in which the model computes. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are always
-    float32."""
+    """Precision in which the model computes. auto: the one that the output was started with; in a new output, bfloat16
+    on a GPU and float32 on a CPU. Similarities are always float32."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of the weights file; the job stops if it differs. For a model in the layout of transformers, the
     SHA-256 of the output of `sha256sum` for the files that are read, in the order of their names."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shlex
 import shutil
 import signal
@@ -190,6 +191,30 @@ def test_a_job_that_cannot_run_ends_the_process_with_one_message(tmp_path: Path)
     assert done.stderr.startswith("pairmill: ")
     assert "nowhere.csv" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_low_limit_on_open_files_is_reported_once_before_workers_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1/a.jpg", "caption": "a"}])
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (400, 400))
+    monkeypatch.setattr("pairmill.jobs.cluster.run_shards.run_shards", lambda *_: pytest.fail("it would start workers"))
+    monkeypatch.setattr(sys, "argv", ["pairmill", "build", str(source), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err.splitlines()[-1].endswith("or lower fetch.concurrency to 144")
+
+
+@pytest.mark.parametrize("to", ["nobody", "a full disk"])
+def test_a_build_writes_its_report_even_if_its_output_cannot_be_printed(to: str, tmp_path: Path) -> None:
+    write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1/a.jpg", "caption": "a"}])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer if to == "nobody" else "/dev/full", "wb") as stdout:
+        done = subprocess.run([*PAIRMILL, "build", "in.parquet", "out"], cwd=tmp_path, stdout=stdout, timeout=60)
+    assert done.returncode == 1
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_the_command_reliably_ends_with_its_own_exit_status(tmp_path: Path) -> None:

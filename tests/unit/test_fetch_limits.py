@@ -275,7 +275,7 @@ def test_a_body_growing_above_the_budget_does_not_block_others_once_there_is_roo
 FEW_FILES = """
 import resource
 from pairmill.pipeline.common.faults import LocalFault
-from pairmill.pipeline.fetch.http_client import raise_file_limit
+from pairmill.pipeline.fetch.file_limit import raise_file_limit
 
 for limit, concurrency in ((300, 44), (300, 45), (100, 1)):
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

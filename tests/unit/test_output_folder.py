@@ -213,6 +213,25 @@ def test_a_source_is_the_same_in_every_spelling(tmp_path: Path, monkeypatch: pyt
             list_path(f"{each.rstrip('/.')}x", Files())
 
 
+def test_a_dataset_is_continued_with_the_dtype_it_was_started_with_wherever_it_is_continued(tmp_path: Path) -> None:
+    def prepared(output: str, dtype: str = "auto", address: str | None = None) -> BuildJob:
+        values = job(tmp_path, tmp_path / output).model_dump(exclude_unset=True)
+        models = [{"name": "tiny", "dtype": dtype}]
+        return prepare(BuildJob.model_validate({**values, "models": models, "run": {"address": address}}))[0].job
+
+    assert prepared("local").models[0].dtype == "float32"
+    assert prepared("local", address="auto").models[0].dtype == "float32"
+    assert prepared("gpu", "bfloat16").models[0].dtype == "bfloat16"
+    assert prepared("gpu").models[0].dtype == "bfloat16"
+    with pytest.raises(JobError, match=r"models: .*'bfloat16'.* in that job.*'float32'"):
+        prepared("gpu", "float32")
+    prepared("cluster", address="auto")
+    with pytest.raises(
+        JobError, match=r"models: .*'auto'.* in that job.*'float32'"
+    ):  # its GPUs may have used the other
+        prepared("cluster")
+
+
 def test_verify_tells_users_to_delete_only_stray_files_of_pairmill(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok", "timeout"], [True, False]))
     named = {file.path for file in manifest.files.values()}
