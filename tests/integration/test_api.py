@@ -250,13 +250,11 @@ pairmill.bulid
 
 
 def test_mypy_sees_the_types_of_the_public_api(tmp_path: Path) -> None:
+    """With the cache and the settings of `make types`, because checking torch and others again takes a minute."""
     (tmp_path / "user.py").write_text(USER_CODE)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context"]
-    done = subprocess.run(
-        [*command, "--cache-dir", str(REPOSITORY / ".mypy_cache" / "user"), "user.py"], cwd=tmp_path,
-        capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(REPOSITORY)},
-    )  # fmt: skip
-    errors = [line for line in done.stdout.splitlines() if line.startswith("user.py") and ": error: " in line]
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", str(tmp_path / "user.py")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    errors = [line for line in done.stdout.splitlines() if "/user.py:" in line and ": error: " in line]
     assert len(errors) == 3, done.stdout + done.stderr
     assert 'did you mean "models"?' in errors[0]
     assert "incompatible type \"Literal['zip']\"" in errors[1]
