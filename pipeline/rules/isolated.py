@@ -15,6 +15,9 @@ from pairmill.pipeline.rules.custom import CustomRule, load_custom_rule
 RULE_TIMEOUT_S = 600.0
 """A rule that takes longer than this for the rows of one shard counts as hung."""
 
+_MAX_CRASHES = 20
+"""A rule that crashes on this many rows before it survives any is broken: each crash takes up to a second."""
+
 
 class IsolatedRule:
     """Like a custom rule's function, but run in a process that may die."""
@@ -29,16 +32,23 @@ class IsolatedRule:
         return self._child.call(_run, self._name, self._search, rows, timeout_s=self._timeout_s)
 
     def survives(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
-        """bool [rows]: False for each row on which the rule crashes its process. These rows are found by bisection."""
+        """bool [rows]: False for each row on which the rule crashes its process. These rows are found by bisection.
+
+        Raises ChildDied if there seem to be no others.
+        """
         alive = np.ones(rows.num_rows, dtype=bool)
         suspects = [(0, rows.num_rows)]
+        any_survived = False
         while suspects:
             start, end = suspects.pop()
             try:
                 self(rows.slice(start, end - start))
+                any_survived = True
             except ChildDied:
                 if end - start == 1:
                     alive[start] = False
+                    if not any_survived and np.count_nonzero(~alive) == _MAX_CRASHES:
+                        raise ChildDied(f"its process died on each of the {_MAX_CRASHES} rows tried") from None
                 else:
                     middle = (start + end) // 2
                     suspects += [(start, middle), (middle, end)]

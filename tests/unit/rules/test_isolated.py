@@ -50,7 +50,7 @@ def test_rows_that_kill_the_rules_process_are_dropped_and_the_rule_checks_the_ot
 @given(rows=st.integers(1, 40), data=st.data())
 @settings(deadline=None)
 def test_bisection_finds_exactly_the_fatal_rows(rows: int, data: st.DataObject) -> None:
-    deadly = data.draw(st.sets(st.integers(0, rows - 1)))
+    deadly = data.draw(st.sets(st.integers(0, rows - 1), max_size=19))
 
     class Rule(IsolatedRule):
         def __init__(self) -> None: ...
@@ -61,6 +61,21 @@ def test_bisection_finds_exactly_the_fatal_rows(rows: int, data: st.DataObject) 
 
     alive = Rule().survives(pa.table({"n": range(rows)}))
     assert {row for row in range(rows) if not alive[row]} == deadly
+
+
+def test_a_rule_that_crashes_on_every_row_is_an_error_after_twenty_rows() -> None:
+    class Rule(IsolatedRule):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, some: pa.Table) -> None:
+            self.calls += 1
+            raise ChildDied
+
+    rule = Rule()
+    with pytest.raises(ChildDied, match="died on each of the 20 rows"):
+        rule.survives(pa.table({"n": range(4_096)}))
+    assert rule.calls < 60
 
 
 def test_a_rule_that_does_not_load_is_an_error_before_any_process_starts(folder: Path) -> None:
