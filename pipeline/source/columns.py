@@ -13,7 +13,7 @@ import pyarrow as pa
 from pairmill.pipeline.source.column_types import ColumnType, add_type, check_values
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
 from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
-from pairmill.pipeline.source.names import find_column
+from pairmill.pipeline.source.names import FILE_NAME, TABLE_NAMES, find_column
 from pairmill.pipeline.source.texts import plain_type
 from pairmill.pipeline.source.types import Fit, fit, values_fit
 from pairmill.schemas.job.source import SourceConfig
@@ -235,6 +235,9 @@ def _choose(
 
 def _hint(file: InputFile) -> str:
     """Advice for a file that has no URL column."""
+    folder, _, name = file.uri.rpartition("/")
+    if name in TABLE_NAMES and FILE_NAME in file.own_names:
+        return f" For the pictures that it describes, use pairmill embed {folder}."
     if file.kind in ("csv", "tsv"):
         return f" Are the column names on the first line, separated by {file.delimiter!r} (source.delimiter)?"
     if file.kind == "parquet" and (pictures := [each.name for each in file.schema if can_contain_pictures(each.type)]):

@@ -8,6 +8,10 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE_NAME = "file_name"
+"""Where Hugging Face's ImageFolder layout describes the pictures of a folder, and the column with their paths."""
+
 _SEPARATORS = re.compile(r"[\s_-]+")
 
 

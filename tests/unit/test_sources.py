@@ -123,6 +123,11 @@ def test_build_recommends_embed_for_parquet_with_pictures(tmp_path: Path, pictur
         facts(parquet(tmp_path / "a.parquet", photo=[pictures], caption=["c"]))
 
 
+def test_build_recommends_embed_for_the_pictures_that_a_metadata_table_describes(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"use pairmill embed {tmp_path}"):
+        facts(parquet(tmp_path / "metadata.parquet", file_name=["a.jpg"], text=["a"]))
+
+
 def test_missing_input_is_an_error_that_names_the_path() -> None:
     with pytest.raises(SourceError, match=r"source\.paths: no input found at /no/such/place"):
         list_inputs(["/no/such/place"], exclude="/elsewhere", files=Files())

@@ -37,7 +37,6 @@ from pairmill.pipeline.source.convert import convert, converted_name, inspect_te
 from pairmill.pipeline.source.corpus import folders
 from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table
 from pairmill.pipeline.source.corpus.json_fields import FIELDS_KEY, FieldNotes, column_names
-from pairmill.pipeline.source.corpus.metadata_table import TABLE_NAMES
 from pairmill.pipeline.source.corpus.metadata_tables import MetadataTables
 from pairmill.pipeline.source.corpus.sidecar import TextRules, TextUse
 from pairmill.pipeline.source.corpus.tars import tar_rows
@@ -61,6 +60,7 @@ from pairmill.pipeline.source.mapping import (
     PictureSource,
     WebPictures,
 )
+from pairmill.pipeline.source.names import TABLE_NAMES
 from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.planned import load
 from pairmill.schemas.job.source import SourceConfig

@@ -25,14 +25,13 @@ from pairmill.pipeline.source.convert import header_names
 from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
 from pairmill.pipeline.source.files import INT96_UNIT, SourceError, shown
 from pairmill.pipeline.source.list_views import with_lists
+from pairmill.pipeline.source.names import FILE_NAME
 from pairmill.pipeline.source.records import csv_header, csv_records, json_objects, json_text, parse_json
 from pairmill.pipeline.source.text_file import lines_of, split_any_lines
 from pairmill.pipeline.source.texts import plain_type, readable
 from pairmill.pipeline.source.types import exact_times, int96_columns
 from pairmill.schemas.job.source import SourceConfig
 
-TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-FILE_NAME = "file_name"
 MAX_TABLE_BYTES = 64 << 20
 """Larger tables are refused, because a table is in memory while the folders that it describes are indexed."""
 _MAX_PARSED_BYTES = 4 * MAX_TABLE_BYTES

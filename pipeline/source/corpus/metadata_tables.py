@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
 from pairmill.pipeline.source.corpus.metadata_table import (
-    TABLE_NAMES,
     MetadataTable,
     common_form,
     names_pictures,
     read_table,
 )
 from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.names import TABLE_NAMES
 from pairmill.schemas.job.source import SourceConfig
 
 Rows = tuple[str, list[bytes]]
