@@ -37,6 +37,8 @@ _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 _MAX_NAME_CHARS = 253
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _IPV6 = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*")
+# yarl also accepts a port that only Python's `int` can read, such as `+80`, `8_0` or full-width digits.
+_HOST_AND_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 
 # RFC 3986, appendix B. Always matches.
 _COMPONENTS = re.compile(
@@ -174,7 +176,7 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme, problem="no host")
     host = (parsed.raw_host or "").lower()
     name = host.removesuffix(".")
-    if (problem := _host_problem(name, parsed.port)) is not None:
+    if (problem := _host_problem(name, parsed.port, authority.rpartition("@")[2])) is not None:
         return ParsedUrl(url, scheme, name, problem)
     target = _remove_dot_segments(_encode(path) or "/") + _encode(parts["query"] or "")
     requested = HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target)
@@ -237,15 +239,23 @@ def encoded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None
 
 def _as_ipv4(host: str) -> str:
     """The IPv4 address if the host is one in an IPv6 form, else the host."""
-    if ":" not in host:
-        return host
-    try:
-        return str(encoded_ipv4(ipaddress.IPv6Address(host)) or host)
-    except ValueError:  # not an address; yarl does not check
-        return host
+    return str(encoded_ipv4(ipaddress.IPv6Address(host)) or host) if ":" in host else host
 
 
-def _host_problem(host: str, port: int | None) -> str | None:
-    if not (_IPV6.fullmatch(host) or (len(host) <= _MAX_NAME_CHARS and _NAME.fullmatch(host))):
+def _host_problem(host: str, port: int | None, host_and_port: str) -> str | None:
+    """Why a host or port is not valid, or None. `host_and_port`: as in the URL."""
+    in_brackets = host_and_port.startswith("[")
+    if not (_is_ipv6(host) if in_brackets else len(host) <= _MAX_NAME_CHARS and _NAME.fullmatch(host)):
         return f"no valid host: {host!r}"
+    if not _HOST_AND_PORT.fullmatch(host_and_port):
+        return f"no valid port: {host_and_port!r}"
     return "port 0" if port == 0 else None
+
+
+def _is_ipv6(host: str) -> bool:
+    """Whether this is an IPv6 address without a zone. yarl does not check."""
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return _IPV6.fullmatch(host) is not None

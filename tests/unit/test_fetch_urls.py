@@ -68,6 +68,17 @@ def test_bad_redirect_targets_are_refused(location: str | None, status: Status) 
         ("http://example.com:0/", Status.URL_INVALID),
         ("http://[::1", Status.URL_INVALID),
         ("http://[::1]@/a.jpg", Status.URL_INVALID),
+        *(
+            (f"http://a.example:{port}/", Status.URL_INVALID)
+            for port in ("+80", "-80", "8_0", " 80", "８０", "٨", "8.0")
+        ),
+        *((f"http://[::1]{port}/", Status.URL_INVALID) for port in ("80", ":+80", ":8_0", "x:80")),
+        *(
+            (f"http://{host}/", Status.URL_INVALID)
+            for host in ("[1::2::3]", "[:::]", "[::ffff:]", "[12345::]", "[1:2:3:4:5:6:7:8:9]")
+        ),
+        *((f"http://{host}/", Status.URL_INVALID) for host in ("[::1.2.3]", "[::ffff:1.2.3.256]", "[::1%25lo]")),
+        *((f"http://{host}/", Status.URL_INVALID) for host in ("[v1.localhost]", "[v1.a:b]", "[a]", "[]", "[1.2.3.4]")),
         ("http://127.1/", Status.ADDRESS_REFUSED),
     ],
 )

@@ -37,7 +37,6 @@ HOSTS = [
     ("http://127.0.0.1/", "127.0.0.1"),
     ("http://[::ffff:127.0.0.1]/", "127.0.0.1"),
     ("http://[0:0:0:0:0:FFFF:7f00:1]/", "127.0.0.1"),
-    ("http://[::ffff:]/", "::ffff:"),
     ("http://good.com/@evil.com", "good.com"),
     ("http:///good.com/@evil.com", "good.com"),
     ("http:/good.com@evil.com//good.com", "evil.com"),
