@@ -5,7 +5,6 @@ rows that it might change, and processes only those. Nothing is truncated here: 
 models, in `encode/truncate_caption.py`.
 """
 
-import html
 import re
 import unicodedata
 from collections.abc import Callable
@@ -42,7 +41,6 @@ _MARKS, _FIRST_MARKS = r"(\pM{30})\pM+", r"\1"
 # As in HTML's attributes (https://html.spec.whatwg.org/#named-character-reference-state), because captions are mostly
 # `alt` texts: some names need no semicolon, unless `=`, a letter or a digit follows, as in `?a=1&copy=2`.
 _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[A-Za-z][A-Za-z0-9]{1,31}(?:;|(?![=A-Za-z0-9])))")
-_LONG_NUMBER = re.compile(r"&#([0-9]{8,});?")
 
 
 def clean_captions(raw: pa.Array) -> pa.Array:
@@ -80,12 +78,18 @@ def _decode(reference: re.Match[str]) -> str:
     text = reference[0]
     if text[1] != "#":
         return html5.get(text[1:], text)
-    # `int` refuses numbers of more than 4,300 digits. 8 digits are already beyond Unicode and become U+FFFD too.
-    return html.unescape(_LONG_NUMBER.sub(_shorten_number, text))
+    return _decode_number(text[3:], 16) if text[2] in "xX" else _decode_number(text[2:], 10)
 
 
-def _shorten_number(reference: re.Match[str]) -> str:
-    return f"&#{reference[1].lstrip('0')[:8] or '0'};"
+def _decode_number(digits: str, base: int) -> str:
+    """https://html.spec.whatwg.org/#numeric-character-reference-end-state. `html.unescape` differs: it drops control
+    characters, which joins the words around `&#11;`."""
+    # `int` refuses numbers of more than 4,300 digits. With 8 digits, a number is already beyond Unicode.
+    code = int(digits.rstrip(";").lstrip("0")[:8] or "0", base)
+    if code == 0 or code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+        return "\ufffd"
+    is_windows_1252 = 0x80 <= code <= 0x9F
+    return (bytes([code]).decode("cp1252", "ignore") if is_windows_1252 else "") or chr(code)
 
 
 def _normalize(captions: pa.Array) -> pa.Array:

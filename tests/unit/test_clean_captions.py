@@ -73,6 +73,17 @@ def test_named_entities_are_decoded_as_by_html_unless_a_word_or_a_parameter_goes
     assert clean("a &notit; &notin; &ampamp;") == "a &notit; ∉ &ampamp;"
 
 
+def test_every_numeric_reference_is_decoded_as_browsers_decode_it() -> None:
+    """The oracle is Python's decoder, which differs from browsers only in dropping controls and noncharacters."""
+    codes = [*range(0x300), *range(0xD700, 0xE100), *range(0xFD00, 0x10100), *range(0x10FF00, 0x110100), 10**20]
+    decoded = [html.unescape(f"&#{code};") or chr(code) for code in codes]
+    for write in ("&#{};", "&#0{} ", "&#x{:x};", "&#X00{:X} "):
+        references = pa.array([f"a{write.format(code)}b" for code in codes])
+        expected = pa.array([f"a{char}{' ' * write.endswith(' ')}b" for char in decoded])
+        assert clean_captions(references).to_pylist() == clean_captions(expected).to_pylist()
+    assert clean("two&#11;words&#x1c;apart&#7;") == "two words apart"
+
+
 POINTS = chain(range(0x40000), range(0xE0000, 0xF0000))  # the other planes are unassigned or private
 EVERY_CHARACTER = [char for char in map(chr, POINTS) if unicodedata.category(char) not in ("Cn", "Co", "Cs")]
 BLANK = set(regex.findall(r"\p{Default_Ignorable_Code_Point}|\s|\p{Cc}", "".join(EVERY_CHARACTER)))
