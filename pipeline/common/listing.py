@@ -16,7 +16,8 @@ from typing import Any
 from pairmill.pipeline.common.files import GLOB_CHARACTERS, Files, absolute, is_inside, is_remote, why_no_file
 from pairmill.schemas.passed_over import PassedOver
 
-TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
+TABLE_LOGS = frozenset({"_delta_log", "_change_data", "_delta_index", "_spark_metadata", "_temporary"})
+"""Folders that Spark and Delta Lake put beside the files of a table. Some contain Parquet files, but no rows of it."""
 
 MAX_VISITS = 16
 """Maximum number of times that a folder is listed. Symlinks can give a folder several names, and symlinks inside the

@@ -1,35 +1,51 @@
-"""Refuses the folders of Iceberg and Hudi tables, which contain Parquet files of older versions and deleted rows.
+"""Refuses the folders of Iceberg, Hudi and Paimon tables, which contain files of older versions and deleted rows.
 
-Only the table's metadata says which files and rows are current: https://iceberg.apache.org/spec/#table-metadata and
-https://hudi.apache.org/tech-specs/#storage-layout. If all files were read, changed rows would appear twice, and deleted
-rows would reappear. Files that a path or glob names are read as they are.
+Only the table's metadata says which files and rows are current: https://iceberg.apache.org/spec/#table-metadata,
+https://hudi.apache.org/tech-specs/#storage-layout and https://paimon.apache.org/docs/master/concepts/spec/overview/.
+If all files were read, changed rows would appear twice, and deleted rows would reappear. Files that a path or glob
+names are read as they are.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from pairmill.pipeline.common.delta_log import READERS, TableError
+from pairmill.pipeline.common.delta_log import READERS, TableError, folders_above, is_delta_table, table_root
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.listing import entries_in
 
 _ICEBERG = re.compile(r"(v\d+|\d+-[0-9a-f-]{36})(\.gz)?\.metadata\.json(\.gz)?")
 """Matches the names of metadata files, as Hadoop tables and other catalogs write them."""
-_HUDI = "/.hoodie"  # the metadata of a table is in `.hoodie/`, and each partition has a `.hoodie_partition_metadata`
+_MARKS = {
+    "an Iceberg": re.compile(rf"(.*)/metadata/{_ICEBERG.pattern}", re.DOTALL),
+    "a Hudi": re.compile(r"(.*?)/\.hoodie.*", re.DOTALL),  # each partition has a `.hoodie_partition_metadata`
+    "a Paimon": re.compile(r"(.*)/snapshot/snapshot-\d+", re.DOTALL),
+}
+"""Kind of table -> the metadata in its folder."""
 
 
-def refuse_snapshot_tables(in_folders: Iterable[str], passed_over: Iterable[str], files: Files) -> None:
-    """Raise TableError if a listed folder is, or is in, an Iceberg or Hudi table. `in_folders`: the listed files that
-    neither a path nor a glob names."""
+def refuse_snapshot_tables(in_folders: Iterable[str], passed_over: Collection[str], files: Files) -> None:
+    """Raise TableError if a listed folder is, contains or is in such a table. `in_folders`: the listed files that
+    neither a path nor a glob names; `passed_over`: what else was listed."""
     data = [uri for uri in in_folders if uri.lower().endswith(".parquet")]
-    for root in {uri.partition(_HUDI)[0] for uri in passed_over if _HUDI in uri}:
-        if any(uri.startswith(f"{root}/") for uri in data):
-            raise _refusal(root, "a Hudi", data)
-    roots = sorted({uri.rpartition("/data/")[0] for uri in data if "/data/" in uri})
+    if not data:
+        return
+    folders = {uri.rpartition("/")[0] for uri in data}
+    parents = {each for folder in folders for each in folders_above(f"{folder}/")}
+    kinds = {
+        match[1]: kind
+        for kind, mark in _MARKS.items()
+        for match in map(mark.fullmatch, passed_over)
+        if match and match[1] in parents
+    }
+    # The metadata is not listed if the job names only a folder with data.
+    others = sorted({uri.rpartition("/data/")[0] for uri in data if "/data/" in uri} | set(map(table_root, data)))
     with ThreadPoolExecutor(READERS) as pool:
-        for root, is_table in zip(roots, pool.map(lambda root: _is_iceberg(root, files), roots), strict=True):
-            if is_table:
-                raise _refusal(root, "an Iceberg", data)
+        is_iceberg = pool.map(lambda root: _is_iceberg(root, files), others)
+        kinds |= {root: "an Iceberg" for root, is_table in zip(others, is_iceberg, strict=True) if is_table}
+    for root, kind in sorted(kinds.items()):
+        if not is_delta_table(root, files):  # which can have metadata of Iceberg, too, and has been checked
+            raise _refusal(root, kind, data)
 
 
 def _is_iceberg(root: str, files: Files) -> bool:

@@ -1,5 +1,5 @@
-"""Tests that the folder of a Delta table is read if its files are exactly the current table, and refused otherwise;
-folders of Iceberg and Hudi tables are always refused.
+"""Tests that the folder of a Delta table is read if its files are exactly the current table, and otherwise refused;
+folders of Iceberg, Hudi and Paimon tables are always refused.
 
 The oracle is the list of files that each generated change leaves in the table. The logs follow
 https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline.common.delta_log import TableError, check_tables
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.listing import list_path
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.sources import Source, open_source
@@ -43,10 +44,11 @@ class DeltaTable:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.version = 0
+        self.metadata: dict[str, object] = {"configuration": {"delta.appendOnly": "false"}, "partitionColumns": []}
         self.current: dict[str, bool] = {}
         """File in the current version -> whether all its rows are in that version too."""
         (root / "_delta_log").mkdir(parents=True)
-        self._commit([{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}, {"metaData": {"id": "0"}}])
+        self._commit([{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}, {"metaData": self.metadata}])
 
     def append(self, folder: str = "") -> None:
         self._commit([self._add(folder)])
@@ -61,13 +63,36 @@ class DeltaTable:
             self.current[name] = False
             self._commit([{"add": {"path": quote(name), "deletionVector": VECTOR}}, remove])
 
+    def change_data(self) -> None:
+        """Rewrite a file and record its old and new rows, as with delta.enableChangeDataFeed."""
+        if name := next(iter(self.current), None):
+            removed, added = self._remove(name), self._add()
+            change = self.root / f"_change_data/cdc-{self.version}.parquet"
+            change.parent.mkdir(exist_ok=True)
+            pq.write_table(pa.table({"url": ["http://a.org/old"], "_change_type": ["update_preimage"]}), change)
+            self._commit([removed, added, {"cdc": {"path": f"_change_data/{change.name}", "dataChange": False}}])
+
+    def map_columns(self) -> None:
+        """Allow columns to be renamed without changes to the files."""
+        self.metadata = {**self.metadata, "configuration": {"delta.columnMapping.mode": "name"}}
+        self._commit([{"metaData": self.metadata}])
+
+    def partition_by(self, *columns: str) -> None:
+        """Declare columns whose values are in the log and, usually, in the names of folders."""
+        self.metadata = {**self.metadata, "partitionColumns": list(columns)}
+        self._commit([{"metaData": self.metadata}])
+
     def checkpoint(self) -> None:
         """Write a checkpoint and delete the commits before it."""
         adds = [
             {"path": quote(name), "deletionVector": None if whole else VECTOR} for name, whole in self.current.items()
         ]
         kind = pa.struct({"path": pa.string(), "deletionVector": pa.struct({"storageType": pa.string()})})
-        table = pa.table({"add": pa.array([None, *adds], kind), "protocol": [1] * (len(adds) + 1)})
+        rest = pa.struct(
+            {"configuration": pa.map_(pa.string(), pa.string()), "partitionColumns": pa.list_(pa.string())}
+        )
+        metadata = pa.array([self.metadata, *[None] * len(adds)], rest)
+        table = pa.table({"add": pa.array([None, *adds], kind), "metaData": metadata})
         pq.write_table(table, self.root / f"_delta_log/{self.version - 1:020d}.checkpoint.parquet")
         for commit in (self.root / "_delta_log").glob("*.json"):
             commit.unlink()
@@ -101,9 +126,12 @@ def known_rows(path: Path) -> Source:
 CHANGES = {
     "append": DeltaTable.append,
     "partition": lambda table: table.append("lang=e n/"),
+    "random prefix": lambda table: table.append("aB/"),  # with column mapping or delta.randomizeFilePrefixes
     "overwrite": DeltaTable.overwrite,
     "delete rows": DeltaTable.delete_rows,
+    "change data": DeltaTable.change_data,
     "checkpoint": DeltaTable.checkpoint,
+    "map columns": DeltaTable.map_columns,
 }
 
 
@@ -111,6 +139,9 @@ CHANGES = {
 @example(["append", "partition", "checkpoint", "append"], False)
 @example(["append", "overwrite"], False)
 @example(["append", "overwrite", "checkpoint"], True)
+@example(["random prefix", "append", "overwrite"], False)
+@example(["append", "change data"], True)
+@example(["append", "map columns", "checkpoint", "append"], True)
 @settings(deadline=None)
 def test_a_table_is_read_only_if_all_rows_of_all_files_are_in_its_current_version(
     changes: list[str], vacuum: bool
@@ -124,8 +155,11 @@ def test_a_table_is_read_only_if_all_rows_of_all_files_are_in_its_current_versio
                 path.unlink()
         present = {str(path.relative_to(table.root)): path for path in table.root.rglob("part-*.parquet")}
         is_sound = present.keys() == table.current.keys() and all(table.current.values())
+        is_sound &= "map columns" not in changes or not present
+        listing = list_path(str(table.root), Files())
+        assert set(listing.files) == set(map(str, present.values()))
         try:
-            check_tables(map(str, present.values()), Files())
+            check_tables(listing.files, listing.passed_over, Files())
         except TableError as error:
             assert not is_sound
             assert "is a Delta table" in str(error)
@@ -145,6 +179,25 @@ def test_a_table_with_deleted_rows_is_refused_unless_it_was_planned_before(tmp_p
             plan(table.root, tmp_path / output)
     with pytest.raises(KnownError, match=r"list: is a Delta table, and 1 of its .*changed or deleted; write"):
         known_rows(table.root)
+
+
+@pytest.mark.parametrize(
+    ("folder", "columns"), [("lang=en/", ["lang"]), ("aB/", ["lang"]), ("lang=en/", ["lang", "b"])]
+)
+@pytest.mark.parametrize("is_checkpoint", [False, True])
+def test_a_table_is_read_only_if_the_values_of_its_partitions_are_in_the_names_of_folders(
+    tmp_path: Path, folder: str, columns: list[str], is_checkpoint: bool
+) -> None:
+    table = DeltaTable(tmp_path / "list")
+    table.partition_by(*columns)
+    table.append(folder)
+    if is_checkpoint:
+        table.checkpoint()
+    if folder == "lang=en/" and columns == ["lang"]:
+        assert plan(table.root, tmp_path / "out").mapping.extra.names == ["lang"]
+    else:
+        with pytest.raises(SourceError, match="the values of its partitions are only in its log; write"):
+            plan(table.root, tmp_path / "out")
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other", "sidecar"])
@@ -170,6 +223,9 @@ SNAPSHOT_TABLES = {
         ["t/data/lang=en/a.parquet"],
         ["t/metadata/00001-0a2b4c6d-0a2b-0a2b-0a2b-0a2b4c6d8e0f.gz.metadata.json"],
     ),
+    "iceberg, migrated in place": (["t/a.parquet"], ["t/metadata/v2.metadata.json"]),
+    "iceberg, migrated from partitions": (["t/lang=en/b=1/a.parquet"], ["t/metadata/v2.metadata.json"]),
+    "paimon": (["t/bucket-0/data-1-0.parquet"], ["t/snapshot/snapshot-1", "t/schema/schema-0"]),
     "hudi": (["t/a.parquet"], ["t/.hoodie/hoodie.properties"]),
     "hudi by day": (["t/2020/01/a.parquet"], ["t/2020/01/.hoodie_partition_metadata"]),
     "none": (["t/data/a.parquet"], ["t/metadata/about.json", "t/.git/config"]),
@@ -177,7 +233,7 @@ SNAPSHOT_TABLES = {
 
 
 @pytest.mark.parametrize("kind", SNAPSHOT_TABLES)
-def test_a_folder_of_an_iceberg_or_hudi_table_is_refused_but_a_glob_of_its_files_is_read(
+def test_a_folder_of_a_table_with_snapshots_is_refused_but_a_glob_of_its_files_is_read(
     tmp_path: Path, kind: str
 ) -> None:
     (data,), others = SNAPSHOT_TABLES[kind]
@@ -185,16 +241,36 @@ def test_a_folder_of_an_iceberg_or_hudi_table_is_refused_but_a_glob_of_its_files
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     pq.write_table(pa.table({"url": ["http://a.org/1"]}), tmp_path / "in" / data)
-    for number, source in enumerate((tmp_path / "in", (tmp_path / "in" / data).parent)):
+    folders = [tmp_path / "in", (tmp_path / "in" / data).parent]
+    for number, source in enumerate(folders[:1] if kind == "paimon" else folders):  # a bucket alone shows no table
         if kind == "none":
             assert plan(source, tmp_path / f"out{number}").num_rows == 1
             known_rows(source)
             continue
-        with pytest.raises(SourceError, match=r"belongs to an? (Iceberg|Hudi) table.*glob, such as .*\*\.parquet"):
+        with pytest.raises(
+            SourceError, match=r"belongs to an? (Iceberg|Hudi|Paimon) table.*glob, such as .*\*\.parquet"
+        ):
             plan(source, tmp_path / f"out{number}")
-        with pytest.raises(KnownError, match=r"belongs to an? (Iceberg|Hudi) table.*glob, such as .*\*\.parquet"):
+        with pytest.raises(
+            KnownError, match=r"belongs to an? (Iceberg|Hudi|Paimon) table.*glob, such as .*\*\.parquet"
+        ):
             known_rows(source)
     glob = (tmp_path / "in" / data).parent / "*.parquet"
     assert plan(glob, tmp_path / "out").num_rows == 1
     assert plan(tmp_path / "in" / data, tmp_path / "one").num_rows == 1
     known_rows(glob)
+
+
+def test_a_delta_table_that_readers_of_iceberg_can_also_read_is_judged_by_its_log(tmp_path: Path) -> None:
+    """Apache XTable, for example, puts metadata of Iceberg beside the log."""
+    table = DeltaTable(tmp_path / "list")
+    table.append()
+    table.append("lang=en/")
+    (table.root / "metadata").mkdir()
+    (table.root / "metadata/v1.metadata.json").touch()
+    assert plan(table.root, tmp_path / "out").num_rows == 2
+    assert plan(table.root / "lang=en", tmp_path / "part").num_rows == 1
+    known_rows(table.root)
+    table.overwrite()
+    with pytest.raises(SourceError, match="is a Delta table"):
+        plan(table.root, tmp_path / "new")
