@@ -148,8 +148,9 @@ def check_scores(query: Callable[[str], list[Any]], source: Source, summary: Sum
 
 
 def check_shapes(query: Callable[[str], list[Any]], summary: Summary, chosen: str) -> None:
-    expressions = ("greatest(original_width, original_height)", "length(caption_clean)",
-                   r"len(regexp_extract_all(caption_clean, '\S+'))")  # fmt: skip
+    sides = [f"coalesce(original_{side}, {side})" for side in ("width", "height")]
+    words = r"len(regexp_extract_all(caption_clean, '\S+'))"
+    expressions = (f"greatest({', '.join(sides)})", "length(caption_clean)", words)
     for chart, expression in zip(sections.shape_charts(summary, SERIES), expressions, strict=summary.pairs > 0):
         values: list[Counter[int]] = [Counter(), Counter()]
         for value, is_chosen in query(f"select {expression}, {chosen} from pairs"):
