@@ -287,13 +287,13 @@ def _records(table: pa.Table, path: str) -> Iterator[ShardSelection]:
         yield ShardSelection(*identity, shard["chosen"], np.frombuffer(drop_step.as_buffer(), np.int8), path, of_rows)
 
 
-def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
+def selected_rows(chunk: Chunk, subset: Subset) -> list[npt.NDArray[np.uint8]]:
     """For each shard of the chunk, a packed bit mask of the rows of its pairs file that are in the subset.
 
-    Shards added after the subset was made have no rows in it. Raises SubsetError if a shard has been rebuilt since.
+    Shards added after the subset was made have no rows in it. Raises SubsetError if a shard has been rebuilt since, or
+    if the chunk is older than the subset.
     """
-    subset = read_subset(chunk.store, name)
-    return selected_bits(chunk, read_shards(chunk.store, subset), partial(_outdated_error, chunk.store, name))
+    return selected_bits(chunk, read_shards(chunk.store, subset), partial(_other_shard_error, chunk, subset.name))
 
 
 def selected_bits(
@@ -310,9 +310,8 @@ def selected_bits(
     return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]
 
 
-def selected_weights(chunk: Chunk, name: str) -> list[Weights] | None:
+def selected_weights(chunk: Chunk, subset: Subset) -> list[Weights] | None:
     """For each shard of the chunk, the weights of the rows in the subset. None if the subset has no weights."""
-    subset = read_subset(chunk.store, name)
     if subset.weight_sum is None:
         return None
     empty = np.zeros(0, np.float32)
@@ -343,6 +342,14 @@ def newest_generations(
         if generation is None or _pairs_digest(store, shard.shard, generation) != shard.pairs_blake2b:
             raise outdated(shard.shard)
     return newest
+
+
+def _other_shard_error(chunk: Chunk, name: str, shard: int) -> SubsetError:
+    """The error for a shard that is not the one in the chunk: which of the two is older decides the remedy."""
+    store, opened = chunk.store, {each.shard: each.generation for each in chunk.shards}
+    if committed(store).get(shard) == opened.get(shard):
+        return _outdated_error(store, name, shard)
+    return SubsetError(f"{store.root} has changed since it was opened, before {name!r} was selected; open it again")
 
 
 def _outdated_error(store: Store, name: str, shard: int) -> SubsetError:

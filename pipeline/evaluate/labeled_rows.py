@@ -13,7 +13,7 @@ from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.dataset.chunks import ShardFiles
-from pairmill.pipeline.dataset.subset import selected_rows
+from pairmill.pipeline.dataset.subset import read_subset, selected_rows
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.labels import Labels
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -56,7 +56,8 @@ class RowFilter:
         if self.subset is None:
             yield from ((shard, np.ones(shard.num_rows, np.bool_)) for shard in shards)
             return
-        for shard, packed in zip(shards, selected_rows(self.snapshot.chunk, self.subset), strict=True):
+        subset = read_subset(self.snapshot.store, self.subset)
+        for shard, packed in zip(shards, selected_rows(self.snapshot.chunk, subset), strict=True):
             yield shard, np.unpackbits(packed, count=shard.num_rows).astype(np.bool_)
 
 

@@ -76,16 +76,16 @@ class FeedShards:
         """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset, and
         UnfinishedPurgeError if a purge is not finished."""
         plan, done = load_plan(store), readable_shards(store)
-        added = added_columns(store, done)
-        if subset is not None and added.incomplete:  # perhaps only shards newer than the subset lack columns
-            numbers = shard_numbers(store, read_subset(store, subset))
+        added, record = added_columns(store, done), None if subset is None else read_subset(store, subset)
+        if record is not None and added.incomplete:  # perhaps only shards newer than the subset lack columns
+            numbers = shard_numbers(store, record)
             done = {shard: generation for shard, generation in done.items() if shard in numbers}
             added = added_columns(store, done)
         chunk = describe(store, sorted(done.items()), added.names)
-        selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)
-        fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
-        shards = cls._of(chunk, selected, plan, added, fingerprint)
-        return shards if subset is None else shards._with_repeats(store, read_subset(store, subset))
+        if record is None:
+            return cls._of(chunk, _kept(chunk), plan, added, generations_digest([chunk]))
+        shards = cls._of(chunk, selected_rows(chunk, record), plan, added, record.attempt)
+        return shards._with_repeats(store, record)
 
     @classmethod
     def of_mixture(cls, mixture: Store, record: Mixture, number: int, s3: S3Config) -> "FeedShards":

@@ -14,7 +14,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
-from pairmill.pipeline.dataset.subset import generations_digest, selected_rows
+from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows
 from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.known.keys import Keys, columns_of, hash_problem, row_keys
 from pairmill.pipeline.known.known_error import KnownError
@@ -91,7 +91,8 @@ class KnownDataset:
         """Each shard, with packed bits that mark its rows in the subset; None without a subset."""
         if self.known.subset is None:
             return [(shard, None) for shard in self.chunk.shards]
-        return list(zip(self.chunk.shards, selected_rows(self.chunk, self.known.subset), strict=True))
+        subset = read_subset(self.chunk.store, self.known.subset)
+        return list(zip(self.chunk.shards, selected_rows(self.chunk, subset), strict=True))
 
     def _read(self, shard: ShardFiles, bits: _Bits | None, columns: Collection[str]) -> pa.Table:
         store = self.chunk.store

@@ -3,7 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterator, KeysView, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -19,6 +19,7 @@ from pairmill.pipeline.common.arrow import python_values, stay_exact, take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.subset import (
+    SubsetError,
     Weights,
     read_subset,
     selected_rows,
@@ -33,6 +34,7 @@ from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.reader.uid_finder import UidFinder
 from pairmill.pipeline.reader.weights import read_weighted, renamed_weight, with_weight
 from pairmill.pipeline.source.uid import own_uid
+from pairmill.schemas.subset import Subset
 
 if TYPE_CHECKING:
     import pandas
@@ -66,10 +68,10 @@ class Dataset:
 
     The dataset stays as it was when it was opened: committed shards, each in its newest generation. An unfinished
     dataset has the shards that are done. Data is read only when needed. If a retry has replaced shards in the meantime,
-    methods that read them raise DatasetError; open the dataset again.
+    or the subset has been selected again, methods that read them raise DatasetError; open the dataset again.
     """
 
-    def __init__(self, snapshot: Snapshot, subset: str | None = None) -> None:
+    def __init__(self, snapshot: Snapshot, subset: Subset | None = None) -> None:
         self._snapshot = snapshot
         self._subset = subset
 
@@ -81,7 +83,7 @@ class Dataset:
         return cls(Snapshot.of(store))
 
     def __repr__(self) -> str:
-        subset = "" if self._subset is None else f", subset={self._subset!r}"
+        subset = "" if self._subset is None else f", subset={self._subset.name!r}"
         return f"Dataset({self.path!r}{subset})"
 
     def __len__(self) -> int:
@@ -127,11 +129,11 @@ class Dataset:
         since the subset was made.
         """
         if self._subset is not None:
-            raise DatasetError(f"this is the subset {self._subset!r}; open {name!r} from the whole dataset")
+            raise DatasetError(f"this is the subset {self._subset.name!r}; open {name!r} from the whole dataset")
         subset, snapshot = read_subset(self._snapshot.store, name), self._snapshot
         if snapshot.added.incomplete:  # perhaps only in shards that are newer than the subset
             snapshot = snapshot.of_shards(shard_numbers(snapshot.store, subset))
-        return Dataset(snapshot, name)
+        return Dataset(snapshot, subset)
 
     def table(self, columns: str | Sequence[str] | None = None, subset: str | None = None) -> pa.Table:
         """The rows as an Arrow table in memory.
@@ -261,12 +263,29 @@ class Dataset:
     def _chosen(self) -> list[npt.NDArray[np.uint8]]:
         """For a subset: packed bits for each shard, one bit per row."""
         assert self._subset is not None
-        return selected_rows(self._snapshot.chunk, self._subset)
+        with self._selected_once(self._subset):
+            return selected_rows(self._snapshot.chunk, self._subset)
 
     @cached_property
     def _weights(self) -> list[Weights] | None:
         """For a subset with weights: the weights of the rows of each shard."""
-        return None if self._subset is None else selected_weights(self._snapshot.chunk, self._subset)
+        if self._subset is None:
+            return None
+        with self._selected_once(self._subset):
+            return selected_weights(self._snapshot.chunk, self._subset)
+
+    @contextmanager
+    def _selected_once(self, subset: Subset) -> Iterator[None]:
+        """Raise DatasetError if the files of the subset are gone because it has been selected again."""
+        try:
+            yield
+        except SubsetError as error:
+            if read_subset(self._snapshot.store, subset.name).attempt == subset.attempt:
+                raise
+            raise DatasetError(
+                f"the subset {subset.name!r} was selected again, or changed by a purge, since it was opened; "
+                "open it again"
+            ) from error
 
     @cached_property
     def _uids(self) -> UidFinder:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.common.arrow import take_rows
-from pairmill.pipeline.dataset.subset import selected_rows
+from pairmill.pipeline.dataset.subset import read_subset, selected_rows
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.pipeline.reader.uid_finder import UidFinder
@@ -69,7 +69,7 @@ def find_uid(snapshot: Snapshot, uid: str) -> RowRef:
 
 def subset_mask(snapshot: Snapshot, name: str) -> RowMask:
     """Whether each row is in the subset, by row index: bool [rows]. Raises SubsetError."""
-    bits = selected_rows(snapshot.chunk, name)
+    bits = selected_rows(snapshot.chunk, read_subset(snapshot.store, name))
     counts = [shard.num_rows for shard in snapshot.chunk.shards]
     masks = [np.unpackbits(packed, count=count) for packed, count in zip(bits, counts, strict=True)]
     return np.concatenate([np.zeros(0, np.uint8), *masks]).astype(np.bool_)

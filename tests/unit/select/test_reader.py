@@ -17,7 +17,7 @@ from pairmill.pipeline.reader.snapshot import DatasetError
 from pairmill.pipeline.source.planned import PlanError
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.added import add_columns
-from tests.unit.select.conftest import DUCKDB, make_subset, row_ids
+from tests.unit.select.conftest import DUCKDB, Step, make_subset, row_ids
 
 ROWS = 1_500
 
@@ -219,6 +219,41 @@ def test_an_outdated_subset_is_refused_when_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(manifest))
     with pytest.raises(SubsetError, match="select again"):
         len(pairmill.open(tmp_path).subset("some"))
+
+
+WEIGHTED: list[Step] = [{"top": {"by": "similarity", "count": 50}}, {"repeat": {"weight": "width"}}]
+FEWER: list[Step] = [{"where": "width > 900"}]
+
+
+@pytest.mark.parametrize("before", [WEIGHTED, FEWER])
+@pytest.mark.parametrize("after", [[*FEWER, WEIGHTED[1]], [WEIGHTED[0], {"repeat": {"weight": "2 * width"}}], FEWER])
+def test_a_view_of_a_subset_never_shows_rows_of_one_selection_with_values_of_another(
+    tmp_path: Path, before: list[Step], after: list[Step]
+) -> None:
+    """It stays as it was opened, or says that the subset was selected again."""
+    write_dataset(tmp_path, 300, shard_rows=100)
+    make_subset(tmp_path, "some", *before)
+    expected = pairmill.open(tmp_path).subset("some").table()
+    unread, counted, half_read = (pairmill.open(tmp_path).subset("some") for _ in range(3))
+    assert len(counted) == expected.num_rows
+    assert half_read.schema == expected.schema
+    make_subset(tmp_path, "some", *after)
+    for view in (unread, counted, half_read):
+        try:
+            assert view.table() == expected
+        except DatasetError as error:
+            assert "'some' was selected again, or changed by a purge, since it was opened; open it" in str(error)
+    assert pairmill.open(tmp_path).table(subset="some").num_rows == len(row_ids(tmp_path, "some"))
+
+
+def test_a_subset_that_is_newer_than_the_opened_dataset_is_not_called_outdated(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 200, shard_rows=100)
+    opened = pairmill.open(tmp_path)
+    write_dataset(tmp_path, 300, shard_rows=100)
+    make_subset(tmp_path, "some", {"where": "width > 500"})
+    with pytest.raises(SubsetError, match="has changed since it was opened, before 'some' was selected; open it again"):
+        opened.table(subset="some")
+    assert len(pairmill.open(tmp_path).table(subset="some"))
 
 
 def test_embeddings_are_float16_arrays_in_rows_and_fixed_size_lists_in_tables() -> None:
