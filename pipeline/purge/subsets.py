@@ -183,7 +183,8 @@ class _Rewritten:
         return pa.concat_tables([rows.schema.empty_table(), *tables]), pa.Table.from_pylist(records, shards.schema)
 
     def _count(self, record: Mapping[str, Any], rows: pa.Table) -> None:
-        self.counts.update(Counter(np.frombuffer(record["fates"], np.int8).tolist()))
+        counts = Counter(np.frombuffer(record["fates"], np.int8).tolist())
+        self.counts.update({**counts, NOT_DROPPED: rows.num_rows})  # of an outdated subset, only the rows are removed
         self.state += f"{record['shard']} {record['generation']} {record['pairs_blake2b']}\n"
         if WEIGHT in rows.schema.names:
             self.weight_sum += float(rows[WEIGHT].to_numpy().sum(dtype=np.float64))

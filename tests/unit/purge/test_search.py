@@ -32,7 +32,7 @@ from pairmill.pipeline.columns.score_card import ScoreCard, State, write_state
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import publish_manifest
 from pairmill.pipeline.dataset.manifests import ManifestError, read_manifests
-from pairmill.pipeline.dataset.subset import SubsetError
+from pairmill.pipeline.dataset.subset import SubsetError, read_subset
 from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
@@ -383,6 +383,10 @@ def test_a_subset_outdated_by_a_retry_loses_withdrawn_uids_too(world: World) -> 
     pairmill.purge(world.out, uids=world.write("uids.txt", [uid]), reason="asked for")
     rows = [pq.read_table(path)["uid"].to_pylist() for path in (world.out / "subsets/all/rows").iterdir()]
     assert (len(rows), len(rows[0]), uid in rows[0]) == (1, 40, False)
+    subset = read_subset(store, "all")
+    assert (subset.rows_out, subset.reports[-1].rows_out) == (40, 40)
+    again = pairmill.purge(world.out, uids=world.write("more.txt", [world.source.uid(2)]), reason="too", dry_run=True)
+    assert again.subset_rows == {"all": 1, "half": 1}
     with pytest.raises(SubsetError, match="was rebuilt after 'all' was made"):
         PairDataset(FeedConfig(world.out, "all"))
     assert store.exists("subsets/half/selection.json")
