@@ -14,6 +14,8 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
 
+_PASSES = 3
+"""How often `finish` adds up the manifests while other runs commit shards of the same output."""
 MAX_FAILURES_READ = 100
 """How many failures `status` reads from an output folder."""
 
@@ -62,6 +64,16 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
         shard = name.removesuffix(".txt")
         if shard.isdigit() and int(shard) in done and int(shard) not in failures:
             store.delete(f"failures/{name}")
+    for _ in range(_PASSES):
+        before, totals = committed(store), _add_up(store, plan, strays)
+        if committed(store) == before:
+            break  # otherwise, another run may have written the sizes of its shards before this one replaced them
+    store.remove_temporary()
+    return totals.result(store, plan, failures, time.perf_counter() - started)
+
+
+def _add_up(store: Store, plan: Plan, strays: StrayFiles) -> "Totals":
+    """Add up the manifests, delete strays, and write the sizes of the tars."""
     totals, sizes = Totals(), dict[str, int]()
     for manifest in read_manifests(store):
         strays.remove(manifest)
@@ -69,8 +81,7 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
         sizes |= tar_sizes(manifest, plan.job.images)
     if sizes or store.exists(SIZES_NAME):  # without pictures after a purge
         store.replace(SIZES_NAME, sizes_table(sizes))
-    store.remove_temporary()
-    return totals.result(store, plan, failures, time.perf_counter() - started)
+    return totals
 
 
 def current(store: Store) -> BuildResult:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import check_file
-from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_manifest, see_verify
+from pairmill.pipeline.dataset.manifests import may_be_superseded, read_columns_manifest, read_manifest, see_verify
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import manifest_name
@@ -114,7 +114,8 @@ def _unified(fields: Collection[pa.Field]) -> pa.Schema:
 
 
 def describe(store: Store, shards: Sequence[tuple[int, int]], aliases: Sequence[str]) -> Chunk:
-    """The chunk of the given (shard, generation) pairs, with the given added models. Raises ColumnsError."""
+    """The chunk of the given (shard, generation) pairs, with the given added models. Raises ColumnsError, and
+    SupersededError if a retry or a purge has replaced one of them in the meantime."""
     with ThreadPoolExecutor(_READERS) as readers:
         run = readers.map if store.remote else map  # a local manifest takes less time than another thread
         return Chunk(store, tuple(run(lambda shard: _shard_files(store, shard[0], shard[1], aliases), shards)))
@@ -122,11 +123,12 @@ def describe(store: Store, shards: Sequence[tuple[int, int]], aliases: Sequence[
 
 def _shard_files(store: Store, shard: int, generation: int, aliases: Sequence[str]) -> ShardFiles:
     name = manifest_name(shard, generation)
-    manifest = read_manifest(store, name)
+    with may_be_superseded(store, shard, generation):
+        manifest = read_manifest(store, name)
+        records = [read_columns_manifest(store, alias, name) for alias in aliases]
     pairs = manifest.files["pairs"]
     columns = []
-    for alias in aliases:
-        record = read_columns_manifest(store, alias, name)
+    for alias, record in zip(aliases, records, strict=True):
         if record.pairs_blake2b != pairs.blake2b:  # the shard has been rebuilt under the same number
             where = store.path(f"columns/{alias}/manifests/{name}")
             raise ColumnsError(f"{where} belongs to another pairs file; {see_verify(store)}")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import SupersededError
 from pairmill.pipeline.dataset.withdrawn import ledger_files, refuse_unfinished_purge
 from pairmill.schemas.errors import JobError
 
@@ -36,6 +37,6 @@ class PurgeWatch:
         """Turn errors about files that a purge has deleted into the JobError of `check`."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, SupersededError):
             self.check()
             raise

@@ -17,7 +17,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, MissingFileError
-from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.dataset.manifests import SupersededError, committed, read_manifest
 from pairmill.pipeline.dataset.withdrawn import readable_shards
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
@@ -134,6 +134,8 @@ class Snapshot:
             yield
         except (DamagedFileError, MissingFileError) as error:
             raise DatasetError(str(error)) from error
+        except SupersededError as error:
+            raise DatasetError(f"{self.store.root} has changed since it was opened; try again") from error
         except PairmillError:
             raise
         except FileNotFoundError as error:
