@@ -17,6 +17,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.dataset.exports import note_export
 from pairmill.pipeline.dataset.output_folder import check_export_folder, records_folder
+from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.dataset.subset import (
     WEIGHT,
     current_generations,
@@ -78,6 +79,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     check_buckets([job.dataset, job.output], job.s3)
     output = Store(job.output, job.s3)
     check_export_folder(output)
+    watch = PurgeWatch.start(Store(job.dataset, job.s3))
     dataset = open_input(job.dataset, job.s3, partial=True)
     if job.subset is None:
         raise JobError(_without_subset(job, subset_names(dataset.store)))
@@ -107,7 +109,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     records = records_folder(output)
     writer = PartWriter(
-        source, output, output_format, seed, tuple(columns), digits, records, choice, repetition.copies_rows
+        source, output, output_format, seed, tuple(columns), digits, records, choice, repetition.copies_rows, (watch,)
     )
     record = _record(job, subset, dataset, shape, writer, repetition)
     note = ExportNote(output=output.root, subset=job.subset, format=job.format)
@@ -115,6 +117,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     written = write_parts(job, writer, record, parts, on_step)
     uids = sorted_uids(dataset.store, subset, record.repeat == "copies") if record.format == "datacomp" else None
     updated = write_index(writer, record, dataset.schema, uids)
+    writer.withdraw_if_purged([] if uids is None else ["subset.npy"])
     output.remove_temporary()
     return ExportResult(
         output.root,

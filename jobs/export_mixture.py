@@ -25,6 +25,7 @@ from pairmill.pipeline.dataset.chunks import describe
 from pairmill.pipeline.dataset.exports import note_export
 from pairmill.pipeline.dataset.mixture import is_mixture, outdated_error, read_mixture
 from pairmill.pipeline.dataset.output_folder import check_export_folder, records_folder
+from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.dataset.subset import WEIGHT, newest_generations, read_shards
 from pairmill.pipeline.export.formats import Format, ParquetFiles, WebDataset
 from pairmill.pipeline.export.index_files import write_index
@@ -88,6 +89,7 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     check_export_folder(output)
     _check(job)
     mixture = read_mixture(store)
+    watches = tuple(PurgeWatch.start(Store(source.dataset, job.s3)) for source in mixture.sources)
     repetition = Repetition.of(job, mixture.sources[0].rows)  # either all datasets have weights, or none has
     sources = list(_open(job, store, mixture, repetition))
     common = common_columns([source.columns() for source in sources])
@@ -102,7 +104,7 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     )
     digits, records = max(5, len(str(len(parts) - 1))), records_folder(output)
     writer = PartWriter(
-        reader, output, form, job.shuffle_seed, tuple(columns), digits, records, None, repetition.copies_rows
+        reader, output, form, job.shuffle_seed, tuple(columns), digits, records, None, repetition.copies_rows, watches
     )
     record = ExportRecord(
         dataset=store.root,

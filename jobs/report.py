@@ -7,6 +7,7 @@ from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.common.text import clean_text, describe, pairmill_command
+from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.report.report import Report, compared_with, make_report
 from pairmill.pipeline.report.sample import MAX_ROWS
 from pairmill.schemas.errors import JobError, PairmillError
@@ -51,12 +52,21 @@ def report(
         on_step: Called with the number of shards that were read.
 
     Raises:
-        JobError: The file cannot be written, or there is nothing to compare with.
+        JobError: The file cannot be written, there is nothing to compare with, or a purge has begun.
         PlanError: The folder is not the output of a job.
         SubsetError: There is no such subset, or it is older than the dataset.
     """
+    watch, name = PurgeWatch.start(store), f"report-{subset}.html" if subset else "report.html"
     made = make_report(store, subset, None if compare is None else compared_with(store, compare), max_rows, on_step)
-    return _write(store, out, f"report-{subset}.html" if subset else "report.html", made)
+    watch.check()
+    result = _write(store, out, name, made)
+    try:
+        watch.check()
+    except JobError:  # the purge may have deleted the reports before this one was written
+        if out is None:
+            store.delete(name)
+        raise
+    return result
 
 
 def report_after_run(store: Store) -> tuple[str | None, str | None]:

@@ -15,7 +15,7 @@ from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, describe
-from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.manifests import may_be_superseded, read_manifest
 from pairmill.pipeline.dataset.subset import WEIGHT, read_shard
 from pairmill.pipeline.export.order import GroupSlice, ShardGroup, SubsetShard
 from pairmill.pipeline.image.decode import ImageError
@@ -153,7 +153,8 @@ class SubsetReader:
 
     def _pictures(self, shard: int, of_shard: SubsetRows) -> Iterator[bytes]:
         rows, generation = of_shard.table, of_shard.origins["generation"][0].as_py()
-        manifest = read_manifest(self._source.store, manifest_name(shard, generation))
+        with may_be_superseded(self._source.store, shard, generation):
+            manifest = read_manifest(self._source.store, manifest_name(shard, generation))
         (planned,) = shards_from_table(self._plan.slice(shard, 1))
         try:
             found = self._reader.pictures(planned, manifest, rows)

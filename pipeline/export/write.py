@@ -11,10 +11,12 @@ from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import is_unchanged
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record, record_bytes
+from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import RowSource
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
 
@@ -41,9 +43,12 @@ class PartWriter:
     """The captions to write; None: the original captions."""
     copies: bool = False
     """Whether rows are repeated according to their weights."""
+    watches: tuple[PurgeWatch, ...] = ()
+    """The purges of the datasets that existed when the export began."""
 
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
-        """Write the files of a part, then their record. Raises FormatError and MissingDataError."""
+        """Write the files of a part, then their record. Raises FormatError, MissingDataError, and JobError if a purge
+        has begun."""
         with (
             closing(self.source.open(self.seed, self.copies)) as reader,
             self.output.new_file() as picture_file,
@@ -57,8 +62,20 @@ class PartWriter:
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}
             endings = sorted({image_ending(picture) for picture in part.heads()})
         record = ExportedPart(number=number, rows=rows.num_rows, files=files, image_endings=endings)
-        self.output.create(manifest_name(self.records, number), record_bytes(record))
+        self.output.create(name := manifest_name(self.records, number), record_bytes(record))
+        self.withdraw_if_purged([name, *files])
         return record
+
+    def withdraw_if_purged(self, names: Sequence[str]) -> None:
+        """Delete these files and raise JobError if a purge has begun since the export began: they may have withdrawn
+        rows, and the purge may have looked for them too early. A purge that begins later finds them."""
+        try:
+            for watch in self.watches:
+                watch.check()
+        except JobError:
+            for name in names:
+                self.output.delete(name)
+            raise
 
     def names(self, number: int) -> list[str]:
         """Names of a part's files, relative to the output."""

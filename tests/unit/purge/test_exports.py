@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count, groupby
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal
 from uuid import uuid4
 
 import datasets
@@ -22,8 +22,9 @@ from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.pipeline.export.readme import purged_readme
-from pairmill.schemas.errors import JobError
+from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.export import ExportedPart, ExportFormat
+from tests.committed_shards import pair, uid_of, write_dataset
 from tests.unit.purge.conftest import World
 from tests.unit.purge.test_purge import Killed, kill_at, marks_of
 from tests.unit.purge.world import EXPORTS, grep
@@ -254,3 +255,44 @@ def test_a_killed_purge_that_was_emptying_a_part_is_finished_by_the_next(
         purge(number)
         pairmill.purge(world.out)
         assert state() == expected, tried[number]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "datacomp", "report"])
+def test_a_purge_at_any_moment_of_an_export_or_report_leaves_no_withdrawn_row_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Literal[ExportFormat, "report"]
+) -> None:
+    """The purge runs before each write in turn. The other command may fail, but then it says so."""
+    vectors = {"image_embedding_tiny": [1.0, 0.0], "text_embedding_tiny": [0.0, 1.0]}
+    rows = [[pair(f"the long caption of row {shard}, {row}", 0.3, **vectors) for row in range(3)] for shard in range(2)]
+    write_dataset(tmp_path / "saved/out", rows)
+    pairmill.select(tmp_path / "saved/out", "all")
+    root, uids = tmp_path / "root", tmp_path / "uids.txt"
+    uids.write_text(uid_of(0, 1))
+    marks = [uid_of(0, 1).encode(), b"row 0, 1", int(uid_of(0, 1)[:16], 16).to_bytes(8, "little")]
+    purged = {"left": -1}
+
+    def purge_first(write: Callable[..., Any]) -> Callable[..., Any]:
+        def written(store: Store, *given: Any) -> Any:
+            purged["left"] -= 1
+            if not purged["left"]:
+                pairmill.purge(root / "out", uids=uids, reason="asked for")
+            return write(store, *given)
+
+        return written
+
+    for name in ("create", "create_from", "replace"):
+        monkeypatch.setattr(Store, name, purge_first(getattr(Store, name)))
+    for moment in range(1, 60):
+        shutil.copytree(tmp_path / "saved", root)
+        purged["left"] = moment
+        with suppress(PairmillError):
+            if form == "report":
+                pairmill.report(root / "out")
+            else:
+                pairmill.export(root / "out", "all", root / "made", format=form, samples_per_file=2)
+        if is_over := purged["left"] > 0:
+            break
+        assert grep(root, marks) == []
+        shutil.rmtree(root)
+    assert is_over
+    assert moment > (1 if form == "report" else 8)
