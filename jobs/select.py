@@ -139,7 +139,8 @@ def _publish(store: Store, subset: Subset, replaced: Subset | None, watch: Purge
         try:
             watch.check()
         except JobError:
-            store.delete(f"subsets/{subset.name}/selection.json")
+            if read_subset(store, subset.name).attempt == subset.attempt:  # otherwise, the purge has rewritten it
+                store.delete(f"subsets/{subset.name}/selection.json")
             raise
     except JobError:
         delete_files(store, subset)

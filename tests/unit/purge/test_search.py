@@ -32,7 +32,7 @@ from pairmill.pipeline.columns.score_card import ScoreCard, State, write_state
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import publish_manifest
 from pairmill.pipeline.dataset.manifests import ManifestError, read_manifests
-from pairmill.pipeline.dataset.subset import SubsetError, read_subset
+from pairmill.pipeline.dataset.subset import SubsetError, publish, read_subset
 from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
@@ -390,6 +390,24 @@ def test_a_subset_outdated_by_a_retry_loses_withdrawn_uids_too(world: World) -> 
     with pytest.raises(SubsetError, match="was rebuilt after 'all' was made"):
         PairDataset(FeedConfig(world.out, "all"))
     assert store.exists("subsets/half/selection.json")
+
+
+def test_a_subset_that_a_purge_has_rewritten_is_kept_if_the_select_that_replaced_it_ends_too_late(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish_first(*args: object) -> bool:
+        is_first = publish(*args)  # type: ignore[arg-type]
+        pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
+        return is_first
+
+    shutil.rmtree(world.out / "exports")
+    before = pairmill.open(world.out).table(["uid"], subset="all")["uid"].to_pylist()
+    monkeypatch.setattr(select_module, "publish", publish_first)
+    with pytest.raises(JobError, match="a purge has begun in the meantime"):
+        pairmill.select(world.out, "all", refresh=True)
+    after = pairmill.open(world.out).table(["uid"], subset="all")["uid"].to_pylist()
+    assert after == [uid for uid in before if uid != world.source.uid(1)]
+    assert pairmill.verify(world.out, rescore=0).problems == []
 
 
 @pytest.mark.parametrize("moment", ["chunks_of", "_write_overlaps", "publish"])
