@@ -77,10 +77,14 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     Raises JobError, before anything is written, if the job cannot run as written.
     """
     check_buckets([job.dataset, job.output], job.s3)
-    output = Store(job.output, job.s3)
-    check_export_folder(output)
+    check_export_folder(Store(job.output, job.s3))
     watch = PurgeWatch.start(Store(job.dataset, job.s3))
-    dataset = open_input(job.dataset, job.s3, partial=True)
+    with watch.explained():
+        return _export(job, watch, on_step)
+
+
+def _export(job: ExportJob, watch: PurgeWatch, on_step: OnStep) -> ExportResult:
+    dataset, output = open_input(job.dataset, job.s3, partial=True), Store(job.output, job.s3)
     if job.subset is None:
         raise JobError(_without_subset(job, subset_names(dataset.store)))
     subset = read_subset(dataset.store, job.subset)
@@ -116,8 +120,9 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     is_noted = note_export(dataset.store, note)  # first, so that a purge finds what an interrupted export has written
     written = write_parts(job, writer, record, parts, on_step)
     uids = sorted_uids(dataset.store, subset, record.repeat == "copies") if record.format == "datacomp" else None
+    writer.withdraw_if_purged([])  # the purge may have written the same files
     updated = write_index(writer, record, dataset.schema, uids)
-    writer.withdraw_if_purged([] if uids is None else ["subset.npy"])
+    writer.withdraw_if_purged([name for name in updated if name == "subset.npy"])
     output.remove_temporary()
     return ExportResult(
         output.root,

@@ -1,6 +1,7 @@
 """`pairmill export MIX`: writes a mixture as WebDataset tars or as Parquet."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,11 +86,17 @@ def export_any(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
 
 
 def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
-    output = Store(job.output, job.s3)
-    check_export_folder(output)
+    check_export_folder(Store(job.output, job.s3))
     _check(job)
-    mixture = read_mixture(store)
-    watches = tuple(PurgeWatch.start(Store(source.dataset, job.s3)) for source in mixture.sources)
+    watches = tuple(PurgeWatch.start(Store(source.dataset, job.s3)) for source in read_mixture(store).sources)
+    with ExitStack() as explained:
+        for watch in watches:
+            explained.enter_context(watch.explained())
+        return _export_sources(job, store, watches, on_step)
+
+
+def _export_sources(job: ExportJob, store: Store, watches: tuple[PurgeWatch, ...], on_step: OnStep) -> ExportResult:
+    mixture, output = read_mixture(store), Store(job.output, job.s3)
     repetition = Repetition.of(job, mixture.sources[0].rows)  # either all datasets have weights, or none has
     sources = list(_open(job, store, mixture, repetition))
     common = common_columns([source.columns() for source in sources])

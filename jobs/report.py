@@ -57,14 +57,15 @@ def report(
         SubsetError: There is no such subset, or it is older than the dataset.
     """
     watch, name = PurgeWatch.start(store), f"report-{subset}.html" if subset else "report.html"
-    made = make_report(store, subset, None if compare is None else compared_with(store, compare), max_rows, on_step)
+    with watch.explained():
+        made = make_report(store, subset, None if compare is None else compared_with(store, compare), max_rows, on_step)
     watch.check()
     result = _write(store, out, name, made)
     try:
         watch.check()
     except JobError:  # the purge may have deleted the reports before this one was written
-        if out is None:
-            store.delete(name)
+        folder, _, name = result.path.rpartition("/")
+        Store(folder, store.files.s3).delete(name)
         raise
     return result
 

@@ -14,7 +14,7 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
 
-_PASSES = 3
+_PASSES = 2
 """How often `finish` adds up the manifests while other runs commit shards of the same output."""
 MAX_FAILURES_READ = 100
 """How many failures `status` reads from an output folder."""
@@ -65,8 +65,8 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
         if shard.isdigit() and int(shard) in done and int(shard) not in failures:
             store.delete(f"failures/{name}")
     for _ in range(_PASSES):
-        before, totals = committed(store), _add_up(store, plan, strays)
-        if committed(store) == before:
+        before, totals, done = done, _add_up(store, plan, strays), committed(store)
+        if done == before:
             break  # otherwise, another run may have written the sizes of its shards before this one replaced them
     store.remove_temporary()
     return totals.result(store, plan, failures, time.perf_counter() - started)

@@ -17,6 +17,7 @@ from pairmill.pipeline.common.text import counted, pairmill_command
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.dataset.subset import (
+    SubsetError,
     delete_files,
     generations_digest,
     publish,
@@ -42,7 +43,7 @@ from pairmill.pipeline.select.steps.step import Step
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
 from pairmill.pipeline.select.weights import Weighting, WeightSums, sum_of_ticks
 from pairmill.pipeline.source.plan import load_plan
-from pairmill.schemas.errors import JobError
+from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.manifest import DataFile
 from pairmill.schemas.s3 import S3Config
@@ -139,13 +140,22 @@ def _publish(store: Store, subset: Subset, replaced: Subset | None, watch: Purge
         try:
             watch.check()
         except JobError:
-            if read_subset(store, subset.name).attempt == subset.attempt:  # otherwise, the purge has rewritten it
+            # Otherwise, the purge has rewritten or deleted it. If it does so between these two lines, the subset is
+            # lost, and has to be selected again.
+            if _is_published(store, subset):
                 store.delete(f"subsets/{subset.name}/selection.json")
             raise
-    except JobError:
+    except PairmillError:
         delete_files(store, subset)
         raise
     store.remove_temporary()
+
+
+def _is_published(store: Store, subset: Subset) -> bool:
+    try:
+        return read_subset(store, subset.name).attempt == subset.attempt
+    except SubsetError:
+        return False
 
 
 def refresh(job: SelectJob, dry_run: bool = False, on_step: OnStep = ignore_step) -> Subset:

@@ -182,17 +182,24 @@ def _run(job: "BuildJob", explain: bool, with_report: bool, as_json: bool) -> No
     with progress(after_stop) as listener:
         result = run_build(job, listener)
     try:
-        print_funnel(result)
-        print_private_addresses(result)
-        print_failures(result)
-        print_stopped(result)
-        _print_missing(result)
-    finally:  # even if nobody reads stdout any more
-        path = _write_report(result, job.s3) if with_report else None
+        _print_outcome(result)
+    except OSError:  # nobody reads stdout any more, or its disk is full
+        if with_report:
+            _write_report(result, job.s3)
+        raise
+    path = _write_report(result, job.s3) if with_report else None
     if as_json:
         print_json({**result.as_dict(), "report": path})
     if result.shards_missing:
         raise typer.Exit(1)
+
+
+def _print_outcome(result: "BuildResult") -> None:
+    print_funnel(result)
+    print_private_addresses(result)
+    print_failures(result)
+    print_stopped(result)
+    _print_missing(result)
 
 
 def _write_report(result: "BuildResult", s3: "S3Config") -> str | None:

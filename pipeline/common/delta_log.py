@@ -35,9 +35,12 @@ class TableError(PairmillError, ValueError):
     kind = FailureKind.INPUT
 
 
-def check_tables(uris: Iterable[str], passed_over: Iterable[str], files: Files) -> None:
-    """Raise TableError if one of these Parquet files is in the folder of a Delta table but is not part of the table's
-    current version, or has rows that are deleted in that version. `passed_over`: what else was listed."""
+def check_tables(uris: Iterable[str], passed_over: Iterable[str], files: Files) -> set[str]:
+    """Check the Delta tables among the folders of these Parquet files, and return their folders.
+
+    Raises TableError if a file is not part of its table's current version, or has rows that are deleted in that
+    version. `passed_over`: what else was listed.
+    """
     known = {uri.partition(f"/{_LOG}/")[0] for uri in passed_over if f"/{_LOG}/" in uri}
     tables: dict[str, list[str]] = {}
     for uri in uris:
@@ -45,19 +48,20 @@ def check_tables(uris: Iterable[str], passed_over: Iterable[str], files: Files) 
             root = next((folder for folder in folders_above(uri) if folder in known), None) if known else None
             tables.setdefault(root or table_root(uri), []).append(uri)
     with ThreadPoolExecutor(READERS) as pool:
-        for _ in pool.map(lambda root: _check_table(root, tables[root], files), tables):
-            pass
+        are_tables = pool.map(lambda root: _check_table(root, tables[root], files), tables)
+        return {root for root, is_table in zip(tables, are_tables, strict=True) if is_table}
 
 
-def _check_table(root: str, uris: Sequence[str], files: Files) -> None:
-    """Check the Parquet files of one folder, which need not be a Delta table."""
-    if not is_delta_table(root, files):
-        return
+def _check_table(root: str, uris: Sequence[str], files: Files) -> bool:
+    """Check the Parquet files of one folder. False if it is not a Delta table."""
+    if not files.is_folder(join(root, _LOG)):
+        return False
     current = _current_files(root, files)
     if stale := [uri for uri in uris if uri.removeprefix(f"{root}/") not in current]:
         raise _refusal(
             root, f"{len(stale):,} of its Parquet files, such as {stale[0]}, contain rows that were changed or deleted"
         )
+    return True
 
 
 def _refusal(root: str, problem: str) -> TableError:
@@ -65,11 +69,6 @@ def _refusal(root: str, problem: str) -> TableError:
         f"{root}: is a Delta table, and {problem}; write the current version elsewhere, for example with DuckDB: "
         f"copy (from delta_scan('{root}')) to 'list.parquet'"
     )
-
-
-def is_delta_table(folder: str, files: Files) -> bool:
-    """Whether a folder contains the log of a Delta table."""
-    return files.is_folder(join(folder, _LOG))
 
 
 def folders_above(uri: str) -> Iterator[str]:
@@ -104,7 +103,8 @@ def _current_files(root: str, files: Files) -> set[str]:
         for match in checkpoints:
             if int(match[1]) == start:
                 for action in _checkpoint(join(log, match[0]), files):
-                    metadata = action.get("metaData") or metadata
+                    if any((action.get("metaData") or {}).values()):  # of other actions, it can be a struct of nulls
+                        metadata = action["metaData"]
                     if action.get("add"):
                         is_whole |= [_entry(action["add"])]
         for version in later:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from pairmill.pipeline.common.delta_log import READERS, TableError, folders_above, is_delta_table, table_root
+from pairmill.pipeline.common.delta_log import READERS, TableError, folders_above, table_root
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.listing import entries_in
 
@@ -19,14 +19,22 @@ _ICEBERG = re.compile(r"(v\d+|\d+-[0-9a-f-]{36})(\.gz)?\.metadata\.json(\.gz)?")
 _MARKS = {
     "an Iceberg": re.compile(rf"(.*)/metadata/{_ICEBERG.pattern}", re.DOTALL),
     "a Hudi": re.compile(r"(.*?)/\.hoodie.*", re.DOTALL),  # each partition has a `.hoodie_partition_metadata`
-    "a Paimon": re.compile(r"(.*)/snapshot/snapshot-\d+", re.DOTALL),
+    "a Paimon": re.compile(r"(.*)/schema/schema-\d+", re.DOTALL),
 }
 """Kind of table -> the metadata in its folder."""
 
 
-def refuse_snapshot_tables(in_folders: Iterable[str], passed_over: Collection[str], files: Files) -> None:
-    """Raise TableError if a listed folder is, contains or is in such a table. `in_folders`: the listed files that
-    neither a path nor a glob names; `passed_over`: what else was listed."""
+def refuse_snapshot_tables(
+    in_folders: Iterable[str], passed_over: Collection[str], checked: Collection[str], files: Files
+) -> None:
+    """Raise TableError if a listed folder is, contains or is in such a table.
+
+    Args:
+        in_folders: The listed files that neither a path nor a glob names.
+        passed_over: What else was listed.
+        checked: Folders of Delta tables, which can have metadata of Iceberg, too, and are judged by their own log.
+        files: Lists the folders that contain the metadata.
+    """
     data = [uri for uri in in_folders if uri.lower().endswith(".parquet")]
     if not data:
         return
@@ -44,7 +52,7 @@ def refuse_snapshot_tables(in_folders: Iterable[str], passed_over: Collection[st
         is_iceberg = pool.map(lambda root: _is_iceberg(root, files), others)
         kinds |= {root: "an Iceberg" for root, is_table in zip(others, is_iceberg, strict=True) if is_table}
     for root, kind in sorted(kinds.items()):
-        if not is_delta_table(root, files):  # which can have metadata of Iceberg, too, and has been checked
+        if root not in checked:
             raise _refusal(root, kind, data)
 
 

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import SupersededError
 from pairmill.pipeline.dataset.withdrawn import ledger_files, refuse_unfinished_purge
-from pairmill.schemas.errors import JobError
+from pairmill.schemas.errors import JobError, PairmillError
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,9 @@ class PurgeWatch:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn errors about files that a purge has deleted into the JobError of `check`."""
+        """Turn errors into the JobError of `check` if a purge has begun: it may have deleted or replaced the files."""
         try:
             yield
-        except (FileNotFoundError, SupersededError):
+        except (FileNotFoundError, PairmillError):
             self.check()
             raise

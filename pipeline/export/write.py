@@ -16,7 +16,6 @@ from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import RowSource
-from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
 
@@ -67,12 +66,13 @@ class PartWriter:
         return record
 
     def withdraw_if_purged(self, names: Sequence[str]) -> None:
-        """Delete these files and raise JobError if a purge has begun since the export began: they may have withdrawn
-        rows, and the purge may have looked for them too early. A purge that begins later finds them."""
+        """Delete these files and raise JobError if a purge has begun since the export began, or if that is not known:
+        they may have withdrawn rows, and the purge may have looked for them too early. A purge that begins later finds
+        them."""
         try:
             for watch in self.watches:
                 watch.check()
-        except JobError:
+        except BaseException:
             for name in names:
                 self.output.delete(name)
             raise

@@ -105,8 +105,8 @@ def _lists(known: KnownRows, files: Files, output: str | None) -> ListFiles:
         raise KnownError(f"{known.path} is neither a dataset with finished shards nor a folder of lists")
     try:
         others = [*listing.passed_over, *set(listing.files).difference(paths)]
-        check_tables(paths, others, files)
-        refuse_snapshot_tables(set(paths) - named, others, files)
+        checked = check_tables(paths, others, files)
+        refuse_snapshot_tables(set(paths) - named, others, checked, files)
     except TableError as error:
         raise KnownError(str(error)) from error
     return ListFiles(known, files, paths, len(listing.files) - len(paths) + len(listing.passed_over))

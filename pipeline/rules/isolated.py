@@ -1,6 +1,7 @@
 """Runs custom rules in a child process, for shards that killed their worker: only rows that crash a rule are lost."""
 
 import atexit
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class IsolatedRule:
         """
         alive = np.ones(rows.num_rows, dtype=bool)
         suspects = [(0, rows.num_rows)]
-        any_survived = False
+        any_survived, crashes = False, 0
         while suspects:
             start, end = suspects.pop()
             try:
@@ -47,12 +48,21 @@ class IsolatedRule:
             except ChildDied:
                 if end - start == 1:
                     alive[start] = False
-                    if not any_survived and np.count_nonzero(~alive) == _MAX_CRASHES:
+                    crashes += 1
+                    if crashes == _MAX_CRASHES and not (any_survived or self._survives_one(rows, suspects)):
                         raise ChildDied(f"its process died on each of the {_MAX_CRASHES} rows tried") from None
                 else:
                     middle = (start + end) // 2
                     suspects += [(start, middle), (middle, end)]
         return alive
+
+    def _survives_one(self, rows: pa.Table, ranges: list[tuple[int, int]]) -> bool:
+        """Whether the rule survives the first row of any of these ranges."""
+        for start, _ in ranges:
+            with suppress(ChildDied):
+                self(rows.slice(start, 1))
+                return True
+        return False
 
 
 @cache

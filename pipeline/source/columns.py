@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pairmill.pipeline.common.text import pairmill_command
 from pairmill.pipeline.source.column_types import ColumnType, add_type, check_values
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
 from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
@@ -237,7 +238,7 @@ def _hint(file: InputFile) -> str:
     """Advice for a file that has no URL column."""
     folder, _, name = file.uri.rpartition("/")
     if name in TABLE_NAMES and FILE_NAME in file.own_names:
-        return f" For the pictures that it describes, use pairmill embed {folder}."
+        return f" For the pictures that it describes, use: {pairmill_command('embed', folder, 'OUT')}"
     if file.kind in ("csv", "tsv"):
         return f" Are the column names on the first line, separated by {file.delimiter!r} (source.delimiter)?"
     if file.kind == "parquet" and (pictures := [each.name for each in file.schema if can_contain_pictures(each.type)]):

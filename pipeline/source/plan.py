@@ -187,8 +187,8 @@ class _Planner:
 
     def _check_tables(self) -> None:
         try:
-            check_tables(self.found.files, self.found.passed_over, self.store.files)
-            refuse_snapshot_tables(self.found.in_folders, self.found.passed_over, self.store.files)
+            checked = check_tables(self.found.files, self.found.passed_over, self.store.files)
+            refuse_snapshot_tables(self.found.in_folders, self.found.passed_over, checked, self.store.files)
         except TableError as error:
             raise SourceError(str(error)) from error
 

@@ -274,3 +274,12 @@ def test_a_delta_table_that_readers_of_iceberg_can_also_read_is_judged_by_its_lo
     table.overwrite()
     with pytest.raises(SourceError, match="is a Delta table"):
         plan(table.root, tmp_path / "new")
+
+
+def test_a_data_folder_whose_delta_log_is_not_looked_for_is_refused_as_icebergs(tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path / "list")
+    table.append("data/")
+    (table.root / "metadata").mkdir()
+    (table.root / "metadata/v1.metadata.json").touch()
+    with pytest.raises(SourceError, match="belongs to an Iceberg table"):
+        plan(table.root / "data", tmp_path / "out")

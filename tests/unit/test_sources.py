@@ -124,7 +124,7 @@ def test_build_recommends_embed_for_parquet_with_pictures(tmp_path: Path, pictur
 
 
 def test_build_recommends_embed_for_the_pictures_that_a_metadata_table_describes(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=f"use pairmill embed {tmp_path}"):
+    with pytest.raises(SourceError, match=f"use: pairmill embed {tmp_path} OUT"):
         facts(parquet(tmp_path / "metadata.parquet", file_name=["a.jpg"], text=["a"]))
 
 

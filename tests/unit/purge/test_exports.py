@@ -12,6 +12,7 @@ from typing import IO, Any, Literal
 from uuid import uuid4
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from embedding_reader import EmbeddingReader
@@ -19,9 +20,11 @@ from typer.testing import CliRunner
 
 import pairmill
 from pairmill.jobs.cli.main import app
+from pairmill.jobs.report import _write_local
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.pipeline.export.readme import purged_readme
+from pairmill.pipeline.export.uid_array import sorted_uids
 from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.export import ExportedPart, ExportFormat
 from tests.committed_shards import pair, uid_of, write_dataset
@@ -257,11 +260,12 @@ def test_a_killed_purge_that_was_emptying_a_part_is_finished_by_the_next(
         assert state() == expected, tried[number]
 
 
-@pytest.mark.parametrize("form", ["webdataset", "parquet", "datacomp", "report"])
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "datacomp", "report", "report elsewhere"])
 def test_a_purge_at_any_moment_of_an_export_or_report_leaves_no_withdrawn_row_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Literal[ExportFormat, "report"]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Literal[ExportFormat, "report", "report elsewhere"]
 ) -> None:
-    """The purge runs before each write in turn. The other command may fail, but then it says so."""
+    """The purge runs before each write in turn. If the other command fails, it says that this is because of the
+    purge."""
     vectors = {"image_embedding_tiny": [1.0, 0.0], "text_embedding_tiny": [0.0, 1.0]}
     rows = [[pair(f"the long caption of row {shard}, {row}", 0.3, **vectors) for row in range(3)] for shard in range(2)]
     write_dataset(tmp_path / "saved/out", rows)
@@ -272,27 +276,55 @@ def test_a_purge_at_any_moment_of_an_export_or_report_leaves_no_withdrawn_row_in
     purged = {"left": -1}
 
     def purge_first(write: Callable[..., Any]) -> Callable[..., Any]:
-        def written(store: Store, *given: Any) -> Any:
+        def written(*given: Any) -> Any:
             purged["left"] -= 1
             if not purged["left"]:
                 pairmill.purge(root / "out", uids=uids, reason="asked for")
-            return write(store, *given)
+            return write(*given)
 
         return written
 
     for name in ("create", "create_from", "replace"):
         monkeypatch.setattr(Store, name, purge_first(getattr(Store, name)))
+    monkeypatch.setattr("pairmill.jobs.report._write_local", purge_first(_write_local))
     for moment in range(1, 60):
         shutil.copytree(tmp_path / "saved", root)
         purged["left"] = moment
-        with suppress(PairmillError):
+        try:
             if form == "report":
                 pairmill.report(root / "out")
+            elif form == "report elsewhere":
+                pairmill.report(root / "out", out=root / "made.html")
             else:
                 pairmill.export(root / "out", "all", root / "made", format=form, samples_per_file=2)
+        except PairmillError as error:
+            assert "a purge has begun in the meantime" in str(error)
         if is_over := purged["left"] > 0:
             break
         assert grep(root, marks) == []
         shutil.rmtree(root)
     assert is_over
-    assert moment > (1 if form == "report" else 8)
+    assert moment > (1 if "report" in form else 8)
+
+
+def test_an_export_that_finds_nothing_to_do_leaves_the_files_of_a_purge_beside_it_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = {"image_embedding_tiny": [1.0, 0.0], "text_embedding_tiny": [0.0, 1.0]}
+    write_dataset(tmp_path / "out", [[pair(f"row {row}", 0.3, **vectors) for row in range(3)]])
+    pairmill.select(tmp_path / "out", "all")
+    (tmp_path / "uids.txt").write_text(uid_of(0, 1))
+
+    def then_purge(*given: Any) -> Any:
+        uids = sorted_uids(*given)
+        pairmill.purge(tmp_path / "out", uids=tmp_path / "uids.txt", reason="asked for")
+        return uids
+
+    def export() -> None:
+        pairmill.export(tmp_path / "out", "all", tmp_path / "made", format="datacomp")
+
+    export()
+    monkeypatch.setattr("pairmill.jobs.export.sorted_uids", then_purge)
+    with pytest.raises(JobError, match="a purge has begun in the meantime"):
+        export()
+    assert len(np.load(tmp_path / "made" / "subset.npy")) == 2
