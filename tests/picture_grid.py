@@ -153,8 +153,10 @@ def tiff(
     deflate: bool = False,
     rows_per_strip: int = HEIGHT,
     is_planar: bool = False,
+    is_big: bool = False,
 ) -> bytes:
-    """A TIFF of unsigned `pixels`, whose bits are written unchanged, with these values of tags 258, 262 and 339."""
+    """A TIFF, or a BigTIFF, of unsigned `pixels`, whose bits are written unchanged, with these values of tags 258, 262
+    and 339."""
     per_pixel = pixels.shape[2]
     strips = []
     for plane in np.split(pixels, per_pixel, axis=2) if is_planar else [pixels]:
@@ -162,7 +164,7 @@ def tiff(
             rows = plane[top : top + rows_per_strip]
             data = b"".join(packed(row, bits, order) for row in rows.reshape(len(rows), -1))
             strips.append(zlib.compress(data) if deflate else data)
-    offsets = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
+    offsets = [(16 if is_big else 8) + sum(map(len, strips[:index])) for index in range(len(strips))]
     entries: dict[int, Any] = {
         256: [pixels.shape[1]], 257: [len(pixels)], 258: [bits] * per_pixel, 259: [8 if deflate else 1],
         273: offsets, 277: [per_pixel], 278: [rows_per_strip], 279: list(map(len, strips)),
@@ -174,26 +176,32 @@ def tiff(
     if photometric is not None:
         entries[262] = [photometric]
     entries |= tags or {}
-    return _tiff_file(b"".join(strips), entries, order)
+    return _tiff_file(b"".join(strips), entries, order, is_big)
 
 
-def _tiff_file(data: bytes, entries: dict[int, Any], order: str) -> bytes:
+def _tiff_file(data: bytes, entries: dict[int, Any], order: str, is_big: bool = False) -> bytes:
     data += bytes(len(data) % 2)
-    directory_at = 8 + len(data)
-    extra_at = directory_at + 2 + 12 * len(entries) + 4
-    directory, extra = struct.pack(order + "H", len(entries)), b""
+    count_format, entry_format, word, header = ("Q", "HHQ", "Q", 16) if is_big else ("H", "HHI", "I", 8)
+    inline = struct.calcsize(word)
+    directory_at = header + len(data)
+    entry_bytes = struct.calcsize(order + entry_format) + inline
+    extra_at = directory_at + struct.calcsize(count_format) + entry_bytes * len(entries) + inline
+    directory, extra = struct.pack(order + count_format, len(entries)), b""
     for tag, value in sorted(entries.items()):
         if isinstance(value, bytes):
             kind, count, raw = 7, len(value), value
         else:
             kind = 3 if max(value) < 65_536 and tag not in (273, 279) else 4
             count, raw = len(value), struct.pack(f"{order}{len(value)}{'H' if kind == 3 else 'I'}", *value)
-        if len(raw) > 4:
+        if len(raw) > inline:
             at, extra = extra_at + len(extra), extra + raw + bytes(len(raw) % 2)
-            raw = struct.pack(order + "I", at)
-        directory += struct.pack(order + "HHI", tag, kind, count) + raw.ljust(4, b"\0")
-    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", directory_at)
-    return start + data + directory + bytes(4) + extra
+            raw = struct.pack(order + word, at)
+        directory += struct.pack(order + entry_format, tag, kind, count) + raw.ljust(inline, b"\0")
+    start = b"II" if order == "<" else b"MM"
+    start += (
+        struct.pack(order + "HHHQ", 43, 8, 0, directory_at) if is_big else struct.pack(order + "HI", 42, directory_at)
+    )
+    return start + data + directory + bytes(inline) + extra
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -273,6 +281,7 @@ def tiff_cases() -> Iterator[Case]:
         gray = np.rint(ramp[..., 0].astype("<u4").view("<f4") * 255).astype(np.uint8)
         yield Case(name, body, right=gray if photometric else 255 - gray)
     yield from odd_tiff_cases()
+    yield from rare_tiff_cases()
     yield Case("tiff 16 bits dark", tiff(values(16, 1) // 328, bits=16, photometric=1))
     yield Case("tiff without photometric", tiff(values(8, 1), bits=8, photometric=None), right=shown(8, 1, 1))
 
@@ -291,6 +300,35 @@ def odd_tiff_cases() -> Iterator[Case]:
     yield Case("tiff palette of 8 bits", body, right=colors[values(8, 1)[..., 0]])
     for across, down in itertools.product((1, 2, 4), (1, 2)):
         yield Case(f"tiff ycbcr {across} x {down}", ycbcr_tiff(across, down))
+
+
+def rare_tiff_cases() -> Iterator[Case]:
+    """Headers and tags that only rare files need."""
+    for order, channels, bits, deflate in itertools.product("<>", (1, 3), (8, 16), (False, True)):
+        body = tiff(
+            values(bits, channels), bits=bits, photometric=2 if channels == 3 else 1, order=order, deflate=deflate,
+            rows_per_strip=5, is_big=True,
+        )  # fmt: skip
+        yield Case(f"bigtiff {order} {channels} x {bits} bits{' deflate' if deflate else ''}", body)
+    for compression, options in itertools.product(("group3", "group4"), (0, 1, 4, 5)):
+        body = saved(photo("1"), "TIFF", compression=compression, tiffinfo={292: options})
+        yield Case(f"tiff {compression} options {options}", body, right=np.asarray(photo("1").convert("L")))
+    for subsampling, factors in enumerate(([1, 1], [2, 1], [2, 2])):
+        body, right = old_jpeg_tiff("RGB", subsampling, factors)
+        yield Case(f"tiff of an old-style jpeg {factors}", body, tolerance=6, right=right)
+
+
+def old_jpeg_tiff(mode: str, subsampling: int, factors: list[int]) -> tuple[bytes, Values]:
+    """A whole JPEG in a TIFF, as in TIFF 6.0, section 22 (compression 6, which 7 has replaced), and its pixels."""
+    jpeg = saved(photo(mode), "JPEG", quality=95, subsampling=subsampling)
+    right = np.asarray(Image.open(io.BytesIO(jpeg)))
+    channels = len(mode)
+    entries = {
+        256: [right.shape[1]], 257: [right.shape[0]], 258: [8] * channels, 259: [6], 262: [6 if mode == "RGB" else 1],
+        273: [8], 277: [channels], 278: [right.shape[0]], 279: [len(jpeg)], 512: [1], 513: [8], 514: [len(jpeg)],
+        530: factors,
+    }  # fmt: skip
+    return _tiff_file(jpeg, entries, "<"), right
 
 
 PLANES: list[tuple[int, tuple[int, ...], int, list[int], int, int]] = [

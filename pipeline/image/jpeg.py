@@ -5,6 +5,9 @@ import re
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # without DHT, JPG and DAC
 _BASELINE = frozenset({0xC0, 0xC1})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+PLAIN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Baseline, extended and progressive with Huffman codes: what every reader supports. OpenCV reads no lossless gray, and
+browsers no arithmetic codes."""
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _STANDALONE = frozenset({*range(0x01, 0xC0), *range(0xD0, 0xD9)})
 """TEM, RSTn, SOI, and the reserved markers. Where libjpeg expects a restart marker, it skips them as two bytes, so

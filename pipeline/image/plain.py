@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 
 from pairmill.pipeline.image import sniff
 from pairmill.pipeline.image.color import changes_nothing, color_space
+from pairmill.pipeline.image.jpeg import PLAIN_FRAMES, count_scans
 from pairmill.pipeline.image.orientation import NORMAL_ORIENTATION
 from pairmill.pipeline.image.processor import ImageProcessor
 
@@ -44,7 +45,7 @@ def plain_picture(body: bytes, processor: ImageProcessor) -> bytes:
     if found in TRAINER_FORMATS and _has_plain_header(body, found):
         return body
     pixels = processor.pixels(body)  # uint8 [height, width, 3]
-    if found in TRAINER_FORMATS and not _is_deep(body, found) and _shows(body, pixels):
+    if found in TRAINER_FORMATS and _is_common(body, found) and _shows(body, pixels):
         return body
     options = _PHOTO_PNG if found == "JPEG" else _GRAPHICS_PNG
     _, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
@@ -61,12 +62,13 @@ def _has_plain_header(body: bytes, found: str) -> bool:
 
 
 def _is_plain_jpeg(body: bytes) -> bool:
-    """Whether a JPEG is RGB or gray, without rotation, and without a profile that changes its pixels. Damage in its
-    compressed pixels looks the same in every reader."""
+    """Whether a JPEG is RGB or gray, coded as nearly all are, without rotation, and without a profile that changes its
+    pixels. Damage in its compressed pixels looks the same in every reader."""
     try:
         with Image.open(BytesIO(body), formats=["JPEG"]) as opened:
             return (
                 opened.mode in _PLAIN_MODES
+                and _is_common(body, "JPEG")
                 and not _has_effect(opened.info.get("icc_profile"), opened.mode)
                 and _orientation(opened) == NORMAL_ORIENTATION
             )
@@ -109,9 +111,12 @@ def _is_plain_webp(body: bytes) -> bool:
     return kind in (b"VP8 ", b"VP8L") and not has_alpha
 
 
-def _is_deep(body: bytes, found: str) -> bool:
-    """Whether the file has more than 8 bits per channel, which readers clip, scale or keep."""
-    return found == "PNG" and body[24] > 8
+def _is_common(body: bytes, found: str) -> bool:
+    """Whether all readers support the file's coding: they clip, scale or keep more than 8 bits per channel, and many
+    refuse JPEGs with lossless or arithmetic coding."""
+    if found == "JPEG":
+        return count_scans(body)[1] in PLAIN_FRAMES
+    return found != "PNG" or body[24] <= 8
 
 
 def _shows(body: bytes, pixels: npt.NDArray[np.uint8]) -> bool:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+_JFIF_BYTES = 14  # length of APP0 in JFIF files; like libjpeg, we ignore shorter ones, which say nothing about colors
 _ADOBE_BYTES = 12  # length of APP14, which specifies how colors are coded
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn
 _SOI, _EOI, _SOS, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
@@ -66,7 +67,7 @@ def jpeg_parts(
             raise ValueError("misplaced marker")
         end = offset + 2 + struct.unpack_from(">H", body, offset + 2)[0]
         segment = body[offset:end]
-        if marker == _APP0 and segment[4:9] == b"JFIF\x00":
+        if marker == _APP0 and segment[4:9] == b"JFIF\x00" and len(segment) >= 4 + _JFIF_BYTES:
             yield _APP0, JFIF  # without its thumbnail
         elif marker == _APP14 and segment[4:9] == b"Adobe" and len(segment) >= 4 + _ADOBE_BYTES:  # as in libjpeg
             yield _APP14, b"\xff\xee" + struct.pack(">H", 2 + _ADOBE_BYTES) + segment[4 : 4 + _ADOBE_BYTES]

@@ -2,7 +2,7 @@
 
 In grayscale pictures, Pillow ignores WhiteIsZero (tag 262) above 8 bits and mistakes signed 8-bit samples (339) for
 unsigned ones. So Pillow gets every grayscale picture as BlackIsZero and unsigned, and `Samples` tells rgb.py the rest.
-Source: TIFF 6.0 (Adobe, 1992), sections 3, 8 and 19.
+Source: TIFF 6.0 (Adobe, 1992), sections 3, 8, 11, 19 and 22.
 """
 
 import contextlib
@@ -16,8 +16,10 @@ from pairmill.pipeline.image.bounded_stream import BoundedStream
 from pairmill.pipeline.image.rgb import Samples, UnsupportedMode
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
-_UNCOMPRESSED, _LZW = 1, 5
+_UNCOMPRESSED, _LZW, _OLD_JPEG = 1, 5, 6
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_NOT_BUILT_IN = frozenset({32809, 50001})
+"""Compressions (ThunderScan, WebP) that Pillow knows, but the libtiff in its wheels does not."""
 _FAX = frozenset({2, 3, 4, 32771})  # fax compressions, in which zero is white
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -25,6 +27,7 @@ _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _SAMPLE_FORMAT, _EXTRA_SAMPLES = 277, 278, 
 _STRIP_OFFSETS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 273, 322, 323, 324
 _FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, _ICC_PROFILE = 266, 284, 317, 320, 347, 34675
 _ORIENTATION, _XMP, _BIG_TIFF = 274, 700, 43
+_BIG_ENDIAN_BIG_TIFF = b"MM\0+"
 _STRIP_BYTES, _TILE_BYTES, _YCBCR_TAGS = 279, 325, (529, 530, 531, 532)
 
 _PIXEL_TAGS = frozenset(
@@ -32,6 +35,8 @@ _PIXEL_TAGS = frozenset(
     | {_EXTRA_SAMPLES, _STRIP_OFFSETS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES}
     | {_FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, *_YCBCR_TAGS}
 )
+_TAGS_OF_COMPRESSIONS = {3: {292}, 4: {293}, _OLD_JPEG: {512, 513, 514, 515, 517, 518, 519, 520, 521}}
+"""Tags that only these compressions need: for fax (3 and 4), whether rows are coded relative to the row above."""
 
 
 _MAX_ENTRIES = 0xFFFF
@@ -47,10 +52,23 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
     num_parts: int
     """Number of strips or tiles."""
 
+    @property
+    def tag_v2(self) -> TiffImagePlugin.ImageFileDirectory_v2:
+        """The tags of the directory."""
+        return self._tags
+
+    @tag_v2.setter
+    def tag_v2(self, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+        """Called once, when Pillow has read the file's header. Of a big-endian BigTIFF, it looks for the version in the
+        wrong byte, so it takes the file for a classic TIFF."""
+        assert self.fp is not None
+        self.fp.seek(0)
+        if (header := self.fp.read(16)).startswith(_BIG_ENDIAN_BIG_TIFF):
+            tags = TiffImagePlugin.ImageFileDirectory_v2(b"II+\0" + header[4:], prefix=TiffImagePlugin.MM)
+        self._tags = tags
+
     def _setup(self) -> None:
-        compression = _first(self.tag_v2, _COMPRESSION)
-        if compression is not None and compression not in TiffImagePlugin.COMPRESSION_INFO:
-            raise UnsupportedMode(f"TIFF compression {compression}")
+        _refuse_compressions(self.tag_v2)
         _leave_to_libtiff(self.tag_v2)
         _settle_planes(self.tag_v2)
         _widen_palette(self.tag_v2)
@@ -93,16 +111,19 @@ def _clean_directory(body: bytearray, metadata: dict[str, bytes]) -> None:
     entry_bytes = struct.calcsize(order + entry_format)
     if first + count * entry_bytes > len(body) or count > _MAX_ENTRIES:
         return
-    kept, seen = [], set[int]()
+    entries, needed, seen = list[tuple[int, bytes]](), set[int](), set[int]()
     for at in range(first, first + count * entry_bytes, entry_bytes):
         tag, kind, values, _ = struct.unpack_from(order + entry_format, body, at)
         if tag in seen:
             continue
         seen.add(tag)
-        if tag in _PIXEL_TAGS:
-            kept.append(body[at : at + entry_bytes])
+        entries.append((tag, bytes(body[at : at + entry_bytes])))
+        if tag == _COMPRESSION:
+            number = int.from_bytes(_data(body, at, order, is_big, kind, values), "big" if order == ">" else "little")
+            needed = _TAGS_OF_COMPRESSIONS.get(number, set())
         elif tag in (_ORIENTATION, _XMP, _ICC_PROFILE):
             _keep_metadata(tag, _data(body, at, order, is_big, kind, values), order, metadata)
+    kept = [entry for tag, entry in entries if tag in _PIXEL_TAGS or tag in needed]
     rest = b"".join(kept) + bytes(struct.calcsize(next_format))
     struct.pack_into(order + count_format, body, start, len(kept))
     body[first : first + len(rest)] = rest
@@ -128,6 +149,15 @@ def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, bytes]
         metadata["xmp"] = data
     elif tag == _ICC_PROFILE and data:
         metadata["icc_profile"] = data
+
+
+def _refuse_compressions(tags: Any) -> None:
+    """Raise UnsupportedMode for what Pillow cannot unpack."""
+    compression = _first(tags, _COMPRESSION)
+    if compression is not None and compression not in TiffImagePlugin.COMPRESSION_INFO.keys() - _NOT_BUILT_IN:
+        raise UnsupportedMode(f"TIFF compression {compression}")
+    if compression == _OLD_JPEG and _first(tags, _SAMPLES_PER_PIXEL) != 3:
+        raise UnsupportedMode("TIFF with an old-style JPEG that is not in color")  # libtiff refuses grayscale
 
 
 def _is_planar(tags: Any) -> bool:

@@ -3,7 +3,8 @@
 import struct
 
 _HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})  # ITU-T T.81, table B.1; CB: lossless, arithmetic
-_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA}) | _HIERARCHICAL
+_JPEG_LS = 0xF7  # ITU-T T.87, table C.1
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, _JPEG_LS}) | _HIERARCHICAL
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _SCAN, _END = 0xDA, 0xD9
 _MAX_MARKERS = 1_000
@@ -44,6 +45,8 @@ def _jpeg(body: bytes) -> str | None:
 
 def _frame(marker: int, header: bytes) -> str | None:
     bits, height = struct.unpack_from(">BH", header)
+    if marker == _JPEG_LS:
+        return "JPEG-LS"
     if marker in _HIERARCHICAL:
         return "hierarchical JPEG"
     if bits != 8:

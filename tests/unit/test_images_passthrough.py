@@ -148,12 +148,14 @@ PASS = {
     "fill bytes": jpeg().replace(SOF, b"\xff\xff\xff" + SOF[1:], 1),
     **{sampling: with_sampling(sampling) for sampling in ("444", "422", "420", "440", "411")},
 }
+ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\0"
 ENCODED_AGAIN = {
     "CMYK": jpeg(drawn().convert("CMYK")),
     "RGB": jpeg(keep_rgb=True),
     "turned": rotated(),
     "another profile": wide_gamut(),
-    "Adobe says RGB, JFIF says YCbCr": jpeg()[:20] + b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\0" + jpeg()[20:],
+    "Adobe says RGB, JFIF says YCbCr": jpeg()[:20] + ADOBE_RGB + jpeg()[20:],
+    "components say RGB, JFIF is too short": jpeg(keep_rgb=True).replace(ADOBE_RGB, b"\xff\xe0\0\x0bJFIF\0\1\1\0\0"),
     "bytes after the last block": jpeg()[:-2] + b"hidden" * 9 + b"\xff\xd9",
     "no end": jpeg()[:-2],
     "half": jpeg()[:-3000],

@@ -146,6 +146,18 @@ def encoded_pictures(draw: st.DrawFn) -> bytes:
     return file.getvalue()
 
 
+LOSSLESS_JPEG = bytes.fromhex(
+    "ffd8ffc40017000101010100000000000000000000000005030608ffc3000b080006000801001100ffda0008010000060000e7fad6b5ad6ba8"
+    "5145145145350a28a28a28a6a14514514514d428a28a28a29a851451451450ffd9"
+)
+"""Grayscale, 8 x 6 pixels: 0, 5, 10, ... OpenCV refuses it."""
+
+
+def test_every_reader_sees_the_pixels_of_a_lossless_jpeg() -> None:
+    assert np.array_equal(PROCESSOR.pixels(LOSSLESS_JPEG)[..., 0].ravel(), np.arange(48) * 5)
+    assert not check_picture(LOSSLESS_JPEG)
+
+
 @settings(deadline=None)
 @given(encoded_pictures())
 def test_every_reader_sees_the_scored_pixels_of_generated_pictures(body: bytes) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
-from tests.picture_grid import HEIGHT, WIDTH, chunk, photo, saved, tiff, values
+from tests.picture_grid import HEIGHT, WIDTH, chunk, old_jpeg_tiff, photo, saved, tiff, values
 
 
 def status(body: bytes) -> tuple[Status, str | None]:
@@ -36,6 +36,7 @@ UNSUPPORTED = {
     "JPEG with 12 bits": jpeg(0xC1, 12),
     **{f"JPEG, frame {marker:x}": jpeg(marker) for marker in (0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)},
     "JPEG, lossless with 16 bits": jpeg(0xC3, 16),
+    "JPEG-LS": jpeg(0xF7),
     "JPEG, height in DNL": jpeg(height=0),
     "PNG for iOS": saved(photo(), "PNG").replace(b"\0\0\0\rIHDR", chunk(b"CgBI", b"\x50\0\x20\x02") + b"\0\0\0\rIHDR"),
     "BMP with 2 bits": bmp(2, 0),
@@ -46,7 +47,7 @@ UNSUPPORTED = {
     "BMP, red first": bmp(32, 3, (0xFF, 0xFF00, 0xFF0000)),
     **{
         f"TIFF, compression {number}": tiff(values(8, 3), bits=8, photometric=2, tags={259: [number]})
-        for number in (34712, 34887, 50002)  # JPEG 2000, LERC, JPEG XL
+        for number in (32809, 34712, 34887, 50001, 50002)  # ThunderScan, JPEG 2000, LERC, WebP, JPEG XL
     },
     **{
         f"TIFF, channel and alpha in planes, {photometric}, {kind}, {deflate}": tiff(
@@ -60,6 +61,7 @@ UNSUPPORTED = {
         for photometric, kind in ((1, 1), (1, 2), (3, 2))
         for deflate in (False, True)
     },
+    "TIFF, old-style JPEG in gray": old_jpeg_tiff("L", 0, [1, 1])[0],
     "TIFF, RGB with 32 bits": tiff(values(32, 3), bits=32, photometric=2),
 }
 
