@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def status(
     output: Output,
     follow: Annotated[bool, typer.Option("--watch", help="Keep watching until all shards are done.")] = False,
-    every_s: Annotated[float, typer.Option("--every", metavar="SECONDS", help="Time between checks.", min=0.1)] = 5.0,
+    every_s: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", help="Time between checks.", min=0.1, max=86_400)
+    ] = 5.0,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:

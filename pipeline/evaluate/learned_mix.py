@@ -79,14 +79,21 @@ def learn_mix(
 ) -> LearnedMix:
     """Train on the standardized columns, and write the formula in their original units. Raises EvaluateError."""
     target = target_of(rows.labels, positive)
-    mean, deviation = rows.values.mean(axis=0), rows.values.std(axis=0)
+    _, powers = np.frexp(np.abs(rows.values).max(axis=0))  # [columns]
+    values = np.ldexp(rows.values, -powers)  # exact, and no square leaves the range of float64
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
     for name, width in zip(columns, deviation, strict=True):
         if not width > 0:
             raise EvaluateError(f"column {name!r} has the same value in all labeled rows; leave it out")
     folds = folds_of(rows.hashes, target.is_positive, (target.name, "others"))
-    probe = train((rows.values - mean) / deviation, target.is_positive, folds, on_step)
-    weights = probe.weights.weight / deviation  # [columns]
-    bias = probe.weights.bias - float(weights @ mean)
+    probe = train((values - mean) / deviation, target.is_positive, folds, on_step)
+    scaled = probe.weights.weight / deviation  # [columns]
+    bias = probe.weights.bias - float(scaled @ mean)
+    with np.errstate(over="ignore"):
+        weights = np.ldexp(scaled, -powers)
+    for name, is_finite in zip(columns, np.isfinite(weights), strict=True):
+        if not is_finite:
+            raise EvaluateError(f"column {name!r} is so close to 0 that its weight would be infinite; leave it out")
     terms = [_term(weight, name) for weight, name in zip(weights.tolist(), columns, strict=True)]
     formula = " + ".join([*terms, repr(bias)]).replace("+ -", "- ")
     return LearnedMix(formula, target.name, target.is_positive, probe)

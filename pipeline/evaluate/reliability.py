@@ -57,7 +57,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 def reliability_lines(bins: Sequence[Bin], name: str, columns: int) -> list[str]:
     """The reliability diagram as text, in up to that many columns. `o` is the observed share of the label `name`, `-`
     its interval, and `|` the mean predicted probability."""
-    width = min(_MOST_WIDTH, columns - _OTHER_WIDTH)
+    width = max(1, min(_MOST_WIDTH, columns - _OTHER_WIDTH))  # a terminal can be narrower than the rest of a line
     rows = [f"predicted   examples  share {name}, 0 to 100 % (o, with its interval -; predicted |)"]
     for each in bins:
         scale = list(" " * (width + 1))

@@ -12,7 +12,6 @@ from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.row_lookup import Row
 from pairmill.pipeline.explore.summary import BINS, Column
-from pairmill.pipeline.explore.view import View
 from pairmill.schemas.pairs import FETCHED, PICTURE
 from pairmill.schemas.select_steps import SelectStep
 
@@ -156,18 +155,10 @@ def cards(explorer: Explorer, shown: Shown, rows: Sequence[int], column: str | N
 def card(explorer: Explorer, shown: Shown, row: Row, column: str | None = None, value: str | None = None) -> Card:
     """The card of one row."""
     if column is not None:
-        value = number(shown.view, column, row[column])
+        value = "none" if row[column] is None else shown.view.columns[column].text(row[column])
     picture = f"/picture/{row.shard}/{row.ref.row}?v={shown.version}"
     label = explorer.labels.get(row["uid"])
     return Card(row["uid"], picture, row["caption_clean"], row["status"], row["kept"], value, label)
-
-
-def number(view: View, column: str, value: object) -> str:
-    """A value of a numeric column, with enough digits to tell the column's values apart."""
-    if value is None:
-        return "none"
-    each = view.columns[column]
-    return f"{float(str(value)):,.{min(4, max(3, each.decimals)) if not each.is_integer else 0}f}"
 
 
 def filter_groups(

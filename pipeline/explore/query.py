@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlencode
 
+import pyarrow.compute as pc
+
 from pairmill.pipeline.explore.summary import Column
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.subset import SUBSET_NAME
@@ -19,8 +21,9 @@ RowsOf = Literal["kept", "pairs"]
 Order = Literal["best", "worst", "around", "random"]
 
 _FILTERS = ("min", "max", "has", "is", "null")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_TEXT = 1_000
 
@@ -53,7 +56,7 @@ class Query:
         for name, value in parameters:
             kind, colon, column = name.partition(":")
             if colon and kind in _FILTERS:
-                if value.strip():
+                if value.strip() or kind == "is":  # a choice can be an empty text
                     filters.setdefault((kind, column), []).append(value[:_MAX_TEXT])
             else:
                 plain[name] = value
@@ -163,7 +166,7 @@ def _clauses(query: Query, column: Column) -> list[str]:
         if value := query.value(kind, column.name).strip():
             found.append(f"{name} {sign} {_bound(column, value)}")
     for value in query.values("has", column.name):
-        found.append(f"contains(lower({name}), {literal(value.strip().lower())})")
+        found.append(f"contains(lower({name}), {literal(_lower(value.strip()))})")
     chosen = [_choice(column, value) for value in query.values("is", column.name)]
     options = [f"{name} == {chosen[0]}"] if len(chosen) == 1 else [f"{name} in [{', '.join(chosen)}]"] if chosen else []
     if query.value("null", column.name):
@@ -171,9 +174,15 @@ def _clauses(query: Query, column: Column) -> list[str]:
     return [*found, " or ".join(options)] if options else found
 
 
+def _lower(text: str) -> str:
+    """The text in lower case, as in the expression. Python's own function differs for `İ`, and for `Σ` at the end of a
+    word, so such captions would not contain their own words."""
+    return str(pc.utf8_lower(text).as_py())
+
+
 def _bound(column: Column, value: str) -> str:
     if column.kind == "number" and _NUMBER.fullmatch(value):
-        return value.removeprefix("+")
+        return _LEADING_ZEROS.sub("", value.removeprefix("+"), count=1)  # Python refuses 007
     if column.kind == "time" and _TIME.fullmatch(value):
         return literal(value)
     expected = "a date such as 2026-01-31" if column.kind == "time" else "a number"

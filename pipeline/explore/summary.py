@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,10 @@ MAX_CHOICES = 24
 """Maximum number of choices. A text column with more distinct values gets a text search instead."""
 BINS = 40
 _MAX_CHOICE_CHARS = 80
+_MAX_DECIMALS, _LARGE = 9, 1e15
+"""If a column needs more decimals, or has a larger value, its values are shown with exponents."""
+_LEAST_WIDTH = 1e-300
+"""Below this range, a step would not be a normal float64."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +75,46 @@ class Column:
         return bool(self.histogram or self.choices) or self.kind in ("text", "time")
 
     @property
-    def step(self) -> float:
-        """The step of the column's slider: a power of ten, at most a fiftieth of the range or, if all values are equal,
-        of the value. At least 1 for integers."""
+    def power(self) -> int:
+        """The step of the column's slider is ten to this power: at most a fiftieth of the range or, if all values are
+        equal, of the value. At least 0 for integers."""
         width = min(self.high - self.low or abs(self.low), sys.float_info.max)
         if self.is_integer:
-            return max(1.0, float(10 ** math.floor(math.log10(max(width, 1) / 50))))
-        return float(10 ** math.floor(math.log10(width / 50))) if width > 1e-300 else 1.0
+            return max(0, math.floor(math.log10(max(width, 1) / 50)))
+        return math.floor(math.log10(width / 50)) if width > _LEAST_WIDTH else 0
+
+    @property
+    def step(self) -> float:
+        """The step of the column's slider."""
+        return float(f"1e{self.power}")
 
     @property
     def slider_low(self) -> float:
         """`low`, rounded down to a step."""
-        return round(math.floor(self.low / self.step) * self.step, 9)
+        return self._at_step(self.low, ROUND_FLOOR)
 
     @property
     def slider_high(self) -> float:
         """`high`, rounded up to a step."""
-        return round(math.ceil(self.high / self.step) * self.step, 9)
+        return self._at_step(self.high, ROUND_CEILING)
+
+    def _at_step(self, value: float, rounding: str) -> float:
+        rounded = float(Decimal(value).quantize(Decimal(f"1e{self.power}"), rounding))
+        return max(-sys.float_info.max, min(rounded, sys.float_info.max))
 
     @property
     def decimals(self) -> int:
         """Number of digits shown after the decimal point."""
-        return 0 if self.is_integer else max(0, -math.floor(math.log10(self.step)))
+        return max(0, -self.power)
+
+    def text(self, value: float | Decimal) -> str:
+        """A value of a numeric column. Values that are more than a step apart have different texts."""
+        if self.is_integer:
+            return f"{value:,}"
+        largest = max(abs(self.low), abs(self.high))
+        if self.decimals > _MAX_DECIMALS or largest >= _LARGE:
+            return f"{float(value):.{max(3, math.floor(math.log10(largest)) - self.power)}e}"
+        return f"{float(value):,.{max(3, self.decimals)}f}"
 
 
 def kind_of(field: pa.Field, sample: pa.ChunkedArray) -> Kind | None:

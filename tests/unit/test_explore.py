@@ -1,17 +1,23 @@
 """Tests the parts of the explorer: labels, the column cache, samples, filters and reloads."""
 
 import math
+import re
 import shlex
 import shutil
 import threading
 from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -260,6 +266,52 @@ def test_a_range_has_a_slider_whatever_its_values(values: list[float | None]) ->
     assert made.slider_low <= made.low <= made.high <= made.slider_high
     assert all(0 <= top <= 100 and 0 < height <= 100 for _, top, height in bars(made))
     assert sum(made.histogram) + made.nulls + made.not_finite == len(values)
+
+
+RANGES = st.tuples(st.sampled_from([0.0, 1.0, 1e9, -1e6, 1e-9]), st.integers(-299, 300), st.integers(2, 9)).flatmap(
+    lambda of: st.lists(st.floats(-1, 1).map(lambda x: of[0] + x * 10.0 ** of[1]), min_size=of[2], max_size=of[2])
+)
+
+
+@given(RANGES)
+@example([1e-12, 3.3e-12, 5e-12])
+@example([1_700_000_000.1, 1_700_000_000.3])
+@example([-1.7e308, 1.7e308])
+def test_a_slider_covers_the_range_and_values_a_step_apart_look_different_whatever_their_size(
+    values: list[float],
+) -> None:
+    made = describe("x", "number", pa.chunked_array([pa.array(values)]))
+    assert made.slider_low <= made.low <= made.high <= made.slider_high
+    assert made.slider_low < made.slider_high or made.low == made.high or made.high - made.low <= 1e-300
+    for one, other in pairwise(sorted(values)):
+        assert made.text(one) != made.text(other) or other - one <= made.step
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (2**53 + 1, pa.int64(), "9,007,199,254,740,993"),
+        (2**64 - 1, pa.uint64(), "18,446,744,073,709,551,615"),
+        (0.2834, pa.float32(), "0.283"),
+        (1_700_000_000.3, pa.float64(), "1,700,000,000.300"),
+        (Decimal("1.20"), pa.decimal128(38, 2), "1.200"),
+        (3.3e-12, pa.float64(), "3.300e-12"),
+    ],
+)
+def test_a_number_on_a_card_has_the_digits_that_tell_it_from_others(value: Any, kind: pa.DataType, text: str) -> None:
+    column = pa.chunked_array([pa.array([value], kind)])
+    assert describe("x", "number", column).text(column[0].as_py()) == text
+
+
+@pytest.mark.parametrize("address", ["/?page=20", "/?page=999999999", "/duplicates?page=999999"])
+def test_a_page_after_the_last_one_names_the_last_one(store: Store, address: str) -> None:
+    explorer, _ = opened(store)
+    with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
+        page = client.get(address).text
+        assert "There is no page" in page
+        last = re.search(r'href="([^"]*)">The last page<', page)
+        assert last and 'class="card' in client.get(last[1].replace("&amp;", "&")).text
+    explorer.close()
 
 
 def test_a_column_without_a_filter_is_listed_with_the_value_of_all_rows(tmp_path: Path) -> None:

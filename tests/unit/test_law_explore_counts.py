@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,9 @@ from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.gallery import command
 from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.order import first_sorted, sort_keys
-from pairmill.pipeline.explore.query import Query
+from pairmill.pipeline.explore.query import Query, clauses
 from pairmill.pipeline.explore.start import first_of_each
+from pairmill.pipeline.explore.summary import Column, unread
 from pairmill.pipeline.explore.view import View
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.schemas.errors import PairmillError
@@ -110,10 +112,8 @@ def _renamed(parameters: dict[str, object]) -> dict[str, object]:
 
 @given(queries)
 def test_the_address_of_a_query_parses_to_the_same_query(view: View, parameters: list[tuple[str, str]]) -> None:
-    from urllib.parse import parse_qsl
-
     query = Query.parse(parameters)
-    again = Query.parse(parse_qsl(query.address))
+    again = Query.parse(parse_qsl(query.address, keep_blank_values=True))
     assert view.clauses(again) == view.clauses(query)
     assert (again.rows, again.subset) == (query.rows, query.subset)
 
@@ -121,7 +121,7 @@ def test_the_address_of_a_query_parses_to_the_same_query(view: View, parameters:
 @given(st.text(max_size=60), st.sampled_from(["is:status", "has:caption", "has:url"]))
 def test_any_text_is_a_value_and_never_part_of_the_expression(view: View, text: str, name: str) -> None:
     query = Query.parse([(name, text)])
-    if not text.strip():
+    if not text.strip() and name != "is:status":  # an empty text can be a choice
         assert view.clauses(query) == []
         return
     (clause,) = view.clauses(query)
@@ -130,11 +130,41 @@ def test_any_text_is_a_value_and_never_part_of_the_expression(view: View, text: 
     each.check(view.snapshot.schema, "boolean")
 
 
+WORDS = st.text(st.sampled_from("aZéÉßẞıIİΣσςǅﬁ\u0301 'K"), min_size=1) | st.text(min_size=1)
+
+
+@given(WORDS, st.data())
+def test_a_caption_is_found_by_any_of_its_parts(caption: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(caption) - 1))
+    part = caption[start : data.draw(st.integers(start + 1, len(caption)))]
+    for clause in clauses(Query.parse([("has:word", part)]), {"word": unread("word", "text")}):  # none if it is blank
+        assert Expression(clause).evaluate(pa.table({"word": [caption]})).to_pylist() == [True]
+
+
+@given(st.from_regex(r"[+-]?([0-9]{1,4}(\.[0-9]{0,3})?|\.[0-9]{1,3})([eE][+-]?[0-9]{1,2})?", fullmatch=True))
+def test_a_bound_keeps_the_rows_that_python_keeps(text: str) -> None:
+    values = [float(text), -float("inf"), -1.0, 0.0, 7.0, 1e30]
+    (clause,) = clauses(Query.parse([("min:x", text)]), {"x": Column("x", "number")})
+    found = Expression(clause).evaluate(pa.table({"x": values}))
+    assert found.to_pylist() == [value >= float(text) for value in values]
+
+
+@pytest.mark.parametrize("chosen", [[""], [" "], ["", "x"], ["x"]])
+def test_an_empty_text_can_be_chosen_like_any_other(chosen: list[str]) -> None:
+    query = Query.parse([("is:kind", value) for value in chosen])
+    (clause,) = clauses(
+        Query.parse(parse_qsl(query.address, keep_blank_values=True)), {"kind": Column("kind", "choice")}
+    )
+    found = Expression(clause).evaluate(pa.table({"kind": ["", " ", "x", None]}))
+    assert found.to_pylist() == ["" in chosen, " " in chosen, "x" in chosen, None]
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ([("min:width", "1; drop")], "width: '1; drop' is not a number"),
         ([("min:width", "nan")], "not a number"),
+        ([("min:width", "٣")], "not a number"),
         ([("max:nothing", "1")], "there is no filter for a column 'nothing'"),
         ([("is:kept", "1")], "neither True nor False"),
         ([("rows", "all")], "neither kept nor pairs"),

@@ -63,6 +63,14 @@ def test_the_command_ends_immediately_if_everything_is_done(tmp_path: Path) -> N
     assert "2 of 2 shards, 200 rows done" in done.output
 
 
+@pytest.mark.parametrize("seconds", ["inf", "nan", "1e10", "0"])
+def test_a_time_between_checks_that_cannot_be_waited_for_is_refused(tmp_path: Path, seconds: str) -> None:
+    write_dataset(tmp_path / "out", 200, shard_rows=100)
+    (tmp_path / "out" / "manifests" / "000000001.json").unlink()
+    done = CliRunner().invoke(app, ["status", str(tmp_path / "out"), "--watch", "--every", seconds])
+    assert done.exit_code == 2 and "--every" in done.output
+
+
 def test_a_folder_that_is_not_an_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="has no plan"):
         watch(Store(str(tmp_path)), Told(), 0.1)

@@ -13,7 +13,8 @@
   function parameters() {
     const found = new URLSearchParams();
     for (const [name, value] of new FormData(form)) {
-      if (typeof value === "string" && value.trim() !== "") found.append(name, value);
+      if (typeof value !== "string") continue;
+      if (value.trim() !== "" || name.startsWith("is:")) found.append(name, value);  // a choice can be an empty text
     }
     if (found.get("rows") === "kept") found.delete("rows");
     if (found.get("order") === "best") found.delete("order");

@@ -69,6 +69,30 @@ def test_the_formula_equals_the_fitted_model_whatever_the_range_of_the_columns()
     assert np.allclose(found, logits, atol=1e-3)
 
 
+@pytest.mark.parametrize("power", [-1_000, -600, 0, 600, 1_000])
+def test_a_formula_does_not_depend_on_the_unit_of_a_column(power: int) -> None:
+    rng = np.random.default_rng(4)
+    values = rng.standard_normal((150, 2))
+    is_good = pa.array(values[:, 0] + 0.3 * rng.standard_normal(150) > 0)
+    other = np.ldexp(values, [power, 0])
+    mixes = [
+        learn_mix(LabeledColumns(np.arange(150, dtype=np.uint64), each, is_good, ()), ["a", "b"])
+        for each in (values, other)
+    ]
+    found = [
+        parse(mix.formula).outer.evaluate(pa.table({"a": each[:, 0], "b": each[:, 1]})).to_numpy()
+        for mix, each in zip(mixes, (values, other), strict=True)
+    ]
+    assert np.allclose(*found) and mixes[0].probe.losses == mixes[1].probe.losses
+
+
+def test_a_column_whose_weight_would_be_infinite_is_named() -> None:
+    values = np.stack([np.arange(30) * 5e-324, np.arange(30.0)], axis=1)
+    rows = LabeledColumns(np.arange(30, dtype=np.uint64), values, pa.array(np.arange(30) > 12), ())
+    with pytest.raises(EvaluateError, match="column 'a' is so close to 0"):
+        learn_mix(rows, ["a", "b"])
+
+
 @pytest.mark.parametrize("name", ["class", "None", "True", "lambda", "a'b", 'x"y', "is", "\u00b5m", "plain", "rank"])
 def test_a_formula_can_be_parsed_whatever_the_names_of_its_columns(name: str) -> None:
     rows = pa.table({name: [0.5, 2.0]})

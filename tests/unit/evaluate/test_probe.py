@@ -332,7 +332,7 @@ def test_reliability_counts_and_draws_every_example_once() -> None:
         abs(probabilities[edges == n].mean() - is_good[edges == n].mean()) * (edges == n).mean() for n in range(10)
     ]
     assert calibration_error(bins) == pytest.approx(sum(expected))
-    for columns, widest in ((60, 60), (200, 73)):
+    for columns, widest in ((1, 34), (60, 60), (200, 73)):
         lines = reliability_lines(bins, "good", columns)
         assert len(lines) == 11 and all(line.count("o") >= 1 for line in lines[1:])
         assert max(map(len, lines[1:])) == widest
