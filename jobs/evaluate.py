@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
+import pyarrow as pa
+
 from pairmill.pipeline.common.local_file import check_local_files, new_local_file
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
@@ -118,7 +120,10 @@ class EvaluationResult:
 
 
 def _json_values(items: Sequence[tuple[str, object]]) -> dict[str, object]:
-    return {name: shortest(value) if isinstance(value, float) and math.isinf(value) else value for name, value in items}
+    return {
+        name: shortest(value, pa.float64()) if isinstance(value, float) and math.isinf(value) else value
+        for name, value in items
+    }
 
 
 def evaluate(

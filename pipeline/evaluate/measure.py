@@ -139,7 +139,7 @@ def measure_threshold(
         found_certain=certain,
         notes=[*labels.facts(), *without, *kept.facts(), *_upside_down(score, target, curve)],
     )
-    return result, threshold_section(result)
+    return result, threshold_section(result, kind)
 
 
 def _without(rows: int, why: str) -> list[str]:

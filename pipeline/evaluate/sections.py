@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
+from pairmill.pipeline.common.numbers import fewest_digits
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.evaluate.examples import Doubles
 from pairmill.pipeline.evaluate.intervals import percent
@@ -102,11 +104,11 @@ def _overlap_lines(found: OverlapResult) -> list[str]:
     ]
 
 
-def threshold_section(result: ThresholdResult) -> Section:
-    """The section on a score: precision and recall at its thresholds."""
+def threshold_section(result: ThresholdResult, kind: pa.DataType) -> Section:
+    """The section on a score of this type: precision and recall at its thresholds."""
     rows = [
         [
-            shortest(each.threshold),
+            shortest(each.threshold, kind),
             f"{each.kept:,}",
             _with_interval(each.precision, each.precision_interval),
             _with_interval(each.recall, each.recall_interval),
@@ -120,10 +122,8 @@ def threshold_section(result: ThresholdResult) -> Section:
         [
             f"{counted(result.rows, 'labeled pair')}, {100 * result.positives / result.rows:.1f} % {result.positive}; "
             f"ROC AUC {result.auc:.3f}, average precision {result.average_precision:.3f}",
-            _found_line(result.score, result.wanted_precision, result.found, ""),
-            _found_line(
-                result.score, result.wanted_precision, result.found_certain, " even at the low end of its interval"
-            ),
+            _found_line(result, kind, result.found, ""),
+            _found_line(result, kind, result.found_certain, " even at the low end of its interval"),
         ],
         result.notes,
         _threshold_charts(result),
@@ -198,16 +198,13 @@ def probe_lines(figures: ProbeFigures) -> list[str]:
     ]
 
 
-def shortest(threshold: float | int) -> str:
-    """The fewest digits that identify a threshold in an expression: an integer, a float32, or a float64 if no float32
-    has its value."""
+def shortest(threshold: float | int, kind: pa.DataType) -> str:
+    """The fewest digits that identify a threshold for scores of this type in an expression."""
     if isinstance(threshold, int):
         return str(threshold)
     if math.isinf(threshold):
         return "1e999" if threshold > 0 else "-1e999"  # the expression has no name for infinity
-    with np.errstate(over="ignore"):
-        narrow = np.float32(threshold)
-    return str(narrow) if float(narrow) == threshold else repr(threshold)
+    return fewest_digits(threshold, kind)
 
 
 def _probabilities(probabilities: Doubles, is_positive: Booleans, name: str) -> list[BarChart]:
@@ -229,12 +226,12 @@ def _with_interval(share: float, interval: tuple[float, float]) -> str:
     return f"{100 * share:.1f} % ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
-def _found_line(score: str, wanted: float, found: ThresholdPoint | None, how: str) -> str:
-    goal = f"precision {100 * wanted:g} %{how}"
+def _found_line(result: ThresholdResult, kind: pa.DataType, found: ThresholdPoint | None, how: str) -> str:
+    goal = f"precision {100 * result.wanted_precision:g} %{how}"
     if found is None:
         return f"{goal}: no threshold reaches it"
     return (
-        f"{goal}: {score} >= {shortest(found.threshold)}, precision "
+        f"{goal}: {result.score} >= {shortest(found.threshold, kind)}, precision "
         f"{_with_interval(found.precision, found.precision_interval)}, recall "
         f"{_with_interval(found.recall, found.recall_interval)}"
     )

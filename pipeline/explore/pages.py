@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import pyarrow as pa
 import yaml
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from pairmill.pipeline.common.numbers import fewest_digits
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.encode.weights import ModelError
 from pairmill.pipeline.explore import compare, duplicates
@@ -111,14 +113,14 @@ class Pages(Page):
         near, note = list[Card](), None if alias else "No model has embedded these pictures."
         if alias is not None:
             near, note = self._similar(shown, lambda: shown.searcher.like_row(alias, index, NEIGHBORS))
-        problem = shown.pictures.get(ref, LARGE).problem
+        problem, schema = shown.pictures.get(ref, LARGE).problem, shown.view.snapshot.schema
         large = f"/picture/{row.shard}/{ref.row}?v={shown.version}&size=large"
         return self.render(
             "pair",
             "/",
             "Pair",
             row=row,
-            shown_value=shown_value,
+            shown_value=lambda name, value: shown_value(value, schema.field(name).type),
             picture=large,
             near=near,
             note=note,
@@ -216,9 +218,9 @@ class Pages(Page):
         return PlainTextResponse(text, headers=headers)
 
 
-def shown_value(value: object) -> str:
-    """A value of a column as text. Floats get seven digits, the precision of float32."""
-    return f"{value:.7g}" if isinstance(value, float) else str(value)
+def shown_value(value: object, kind: pa.DataType) -> str:
+    """A value of a column of this type as text."""
+    return fewest_digits(value, kind) if isinstance(value, float) else str(value)
 
 
 def job_yaml(explorer: Explorer, name: str, rows: str, steps: list[dict[str, object]]) -> str:

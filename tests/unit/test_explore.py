@@ -31,6 +31,7 @@ from pairmill.pipeline.explore.columns import cache_folder
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.gallery import bars
 from pairmill.pipeline.explore.labels import LABELS_SCHEMA, SAVE_EVERY, Labels
+from pairmill.pipeline.explore.pages import shown_value
 from pairmill.pipeline.explore.pictures import SMALL
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.sample import sample
@@ -301,6 +302,13 @@ def test_a_slider_covers_the_range_and_values_a_step_apart_look_different_whatev
 def test_a_number_on_a_card_has_the_digits_that_tell_it_from_others(value: Any, kind: pa.DataType, text: str) -> None:
     column = pa.chunked_array([pa.array([value], kind)])
     assert describe("x", "number", column).text(column[0].as_py()) == text
+
+
+@given(st.data(), st.sampled_from([16, 32, 64]))
+def test_the_page_of_a_pair_shows_all_digits_of_a_number(data: st.DataObject, bits: Any) -> None:
+    value, kind = data.draw(st.floats(width=bits)), np.dtype(f"f{bits // 8}").type
+    found = kind(shown_value(value, pa.from_numpy_dtype(kind)))
+    assert np.array_equal(found, kind(value), equal_nan=True)
 
 
 @pytest.mark.parametrize("address", ["/?page=20", "/?page=999999999", "/duplicates?page=999999"])

@@ -48,6 +48,7 @@ def drawn(count: int) -> list[dict[str, object]]:
             "url": f"https://pictures.example/{(hostile or str(number))[:500]}",
             "<b onclick=alert(1)>": hostile or "plain",
             "a b'\"": number,
+            "grade": ["", "low", "high"][number % 3],
         })  # fmt: skip
     rows[20] = {**rows[21], "caption": "the same picture again"}
     return rows

@@ -46,6 +46,20 @@ def test_a_saved_subset_has_as_many_pairs_as_the_slider_showed(tab: Tab, served:
     assert not tab.errors
 
 
+def test_rows_with_an_empty_text_can_be_chosen(tab: Tab, served: Served) -> None:
+    page = tab.open(served.address)
+    every = count(page)
+    page.locator("summary", has_text="Other columns").click()
+    page.locator("[data-column=grade]").get_by_label("empty").check()
+    chosen = wait_for_count(page, every)
+    assert 0 < chosen < every
+    expect(page.locator("#expression")).to_have_text("grade == ''")
+    page.wait_for_url(lambda url: "grade" in url)
+    page.reload()
+    assert count(page) == chosen
+    assert not tab.errors
+
+
 def test_the_address_keeps_the_filters_and_mistakes_are_explained(tab: Tab, served: Served) -> None:
     page = tab.open(served.address)
     every = count(page)

@@ -79,6 +79,9 @@ def test_precision_and_recall_equal_those_of_scikit_learn_at_every_threshold(
         (pa.uint64(), [(1 << 64) - 40 + row for row in range(40)]),
         (pa.float64(), [-np.inf, -1.7e308, 0.1, *range(1, 20), *range(21, 35), 1e300, 1.7e308, np.inf, np.inf]),
         (pa.float64(), [5e-324 * (row // 2) for row in range(40)]),
+        *((kind, np.arange(40, dtype=np.float32) / 40) for kind in (pa.float64(), pa.float32())),
+        (pa.float64(), (1 << 24) * np.arange(1, 41, dtype=np.float32) * np.float32(1.1)),
+        (pa.float16(), np.arange(40, dtype=np.float16) / 40),
     ],
 )
 def test_every_threshold_keeps_exactly_the_rows_that_were_counted(
@@ -98,7 +101,7 @@ def test_every_threshold_keeps_exactly_the_rows_that_were_counted(
     assert found.auc == roc_auc_score(is_good, positions)
     whole = pa.table({"score": pa.array(values, kind)})
     for point in found.points:
-        kept = Expression(f"score >= {shortest(point.threshold)}").evaluate(whole).to_pylist()
+        kept = Expression(f"score >= {shortest(point.threshold, kind)}").evaluate(whole).to_pylist()
         assert sum(kept) == point.kept
         assert point.precision == sum(good for good, each in zip(is_good, kept, strict=True) if each) / point.kept
 
@@ -148,7 +151,9 @@ def test_a_printed_threshold_keeps_as_many_rows_as_were_counted(scored: tuple[Pa
     assert (found.rows, found.positives, found.auc) == (ROWS - 2, is_good.sum(), roc_auc_score(is_good, scores))
     assert list(found.notes) == ["2 labeled rows left out: no clip"]
     assert found.found in found.points and found.found.precision >= 0.8
-    subset = pairmill.select(folder, "sure", steps=f"where: clip >= {shortest(found.found.threshold)}", all_pairs=True)
+    subset = pairmill.select(
+        folder, "sure", steps=f"where: clip >= {shortest(found.found.threshold, pa.float32())}", all_pairs=True
+    )
     assert subset.rows_out == found.found.kept == (scores >= found.found.threshold).sum()
     column = pairmill.evaluate(folder, score="clip", label_column="is_good", precision=0.8).threshold
     assert column == found
