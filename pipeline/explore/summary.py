@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.arrow import widened
+from pairmill.pipeline.common.numbers import fewest_digits
 from pairmill.schemas.pairs import is_embedding
 
 Kind = Literal["number", "choice", "text", "time"]
@@ -169,7 +170,7 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
     if not_finite or column.null_count or extremes["min"] != extremes["max"]:
         only = None
     else:
-        only = str(extremes["min"]) if is_integer else f"{low:.7g}"
+        only = fewest_digits(low, column.type) if pa.types.is_floating(column.type) else str(extremes["min"])
     bins = np.zeros(BINS, np.int64)
     bins[BINS // 2] = len(finite)  # a single bar if all values are equal
     scaled = finite / (max(abs(low), abs(high)) or 1.0)  # so that no difference overflows

@@ -150,7 +150,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.15g}"  # a time keeps all digits before the point
     if isinstance(value, bytes):
         return counted(len(value), "byte")
     return str(value)

@@ -326,13 +326,14 @@ def test_a_column_without_a_filter_is_listed_with_the_value_of_all_rows(tmp_path
     """If some rows are null or NaN, the column has a filter, with a single bar."""
     some = {"equal": [0.25] * 4, "nan": [0.25, math.nan] * 2, "null": [0.25, None] * 2, "none": [math.nan] * 4}
     own = {name: pa.array(values, pa.float32()) for name, values in some.items()} | {"word": pa.array(["a<b"] * 4)}
+    own |= {"time": pa.array([1_700_000_000.5] * 4), "price": pa.array([Decimal("99999999.99")] * 4)}
     own |= {"whole": pa.array([2**62 + 1] * 4), "near": pa.array([2**62, 2**62 + 1] * 2)}  # equal as float64
     write_dataset(tmp_path / "out", 4, columns=lambda *of: {**default_columns(*of), **own})
     explorer, shown = opened(Store(str(tmp_path / "out")))
     with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
         page = client.get("/").text
     explorer.close()
-    assert f"equal (0.25), word (a&lt;b), whole ({2**62 + 1})" in page
+    assert f"equal (0.25), word (a&lt;b), time (1700000000.5), price (99999999.99), whole ({2**62 + 1})" in page
     (empty,) = (line for line in page.splitlines() if "No value in any row" in line)
     assert "none" in empty and "equal" not in empty
     for name in ("nan", "null", "near"):

@@ -23,6 +23,7 @@ from pairmill.pipeline.report import summary as report_summary
 from pairmill.pipeline.report.about import build_thresholds, minimums
 from pairmill.pipeline.report.grids import EXTREMES
 from pairmill.pipeline.report.report import compared_with, make_report
+from pairmill.pipeline.report.rows import text_of
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.status import Status
@@ -540,3 +541,12 @@ def test_with_very_many_hosts_or_languages_only_the_frequent_ones_are_listed(
     text = " ".join(Parsed(html).text.split())
     assert "frequent.example 80 80 100.0%" in text and "frequentlll" in text
     assert re.search(r"And at least \d+ more hosts\.", text) and "There are too many hosts or languages" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.2834567, "0.283457"), (-123456.78, "-123457"), (1_700_000_000.5, "1700000000.5"), (1e300, "1e+300"),
+     (float("nan"), "nan"), (float("-inf"), "-inf"), (True, "yes"), (None, "")],
+)  # fmt: skip
+def test_a_number_beside_a_picture_keeps_its_digits_before_the_point(value: object, text: str) -> None:
+    assert text_of(value) == text
