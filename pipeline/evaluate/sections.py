@@ -26,6 +26,7 @@ from pairmill.pipeline.evaluate.retrieval import Ranks
 from pairmill.pipeline.evaluate.zero_shot import TOP_K
 from pairmill.pipeline.report.axis import four_digits
 from pairmill.pipeline.report.charts import BarChart, histogram
+from pairmill.pipeline.select.comparisons import decimal_literal
 
 _MAX_K = 20
 _SHOWN_CONFUSIONS = 3
@@ -204,7 +205,9 @@ def shortest(threshold: float | int, kind: pa.DataType) -> str:
         return str(threshold)
     if math.isinf(threshold):
         return "1e999" if threshold > 0 else "-1e999"  # the expression has no name for infinity
-    return fewest_digits(threshold, kind)
+    digits = fewest_digits(threshold, kind)
+    is_rounded = pa.types.is_decimal(decimal_literal(digits).type)  # to the type of the column, in an expression
+    return digits if is_rounded else repr(float(threshold))
 
 
 def _probabilities(probabilities: Doubles, is_positive: Booleans, name: str) -> list[BarChart]:

@@ -82,6 +82,7 @@ def test_precision_and_recall_equal_those_of_scikit_learn_at_every_threshold(
         *((kind, np.arange(40, dtype=np.float32) / 40) for kind in (pa.float64(), pa.float32())),
         (pa.float64(), (1 << 24) * np.arange(1, 41, dtype=np.float32) * np.float32(1.1)),
         (pa.float16(), np.arange(40, dtype=np.float16) / 40),
+        *((pa.float32(), np.arange(40, dtype=np.float32) * np.float32(unit)) for unit in (1.1e-32, 8.7e36)),
     ],
 )
 def test_every_threshold_keeps_exactly_the_rows_that_were_counted(
