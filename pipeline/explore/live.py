@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,7 +23,9 @@ NEWEST_PICTURES = 12
 _OPEN_SHARDS = 4
 _CAPTION_CHARS = 180
 _RATE_S = 60.0
-"""The rate is measured over the last minute."""
+"""The rate is measured since the last look that is at least this old, or since the first look."""
+_MIN_S = 1.0
+"""A rate over a shorter time would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Live:
     rows_in: int
     kept: int
     rows_per_s: float | None
-    """Rate over the last minute; None until a shard has arrived while the page was open."""
+    """Rate over about the last minute, or since the page was opened; None until a shard has arrived since then."""
     losses: Sequence[FunnelRow]
     newest: Sequence[NewPicture]
     new_shards: int
@@ -78,7 +80,10 @@ class LiveState:
         self._seen: dict[int, tuple[int, ShardManifest]] = {}
         self._order: list[int] = []
         """Shards in the order in which they were seen."""
-        self._arrivals: list[tuple[float, int]] = []
+        self._arrived = 0
+        """Rows of the shards that have arrived since the first look."""
+        self._looks: deque[tuple[float, int]] = deque()
+        """(time of a look, `_arrived` then). The first one is at the beginning of the last minute, or before it."""
         self._open: OrderedDict[tuple[int, int], tuple[Snapshot, Pictures]] = OrderedDict()
         self._lock = threading.Lock()
         self._is_first = True
@@ -132,14 +137,18 @@ class LiveState:
                 else [*self._order, shard]
             )
             if not self._is_first:
-                self._arrivals.append((time.monotonic(), manifest.num_rows))
+                self._arrived += manifest.num_rows
         self._is_first = False
+        now = time.monotonic()
+        self._looks.append((now, self._arrived))
+        while len(self._looks) > 2 and self._looks[1][0] <= now - _RATE_S:
+            self._looks.popleft()
 
     def _rate(self) -> float | None:
-        if not self._arrivals:
+        if not self._arrived:
             return None
-        since = time.monotonic() - _RATE_S
-        return sum(rows for at, rows in self._arrivals if at >= since) / _RATE_S
+        (start, before), (end, rows) = self._looks[0], self._looks[-1]
+        return (rows - before) / max(end - start, _MIN_S)
 
     def _newest(self) -> list[NewPicture]:
         """Some pairs from the shards that arrived last."""

@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from starlette.testclient import TestClient
 
 from pairmill.jobs.explore import run_select
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.explore import live
 from pairmill.pipeline.explore.app import app
 from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.labels import Labels
@@ -47,6 +50,26 @@ def test_captions_of_new_pictures_are_truncated_and_cannot_reorder_the_page(tmp_
     captions = [each.caption for each in state.now({}).newest]
     state.close()
     assert captions == ["\ufffdgnp.exe\ufffd", "a" * 179 + "…"]
+
+
+def test_the_rate_is_right_from_the_first_shard_on_and_after_a_time_without_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_dataset(tmp_path, [[pair("a"), pair("b")]] * 40, has_scores=False)
+    manifests = sorted((tmp_path / "manifests").iterdir())
+    (tmp_path / "later").mkdir()
+    hidden = [path.rename(tmp_path / "later" / path.name) for path in manifests[1:]]
+    now = 1_000.0
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now))
+    state, rates = LiveState(store), []
+    for seconds, shards in ((0, 0), (10, 5), (10, 5), (200, 20), (2, 1), (59, 0), (60, 0)):  # since the last look
+        now += seconds
+        for path in hidden[:shards]:
+            path.rename(tmp_path / "manifests" / path.name)
+        hidden = hidden[shards:]
+        rates.append(state.now({}).rows_per_s)
+    state.close()
+    assert rates == [None, 1.0, 1.0, 0.2, pytest.approx(42 / 202), pytest.approx(2 / 61), 0.0]
 
 
 def pages_of(store: Store, *addresses: str) -> list[str]:
