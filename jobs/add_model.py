@@ -112,7 +112,8 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
         )
     if not store.create(name, card) and read_card(store, added.alias).fingerprint != fingerprint:
         raise JobError(
-            f"{store.path(name)}: this alias belongs to another model or other weights; choose another alias"
+            f"{store.path(name)}: this alias belongs to another model, other weights or another dtype; choose another "
+            "alias"
         )
     try:
         _check_no_score(store, added.alias)  # again, because another run may have just added one

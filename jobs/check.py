@@ -5,6 +5,7 @@ from pathlib import Path
 from pairmill.jobs.cluster.job_bundle import BLOCKLISTS
 from pairmill.jobs.job_file import fingerprint, resolve
 from pairmill.pipeline import rules
+from pairmill.pipeline.columns.added_model import added_dtype
 from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
@@ -69,20 +70,22 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
 
 
 def _with_dtypes(job: BuildJob) -> BuildJob:
-    """Replace `auto` by the dtype that the output was started with, since the dtype changes what is stored; in a new
-    output, by the dtype used here. On a cluster, only the workers know that one, so it stays `auto`."""
+    """Replace `auto` by the dtype that the output, or the columns of an added model, were started with, since the dtype
+    changes what is stored; for new ones, by the dtype used here. On a cluster, only the workers know that one, so it
+    stays `auto`."""
     if all(model.dtype != "auto" for model in job.models):
         return job
     from pairmill.pipeline.encode.device import resolved_dtype
 
-    plan = load(Store(job.output, job.s3))
-    started_with = {model.alias: model.dtype for model in plan.record.job.models} if plan else {}
+    store = Store(job.output, job.s3)
+    plan = load(store)
+    planned = {model.alias: model.dtype for model in plan.record.job.models} if plan else {}
 
     def dtype(model: ModelConfig) -> str:
-        known = started_with.get(model.alias, "auto")
-        if model.dtype != "auto" or known == "auto":
-            return model.dtype if job.run.address else resolved_dtype(model, job.run)
-        return known
+        started_with = planned.get(model.alias) or added_dtype(store, model.alias)
+        if model.dtype == "auto" and started_with not in (None, "auto"):
+            return started_with
+        return model.dtype if job.run.address else resolved_dtype(model, job.run)
 
     return job.model_copy(update={"models": [model.model_copy(update={"dtype": dtype(model)}) for model in job.models]})
 

@@ -26,6 +26,11 @@ def read_card(store: Store, alias: str) -> AddedModel:
     return read_record(store, f"columns/{alias}/{MODEL_CARD}", AddedModel, partial(card_again, store, alias))
 
 
+def added_dtype(store: Store, alias: str) -> str | None:
+    """The dtype of the added model with this alias; None if there is none. Raises ManifestError."""
+    return read_card(store, alias).dtype if store.exists(f"columns/{alias}/{MODEL_CARD}") else None
+
+
 def fingerprints(added: AddedColumns, names: Collection[str]) -> dict[str, str]:
     """The fingerprints of these models and scores by name, as far as they are complete. One that was deleted and added
     again with other values has another fingerprint."""

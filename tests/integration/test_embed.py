@@ -433,5 +433,14 @@ def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(plain_loo
     (folder / "manifests" / "000000002.json").unlink()
     assert add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"}).shards_missing == []
     assert {path.name: path.read_bytes() for path in folder.glob("*.parquet")} == calm
-    with pytest.raises(JobError, match="belongs to another model or other weights"):
+    with pytest.raises(JobError, match="belongs to another model, other weights or another dtype"):
         add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more", "dtype": "bfloat16"})
+
+
+def test_an_added_model_is_resumed_with_the_dtype_that_its_columns_were_started_with(
+    plain_loop: None, tmp_path: Path
+) -> None:
+    sequentially(embed_job(tmp_path / "out", write_tar(tmp_path / "a.tar", samples(3))))
+    model = {"name": "tiny", "alias": "more"}
+    add_model(str(tmp_path / "out"), {**model, "dtype": "bfloat16"})
+    assert add_model(str(tmp_path / "out"), model).shards_missing == []
