@@ -38,6 +38,7 @@ from pairmill.schemas.passed_over import Tally
 from pairmill.schemas.record import JobRecord
 
 _TRIES = 20
+_OF_DEMO = "dataset"  # where `pairmill demo` puts its dataset, beside the input
 
 
 class OtherJobError(PlanError):
@@ -61,7 +62,8 @@ def load_plan(store: Store) -> Plan:
             raise PlanError(why)
         if store.list("manifests"):
             raise PlanError(f"{store.path('plan')} is missing, but the dataset has shards; restore it from a copy")
-        raise PlanError(f"{store.root} has no plan: it is not the output folder of a build or embed")
+        inside = f"; did you mean {store.path(_OF_DEMO)}?" if store.list(f"{_OF_DEMO}/plan") else ""
+        raise PlanError(f"{store.root} has no plan: it is not the output folder of a build or embed{inside}")
     return plan
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairmill.jobs.demo.demo import DATASET
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import plan as plan_module
@@ -313,6 +314,13 @@ def test_wrong_shard_numbers_are_an_error(damaged: Path) -> None:
 
 def test_a_folder_without_a_plan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="has no plan"):
+        load_plan(Store(str(tmp_path)))
+
+
+def test_the_folder_of_the_demo_is_answered_with_that_of_its_dataset(tmp_path: Path) -> None:
+    (tmp_path / DATASET / "plan").mkdir(parents=True)
+    (tmp_path / DATASET / "plan/0.parquet").touch()
+    with pytest.raises(PlanError, match=f"did you mean {tmp_path}/{DATASET}"):
         load_plan(Store(str(tmp_path)))
 
 
