@@ -1,6 +1,7 @@
 """`pairmill report`: writes one HTML page about a dataset or a subset. Builds write it too, when they end."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from pairmill.pipeline.common.files import S3_SCHEMES, absolute, is_remote
 from pairmill.pipeline.common.local_file import new_local_file
@@ -64,10 +65,17 @@ def report(
     try:
         watch.check()
     except JobError:  # the purge may have deleted the reports before this one was written
-        folder, _, name = result.path.rpartition("/")
-        Store(folder, store.files.s3).delete(name)
+        _delete(store, result.path)
         raise
     return result
+
+
+def _delete(store: Store, path: str) -> None:
+    if is_remote(path):
+        folder, _, name = path.rpartition("/")
+        Store(folder, store.files.s3).delete(name)
+    else:
+        Path(path).resolve().unlink(missing_ok=True)  # a symlink remains, as when the report is written
 
 
 def report_after_run(store: Store) -> tuple[str | None, str | None]:
