@@ -35,7 +35,7 @@ demo: $(READY)
 test: test-unit test-integration
 
 # Runs the unit tests in two processes, which take about as long as each other. pytest-xdist takes a fifth longer: both of
-# its processes collect all 5,800 tests, and a third one receives three reports on each.
+# its processes collect all tests, and a third one receives three reports on each of them.
 UNIT_PYTEST = $(BIN)/python -m pytest -q
 test-unit: $(READY)
 	$(MAKE) --no-print-directory -j 2 --output-sync=target unit-folders unit-files

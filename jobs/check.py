@@ -82,10 +82,10 @@ def _with_dtypes(job: BuildJob) -> BuildJob:
     planned = {model.alias: model.dtype for model in plan.record.job.models} if plan else {}
 
     def dtype(model: ModelConfig) -> str:
-        started_with = planned.get(model.alias) or added_dtype(store, model.alias)
-        if model.dtype == "auto" and started_with not in (None, "auto"):
-            return started_with
-        return model.dtype if job.run.address else resolved_dtype(model, job.run)
+        if model.dtype != "auto":
+            return model.dtype
+        started_with = planned.get(model.alias) or added_dtype(store, model.alias) or "auto"
+        return started_with if started_with != "auto" or job.run.address else resolved_dtype(model, job.run)
 
     return job.model_copy(update={"models": [model.model_copy(update={"dtype": dtype(model)}) for model in job.models]})
 
