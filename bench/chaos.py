@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,15 @@ MAX_RESUMES = 5
 PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 
+def add_node(cluster: Any, **resources: Any) -> Any:
+    """Add a node that unpacks the job's files into a folder of its own.
+
+    Simulated nodes share a session's folder. When two of them start a job's workers, the later one deletes the current
+    folder of the earlier one's workers: it replaces files that it has not unpacked itself.
+    """
+    return cluster.add_node(runtime_env_dir_name=f"runtime_resources_{uuid.uuid4().hex[:8]}", **resources)
+
+
 @dataclass
 class World:
     """The cluster, if there is one, the web server and the bucket that all runs share."""
@@ -61,7 +71,7 @@ class World:
     def add_node(self) -> None:
         """Add a node with two CPUs."""
         assert self.cluster
-        self.nodes.append(self.cluster.add_node(num_cpus=2, object_store_memory=300_000_000))
+        self.nodes.append(add_node(self.cluster, num_cpus=2, object_store_memory=300_000_000))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.chaos import slow_web
+from bench.chaos import add_node, slow_web
 from pairmill.jobs.build import build
 from pairmill.jobs.progress import ProgressListener
 from pairmill.schemas.jobs import BuildJob
@@ -60,7 +60,7 @@ def rate(nodes: int, folder: Path, web: str) -> float:
     head: dict[str, object] = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes):
-        cluster.add_node(num_cpus=3, object_store_memory=100_000_000)
+        add_node(cluster, num_cpus=3, object_store_memory=100_000_000)
     clock = Clock()
     values = {
         "source": {"paths": [str(source)]},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import ROWS, SHARD_ROWS, World, run, world
+from bench.chaos import ROWS, SHARD_ROWS, World, add_node, run, world
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL
 from tests.integration.test_build import write_input
 from tests.integration.test_command import run as run_command
@@ -57,9 +57,8 @@ def commit(rows):
 
 @pytest.mark.timeout(300)
 def test_nodes_with_gpus_only_encode(made: World, tmp_path: Path) -> None:
-    gpu = made.cluster.add_node(
-        num_cpus=8, num_gpus=1, object_store_memory=100_000_000, labels={ACCELERATOR_LABEL: "A100"}
-    )
+    labels = {ACCELERATOR_LABEL: "A100"}
+    gpu = add_node(made.cluster, num_cpus=8, num_gpus=1, object_store_memory=100_000_000, labels=labels)
     folder = tmp_path / "nodes"
     folder.mkdir()
     (tmp_path / "where_rules.py").write_text(WHERE.replace("FOLDER", str(folder)))
