@@ -22,6 +22,7 @@ from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 S3_SCHEMES = ("s3://", "s3a://")
+WEB_SCHEMES = ("http://", "https://")
 MAX_LINE_BYTES = 1 << 20
 """Maximum length of a line in a list. Even a long URL has only a few kilobytes."""
 _CHUNK_BYTES = 1 << 20
@@ -76,6 +77,12 @@ def absolute(path: str) -> str:
         return str(whole)
     plain, real = os.path.normpath(whole), os.path.realpath(whole)
     return plain if os.path.realpath(plain) == real else real  # `..` of a symlinked directory is its target's parent
+
+
+def without_query(uri: str) -> str:
+    """A web address without its query, which follows the file's name: `a.parquet?download=true`. Returns all other
+    paths unchanged."""
+    return uri.partition("#")[0].partition("?")[0] if uri.startswith(WEB_SCHEMES) else uri
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -147,14 +154,22 @@ class Files:
     def open_decompressed(self, uri: str) -> Iterator[IO[bytes]]:
         """Open a file or object for one sequential pass, decompressing `.gz` files. Raises JobError for a .gz that
         cannot be fully decompressed."""
-        with self.open(uri) as file:
-            if uri.lower().endswith(".gz"):
+        with self.open_stream(uri) as file:
+            if without_query(uri).lower().endswith(".gz"):
                 with _naming_damaged(uri), gzip.open(file) as unzipped:
                     yield unzipped  # type: ignore[misc]
             elif is_remote(uri):
                 yield io.BufferedReader(file)  # type: ignore[type-var]  # fsspec's `readline` takes no limit
             else:
                 yield file
+
+    def open_stream(self, uri: str) -> IO[bytes]:
+        """Open a file or object for one sequential pass. Every web server supports this, but not all serve parts."""
+        if not uri.startswith(WEB_SCHEMES):
+            return self.open(uri)
+        fs, inside = self.file_system(uri)
+        with _naming(uri):
+            return fs.open(inside, "rb", block_size=0)  # type: ignore[no-any-return]
 
     def read_text_lines(self, uri: str) -> Iterator[str]:
         """Lines of a UTF-8 list (also .gz), without line endings and byte order marks. Undecodable bytes become U+FFFD.
@@ -216,7 +231,7 @@ class Files:
     def checksum(self, uri: str) -> tuple[str, int]:
         """(BLAKE2b-128 of the content in hex, number of bytes)."""
         digest, num_bytes = hashlib.blake2b(digest_size=16), 0
-        with self.open(uri) as file:
+        with self.open_stream(uri) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 num_bytes += len(chunk)

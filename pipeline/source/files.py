@@ -14,7 +14,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pairmill.pipeline.common.files import Files, join
+from pairmill.pipeline.common.files import Files, join, without_query
 from pairmill.pipeline.common.foreign_parquet import UnsupportedParquetError, open_parquet
 from pairmill.pipeline.common.listing import Listing, list_path
 from pairmill.pipeline.source.content_kind import HEAD_BYTES, kind_of_content
@@ -110,7 +110,7 @@ class InputFile:
 
 def kind_of(uri: str) -> Kind:
     """The format, from the file name. Raises SourceError for unknown names."""
-    name = PurePosixPath(uri.lower())
+    name = PurePosixPath(without_query(uri).lower())
     suffix = name.suffixes[-2] if name.suffix == ".gz" and len(name.suffixes) > 1 else name.suffix
     if not name.name.endswith(SUFFIXES):
         raise SourceError(f"{uri}: cannot tell the format from the name; known extensions are {', '.join(SUFFIXES)}")
@@ -225,6 +225,8 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
         found = _kind_of_file(uri, files)
         problem = f"not a complete Parquet file (half-written, truncated or damaged?): {error}"
         raise SourceError(f"{uri}: {'; '.join(found) if found else problem}") from error
+    except ValueError as error:  # fsspec: only web servers do not serve parts of files
+        raise SourceError(f"{uri}: Parquet is read in parts, which this server does not offer; download it") from error
     if len(set(schema.names)) != len(schema.names):
         raise SourceError(f"{uri}: two columns share a name: {shown(schema.names)}")
     return with_partitions(InputFile(uri, "parquet", schema, num_rows, files, row_bytes=num_bytes))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import Files, without_query
 from pairmill.pipeline.source.content_kind import GZIP_MAGIC, HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.files import SourceError
 
@@ -102,13 +102,13 @@ def marked_encoding(uri: str, files: Files) -> str | None:
 @contextmanager
 def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
     try:
-        with files.open(uri) as file:
+        with files.open_stream(uri) as file:
             head = _first_bytes(file)
             whole = _Rejoined(head, file)
             is_packed = head.startswith(GZIP_MAGIC)
             if not is_packed:
                 _refuse_other_kinds(f"{uri}:", head)
-            if is_packed or uri.lower().endswith(".gz"):
+            if is_packed or without_query(uri).lower().endswith(".gz"):
                 unpacked: Any = gzip.GzipFile(fileobj=whole)
                 head = _first_bytes(unpacked)
                 _refuse_other_kinds(f"{uri}: its content", head)
