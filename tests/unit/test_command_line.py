@@ -12,15 +12,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from pairmill.jobs.cli import status
+from pairmill import __main__ as entry_point
+from pairmill.jobs.cli import main, status
 from pairmill.jobs.cli.command_line import COMMANDS, parse_command
-from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.jobs.job_fields import job_fields
 from pairmill.pipeline.select.expressions import Expression
@@ -28,7 +29,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.version import VERSION
 
 ROOT = Path(__file__).parents[2]
-GROUP = get_command(app)
+GROUP = get_command(main.app)
 assert isinstance(GROUP, TyperGroup)
 
 
@@ -47,7 +48,7 @@ def run(*arguments: str, columns: int = 60) -> tuple[int, str]:
     output, environment = io.StringIO(), {"COLUMNS": str(columns), "RAY_API_SERVER_ADDRESS": "http://head:8265"}
     with patch.dict(os.environ, environment), redirect_stdout(output), redirect_stderr(output):
         try:
-            app(arguments, prog_name="pairmill")
+            main.app(arguments, prog_name="pairmill")
         except SystemExit as ended:
             return int(ended.code or 0), output.getvalue()
     return 0, output.getvalue()
@@ -120,6 +121,24 @@ def test_ctrl_c_during_startup_is_reported() -> None:
             begins = next((number for number, text in enumerate(body) if text.startswith("with errors()")), 0)
             early = [text for text in body[:begins] if re.match("from pairmill.(jobs|pipeline)[.](?!common[.])", text)]
             assert early == [], f"{path}, {body[begins]}"
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["loading", "parsing"])
+def test_ctrl_c_before_a_command_begins_leaves_no_traceback(
+    moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if moment == "loading":
+        monkeypatch.delitem(sys.modules, main.__name__)
+        monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=interrupt)])
+    else:
+        monkeypatch.setattr(main, "app", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        entry_point.main()
+    assert (stop.value.code, capsys.readouterr().err) == (130, "Stopped.\n")
 
 
 def test_the_version_is_printed() -> None:
