@@ -5,7 +5,7 @@ from pathlib import Path
 from pairmill.jobs.cluster.job_bundle import BLOCKLISTS
 from pairmill.jobs.job_file import fingerprint, resolve
 from pairmill.pipeline import rules
-from pairmill.pipeline.columns.added_model import added_dtype
+from pairmill.pipeline.columns.added_model import added_model
 from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
@@ -31,7 +31,7 @@ def check(job: BuildJob, dry_run: bool = False) -> tuple[BuildJob, str]:
     except (OSError, ValueError) as error:
         raise JobError(str(error)) from None
     weights = _check_models(job)
-    job = _with_dtypes(job)
+    job = _as_started(job)
     contents = [*weights, *_own_contents(job)]
     if job.rules.known:
         contents += _known_contents(job, dry_run)
@@ -69,25 +69,28 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
     )
 
 
-def _with_dtypes(job: BuildJob) -> BuildJob:
-    """Replace `auto` by the dtype that the output, or the columns of an added model, were started with, since the dtype
-    changes what is stored; for new ones, by the dtype used here. On a cluster, only the workers know that one, so it
-    stays `auto`."""
-    if all(model.dtype != "auto" for model in job.models):
-        return job
+def _as_started(job: BuildJob) -> BuildJob:
+    """Fill in the dtype and the activation of each model, which change what is stored. An output, or the columns of an
+    added model, continue with those that they were started with. New ones use the dtype of this machine and the
+    activation of the weights. On a cluster, only the workers know the dtype, so it stays `auto`."""
     from pairmill.pipeline.encode.device import resolved_dtype
+    from pairmill.pipeline.encode.weights import needs_quick_gelu
 
+    if all(model.dtype != "auto" and not needs_quick_gelu(model) for model in job.models):
+        return job
     store = Store(job.output, job.s3)
     plan = load(store)
-    planned = {model.alias: model.dtype for model in plan.record.job.models} if plan else {}
+    planned = {model.alias: model for model in plan.record.job.models} if plan else {}
 
-    def dtype(model: ModelConfig) -> str:
-        if model.dtype != "auto":
-            return model.dtype
-        started_with = planned.get(model.alias) or added_dtype(store, model.alias) or "auto"
-        return started_with if started_with != "auto" or job.run.address else resolved_dtype(model, job.run)
+    def filled_in(model: ModelConfig) -> ModelConfig:
+        started = planned.get(model.alias) or added_model(store, model.alias)
+        dtype = started.dtype if started and model.dtype == "auto" else model.dtype
+        if dtype == "auto" and not job.run.address:
+            dtype = resolved_dtype(model, job.run)
+        quick_gelu = started.quick_gelu if started else needs_quick_gelu(model)
+        return model.model_copy(update={"dtype": dtype, "quick_gelu": model.quick_gelu or quick_gelu})
 
-    return job.model_copy(update={"models": [model.model_copy(update={"dtype": dtype(model)}) for model in job.models]})
+    return job.model_copy(update={"models": [filled_in(model) for model in job.models]})
 
 
 def _check_models(job: BuildJob) -> list[str]:
@@ -134,7 +137,7 @@ def _known_contents(job: BuildJob, dry_run: bool) -> list[str]:
 
 def warnings_of(job: BuildJob) -> list[str]:
     """Warnings about settings that are valid but probably mistaken."""
-    from pairmill.pipeline.encode.weights import input_side
+    from pairmill.pipeline.encode.weights import input_side, needs_quick_gelu
 
     lines = []
     if any(model.name == "tiny" for model in job.models):
@@ -142,6 +145,12 @@ def warnings_of(job: BuildJob) -> list[str]:
             "warning: `tiny` only knows synthetic pictures of simple shapes; its scores mean nothing on photographs"
         )
     for model in job.models:
+        if needs_quick_gelu(model) and not model.quick_gelu:
+            lines.append(
+                f"warning: the output was started before 0.2, with GELU instead of QuickGELU in {model.name}, so the "
+                f"scores of {model.alias!r} differ from those of {model.name}:{model.pretrained} elsewhere; use a new "
+                "output for the right ones"
+            )
         if (
             not job.source.is_corpus
             and job.images.resize_mode != "no"

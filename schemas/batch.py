@@ -25,6 +25,8 @@ class ScoreContract:
     """Captions are truncated to this many tokens."""
     pixels: str = ""
     """Which version of the picture the model saw."""
+    quick_gelu: bool = False
+    """As in ModelConfig. In files from before 0.2, False whatever the tag of the weights says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def _differences(
     from pairmill.pipeline.encode.clip_model import is_unit, load_model
     from pairmill.pipeline.encode.encoder import encode_pictures
 
-    names = ("name", "pretrained", "alias", "dtype")
+    names = ("name", "pretrained", "alias", "dtype", "quick_gelu")
     model = load_model(ModelConfig(**{name: getattr(contract, name) for name in names}), RunConfig())
     alias, tolerance = contract.alias, TOLERANCE[contract.dtype]
     if model.contract.weights_sha256 != contract.weights_sha256:

@@ -26,9 +26,9 @@ def read_card(store: Store, alias: str) -> AddedModel:
     return read_record(store, f"columns/{alias}/{MODEL_CARD}", AddedModel, partial(card_again, store, alias))
 
 
-def added_dtype(store: Store, alias: str) -> str | None:
-    """The dtype of the added model with this alias; None if there is none. Raises ManifestError."""
-    return read_card(store, alias).dtype if store.exists(f"columns/{alias}/{MODEL_CARD}") else None
+def added_model(store: Store, alias: str) -> AddedModel | None:
+    """The added model with this alias; None if there is none. Raises ManifestError."""
+    return read_card(store, alias) if store.exists(f"columns/{alias}/{MODEL_CARD}") else None
 
 
 def fingerprints(added: AddedColumns, names: Collection[str]) -> dict[str, str]:

@@ -75,6 +75,7 @@ class ClipModel:
             preprocessing=loaded.preprocessing,
             dtype=dtype,
             context_length=self._tokenizer.context_length,
+            quick_gelu=config.quick_gelu,
         )
         captions = self.encode_captions(_PROBES)
         self.embedding_dim = int(captions.shape[1])
@@ -164,7 +165,8 @@ def model_of(contract: ScoreContract, run: RunConfig) -> ClipModel:
 
     Raises ModelError if its weights cannot be found or are not those that were used.
     """
-    config = ModelConfig(name=contract.name, pretrained=contract.pretrained, alias=contract.alias)
+    names = ("name", "pretrained", "alias", "quick_gelu")
+    config = ModelConfig(**{name: getattr(contract, name) for name in names})
     weights = find_weights(config)
     if weights.sha256() != contract.weights_sha256:
         raise ModelError(

@@ -1,16 +1,17 @@
 """Loads models with open_clip, or from a checkpoint in transformers' layout. No other module does this."""
 
 import math
+import sys
 import warnings
 from dataclasses import dataclass
-from pickle import UnpicklingError
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import safetensors
 import torch
-from safetensors import SafetensorError
 
+from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.transformers_layout import recipe
 from pairmill.pipeline.encode.transformers_layout.architecture import lower_precision
@@ -20,6 +21,7 @@ from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokeniz
 from pairmill.pipeline.encode.weights import Weights
 from pairmill.schemas.job.models import ModelConfig
 
+_MAX_LOGIT_SCALE = math.log(sys.float_info.max)
 _PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -50,7 +52,7 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str, dtype: torch.dtype) ->
     settings, tokenize = checkpoint.preprocessing, FolderTokenizer(checkpoint)
     model = load_towers(checkpoint)
     bias = None if model.logit_bias is None else float(model.logit_bias)
-    scale = math.exp(model.logit_scale)
+    scale = _factor(float(model.logit_scale), checkpoint.weights[0])
     if dtype != torch.float32:
         lower_precision(model, dtype)
     return LoadedModel(model.to(device), recipe.recipe(settings), tokenize, recipe.described(settings), scale, bias)
@@ -59,16 +61,29 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str, dtype: torch.dtype) ->
 def _by_open_clip(config: ModelConfig, weights: Weights, device: str, dtype: torch.dtype) -> LoadedModel:
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # an output from before 0.2 goes on with it
             model, steps = open_clip.create_model_from_pretrained(
-                weights.name, pretrained=weights.pretrained, device=device, precision=_PRECISION[dtype]
+                weights.name,
+                pretrained=weights.pretrained,
+                device=device,
+                precision=_PRECISION[dtype],
+                force_quick_gelu=config.quick_gelu,
             )
         tokenize = open_clip.get_tokenizer(weights.name)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise ModelError(f"{weights.path}: the weights of {config.name!r} do not load: {error}") from error
+    except Exception as error:  # for settings and weights that it does not expect, open_clip can raise anything
+        raise ModelError(f"{weights.path}: the weights of {config.name!r} do not load: {describe(error)}") from error
     model.eval()
     scale, bias = (logit_of(model, name, weights) for name in ("logit_scale", "logit_bias"))
-    return LoadedModel(model, steps, tokenize, open_clip.get_model_preprocess_cfg(model), math.exp(scale or 0.0), bias)
+    return LoadedModel(
+        model, steps, tokenize, open_clip.get_model_preprocess_cfg(model), _factor(scale or 0.0, weights.path), bias
+    )
+
+
+def _factor(scale: float, path: Path) -> float:
+    """The factor whose logarithm is the `logit_scale` of a model. Raises ModelError if it is infinite or NaN."""
+    if not scale < _MAX_LOGIT_SCALE:
+        raise ModelError(f"{path}: the weights are broken: logit_scale is {scale}")
+    return math.exp(scale)
 
 
 def logit_of(model: Any, name: str, weights: Weights) -> float | None:

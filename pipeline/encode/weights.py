@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pairmill.pipeline.encode import hub
 from pairmill.pipeline.encode.model_error import ModelError as ModelError
 from pairmill.pipeline.encode.transformers_layout import checkpoint
 from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint, find_checkpoint, wanted_files
+from pairmill.pipeline.encode.transformers_layout.config import read_json
 from pairmill.schemas.job.models import ModelConfig
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
@@ -76,10 +76,12 @@ def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
 def find_weights(config: ModelConfig) -> Weights:
     """A model's weights. Downloads them if they are not on disk. Raises ModelError."""
     if folder := _local_folder(config):
+        _check_no_tag(config)
         return _in_folder(folder)
     if held := _held(config):
         return Weights(config.name, None, held.weights[0], held)
     if config.name.startswith("hf-hub:"):
+        _check_no_tag(config)
         return Weights(config.name, None, _download(config, {"hf_hub": f"{config.name.removeprefix('hf-hub:')}/"}))
     return _of_architecture(config)
 
@@ -104,8 +106,27 @@ def input_side(config: ModelConfig) -> int:
     if held := _held(config):
         return held.config.vision_config.image_size
     tower = _architecture(config).get("vision_cfg")
-    side = tower.get("image_size", 0) if isinstance(tower, dict) else 0
-    return int(min(side) if isinstance(side, list | tuple) else side)
+    side = tower.get("image_size") if isinstance(tower, dict) else None
+    sides = [each for each in (side if isinstance(side, list | tuple) else [side]) if isinstance(each, int)]
+    return min(sides, default=0)
+
+
+def _check_no_tag(config: ModelConfig) -> None:
+    if config.pretrained:
+        raise ModelError(f"model {config.name!r} includes its weights; leave out `pretrained` ({config.pretrained!r})")
+
+
+def needs_quick_gelu(config: ModelConfig) -> bool:
+    """Whether open_clip's tag says that the weights were trained with QuickGELU, although the architecture uses GELU.
+
+    An example is `ViT-B-32:openai`. open_clip 2 switched to QuickGELU for OpenAI's weights; open_clip 3 only warns.
+    """
+    if not config.pretrained or _local_folder(config) or Path(config.pretrained).is_file():
+        return False
+    import open_clip
+
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
+    return bool(tag.get("quick_gelu")) and not _architecture(config).get("quick_gelu")
 
 
 def _held(config: ModelConfig) -> Checkpoint | None:
@@ -116,8 +137,9 @@ def _held(config: ModelConfig) -> Checkpoint | None:
     is_local = Path(config.name, checkpoint.CONFIG).is_file()
     if not is_local and not _HUB_NAME.fullmatch(config.name):
         return None
-    if config.pretrained:
-        raise ModelError(f"model {config.name!r} includes its weights; leave out `pretrained` ({config.pretrained!r})")
+    _check_no_tag(config)
+    if config.quick_gelu:
+        raise ModelError(f"model {config.name!r}: its {checkpoint.CONFIG} gives the activation; leave out `quick_gelu`")
     return find_checkpoint(Path(config.name) if is_local else _snapshot(config.name))
 
 
@@ -139,7 +161,15 @@ def _snapshot(repo: str) -> Path:
         raise ModelError(f"{what} cannot be fetched ({type(error).__name__}); {hub.WITHOUT_NETWORK}") from error
 
 
+def _model_cfg(folder: Path) -> dict[str, object]:
+    found = read_json(folder / _OPEN_CLIP_CONFIG).get("model_cfg")
+    if not isinstance(found, dict):
+        raise ModelError(f"{folder / _OPEN_CLIP_CONFIG} has no object `model_cfg`")
+    return found
+
+
 def _in_folder(folder: Path) -> Weights:
+    _model_cfg(folder)
     found = [folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()]
     if not found:
         raise ModelError(f"{folder} contains no weights; expected one of {', '.join(_WEIGHT_NAMES)}")
@@ -195,7 +225,7 @@ def _download(config: ModelConfig, tag: dict[str, str]) -> Path:
 def _architecture(config: ModelConfig) -> dict[str, object]:
     """The `model_cfg` in open_clip's configuration. Empty if there is none."""
     if folder := _local_folder(config):
-        return json.loads((folder / _OPEN_CLIP_CONFIG).read_text()).get("model_cfg", {})  # type: ignore[no-any-return]
+        return _model_cfg(folder)
     import open_clip
 
     return open_clip.get_model_config(config.name) or {}

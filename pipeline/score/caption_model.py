@@ -96,7 +96,7 @@ class CaptionModel(NoFiles):
         }
         if self.settings.similarity is not None:
             contract = chosen_model(snapshot, self.settings.similarity).contract
-            names = ("name", "pretrained", "alias", _WEIGHTS)
+            names = ("name", "pretrained", "alias", "quick_gelu", _WEIGHTS)
             values[_SIMILARITY] = {name: getattr(contract, name) for name in names}
         return State(values=values)
 
@@ -185,7 +185,7 @@ def _similarity_model(state: State, run: RunConfig) -> "ClipModel | None":
         return None
     from pairmill.pipeline.encode.clip_model import load_model
 
-    names = ("name", "pretrained", "alias")
+    names = {"name", "pretrained", "alias", "quick_gelu"} & set(contract)
     # Always float32, whatever dtype the dataset's embeddings were computed in, so that results match on every device
     model = load_model(ModelConfig(**{name: contract[name] for name in names}, dtype="float32"), run)
     _check(contract["alias"], model.contract.weights_sha256, contract[_WEIGHTS])

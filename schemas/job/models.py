@@ -29,6 +29,10 @@ class ModelConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision in which the model computes. auto: the one that the output was started with; in a new output, bfloat16
     on a GPU and float32 on a CPU. Similarities are always float32."""
+    quick_gelu: bool = False
+    """Compute with QuickGELU, the activation of OpenAI's models, even if the architecture of this name uses GELU.
+    Always on if open_clip's tag says that the weights were trained with it. Models in the layout of transformers have
+    this in their config.json instead."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of the weights file; the job stops if it differs. For a model in the layout of transformers, the
     SHA-256 of the output of `sha256sum` for the files that are read, in the order of their names."""

@@ -189,7 +189,7 @@ def test_a_folder_with_an_open_clip_config_is_read_in_open_clips_layout(clip: Pa
     assert is_model_folder(str(folder))
     assert find_weights(ModelConfig(name=str(folder))).checkpoint
     assert input_side(ModelConfig(name=str(folder))) == SIDE
-    (folder / "open_clip_config.json").write_text("{}")
+    (folder / "open_clip_config.json").write_text('{"model_cfg": {}}')
     assert find_weights(ModelConfig(name=str(folder))).name == f"local-dir:{folder}"
 
 
