@@ -34,9 +34,11 @@ class CaptionTokenizer:
             _merge_long_words_fast(tokenize)
         self.tokenize = tokenize
         self.context_length = context_length
-        self._padding = int(tokenize([""])[0, -1])
-        whole = tokenize(["a " * 2 * context_length])[0]
-        self._last = -1 if int(whole[-1]) != self._padding else -2  # SigLIP's padding is its end-of-text token
+        self._is_left = bool(getattr(tokenize, "is_left", False))
+        empty, whole = tokenize([""])[0], tokenize(["a " * 2 * context_length])[0]
+        self._padding = int(empty[0 if self._is_left else -1])
+        # The place of padding that a full context replaces. SigLIP's padding is its end-of-text token.
+        self._last = 0 if self._is_left else -1 if int(whole[-1]) != self._padding else -2
 
     def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
         """Captions -> int64 [n, context_length]. Longer captions are truncated, and shorter ones are padded."""
@@ -52,6 +54,10 @@ class CaptionTokenizer:
     def lengths(self, captions: Sequence[str]) -> tuple[Counts, npt.NDArray[np.bool_]]:
         """(number of tokens in the context without padding, whether they fill the context), both [n]."""
         tokens = self(captions).numpy()
+        if self._is_left:  # the end-of-text token comes last, even if it equals the padding
+            counts = self.context_length - np.argmax(tokens[:, :-1] != self._padding, axis=1)
+            counts = np.where((tokens[:, :-1] == self._padding).all(axis=1), 1, counts).astype(np.int32)
+            return counts, counts == self.context_length
         is_token = np.cumsum((tokens != self._padding)[:, ::-1], axis=1)[:, ::-1] > 0  # True up to the last token
         counts = is_token.sum(axis=1).astype(np.int32)
         if self._last == -2:

@@ -213,7 +213,7 @@ def _download(config: ModelConfig, tag: dict[str, str]) -> Path:
     """Path of weights in a local cache. Downloads them if they are missing. Raises ModelError."""
     import open_clip
 
-    what = f"the weights {config.pretrained or ''} of {config.name!r}"
+    what = f"the weights {config.pretrained} of {config.name!r}" if config.pretrained else f"the model {config.name!r}"
     if "hf_hub" in tag and not is_on_disk(tag) and (problem := hub.download_problem()):
         raise ModelError(f"{what} cannot be fetched: {problem}")
     try:

@@ -46,7 +46,8 @@ class FolderTokenizer:
         except Exception as error:  # the libraries raise plain Exceptions
             what = " ".join(str(error).split())
             raise ModelError(f"{checkpoint.tokenizer[0]}: the tokenizer does not load: {what}") from error
-        self._is_left = settings.get("padding_side") == "left"
+        self.is_left = settings.get("padding_side") == "left"
+        """Whether the padding comes before the caption."""
         if self._encoder.largest_id >= text.vocab_size:
             raise ModelError(
                 f"{checkpoint.tokenizer[0]} has the token {self._encoder.largest_id:,}, but the model in config.json "
@@ -60,7 +61,7 @@ class FolderTokenizer:
 
         tokens = torch.full((len(captions), self.context_length), self._encoder.pad_id)
         for row, ids in zip(tokens, self._encoder.encode(captions), strict=True):
-            start = self.context_length - len(ids) if self._is_left else 0
+            start = self.context_length - len(ids) if self.is_left else 0
             row[start : start + len(ids)] = torch.tensor(ids)
         return tokens
 
@@ -123,10 +124,23 @@ def _open(checkpoint: Checkpoint, settings: dict[str, object]) -> _Encoder:
         return _Fast(tokenizer, _token(settings, "pad_token", _EOS), length, str)
     if first.name == "spiece.model":
         tokens = (_token(settings, name, default) for name, default in _SIGLIP_TOKENS.items())
-        return _SentencePiece(first.read_bytes(), length, *tokens)
+        encoder = _SentencePiece(first.read_bytes(), length, *tokens)
+        _check_no_added(checkpoint, settings, encoder.largest_id)
+        return encoder
     if str(settings.get("tokenizer_class")).startswith(("Gemma", "Siglip2")):  # SigLIP 2 was trained on lower case
         return _Fast(_read(first), _token(settings, "pad_token", "<pad>"), length, str.lower)
     return _Fast(_read(first), _token(settings, "pad_token", "</s>"), length, canonical)
+
+
+def _check_no_added(checkpoint: Checkpoint, settings: dict[str, object], largest_id: int) -> None:
+    """Raise ModelError if tokens were added to a SentencePiece model, which does not know them."""
+    added, old = settings.get("added_tokens_decoder"), checkpoint.folder / "added_tokens.json"
+    ids = [*(added if isinstance(added, dict) else ()), *(read_json(old).values() if old.is_file() else ())]
+    if any(str(number).isdecimal() and int(str(number)) > largest_id for number in ids):
+        raise ModelError(
+            f"{checkpoint.tokenizer[0]} lacks tokens that were added to the tokenizer; delete it if the folder has a "
+            "tokenizer.json with them"
+        )
 
 
 _SIGLIP_TOKENS = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}

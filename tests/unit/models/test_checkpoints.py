@@ -23,6 +23,7 @@ from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.transformers_layout.checkpoint import find_checkpoint
 from pairmill.pipeline.encode.transformers_layout.load import load_towers
 from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer
+from pairmill.pipeline.encode.truncate_caption import CaptionTokenizer
 from pairmill.pipeline.encode.weights import TINY_FOLDER, Weights
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
@@ -132,6 +133,39 @@ def test_tokens_equal_those_of_the_tokenizer(
     tokenize = FolderTokenizer(find_checkpoint(mine))
     assert tokenize.context_length == oracle.config.text_config.max_position_embeddings
     assert torch.equal(tokenize(CAPTIONS), tokens_of(folder, CAPTIONS, tokenize.context_length))
+
+
+@pytest.mark.parametrize("name", ["quick_gelu", "siglip"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_are_counted_without_padding_on_either_side(
+    name: str, side: str, made: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    mine = shutil.copytree(made[name][0], tmp_path / "mine")
+    settings = json.loads((mine / "tokenizer_config.json").read_text())
+    (mine / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": side}))
+    tokenize, oracle = FolderTokenizer(find_checkpoint(mine)), transformers.AutoTokenizer.from_pretrained(mine)
+    captions = ["", "a", "a photo of 3 dogs", "a photo of a dog on the table " * 10, " " * 5_000 + "a dog"]
+    length = tokenize.context_length
+    limited = CaptionTokenizer(tokenize, length)
+    assert torch.equal(limited(captions), tokenize(captions))
+    wanted = [len(oracle(caption, truncation=True, max_length=length)["input_ids"]) for caption in captions]
+    counts, is_full = limited.lengths(captions)
+    assert (counts.tolist(), is_full.tolist()) == (wanted, [count == length for count in wanted])
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "added_tokens.json"])
+def test_a_sentencepiece_model_without_the_added_tokens_is_refused(
+    file: str, made: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    mine = shutil.copytree(made["siglip"][0], tmp_path / "mine")
+    tokenizer = siglip_tokenizer(mine)
+    tokenizer.add_tokens(["dogs"])
+    if file == "tokenizer_config.json":
+        tokenizer.save_pretrained(mine)
+    else:  # as in transformers 4
+        (mine / file).write_text(json.dumps({"dogs": tokenizer.convert_tokens_to_ids("dogs")}))
+    with pytest.raises(ModelError, match="lacks tokens that were added to the tokenizer"):
+        FolderTokenizer(find_checkpoint(mine))
 
 
 def test_siglip_2_lowercases_text_and_keeps_punctuation(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
