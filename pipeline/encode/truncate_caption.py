@@ -55,8 +55,9 @@ class CaptionTokenizer:
         """(number of tokens in the context without padding, whether they fill the context), both [n]."""
         tokens = self(captions).numpy()
         if self._is_left:  # the end-of-text token comes last, even if it equals the padding
-            counts = self.context_length - np.argmax(tokens[:, :-1] != self._padding, axis=1)
-            counts = np.where((tokens[:, :-1] == self._padding).all(axis=1), 1, counts).astype(np.int32)
+            is_token = tokens != self._padding
+            is_token[:, -1] = True
+            counts = (self.context_length - is_token.argmax(axis=1)).astype(np.int32)
             return counts, counts == self.context_length
         is_token = np.cumsum((tokens != self._padding)[:, ::-1], axis=1)[:, ::-1] > 0  # True up to the last token
         counts = is_token.sum(axis=1).astype(np.int32)
