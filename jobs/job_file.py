@@ -163,15 +163,14 @@ def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
     wanted = preset.requires_model
     if wanted is not None:
         models = [{"name": model.name, "pretrained": model.pretrained} for model in job.models]
-        if wanted.model_dump() not in models:
+        if not any(map(wanted.is_same, job.models)):
             raise JobError(
                 f"rules.preset {name!r} was calibrated on {wanted.name} ({wanted.pretrained}) and means nothing "
                 f"for {models or 'a job without models'}: add that model, or leave the preset out"
             )
     rules = dict(preset.rules)
     if wanted and "min_similarity" in rules:  # calibrated for that model, so it applies to no other
-        known = (wanted.name, wanted.pretrained)
-        aliases = [model.alias for model in job.models if (model.name, model.pretrained) == known]
+        aliases = [model.alias for model in job.models if wanted.is_same(model)]
         rules["min_similarity"] = dict.fromkeys(aliases, rules["min_similarity"])
     return {**values, "rules": {**rules, **(values.get("rules") or {})}}
 

@@ -76,7 +76,7 @@ def _models(name: str, preset: Preset, store: Store, added: AddedColumns) -> lis
     if required is None:
         return aliases
     for model in models:
-        if (model.name, model.pretrained) == (required.name, required.pretrained):
+        if required.is_same(model):
             return [model.alias, *(alias for alias in aliases if alias != model.alias)]
     wanted = f"{required.name}:{required.pretrained}"
     raise JobError(

@@ -1,5 +1,6 @@
 """Defines the schema of the files in `jobs/presets/`."""
 
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.settings import Settings
 
 
@@ -8,6 +9,11 @@ class PresetModel(Settings):
 
     name: str
     pretrained: str
+
+    def is_same(self, model: ModelConfig) -> bool:
+        """Whether a job's model is this one. Both names of an architecture mean the same, because weights run with the
+        activation that their tag names."""
+        return model.name.removesuffix("-quickgelu") == self.name and model.pretrained == self.pretrained
 
 
 class Preset(Settings):

@@ -95,6 +95,12 @@ def test_a_preset_refuses_a_model_for_which_it_was_not_calibrated() -> None:
         load_job(None, BASE, ["rules.preset=laion2b", "models=[{name: tiny}]"])
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
+def test_a_preset_accepts_both_names_of_the_model_that_it_was_calibrated_on(name: str) -> None:
+    model = f"models=[{{name: {name}, pretrained: openai, alias: b32}}]"
+    assert load_job(None, BASE, ["rules.preset=laion2b", model]).rules.min_similarity == {"b32": 0.28}
+
+
 @pytest.mark.parametrize("setting", ["images", "=3", "images.size=[", "output.x=1", "models.5=3", "models.x.name=3"])
 def test_nonsense_in_set_is_a_clear_error(setting: str) -> None:
     with pytest.raises(JobError):
