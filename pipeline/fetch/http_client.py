@@ -33,6 +33,7 @@ from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 15.0  # some servers close earlier, others later: nginx after 75 by default, Apache after 5
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
+_IDLE_TOO_LONG = 408  # RFC 9110 section 15.5.9: no answer to the request, which crossed it on its way
 
 
 class Response:
@@ -117,7 +118,10 @@ class HttpClient:
         request = f"GET {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._fields}".encode()
         if (kept := self._idle.take(url.origin)) is not None:
             try:
-                return kept, await _exchange(kept, request)
+                response = await _exchange(kept, request)
+                if response.head.status != _IDLE_TOO_LONG:
+                    return kept, response
+                kept.abort()
             except FetchError:
                 # The server may have closed the idle connection, or sent something after its last response (RFC 9112
                 # section 9.3.1). Only a new connection can return the response to this request.

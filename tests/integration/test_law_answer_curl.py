@@ -73,6 +73,7 @@ BREAKS: dict[str, bytes | None] = {
     "closes within the fields": b"HTTP/1.1 200 OK\r\nContent-Le",
     "closes after an interim response": b"HTTP/1.1 100 Continue\r\n\r\n",
     "sends something else": b"408 Request Timeout\r\n",
+    "says that no request came in time": b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n",
 }
 
 
