@@ -1,5 +1,6 @@
 """Checks the values of lists and turns them into keys. Counts lines and rows without a value."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -45,6 +46,12 @@ class Position:
         what = "a URL" if kind == "url" else f"a valid {kind} ({HEX_DIGITS[kind]} hex digits)"
         shown = repr(clean_text(value, 80) or "")
         return KnownError(f"{self.path}, {self.unit} {self.first + index:,}: {shown} is not {what}")
+
+
+def looks_like(kind: ValueKind, text: str) -> bool:
+    """Whether a field looks like a value of this kind."""
+    forms = (_URL, _SHA256) if kind == "url" else (_FORMS[kind],)
+    return any(re.match(form, text.strip()) for form in forms)
 
 
 def list_keys(kind: ValueKind, texts: pa.Array, position: Position, tally: Tally, must_be_urls: bool) -> Keys:

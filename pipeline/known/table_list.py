@@ -13,7 +13,7 @@ from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.known.keys import Keys
 from pairmill.pipeline.known.known_error import KnownError
-from pairmill.pipeline.known.read_values import Position, Tally, list_keys
+from pairmill.pipeline.known.read_values import Position, Tally, list_keys, looks_like
 from pairmill.schemas.known import DEFAULT_KINDS, KnownRows, ValueKind
 
 _BATCH_ROWS = 65_536
@@ -28,7 +28,7 @@ def read_table_list(files: Files, path: str, known: KnownRows, tally: Tally) -> 
         with files.open_decompressed(path) as file:
             columns = _columns(path, _names(path, file), known)
         with files.open_decompressed(path) as file:
-            for batch in _batches(path, file, list(columns.values())):
+            for batch in _batches(path, file, columns):
                 for kind, name in columns.items():
                     position = Position(path, "row", first)
                     yield kind, list_keys(kind, _texts(path, name, batch), position, tally, must_be_urls=False)
@@ -66,40 +66,61 @@ def _names(path: str, file: IO[bytes]) -> list[str]:
     if _is_parquet(path):
         with open_parquet(file) as parquet:
             return list(parquet.schema_arrow.names)
-    return next(_csv_records(path, file), [])
+    return next(_csv_records(path, file), ([], []))[0]
 
 
-def _batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _batches(path: str, file: IO[bytes], columns: Mapping[ValueKind, str]) -> Iterator[pa.RecordBatch]:
     if _is_parquet(path):
         with open_parquet(file) as parquet:
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns.values())):
                 batch.validate(full=True)  # for example, checks that all text is UTF-8
                 yield batch
         return
     yield from _csv_batches(path, file, columns)
 
 
-def _csv_batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _csv_batches(path: str, file: IO[bytes], columns: Mapping[ValueKind, str]) -> Iterator[pa.RecordBatch]:
     records, first = _csv_records(path, file), 1
-    names = next(records)
-    places = [names.index(name) for name in columns]
+    names, _ = next(records)
+    places = {kind: names.index(name) for kind, name in columns.items()}
     while rows := list(islice(records, _BATCH_ROWS)):
-        for number, row in enumerate(rows, first):
+        for number, (row, lines) in enumerate(rows, first):
             if len(row) != len(names):
                 raise KnownError(
                     f"{path}, row {number:,}: has {counted(len(row), 'field')}, but the header has {len(names):,}"
                 )
-        values = [pa.array([row[place] for row in rows], pa.string()) for place in places]
-        for name, texts in zip(columns, values, strict=True):
+            if _is_tsv(path) and any(_is_row(line, len(names), places) for line in lines[1:]):
+                raise KnownError(
+                    f"{path}, row {number:,}: a quotation mark joins it with further rows; remove the quotation marks "
+                    "with which captions begin, or list the values alone in a text file"
+                )
+        values = [pa.array([row[place] for row, _ in rows], pa.string()) for place in places.values()]
+        for name, texts in zip(columns.values(), values, strict=True):
             _refuse_lines(path, name, texts, first)
-        yield pa.RecordBatch.from_arrays(values, list(columns))
+        yield pa.RecordBatch.from_arrays(values, list(columns.values()))
         first += len(rows)
 
 
-def _csv_records(path: str, file: IO[bytes]) -> Iterator[list[str]]:
-    """The fields of each record. Strict about quotes: a missing quote would turn many lines into one value."""
-    delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
-    return filter(None, csv.reader(_lines(path, file), delimiter=delimiter, strict=True))
+def _csv_records(path: str, file: IO[bytes]) -> Iterator[tuple[list[str], list[str]]]:
+    """(fields, lines) of each record. Strict about quotes: a missing quote would turn many lines into one value."""
+    lines: list[str] = []
+
+    def noted() -> Iterator[str]:
+        for line in _lines(path, file):
+            lines.append(line)
+            yield line
+
+    for fields in csv.reader(noted(), delimiter="\t" if _is_tsv(path) else ",", strict=True):
+        if fields:
+            yield fields, list(lines)
+        lines.clear()
+
+
+def _is_row(line: str, num_columns: int, places: Mapping[ValueKind, int]) -> bool:
+    """Whether a line looks like a whole row of a TSV, in which quotation marks are mostly text. A line of a quoted
+    caption hardly ever looks like that."""
+    fields = line.split("\t")
+    return len(fields) == num_columns and any(looks_like(kind, fields[place]) for kind, place in places.items())
 
 
 def _lines(path: str, file: IO[bytes]) -> Iterator[str]:
@@ -124,6 +145,10 @@ def _texts(path: str, name: str, batch: pa.RecordBatch) -> pa.Array:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()):
         raise KnownError(f"{path}: column {name!r} is {kind}, not text")
     return column.cast(pa.string())
+
+
+def _is_tsv(path: str) -> bool:
+    return path.lower().removesuffix(".gz").endswith(".tsv")
 
 
 def _is_parquet(path: str) -> bool:

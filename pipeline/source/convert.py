@@ -125,7 +125,9 @@ def records_of(
         else:
             assert source.delimiter is not None
             csv_header(lines, source.delimiter)
-            yield csv_records(lines, source.delimiter, len(names), None if url not in names else names.index(url))
+            at = names.index(url) if url in names else None
+            is_row = None if at is None else lambda fields: "://" in fields[at]
+            yield csv_records(lines, source.delimiter, len(names), is_row)
 
 
 def _open_records(source: InputFile) -> AbstractContextManager[Iterator[bytes]]:

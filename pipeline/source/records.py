@@ -48,14 +48,17 @@ def csv_header(lines: Iterator[bytes], delimiter: str) -> list[bytes] | None:
     return None if header is None else [name.encode("latin-1") for name in header]
 
 
-def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int, url: int | None = None) -> Iterator[Record]:
-    """The records, quoted as in RFC 4180. `lines` starts after the header. `url`: index of the URL column.
+def csv_records(
+    lines: Iterator[bytes], delimiter: str, num_columns: int, is_row: Callable[[list[str]], bool] | None = None
+) -> Iterator[Record]:
+    """The records, quoted as in RFC 4180. `lines` starts after the header. `is_row`: whether the fields of a line look
+    like those of a row, so that the line is hardly ever a part of a caption.
 
     If the quotes do not match, or the number of fields is wrong, the record's first line becomes a record by itself,
     and parsing continues with the next line. So a stray quote loses one row, not everything up to the next quote. In
     TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields. A TSV
-    record of several lines is also treated this way if a later line has a URL of its own, because then the quotes in
-    the first line are stray too.
+    record of several lines is also treated this way if a later line looks like a row, because then the quotes in the
+    first line are stray too.
     """
     physical = _PhysicalLines(lines)
     reader = csv.reader(physical, delimiter=delimiter, strict=True)
@@ -66,7 +69,7 @@ def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int, url: i
         if fields == []:
             continue
         is_tsv = delimiter == "\t"
-        if fields is None or len(fields) != num_columns or (is_tsv and _is_several(physical, num_columns, url)):
+        if fields is None or len(fields) != num_columns or (is_tsv and _is_several(physical, num_columns, is_row)):
             problem = problem or f"{counted(len(fields or []), 'field')}, not {num_columns}"
             line = physical.put_back()
             fields = _split_literally(line) if is_tsv else None
@@ -85,14 +88,12 @@ def _next_fields(reader: Iterator[list[str]], physical: "_PhysicalLines") -> tup
         return None, str(error)
 
 
-def _is_several(physical: "_PhysicalLines", num_columns: int, url: int | None) -> bool:
+def _is_several(physical: "_PhysicalLines", num_columns: int, is_row: Callable[[list[str]], bool] | None) -> bool:
     """Whether the lines of a TSV record look like several records: the first line and at least one other have all
-    fields and a URL. A quoted caption with line breaks hardly ever looks like that."""
-    if url is None or len(physical.taken) < 2:
+    fields and look like rows. A quoted caption with line breaks hardly ever looks like that."""
+    if is_row is None or len(physical.taken) < 2:
         return False
-    first, *others = (
-        len(fields) == num_columns and "://" in fields[url] for fields in map(_split_literally, physical.taken)
-    )
+    first, *others = (len(fields) == num_columns and is_row(fields) for fields in map(_split_literally, physical.taken))
     return first and any(others)
 
 

@@ -238,6 +238,21 @@ def test_one_wrong_character_in_a_csv_raises_an_error_or_loses_at_most_one_value
         keys('url\n1\n"http://a.example/1\nhttp://a.example/2"\n')
 
 
+@given(st.lists(st.text('"a b', max_size=5), min_size=1, max_size=6), st.sampled_from(["url", "sha256"]), st.booleans())
+def test_quotation_marks_in_the_captions_of_a_tsv_raise_an_error_or_lose_no_value(
+    captions: list[str], kind: str, value_first: bool
+) -> None:
+    digests = [hashlib.sha256(bytes([n])).hexdigest() for n in range(len(captions))]
+    values = [f"http://a.example/{digest}.jpg" for digest in digests] if kind == "url" else digests
+    rows = [(kind, "caption"), *zip(values, captions, strict=True)]
+    lines = ["\t".join(row if value_first else reversed(row)) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.tsv")
+        path.write_text("\n".join([*lines, ""]))
+        with suppress(KnownError):
+            assert found(Path(folder), {"path": str(path)}, **{kind: values})[0] == [[True] * len(values)]
+
+
 def test_a_folder_of_lists_counts_as_one_list_whatever_the_order_of_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "lists"
     folder.mkdir()

@@ -262,6 +262,14 @@ def planned(folder: Path) -> tuple[Plan, pa.Table]:
     return plan, table
 
 
+def test_stray_quotation_marks_in_a_table_with_tabs_join_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.csv"
+    path.write_text('file_name\ttext\na.jpg\t"x\n"b c.PNG"\ty"\nd.jpg\t"two\nlines"\n')
+    found = metadata_table.read_table(str(path), Files(), SourceConfig(paths=["-"]))
+    texts = {name: json.loads(row)["text"] for name, (row,) in found.rows.items()}
+    assert (texts, found.problems) == ({"a.jpg": '"x', "b c.PNG": 'y"', "d.jpg": "two\nlines"}, [])
+
+
 def test_a_lone_surrogate_in_a_table_is_replaced_and_refuses_only_its_row(tmp_path: Path) -> None:
     picture(tmp_path / "in/a.png")
     rows = [{"file_name": "\ud800.png", "text": "lost"}, {"file_name": "a.png", "text": "found"}]

@@ -23,7 +23,7 @@ from pairmill.pipeline.dataset.webdataset_tar import has_map, json_scalar, map_s
 from pairmill.pipeline.source.columns import is_text
 from pairmill.pipeline.source.convert import header_names
 from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
-from pairmill.pipeline.source.files import INT96_UNIT, SourceError, shown
+from pairmill.pipeline.source.files import INT96_UNIT, PICTURE_ENDINGS, SourceError, shown
 from pairmill.pipeline.source.list_views import with_lists
 from pairmill.pipeline.source.names import FILE_NAME
 from pairmill.pipeline.source.records import csv_header, csv_records, json_objects, json_text, parse_json
@@ -144,9 +144,15 @@ def _csv_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object |
         if FILE_NAME.encode() not in (name.strip() for name in header):
             return
         names = header_names(uri, header)
-        for record in csv_records(every, delimiter, len(names)):
+        at = names.index(FILE_NAME)
+        for record in csv_records(every, delimiter, len(names), lambda fields: _names_picture(fields[at])):
             texts = [value.decode("utf-8", "surrogateescape") or None for value in record.values or ()]
             yield record.problem or dict(zip(names, texts, strict=True))
+
+
+def _names_picture(field: str) -> bool:
+    """Whether a field, perhaps within quotation marks, is the path of a picture."""
+    return field.strip(' "').lower().endswith(PICTURE_ENDINGS)
 
 
 def _json_rows(uri: str, files: Files, source: SourceConfig) -> Iterator[Object | str]:
