@@ -55,7 +55,7 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
     """
     encoding = marked_encoding(uri, files) or config.encoding
     if kind in ("json", "jsonl"):
-        return _inspect_json(InputFile(uri, kind, _strings([]), None, files, encoding=encoding))
+        return _inspect_json(InputFile(uri, kind, _strings([]), None, files, encoding=encoding), config.is_corpus)
     with lines_of(uri, files, encoding, split_any_lines) as lines:
         sample = first_lines(lines)
     nulls = sample[0].count(0) if sample else 0
@@ -136,10 +136,10 @@ def _open_records(source: InputFile) -> AbstractContextManager[Iterator[bytes]]:
     return lines_of(source.uri, source.files, source.encoding, split)
 
 
-def _inspect_json(source: InputFile) -> InputFile:
+def _inspect_json(source: InputFile, is_corpus: bool) -> InputFile:
     names: dict[str, None] = {}
     lists: set[str] = set()
-    num_rows = 0
+    num_rows, value = 0, None
     with _open_records(source) as pieces:
         for value, _ in json_objects(pieces):
             num_rows += 1
@@ -153,8 +153,23 @@ def _inspect_json(source: InputFile) -> InputFile:
         raise SourceError(
             f"{source.uri}: has no JSON objects; expected one per line, or an array of them in a .json file"
         )
+    if num_rows == 1 and value is not None and _is_by_column(value, is_corpus):
+        raise SourceError(
+            f"{source.uri}: is one JSON object with the values of each column; expected one object per row. In pandas, "
+            "write it with to_json(..., orient='records')"
+        )
     found = replace(source, schema=_strings(names), num_rows=num_rows, list_columns=frozenset(lists))
     return with_partitions(found)
+
+
+def _is_by_column(value: dict[str, object], is_corpus: bool) -> bool:
+    """Whether an object has the values of many rows: objects with equal keys, as pandas writes by default, or lists of
+    equal length. In a corpus, lists can be the captions of one row."""
+    columns = list(value.values())
+    if all(isinstance(column, dict) for column in columns):
+        return len({tuple(column) for column in columns if isinstance(column, dict)}) == 1
+    are_lists = not is_corpus and all(isinstance(column, list) for column in columns)
+    return are_lists and len({len(column) for column in columns if isinstance(column, list)}) == 1
 
 
 def header_names(uri: str, header: list[bytes]) -> list[str]:

@@ -399,11 +399,33 @@ def test_a_broken_element_affects_only_its_row(tmp_path: Path) -> None:
         (b'[{"url": "u"}]\n[{"url": "v"}]', "there is text after the JSON array"),
         (b"[1, 2]", "has no JSON objects"),
         (b'{\n "url": "u"\n}\n', "has no JSON objects; expected one per line, or an array"),
+        (b'{"url": {"0": "u", "1": "v"}, "text": {"0": "a", "1": "b"}}', "with the values of each column"),
+        (b'{"url": ["u", "v"], "text": ["a", "b"]}', "expected one object per row.*orient='records'"),
+        (b'[{"url": ["u", "v"]}]', "expected one object per row"),
     ],
 )
 def test_json_that_is_neither_lines_nor_an_array_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(SourceError, match=rf"a\.json: .*{message}"):
         converted(tmp_path, "a.json", data)
+
+
+@pytest.mark.parametrize("row", ['{"url": "u", "text": ["a", "b"]}', '{"url": "u", "tags": {}}', '{"url": null}', "{}"])
+def test_a_single_row_is_not_taken_for_columns(tmp_path: Path, row: str) -> None:
+    assert converted(tmp_path, "a.json", b'{"url": "u"}\n' + row.encode()).num_rows == 2
+    if row != "{}":
+        assert converted(tmp_path, "b.json", row.encode()).num_rows == 1
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split", "table", "values", "records"])
+def test_what_pandas_writes_is_read_as_it_was_or_refused(tmp_path: Path, orient: Any) -> None:
+    frame = pd.DataFrame({"url": ["u", "v"], "text": ["a", "b"]})
+    for data in (frame, frame[["url"]]):
+        text = data.to_json(orient=orient)
+        if orient == "records":
+            assert converted(tmp_path, "a.json", text.encode()).num_rows == 2
+            continue
+        with pytest.raises(SourceError, match=r"a\.json: "):
+            converted(tmp_path, "a.json", text.encode())
 
 
 def test_a_huge_array_is_read_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
