@@ -83,11 +83,18 @@ class RobotsTxtCache:
             return _RobotsTxt(failure=(Status.HTTP_429 if status == 429 else Status.HTTP_5XX, f"robots.txt: {status}"))
         if not 200 <= status < 300:  # section 2.3.1.3: unavailable, so complete allow
             return _RobotsTxt()
-        lines = _decode(body[:MAX_BYTES]).splitlines()
+        lines = _decode(_whole_lines(body)).splitlines()
         if len(lines) > _MAX_LINES:
             return _RobotsTxt(failure=(Status.ROBOTS_DISALLOWED, f"robots.txt with more than {_MAX_LINES:,} lines"))
         text = "\n".join(_name_exactly(line, self._token) for line in lines)
         return _RobotsTxt(rules=Protego.parse(text), num_bytes=len(body))
+
+
+def _whole_lines(body: bytes) -> bytes:
+    """The lines within MAX_BYTES. The first part of a longer line could be a rule for more URLs than the line."""
+    if len(body) < MAX_BYTES:
+        return body
+    return body[: max(body.rfind(end, 0, MAX_BYTES) for end in (b"\n", b"\r")) + 1]
 
 
 def _name_exactly(line: str, token: str) -> str:

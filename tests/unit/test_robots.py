@@ -63,6 +63,20 @@ def test_only_the_groups_with_our_whole_name_are_ours_and_they_count_as_one(line
         assert not is_allowed(f"{named}\n{everyone}\nDisallow: /p/")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("kept", "cut", "allowed"),
+    [("Disallow: /p/", "Allow: /p/|2", False), ("", "Disallow: /|q/", True), ("Disallow: /p/", "", False)],
+)
+def test_a_line_that_ends_beyond_the_limit_is_no_rule(kept: str, cut: str, allowed: bool, end: str) -> None:
+    text = f"User-agent: *{end}{kept}{end}"
+    within, _, beyond = cut.partition("|")
+    room = MAX_BYTES - len(text) - len(end) - len(within)
+    text += "\n".join(["#" * 99] * (room // 100)) + "#" * (room % 100 + 1) + end + within
+    assert len(text) == MAX_BYTES
+    assert is_allowed(text + beyond) is allowed
+
+
 @pytest.mark.parametrize("line", [" " * 49, "User-agent" + " " * 39, "user agent: " + "x" * 37, "user" + " " * 45])
 def test_no_robots_txt_takes_more_than_a_second_to_read(line: str) -> None:
     started = time.thread_time()
