@@ -8,14 +8,17 @@ makes them: orientation and color profiles are not applied, and 16-bit values ar
 import io
 import logging
 import os
+import sys
 import tempfile
 import threading
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypedDict
 from urllib.parse import unwrap
 
@@ -56,6 +59,21 @@ class _SampleMetadata(TypedDict):
     original_height: int
 
 
+@contextmanager
+def _stand_in_for(name: str) -> Iterator[None]:
+    """Let modules import a module that they do not use here, even if this process hides it, without loading it."""
+    if sys.modules.get(name) is not None:
+        yield
+        return
+    before = {key: sys.modules[key] for key in [name] if key in sys.modules}
+    sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update(before)
+
+
 class Img2datasetDownloader:
     """Like `downloader.Downloader`, but one shard at a time: img2dataset's Resizer redirects the process's stderr."""
 
@@ -63,7 +81,7 @@ class Img2datasetDownloader:
         self._sha256_column = sha256_column
         self._scores = job.picture_scores
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise albumentations checks for updates online
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _stand_in_for("wandb"):
             warnings.simplefilter("ignore")  # imghdr: deprecated, and a separate package since Python 3.13
             from img2dataset.downloader import Downloader
             from img2dataset.resizer import Resizer

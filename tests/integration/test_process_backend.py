@@ -414,13 +414,15 @@ def test_an_interrupt_while_a_worker_starts_leaves_no_process(monkeypatch: pytes
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="nothing would import it")
-def test_a_build_with_a_model_leaves_no_folders_of_wandb_behind(
-    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ["aiohttp", "img2dataset"])
+def test_a_build_with_a_model_and_any_engine_leaves_no_folders_of_wandb_behind(
+    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     source = write_input(tmp_path / "in.parquet", [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}])
-    done = run(build_arguments(source, tmp_path / "out", "--model", "tiny"), tmp_path)
+    options = ["--model", "tiny", "--set", f"fetch.engine={engine}"]
+    done = run(build_arguments(source, tmp_path / "out", *options), tmp_path)
     assert json.loads(done.stdout.splitlines()[-1])["rows_in"] == 1, done.stderr
     assert not list((tmp_path / "tmp").glob("*wandb*"))
 
