@@ -1,8 +1,8 @@
 """Parses the bytes of a connection, however they are split, into one HTTP/1 response (RFC 9112). Uses no sockets.
 
 It accepts what curl and browsers accept: bare line feeds, folded lines, lines without a colon, repeated equal
-Content-Lengths, Content-Length together with chunked, and bytes after the end. Everything except the body itself is
-bounded.
+Content-Lengths, Content-Length together with chunked, bytes after the end, and redirects without a blank line.
+Everything except the body itself is bounded.
 """
 
 import re
@@ -110,6 +110,8 @@ class ResponseParser:
         complete."""
         self.raise_failure()
         if self.head is None:
+            self._end_redirect_early()
+        if self.head is None:
             raise FetchError(Status.CONNECTION_LOST, "Server disconnected")
         if self._step == self._read_to_end:
             self.complete = True
@@ -157,6 +159,15 @@ class ResponseParser:
             self._remaining = self.content_length or 0
             self._step = self._read_to_end if self.content_length is None else self._read_content
             self.complete = self.content_length == 0
+
+    def _end_redirect_early(self) -> None:
+        """Accept a redirect that ends after a whole line. As in curl, the blank line can be missing: some servers close
+        the connection as soon as they have sent the Location (aiohttp#1689)."""
+        if not self._lines or self._buffer.strip(b"\r"):
+            return
+        head = _parse_head(self._lines)
+        if 300 <= head.status < 400 and head.get("location"):
+            self.head, self.complete = head, True
 
     def _read_content(self, body: list[bytes]) -> bool:
         self._take_bytes(body)

@@ -34,6 +34,28 @@ def test_what_curl_accepts_is_accepted_and_what_it_refuses_is_refused(web: Hosti
             assert (answer.status is Status.OK) == accepted, name
 
 
+EARLY_ENDS = [
+    *(
+        b"",
+        b"\r\n",
+        b"\r\n\r",
+        b"\r\nContent-Length: 9\r\n\r\n",
+        b"\r\nContent-Length: 9\r\n\r\nbody",
+        b"\r\n\r\n<html>",
+    ),
+]
+
+
+@pytest.mark.parametrize("end", EARLY_ENDS, ids=repr)
+def test_redirects_that_end_early_are_followed_like_curl_follows_them(web: HostileWeb, end: bytes) -> None:
+    web.serve("/b.jpg", JPEG)
+    url = web.send("/a.jpg", b"HTTP/1.1 301 Moved\r\nLocation: /b.jpg" + end, then_close=True)
+    (found,) = fetch_all([url], retries=0)
+    done = subprocess.run(["curl", "-q", "--silent", "--location", url], capture_output=True, timeout=60, check=False)
+    assert (found.body == JPEG) == (done.stdout == JPEG)
+    assert (found.status is Status.OK) == bool(end)
+
+
 STRAY = [
     *(b"\r\n", b"\n", b"\0", b"stray", b"0\r\n\r\n ", b"HTTP/1.1 500 Oh\r\n\r\n", response(b"another row's picture")),
     *(b"H", b"HTTP/1.1 200 OK\r\nX: ", b"<html>" * 1000),

@@ -15,6 +15,7 @@ from pairmill.pipeline.fetch.fetch_url import Fetcher
 from pairmill.pipeline.fetch.http_connection import HttpConnection
 from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.schemas.job.fetch import FetchConfig
+from pairmill.schemas.status import Status
 from tests.http_answers import ANSWERS, PICTURE
 
 
@@ -92,6 +93,20 @@ def test_splitting_a_response_at_any_position_changes_nothing(name: str) -> None
     assert whole[0] is answer.status, whole
     assert whole[3] == (PICTURE if answer.status == "ok" else None)
     assert {*cut, by_byte} == {whole}
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_a_redirect_counts_once_its_last_line_is_complete(end: bytes) -> None:
+    start = b"HTTP/1.1 302 Found" + end + b"Location: /a.jpg"
+    for rest in (end + end, end, end + end[:1]):
+        for found in verdicts(start + rest, [[], range(60)]):
+            assert (found.status, found.http_status) == (Status.BAD_REDIRECT, 302), rest  # a loop, so it was followed
+    for cut in range(len(start) + 1):
+        (found,) = verdicts(start[:cut], [[]])
+        assert found.status is Status.CONNECTION_LOST, cut
+    for head in (b"HTTP/1.1 302 Found\r\n", b"HTTP/1.1 200 OK\r\nLocation: /a.jpg\r\n"):
+        (found,) = verdicts(head, [[]])
+        assert found.status is Status.CONNECTION_LOST
 
 
 @settings(max_examples=max(settings.default.max_examples // 4, 1))
