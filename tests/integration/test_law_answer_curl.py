@@ -34,16 +34,8 @@ def test_what_curl_accepts_is_accepted_and_what_it_refuses_is_refused(web: Hosti
             assert (answer.status is Status.OK) == accepted, name
 
 
-EARLY_ENDS = [
-    *(
-        b"",
-        b"\r\n",
-        b"\r\n\r",
-        b"\r\nContent-Length: 9\r\n\r\n",
-        b"\r\nContent-Length: 9\r\n\r\nbody",
-        b"\r\n\r\n<html>",
-    ),
-]
+_LENGTH = b"\r\nContent-Length: 9\r\n\r\n"
+EARLY_ENDS = [b"", b"\r\n", b"\r\n\r", _LENGTH, _LENGTH + b"body", b"\r\n\r\n<html>"]
 
 
 @pytest.mark.parametrize("end", EARLY_ENDS, ids=repr)
