@@ -46,6 +46,11 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
+def is_web_error(error: BaseException) -> bool:
+    """Whether the error comes from fsspec's client for web servers. Only some of its errors are OSErrors."""
+    return type(error).__module__.partition(".")[0] == "aiohttp"
+
+
 def why_no_file(path: str) -> str | None:
     """Why an existing local path is not a readable file, as the rest of a message that starts with the path. None for
     files, URLs and paths that do not exist."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from pairmill.pipeline.common.files import Files, without_query
+from pairmill.pipeline.common.files import Files, is_web_error, without_query
 from pairmill.pipeline.source.content_kind import GZIP_MAGIC, HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.files import SourceError
 
@@ -116,6 +116,10 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
             yield whole
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
+    except Exception as error:
+        if not is_web_error(error):
+            raise
+        raise SourceError(f"{uri}: the web server did not send the whole file: {error}") from error
 
 
 def _refuse_other_kinds(name: str, head: bytes) -> None:

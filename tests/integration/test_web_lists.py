@@ -48,6 +48,13 @@ class WithRanges(WithoutRanges):
         return io.BytesIO(part)
 
 
+class CutShort(WithoutRanges):
+    """Sends only the beginning of each file."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        outputfile.write(source.read(1_500))
+
+
 @pytest.fixture(params=[WithoutRanges, WithRanges])
 def web(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "web").mkdir()
@@ -78,6 +85,13 @@ def urls_read(url: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["l.txt", "l.txt.gz?download=true#top", "l.csv?v=1", "l.jsonl", "l.json?raw=true"])
 def test_a_text_list_on_any_web_server_is_read_whole(web: str, tmp_path: Path, name: str) -> None:
     assert urls_read(f"{web}/{name}", tmp_path) == URLS
+
+
+@pytest.mark.parametrize("web", [CutShort], indirect=True)
+@pytest.mark.parametrize("name", ["l.txt", "l.txt.gz", "l.csv", "l.jsonl", "l.json"])
+def test_a_text_list_of_which_only_a_part_arrives_is_refused_by_name(web: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match=rf"{web}/{name}: the web server did not send the whole file"):
+        urls_read(f"{web}/{name}", tmp_path)
 
 
 @pytest.mark.parametrize("query", ["", "?download=true"])
