@@ -1,6 +1,7 @@
 """Finds every mistake in a job before workers start, and computes the fingerprint of a valid job."""
 
 from pathlib import Path
+from urllib.request import getproxies_environment
 
 from pairmill.jobs.cluster.job_bundle import BLOCKLISTS
 from pairmill.jobs.job_file import fingerprint, resolve
@@ -140,6 +141,12 @@ def warnings_of(job: BuildJob) -> list[str]:
     from pairmill.pipeline.encode.weights import input_side, needs_quick_gelu
 
     lines = []
+    proxies = {"http", "https", "all"} & set(getproxies_environment())
+    if proxies and not job.source.is_corpus:
+        lines.append(
+            f"warning: downloads do not use the proxy in {min(proxies).upper()}_PROXY, because a proxy could reach "
+            "private addresses; workers connect to all hosts directly"
+        )
     if any(model.name == "tiny" for model in job.models):
         lines.append(
             "warning: `tiny` only knows synthetic pictures of simple shapes; its scores mean nothing on photographs"

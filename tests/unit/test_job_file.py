@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pairmill.jobs.check import _with_absolute_paths
+from pairmill.jobs.check import _with_absolute_paths, warnings_of
 from pairmill.jobs.funnel import funnel
 from pairmill.jobs.job_fields import job_fields
 from pairmill.jobs.job_file import fingerprint, load_job, load_select_job, resolve
@@ -196,6 +196,17 @@ def test_the_funnel_lists_custom_rules_by_name_at_the_step_where_they_ran() -> N
 def test_the_funnel_counts_down_to_the_kept_rows() -> None:
     text = funnel(10, {"ok": 5, "timeout": 3, "caption_missing": 2})
     assert [line.split()[-1] for line in text.splitlines()] == ["10", "8", "5", "50.0%"]
+
+
+def test_a_proxy_that_downloads_would_not_use_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    job = BuildJob.model_validate({"source": {"paths": "in.csv"}, "output": "out"})
+    assert warnings_of(job) == []
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    (warning,) = warnings_of(job)
+    assert "HTTPS_PROXY" in warning
+    assert "directly" in warning
 
 
 def test_a_leading_tilde_is_the_home_folder_in_every_path_of_a_job(
