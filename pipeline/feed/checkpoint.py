@@ -21,7 +21,7 @@ def check_checkpoint(state: Mapping[str, Any], current: FeedState, world_size: i
             f"the checkpoint belongs to consumer {state['consumer']} of {state['consumers']}, not to "
             f"{current['consumer']} of {current['consumers']}: use the same number of ranks and workers as before"
         )
-    free = {"epoch", "rows_done", "added"}
+    free = {"epoch", "rows_done", "is_over", "added"}
     if current["consumers"] == world_size:  # with one worker per rank, batches do not affect the shares
         free |= {"batch_size", "drop_last"}
     for name, value in current.items():

@@ -17,10 +17,12 @@ class FeedError(PairmillError, ValueError):
 
 
 class FeedState(TypedDict):
-    """A checkpoint of one consumer. All keys except the first two must match the consumer that loads it."""
+    """A checkpoint of one consumer. All keys except the first three must match the consumer that loads it."""
 
     epoch: int
     rows_done: int
+    is_over: NotRequired[bool]
+    """Whether a loop had just ended after all rows. Missing in checkpoints from before 0.2."""
     consumer: int
     consumers: int
     choice: str

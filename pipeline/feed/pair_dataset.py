@@ -84,6 +84,8 @@ class PairDataset(IterableDataset[Sample]):
         """The consumer that `_rows_done` belongs to."""
         self._loops, self._is_counting = 0, False
         """Number of loops that have begun, and whether the newest of them counts its rows in `_rows_done`."""
+        self._is_over, self._is_epoch_set = False, False
+        """Whether the last loop has ended after all rows, and whether `set_epoch` was called after it began."""
         self._is_resumed = False
         self._is_old_checkpoint = False
         self._next_epoch, self._times_seen = SharedEpoch(), 0
@@ -129,6 +131,7 @@ class PairDataset(IterableDataset[Sample]):
         if not 0 <= (epoch := operator.index(epoch)) < 1 << 63:
             raise FeedError(f"epochs are counted from 0; there is no epoch {epoch}")
         self._next_epoch.set(epoch)
+        self._is_epoch_set = True
         self._follow_set_epoch()
         self._check_ranks()
 
@@ -138,6 +141,7 @@ class PairDataset(IterableDataset[Sample]):
         return {
             "epoch": self.epoch,
             "rows_done": self._rows_done if self._counted_for == consumer else 0,
+            "is_over": self._is_over,
             "consumer": consumer.number,
             "consumers": consumer.total,
             "choice": self._rows.fingerprint,
@@ -155,12 +159,15 @@ class PairDataset(IterableDataset[Sample]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. Raises FeedError if the rows would come in a different order."""
         check_checkpoint(state, self.state_dict(), self._rank.total)
-        self._times_seen = self._next_epoch.get()[1]
-        # Workers load it only when their loop begins: what `set_epoch` has requested until then is for the next loop
-        if get_worker_info() is None or not self._times_seen:
+        self._times_seen, is_over = self._next_epoch.get()[1], state.get("is_over", False)
+        # A loader loads it only when its loop begins, after `set_epoch`. In workers, that epoch is for the loop after
+        # this one. If the loop of the checkpoint has ended, it is for this one.
+        is_set = self._is_epoch_set and is_over if get_worker_info() is None else self._times_seen
+        if not is_set:
             self._next_epoch.resume(state["epoch"])
         self._own_epoch = state["epoch"]
         self._start_after(state["rows_done"])
+        self._is_over = is_over
         self._counted_for, self._is_resumed = self._consumer(), True
         self._is_old_checkpoint = "batch_size" not in state
 
@@ -172,7 +179,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def _loop(self) -> Iterator[Sample]:
         loop = self._loops = self._loops + 1
-        self._is_counting = True
+        self._is_counting, self._is_over, self._is_epoch_set = True, False, False
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             tables = rebatch(read_ahead(self._tables()), self.config.batch_size or _UNBATCHED_ROWS)
             for table, pictures in self._with_pictures(pool, tables):
@@ -181,6 +188,7 @@ class PairDataset(IterableDataset[Sample]):
             self._is_old_checkpoint = False
             # A loader may save a checkpoint when only some workers have finished. Finished workers must not start over.
             self._start_after(0 if get_worker_info() is None else len(self._share()))
+            self._is_over = True
 
     def _follow_set_epoch(self) -> None:
         """Start over if `set_epoch` was called, perhaps in another process."""
@@ -219,7 +227,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def _start_after(self, rows_done: int) -> None:
         """Make the next loop start after these rows, no matter how many the current loop still yields."""
-        self._rows_done, self._is_counting = rows_done, False
+        self._rows_done, self._is_counting, self._is_over = rows_done, False, False
 
     def _count(self, loop: int, num_rows: int) -> None:
         """Count the rows of a loop as done. Raises FeedError if a newer loop has begun, which yields these rows."""

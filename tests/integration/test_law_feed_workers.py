@@ -162,6 +162,23 @@ def test_a_checkpoint_survives_set_epoch_for_its_own_epoch_with_a_stateful_loade
     assert sorted(rows_in(second)) == sorted(row_ids(dataset, "some"))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_epoch_after_a_checkpoint_from_the_end_of_one_is_the_same_with_and_without_workers(
+    dataset: Path, workers: int
+) -> None:
+    def loader() -> Any:
+        return StatefulDataLoader(feed(dataset), batch_size=None, num_workers=workers)
+
+    saved = loader()
+    list(saved)
+    resumed = loader()
+    resumed.load_state_dict(saved.state_dict())
+    resumed.dataset.set_epoch(1)
+    fresh = feed(dataset)
+    fresh.set_epoch(1)
+    assert rows_in(resumed) == rows_in(fresh)
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize(("stop", "batch_size"), [(15, 8), (16, None)])
 def test_a_checkpoint_repeats_no_rows_of_workers_that_had_finished(

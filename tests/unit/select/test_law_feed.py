@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pairmill.pipeline.feed.batches import item, texts_of, values_of
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder
@@ -101,6 +102,42 @@ def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_ends_i
                 done *= number != newest or not is_counting
                 is_counting &= number != newest
         assert pairs.state_dict()["rows_done"] == min(40 * done, ROWS)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
+@pytest.mark.parametrize("first", ["load_state_dict", "set_epoch"])
+@pytest.mark.parametrize("epoch", [None, 3, 4])
+def test_a_checkpoint_from_the_end_of_an_epoch_starts_the_epoch_that_was_set(
+    dataset: Path, first: str, epoch: int | None
+) -> None:
+    """A StatefulDataLoader loads it only when its loop begins, after `set_epoch`, which it used to undo (similar to
+    VeOmni#853). Without `set_epoch`, the loop repeats the epoch."""
+
+    def loader() -> Any:
+        return StatefulDataLoader(feed(dataset, batch_size=40), batch_size=None)
+
+    saved = loader()
+    saved.dataset.set_epoch(3)
+    list(saved)
+    resumed = loader()
+    steps = [lambda: resumed.load_state_dict(saved.state_dict())]
+    if epoch is not None:
+        steps.insert(first == "load_state_dict", lambda: resumed.dataset.set_epoch(epoch))
+    for step in steps:
+        step()
+    for _ in range(2):
+        assert [batch["row_id"] for batch in resumed] == batches_of(dataset, epoch or 3)
+        assert resumed.dataset.epoch == (epoch or 3)
+
+
+def test_a_checkpoint_from_the_end_of_an_epoch_replaces_an_epoch_whose_loop_has_begun(dataset: Path) -> None:
+    pairs = feed(dataset, batch_size=40)
+    list(pairs)
+    end = pairs.state_dict()
+    pairs.set_epoch(1)
+    next(iter(pairs))
+    pairs.load_state_dict(end)
+    assert [batch["row_id"] for batch in pairs] == batches_of(dataset, 0)
 
 
 @cache
