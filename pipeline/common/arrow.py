@@ -46,17 +46,33 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """`to_pylist`, for values of any type.
 
     If some dates or times do not fit into Python's types (years after 9999, nanoseconds of a time of day, the time
-    24:00), all values of the column become text, in Arrow's format.
+    24:00), all values of the column become text, in Arrow's format. Times in an unknown zone become UTC.
     """
+    column = in_known_zones(column)
     kind = column.type
     try:
-        if _has_times(kind):
+        if has_leaf(kind, pa.types.is_time):
             column.validate(full=True)  # `to_pylist` turns 24:00 into 00:00
-        in_microseconds = _with_leaves(kind, lambda leaf: pa.time64("us") if pa.types.is_time64(leaf) else leaf)
+        in_microseconds = with_leaves(kind, lambda leaf: pa.time64("us") if pa.types.is_time64(leaf) else leaf)
         return list((column if in_microseconds == kind else column.cast(in_microseconds)).to_pylist())
     except (pa.ArrowInvalid, OverflowError, ValueError):
-        as_text = _with_leaves(kind, lambda leaf: pa.string() if pa.types.is_temporal(leaf) else leaf)
+        as_text = with_leaves(kind, lambda leaf: pa.string() if pa.types.is_temporal(leaf) else leaf)
         return list(column.cast(as_text).to_pylist())
+
+
+def in_known_zones(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The same times, in UTC if this machine does not know their zone."""
+    if not has_leaf(column.type, _has_unknown_zone):
+        return column
+    in_utc = with_leaves(column.type, lambda leaf: pa.timestamp(leaf.unit, "UTC") if _has_unknown_zone(leaf) else leaf)
+    return column.cast(in_utc)
+
+
+def _has_unknown_zone(leaf: pa.DataType) -> bool:
+    try:
+        return pa.types.is_timestamp(leaf) and leaf.tz is not None and not pa.lib.string_to_tzinfo(leaf.tz)
+    except (KeyError, ValueError, OSError):  # which one depends on the library that Arrow asks
+        return True
 
 
 def stay_exact(column: pa.Array | pa.ChunkedArray) -> bool:
@@ -100,21 +116,21 @@ def _integers(column: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array | pa.Chun
         yield from _integers(pc.list_flatten(column))
 
 
-def _with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+def with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
     """The type with `change` applied to all non-nested types in it."""
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_with_leaves(field.type, change)) for field in kind])
+        return pa.struct([field.with_type(with_leaves(field.type, change)) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(_with_leaves(kind.key_type, change), _with_leaves(kind.item_type, change))
+        return pa.map_(with_leaves(kind.key_type, change), with_leaves(kind.item_type, change))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_with_leaves(kind.value_type, change), kind.list_size)
+        return pa.list_(with_leaves(kind.value_type, change), kind.list_size)
     if pa.types.is_large_list(kind):
-        return pa.large_list(_with_leaves(kind.value_type, change))
+        return pa.large_list(with_leaves(kind.value_type, change))
     if pa.types.is_list(kind):
-        return pa.list_(_with_leaves(kind.value_type, change))
+        return pa.list_(with_leaves(kind.value_type, change))
     return change(kind)
 
 
-def _has_times(kind: pa.DataType) -> bool:
-    """Whether the values are times of day, or contain any."""
-    return pa.types.is_time(kind) or any(_has_times(kind.field(index).type) for index in range(kind.num_fields))
+def has_leaf(kind: pa.DataType, predicate: Callable[[pa.DataType], bool]) -> bool:
+    """Whether the predicate is true of the type or of any type in it."""
+    return predicate(kind) or any(has_leaf(kind.field(index).type, predicate) for index in range(kind.num_fields))

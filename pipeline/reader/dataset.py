@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from pairmill.pipeline.common.arrow import python_values, stay_exact, take_rows
+from pairmill.pipeline.common.arrow import python_values, take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.subset import (
@@ -27,6 +27,7 @@ from pairmill.pipeline.dataset.subset import (
     shard_numbers,
     subset_names,
 )
+from pairmill.pipeline.reader.frames import pandas_frame, polars_frame
 from pairmill.pipeline.reader.grid import SIDE, Card, Grid, Order, first_rows
 from pairmill.pipeline.reader.pictures import Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
@@ -157,22 +158,18 @@ class Dataset:
     def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
         """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays.
 
-        Integers with nulls become Python integers if some exceed 2^53, also in lists and structs.
+        Integers with nulls become Python integers if some exceed 2^53, also in lists and structs. Dates and times of
+        day that Python does not have become text, and times in an unknown zone become UTC.
         """
-        table = self.table(columns)
-        frame = table.to_pandas()
-        for name, column in zip(table.column_names, table.columns, strict=True):
-            if not stay_exact(column):
-                frame[name] = column.to_pandas(integer_object_nulls=True)
-        return frame
+        return pandas_frame(self.table(columns))
 
     def to_polars(self, columns: str | Sequence[str] | None = None) -> "polars.DataFrame":
-        """`table(columns)` for polars, which uses Arrow columns directly."""
-        import polars
+        """`table(columns)` for polars, which uses Arrow columns directly.
 
-        frame = polars.from_arrow(self.table(columns))
-        assert isinstance(frame, polars.DataFrame)  # always true for a table
-        return frame
+        Times in a zone that polars does not know, such as `+05:30`, become UTC. The time 24:00 and years that polars
+        does not have become text, as do all values beside them in the column.
+        """
+        return polars_frame(self.table(columns))
 
     def rows(self, columns: str | Sequence[str] | None = None, pictures: bool = True) -> Iterator[Row]:
         """Iterate over the rows, with one shard in memory at a time.
