@@ -1,5 +1,6 @@
 """`pairmill index` and `pairmill search`: find pairs similar to a phrase, a picture or another pair."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,12 @@ class Query:
     """Find only rows of this subset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
+
+    def __post_init__(self) -> None:
+        try:  # faiss takes none of NumPy's integers
+            object.__setattr__(self, "top", operator.index(self.top))
+        except TypeError:
+            raise JobError(f"top must be an integer, not {self.top!r}") from None
 
     def check(self) -> None:
         """Raise JobError if the query cannot be answered as given."""

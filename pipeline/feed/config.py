@@ -1,5 +1,6 @@
 """Defines the settings of a PairDataset, and the contents of its checkpoints."""
 
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -84,3 +85,9 @@ class FeedConfig:
     def __post_init__(self) -> None:
         columns = (self.columns,) if isinstance(self.columns, str) else tuple(self.columns)
         object.__setattr__(self, "columns", columns)  # a generator could be read only once
+        for name in ("seed", "mix_shards", "batch_size", "threads", "rank", "world_size"):
+            value = getattr(self, name)
+            try:  # NumPy's integers overflow, and cannot be saved in a checkpoint
+                object.__setattr__(self, name, value if value is None else operator.index(value))
+            except TypeError:
+                raise FeedError(f"{name} must be an integer, not {value!r}") from None

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.core import TyperGroup
@@ -32,6 +33,17 @@ def test_unfinished_shards_are_counted(tmp_path: Path) -> None:
     assert "2 planned shards not finished yet: run this command again" in done.stdout
     report = json.loads(done.stdout.splitlines()[-1])
     assert (report["shards"], report["unfinished_shards"], report["rows"]) == (2, 2, 2 * SHARD_ROWS)
+
+
+def test_the_number_of_rows_can_be_any_integer(tmp_path: Path) -> None:
+    """faiss used to answer NumPy's integers with its C++ signatures."""
+    folder = make_dataset(tmp_path / "out", 1)
+    uid = pq.read_table(folder / "pairs/000000000.parquet", columns=["uid"])["uid"][int(is_missing(0).argmin())].as_py()
+    found = [pairmill.search(folder, uid=uid, top=top).matches for top in (3, np.int64(3), np.uint8(3))]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 3
+    for top in (3.0, "3", None):
+        with pytest.raises(JobError, match="top must be an integer"):
+            pairmill.search(folder, uid=uid, top=top)  # type: ignore[arg-type]
 
 
 def test_pairmill_accepts_the_index_command_that_a_cluster_runs(tmp_path: Path) -> None:

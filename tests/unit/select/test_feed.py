@@ -129,6 +129,25 @@ def test_an_epoch_is_an_integer(small: Path) -> None:
         feed(small).set_epoch(1.5)  # type: ignore[arg-type]
 
 
+INTEGERS = ("seed", "mix_shards", "batch_size", "threads", "rank", "world_size")
+
+
+def test_numbers_from_numpy_give_the_same_rows_and_a_checkpoint_that_json_can_save(small: Path) -> None:
+    """A seed of type int64 used to end the first loop with an OverflowError."""
+    numbers = {name: 0 if name == "rank" else 2 for name in INTEGERS}
+    for kind in (np.int64, np.uint8):
+        plain, pairs = feed(small, **numbers), feed(small, **{name: kind(number) for name, number in numbers.items()})
+        assert json.loads(json.dumps(pairs.state_dict())) == plain.state_dict()
+        assert [row for batch in pairs for row in batch["uid"]] == [row for batch in plain for row in batch["uid"]]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("value", [2.0, "2"])
+def test_a_number_of_another_type_is_refused_by_name(small: Path, name: str, value: Any) -> None:
+    with pytest.raises(FeedError, match=f"{name} must be an integer, not {value!r}"):
+        feed(small, **{name: value})
+
+
 def test_the_columns_can_be_any_iterable_or_one_name(small: Path) -> None:
     """The characters of a name used to be taken for columns, and a generator for none."""
     for columns in ("width", ["width", "width"], (name for name in ["width"]), {"width": 1}):
