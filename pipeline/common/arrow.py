@@ -61,7 +61,7 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 
 def in_known_zones(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The same times, in UTC if this machine does not know their zone."""
+    """The same times, in UTC if Python or Arrow does not know their zone on this machine."""
     if not has_leaf(column.type, _has_unknown_zone):
         return column
     in_utc = with_leaves(column.type, lambda leaf: pa.timestamp(leaf.unit, "UTC") if _has_unknown_zone(leaf) else leaf)
@@ -69,10 +69,14 @@ def in_known_zones(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedA
 
 
 def _has_unknown_zone(leaf: pa.DataType) -> bool:
+    if not pa.types.is_timestamp(leaf) or leaf.tz is None:
+        return False
     try:
-        return pa.types.is_timestamp(leaf) and leaf.tz is not None and not pa.lib.string_to_tzinfo(leaf.tz)
+        pa.array([0], leaf).cast(pa.string())
+        pa.lib.string_to_tzinfo(leaf.tz)
     except (KeyError, ValueError, OSError):  # which one depends on the library that Arrow asks
         return True
+    return False
 
 
 def stay_exact(column: pa.Array | pa.ChunkedArray) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.arrow import python_values
+from pairmill.pipeline.dataset.webdataset_tar import times_as_text
 from pairmill.pipeline.reader.frames import pandas_frame, polars_frame
 
 NESTED: list[Callable[[pa.Array], pa.Array]] = [
@@ -76,11 +77,13 @@ def test_law_frames_a_time_that_python_does_not_have_becomes_text(
 
 
 @pytest.mark.parametrize("nested", NESTED)
-@pytest.mark.parametrize("zone", ["Mars/Phobos", "+25:00"])
+@pytest.mark.parametrize("zone", ["Mars/Phobos", "+25:00", "utc"])
 def test_law_frames_times_in_an_unknown_zone_arrive_in_utc(nested: Callable[[pa.Array], pa.Array], zone: str) -> None:
+    """Arrow, Python and polars each know other zones."""
     unknown, utc = (nested(pa.array([1, None], pa.timestamp("us", each))) for each in (zone, "UTC"))
     table = pa.table({"time": unknown})
     assert python_values(unknown) == python_values(utc)
+    assert python_values(times_as_text(unknown)) == python_values(times_as_text(utc))  # in the .json files of exports
     assert pa.array(pandas_frame(table)["time"], utc.type).equals(utc)
     assert polars_frame(table).to_arrow()["time"].combine_chunks().cast(utc.type).equals(utc)
 
