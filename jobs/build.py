@@ -43,15 +43,15 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
     failures: dict[int, str] = {}
     if listener:
         rows_left = sum(shards["num_rows"].to_pylist())
-        listener.planned(
-            "\n".join([describe_plan(plan, job), *_described_lists(pipeline), *warnings_of(job)]),
-            shards.num_rows,
-            rows_left,
-            plan.num_rows - rows_left,
-        )
+        listener.planned(described(pipeline, plan), shards.num_rows, rows_left, plan.num_rows - rows_left)
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     blank_withdrawn(pipeline.store, plan)  # rows that were recognized as withdrawn only by their pictures
     return replace(finish(pipeline.store, plan, failures, started), stopped=stopped)
+
+
+def described(pipeline: Pipeline, plan: Plan) -> str:
+    """What the job will do, and warnings about it. The pipeline's job says what it really computes with."""
+    return "\n".join([describe_plan(plan, pipeline.job), *_described_lists(pipeline), *warnings_of(pipeline.job)])
 
 
 def _described_lists(pipeline: Pipeline) -> list[str]:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 _END_SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 """Signals that end a command as Ctrl-C does. They are sent by `kill`, by schedulers, and when a terminal is closed."""
 
-_CLIENTS = frozenset({"botocore", "aiohttp"})
-"""The packages that talk to S3 and to web servers. Many of their errors are not OSErrors."""
-
 _CLICK_ERROR: type[Exception] = typer.BadParameter.mro()[2]
 """click's ClickException, which Typer does not export."""
 
@@ -184,6 +181,6 @@ def open_store(output: str, settings: list[str] | None) -> "Store":
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether the error comes from pairmill, the file system, S3 or a web server. Any other error is a bug, and its
-    traceback is shown."""
-    return isinstance(error, (PairmillError, OSError)) or type(error).__module__.partition(".")[0] in _CLIENTS
+    """Whether the error comes from pairmill, the file system or S3. Any other error is a bug, and its traceback is
+    shown."""
+    return isinstance(error, (PairmillError, OSError)) or type(error).__module__.partition(".")[0] == "botocore"

@@ -18,11 +18,11 @@ from typing import IO, Any
 import fsspec
 from fsspec.utils import glob_translate
 
+from pairmill.pipeline.common.web_files import WEB_SCHEMES, is_named_gz, naming_web_errors, timeout
 from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 S3_SCHEMES = ("s3://", "s3a://")
-WEB_SCHEMES = ("http://", "https://")
 MAX_LINE_BYTES = 1 << 20
 """Maximum length of a line in a list. Even a long URL has only a few kilobytes."""
 _CHUNK_BYTES = 1 << 20
@@ -44,11 +44,6 @@ class NotAFileError(PairmillError, FileNotFoundError):
 def is_remote(path: str) -> bool:
     """True for `s3://...` and other URLs, False for local paths and `file://`."""
     return "://" in path and not path.startswith("file://")
-
-
-def is_web_error(error: BaseException) -> bool:
-    """Whether the error comes from fsspec's client for web servers. Only some of its errors are OSErrors."""
-    return type(error).__module__.partition(".")[0] == "aiohttp"
 
 
 def why_no_file(path: str) -> str | None:
@@ -84,12 +79,6 @@ def absolute(path: str) -> str:
     return plain if os.path.realpath(plain) == real else real  # `..` of a symlinked directory is its target's parent
 
 
-def without_query(uri: str) -> str:
-    """A web address without its query, which follows the file's name: `a.parquet?download=true`. Returns all other
-    paths unchanged."""
-    return uri.partition("#")[0].partition("?")[0] if uri.startswith(WEB_SCHEMES) else uri
-
-
 def is_inside(path: str, folder: str) -> bool:
     """Whether an absolute path or URL is below a folder. Treats `s3a://` like `s3://`, because S3 listings always use
     `s3://`."""
@@ -116,7 +105,9 @@ class Files:
 
         Bypasses fsspec's URL chaining for local files and S3 objects, whose names may contain `::`.
         """
-        if is_remote(uri) and not uri.startswith(S3_SCHEMES):
+        if uri.startswith(WEB_SCHEMES):
+            fs, inside = fsspec.core.url_to_fs(uri, client_kwargs={"timeout": timeout()})
+        elif is_remote(uri) and not uri.startswith(S3_SCHEMES):
             fs, inside = fsspec.core.url_to_fs(uri)
         elif is_remote(uri):
             fs = fsspec.filesystem("s3", **self.s3.options(uri))
@@ -160,7 +151,7 @@ class Files:
         """Open a file or object for one sequential pass, decompressing `.gz` files. Raises JobError for a .gz that
         cannot be fully decompressed."""
         with self.open_stream(uri) as file:
-            if without_query(uri).lower().endswith(".gz"):
+            if is_named_gz(uri):
                 with _naming_damaged(uri), gzip.open(file) as unzipped:
                     yield unzipped  # type: ignore[misc]
             elif is_remote(uri):
@@ -168,13 +159,17 @@ class Files:
             else:
                 yield file
 
-    def open_stream(self, uri: str) -> IO[bytes]:
-        """Open a file or object for one sequential pass. Every web server supports this, but not all serve parts."""
+    @contextlib.contextmanager
+    def open_stream(self, uri: str) -> Iterator[IO[bytes]]:
+        """Open a file or object for one sequential pass. Every web server supports this, but not all serve parts.
+        Raises JobError if a web server breaks off."""
         if not uri.startswith(WEB_SCHEMES):
-            return self.open(uri)
+            with self.open(uri) as file:
+                yield file
+            return
         fs, inside = self.file_system(uri)
-        with _naming(uri):
-            return fs.open(inside, "rb", block_size=0)  # type: ignore[no-any-return]
+        with naming_web_errors(uri), _naming(uri), fs.open(inside, "rb", block_size=0) as file:
+            yield file
 
     def read_text_lines(self, uri: str) -> Iterator[str]:
         """Lines of a UTF-8 list (also .gz), without line endings and byte order marks. Undecodable bytes become U+FFFD.
@@ -226,7 +221,7 @@ class Files:
         """
         if is_remote(uri):
             fs, inside = self.file_system(uri)
-            with _naming(uri):
+            with naming_web_errors(uri), _naming(uri):
                 info = fs.info(inside)
             if etag := info.get("ETag"):
                 return f"etag:{str(etag).strip(chr(34))}"

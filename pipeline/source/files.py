@@ -14,9 +14,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pairmill.pipeline.common.files import Files, join, without_query
+from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.foreign_parquet import UnsupportedParquetError, open_parquet
 from pairmill.pipeline.common.listing import Listing, list_path
+from pairmill.pipeline.common.web_files import naming_web_errors, without_query
 from pairmill.pipeline.source.content_kind import HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.decoded_sizes import row_bytes
 from pairmill.pipeline.source.partitions import partitions_of
@@ -110,7 +111,8 @@ class InputFile:
 
 def kind_of(uri: str) -> Kind:
     """The format, from the file name. Raises SourceError for unknown names."""
-    name = PurePosixPath(without_query(uri).lower())
+    names = (without_query(uri).lower(), uri.lower())  # a name may also be in a query: `get?name=a.csv`
+    name = PurePosixPath(next((each for each in names if each.endswith(SUFFIXES)), names[0]))
     suffix = name.suffixes[-2] if name.suffix == ".gz" and len(name.suffixes) > 1 else name.suffix
     if not name.name.endswith(SUFFIXES):
         raise SourceError(f"{uri}: cannot tell the format from the name; known extensions are {', '.join(SUFFIXES)}")
@@ -214,7 +216,11 @@ def _tables(path: str, listing: Listing) -> list[str]:
 def inspect_parquet(uri: str, files: Files) -> InputFile:
     """Schema and number of rows from the footer. Raises SourceError if it is not a complete Parquet file."""
     try:
-        with files.open(uri) as file, open_parquet(file, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
+        with (
+            naming_web_errors(uri),
+            files.open(uri) as file,
+            open_parquet(file, coerce_int96_timestamp_unit=INT96_UNIT) as parquet,
+        ):
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
             num_bytes = row_bytes(parquet.metadata)
     except (FileNotFoundError, PermissionError) as error:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from pairmill.pipeline.common.files import Files, is_web_error, without_query
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.web_files import is_named_gz
 from pairmill.pipeline.source.content_kind import GZIP_MAGIC, HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.files import SourceError
 
@@ -108,7 +109,7 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
             is_packed = head.startswith(GZIP_MAGIC)
             if not is_packed:
                 _refuse_other_kinds(f"{uri}:", head)
-            if is_packed or without_query(uri).lower().endswith(".gz"):
+            if is_packed or is_named_gz(uri):
                 unpacked: Any = gzip.GzipFile(fileobj=whole)
                 head = _first_bytes(unpacked)
                 _refuse_other_kinds(f"{uri}: its content", head)
@@ -116,10 +117,6 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
             yield whole
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
-    except Exception as error:
-        if not is_web_error(error):
-            raise
-        raise SourceError(f"{uri}: the web server did not send the whole file: {error}") from error
 
 
 def _refuse_other_kinds(name: str, head: bytes) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import ClientTimeout
+from fsspec.implementations.http import HTTPFileSystem
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import make_plan
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.record import JobRecord
 from tests.unit.test_plan import read_all
@@ -48,6 +53,24 @@ class WithRanges(WithoutRanges):
         return io.BytesIO(part)
 
 
+class Slow(WithoutRanges):
+    """Always sends something, but takes longer for a file than aiohttp allows in these tests."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        data = source.read()
+        for part in range(5):
+            outputfile.write(data[part * len(data) // 5 : (part + 1) * len(data) // 5])
+            time.sleep(0.3)
+
+
+class Stalled(WithoutRanges):
+    """Sends the beginning of each file and then nothing, until the client hangs up."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        outputfile.write(source.read(1_500))
+        self.connection.recv(1)
+
+
 class CutShort(WithoutRanges):
     """Sends only the beginning of each file."""
 
@@ -63,6 +86,7 @@ def web(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     Path("l.txt").write_bytes(text)
     Path("l.txt.gz").write_bytes(gzip.compress(text, 1))
     Path("l.csv").write_bytes(b"url\n" + text)
+    Path("get").write_bytes(b"url\n" + text)
     Path("l.jsonl").write_text("".join(json.dumps({"url": url}) + "\n" for url in URLS))
     Path("l.json").write_text(json.dumps([{"url": url} for url in URLS]))
     pq.write_table(pa.table({"url": URLS}), "l.parquet", compression="none", use_dictionary=False)
@@ -82,7 +106,7 @@ def urls_read(url: str, folder: Path) -> list[str]:
     return read_all(folder, make_plan(JobRecord(job, "job"), Store(job.output)))
 
 
-@pytest.mark.parametrize("name", ["l.txt", "l.txt.gz?download=true#top", "l.csv?v=1", "l.jsonl", "l.json?raw=true"])
+@pytest.mark.parametrize("name", ["l.txt", "l.txt.gz?v=1#top", "l.csv?v=1", "get?name=a.csv", "l.jsonl", "l.json?v=1"])
 def test_a_text_list_on_any_web_server_is_read_whole(web: str, tmp_path: Path, name: str) -> None:
     assert urls_read(f"{web}/{name}", tmp_path) == URLS
 
@@ -90,8 +114,28 @@ def test_a_text_list_on_any_web_server_is_read_whole(web: str, tmp_path: Path, n
 @pytest.mark.parametrize("web", [CutShort], indirect=True)
 @pytest.mark.parametrize("name", ["l.txt", "l.txt.gz", "l.csv", "l.jsonl", "l.json"])
 def test_a_text_list_of_which_only_a_part_arrives_is_refused_by_name(web: str, tmp_path: Path, name: str) -> None:
-    with pytest.raises(SourceError, match=rf"{web}/{name}: the web server did not send the whole file"):
+    with pytest.raises(JobError, match=rf"{web}/{name}: the web server did not send the whole file"):
         urls_read(f"{web}/{name}", tmp_path)
+
+
+@pytest.mark.parametrize("web", [CutShort], indirect=True)
+def test_a_blocklist_of_which_only_a_part_arrives_is_refused_by_name(web: str) -> None:
+    with pytest.raises(JobError, match=rf"{web}/l\.txt: the web server did not send the whole file"):
+        list(Files().read_text_lines(f"{web}/l.txt"))
+
+
+@pytest.mark.parametrize("web", [Slow], indirect=True)
+def test_a_list_may_take_any_time_to_arrive(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", ClientTimeout(total=1))
+    HTTPFileSystem.clear_instance_cache()
+    assert urls_read(f"{web}/l.txt", tmp_path) == URLS
+
+
+@pytest.mark.parametrize("web", [Stalled], indirect=True)
+def test_a_web_server_that_sends_nothing_more_is_given_up(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pairmill.pipeline.common.web_files._WEB_TIMEOUT_S", 0.3)
+    with pytest.raises(JobError, match=rf"{web}/l\.txt: the web server did not send the whole file: "):
+        list(Files().read_text_lines(f"{web}/l.txt"))
 
 
 @pytest.mark.parametrize("query", ["", "?download=true"])
