@@ -73,18 +73,21 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
 def _as_started(job: BuildJob) -> BuildJob:
     """Fill in the dtype and the activation of each model, which change what is stored. An output, or the columns of an
     added model, continue with those that they were started with. New ones use the dtype of this machine and the
-    activation of the weights. On a cluster, only the workers know the dtype, so it stays `auto`."""
-    from pairmill.pipeline.encode.device import resolved_dtype
-    from pairmill.pipeline.encode.weights import needs_quick_gelu
-
-    if all(model.dtype != "auto" and not needs_quick_gelu(model) for model in job.models):
+    activation of the weights. On a cluster, only the workers know the dtype, so it stays `auto`. Raises JobError for a
+    tag without effect, which outputs from before 0.2 may have."""
+    if not job.models:
         return job
+    from pairmill.pipeline.encode.device import resolved_dtype
+    from pairmill.pipeline.encode.weights import needs_quick_gelu, useless_tag
+
     store = Store(job.output, job.s3)
     plan = load(store)
     planned = {model.alias: model for model in plan.record.job.models} if plan else {}
 
     def filled_in(model: ModelConfig) -> ModelConfig:
         started = planned.get(model.alias) or added_model(store, model.alias)
+        if started is None and (problem := useless_tag(model)) is not None:
+            raise JobError(problem)
         dtype = started.dtype if started and model.dtype == "auto" else model.dtype
         if dtype == "auto" and not job.run.address:
             dtype = resolved_dtype(model, job.run)

@@ -28,6 +28,12 @@ class ScoreContract:
     quick_gelu: bool = False
     """As in ModelConfig. In files from before 0.2, False whatever the tag of the weights says."""
 
+    @property
+    def space(self) -> str:
+        """Equal for models whose embeddings can be compared: the digest of their weights, and their activation."""
+        is_quick = self.quick_gelu or self.name.endswith("-quickgelu")  # open_clip's names for it
+        return f"{self.weights_sha256}{' with QuickGELU' if is_quick else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:

@@ -26,11 +26,13 @@ def add_embeddings(
     image: Callable[[slice], Vectors],
     text: Callable[[slice], Vectors] | None = None,
     weights: str = "w" * 64,
+    quick_gelu: bool = False,
 ) -> None:
     """Write the embeddings of every shard that lacks them.
 
     `image`, `text`: functions from a slice of all rows to their vectors [rows, dim]; a vector that begins with NaN
     becomes null. Without `text`, only picture embeddings are written. `weights`: SHA-256 of the model's weights.
+    `quick_gelu`: their activation.
     """
     (dataset / f"columns/{alias}/manifests").mkdir(parents=True, exist_ok=True)
     (dataset / f"columns/{alias}/model.json").write_text("{}")
@@ -42,7 +44,7 @@ def add_embeddings(
             columns = {names.image_embedding: _column(image(rows))}
             if text is not None:
                 columns[names.text_embedding] = _column(text(rows))
-            contract = ScoreContract(alias, "tiny", None, weights, {}, "float32", 77)
+            contract = ScoreContract(alias, "tiny", None, weights, {}, "float32", 77, quick_gelu=quick_gelu)
             footer = {"models": [asdict(contract)]}
             table = pa.table(columns).replace_schema_metadata({"pairmill": json.dumps(footer)})
             _write(dataset, alias, shard, table)

@@ -71,9 +71,9 @@ def meanings(chunk: Chunk, added: AddedColumns, first_alias: str | None) -> dict
     shard, found = chunk.shards[0], dict[str, str]()
     for path in (shard.pairs, *shard.columns):
         for model in read_footer(chunk.store, path).models:
-            found |= dict.fromkeys(score_column_names(model.alias), model.weights_sha256)
+            found |= dict.fromkeys(score_column_names(model.alias), model.space)
             if model.alias == first_alias:
-                found["similarity"] = model.weights_sha256
+                found["similarity"] = model.space
     for score in added.scores:
         found |= dict.fromkeys(score.columns, read_score_card(chunk.store, score.name).fingerprint)
     return found

@@ -76,12 +76,10 @@ def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
 def find_weights(config: ModelConfig) -> Weights:
     """A model's weights. Downloads them if they are not on disk. Raises ModelError."""
     if folder := _local_folder(config):
-        _check_no_tag(config)
         return _in_folder(folder)
     if held := _held(config):
         return Weights(config.name, None, held.weights[0], held)
     if config.name.startswith("hf-hub:"):
-        _check_no_tag(config)
         return Weights(config.name, None, _download(config, {"hf_hub": f"{config.name.removeprefix('hf-hub:')}/"}))
     return _of_architecture(config)
 
@@ -111,9 +109,15 @@ def input_side(config: ModelConfig) -> int:
     return min(sides, default=0)
 
 
-def _check_no_tag(config: ModelConfig) -> None:
-    if config.pretrained:
-        raise ModelError(f"model {config.name!r} includes its weights; leave out `pretrained` ({config.pretrained!r})")
+def useless_tag(config: ModelConfig) -> str | None:
+    """Why `pretrained` has no effect: the model includes its weights. None if it has one, or is not given."""
+    if not config.pretrained or not (_local_folder(config) or config.name.startswith("hf-hub:")):
+        return None
+    return _includes_weights(config)
+
+
+def _includes_weights(config: ModelConfig) -> str:
+    return f"model {config.name!r} includes its weights; leave out `pretrained` ({config.pretrained!r})"
 
 
 def needs_quick_gelu(config: ModelConfig) -> bool:
@@ -137,7 +141,8 @@ def _held(config: ModelConfig) -> Checkpoint | None:
     is_local = Path(config.name, checkpoint.CONFIG).is_file()
     if not is_local and not _HUB_NAME.fullmatch(config.name):
         return None
-    _check_no_tag(config)
+    if config.pretrained:
+        raise ModelError(_includes_weights(config))
     if config.quick_gelu:
         raise ModelError(f"model {config.name!r}: its {checkpoint.CONFIG} gives the activation; leave out `quick_gelu`")
     return find_checkpoint(Path(config.name) if is_local else _snapshot(config.name))

@@ -168,23 +168,23 @@ def open_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, al
             f"{error}: set other_model to that dataset's alias of the same model, or add the model there with "
             "embed --add-model"
         ) from None
-    if (mine := weights_of(own, alias)) is None or mine != weights_of(other.chunk, other_alias):
+    if (mine := space_of(own, alias)) is None or mine != space_of(other.chunk, other_alias):
         raise KnownError(
-            f"{known.path}: its embeddings by {other_alias!r} were not made with the weights of {alias!r}; embed its "
-            "pictures with that model first"
+            f"{known.path}: its embeddings by {other_alias!r} were not made with the weights and activation of "
+            f"{alias!r}; embed its pictures with that model first"
         )
     if known.subset is None and known.rows != "kept" and other.chunk.num_rows > 2 * MAX_VECTORS:
         raise _too_many(known)  # before the embeddings are read
     return other
 
 
-def weights_of(chunk: Chunk, alias: str) -> str | None:
-    """SHA-256 of a model's weights, from the file with its columns; None if no file records it."""
+def space_of(chunk: Chunk, alias: str) -> str | None:
+    """The space of a model's embeddings, from the file with its columns; None if no file records it."""
     shard = chunk.shards[0]
     for name in (shard.pairs, *shard.columns):
         for model in read_footer(chunk.store, name).models:
             if model.alias == alias:
-                return model.weights_sha256
+                return model.space
     return None
 
 

@@ -17,7 +17,7 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.withdrawn import UnfinishedPurgeError
-from pairmill.pipeline.known.embeddings import column_of, read_vectors, weights_of
+from pairmill.pipeline.known.embeddings import column_of, read_vectors, space_of
 from pairmill.pipeline.known.keys import row_keys
 from pairmill.pipeline.leak.variants import HASH_WORDS, VARIANTS, is_plain, variant_hashes
 from pairmill.pipeline.leak.ways import way_number
@@ -100,10 +100,10 @@ class EvaluationSet:
                 f"{self.leak.against} has no embeddings by {other!r}: set other_model to that dataset's alias of the "
                 "same model, or add the model there with embed --add-model"
             )
-        if (mine := weights_of(own, alias)) is None or mine != weights_of(self.snapshot.chunk, other):
+        if (mine := space_of(own, alias)) is None or mine != space_of(self.snapshot.chunk, other):
             raise StepError(
-                f"{self.leak.against}: its embeddings by {other!r} were not made with the weights of {alias!r}; "
-                "embed its pictures with that model first"
+                f"{self.leak.against}: its embeddings by {other!r} were not made with the weights and activation of "
+                f"{alias!r}; embed its pictures with that model first"
             )
         return name
 

@@ -67,7 +67,7 @@ class NormSim(OneNumber):
             other = Snapshot.of(Store(settings.target, snapshot.store.files.s3))
             _check_not_itself(snapshot, other, settings)
             targets, missing = (
-                _of_dataset(other, settings, tasks, mine.contract.weights_sha256),
+                _of_dataset(other, settings, tasks, mine.contract.space),
                 other.unfinished_shards,
             )
         if targets.shape[1] != mine.dim:
@@ -151,12 +151,12 @@ def _check_not_itself(snapshot: Snapshot, other: Snapshot, settings: NormSimScor
         )
 
 
-def _of_dataset(other: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:
+def _of_dataset(other: Snapshot, settings: NormSimScore, tasks: Tasks, space: str) -> Halves:
     """The embeddings of distinct pictures of another dataset by the same model: at most `max_targets`, by hash."""
     theirs = chosen_model(other, settings.target_model or settings.model)
-    if theirs.contract.weights_sha256 != weights_sha256:
+    if theirs.contract.space != space:
         raise ScoreError(
-            f"{settings.target}: its embeddings by {theirs.alias!r} were not made with the weights of "
+            f"{settings.target}: its embeddings by {theirs.alias!r} were not made with the weights and activation of "
             f"{settings.model!r}; embed its pictures with that model first"
         )
     (drawn,) = Draw((theirs.column,), settings.max_targets, distinct=True).rows(other, theirs.dim, tasks)

@@ -111,20 +111,22 @@ def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "offline", "reason"),
+    ("name", "offline", "what", "reason"),
     [
-        ("ViT-B-32:laion2b_s34b_b79k", "0", "cannot be reached"),
-        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "1", "lacks the files"),
+        ("ViT-B-32:laion2b_s34b_b79k", "0", "weights laion2b_s34b_b79k of 'ViT-B-32'", "cannot be reached"),
+        ("hf-hub:a/b", "1", "model 'hf-hub:a/b'", "lacks the files"),
     ],
 )
-def test_the_command_reports_the_problem_on_one_line(tmp_path: Path, name: str, offline: str, reason: str) -> None:
+def test_the_command_reports_the_problem_on_one_line(
+    tmp_path: Path, name: str, offline: str, what: str, reason: str
+) -> None:
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     hub = {"HF_ENDPOINT": closed_port(), "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": offline}
     command = [sys.executable, "-m", "pairmill", "build", "in.csv", "out", "--model", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **hub}, cwd=tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("pairmill: the weights ")
+    assert line.startswith(f"pairmill: the {what} cannot be fetched: ")
     assert reason in line
     assert "a local file" in line
     assert not (tmp_path / "out").exists()

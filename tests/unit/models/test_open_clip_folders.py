@@ -11,11 +11,18 @@ import pytest
 import safetensors.torch
 import torch
 
+from pairmill.jobs.check import check
+from pairmill.jobs.job_file import fingerprint
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.encode.clip_model import ClipModel
 from pairmill.pipeline.encode.model_error import ModelError
-from pairmill.pipeline.encode.weights import TINY_FOLDER, find_weights, input_side
+from pairmill.pipeline.encode.weights import TINY_FOLDER, input_side, resolve_weights, useless_tag
+from pairmill.pipeline.source.plan import make_plan
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.record import JobRecord
 
 CONFIG, WEIGHTS = "open_clip_config.json", "model.safetensors"
 Change = Callable[[Path], object]
@@ -83,10 +90,27 @@ def test_a_folder_that_makes_no_valid_model_is_refused_with_one_line(what: str, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["tiny", str(TINY_FOLDER), "hf-hub:org/model"])
-def test_weights_given_for_a_model_that_includes_its_own_are_refused(name: str) -> None:
-    with pytest.raises(ModelError, match=r"includes its weights; leave out `pretrained` \('mine\.pt'\)"):
-        find_weights(ModelConfig(name=name, pretrained="mine.pt", alias="m"))
+@pytest.mark.parametrize("name", ["tiny", str(TINY_FOLDER)])
+def test_weights_given_for_a_model_that_includes_its_own_are_refused_unless_the_output_was_started_with_them(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://a.invalid/1.jpg,a picture\n")
+    source, output = {"paths": [str(tmp_path / "in.csv")]}, str(tmp_path / "out")
+    models = [{"name": name, "pretrained": "mine.pt", "alias": "m", "dtype": "float32"}]
+    job = BuildJob.model_validate({"source": source, "output": output, "models": models})
+    with pytest.raises(JobError, match=r"includes its weights; leave out `pretrained` \('mine\.pt'\)"):
+        check(job)
+    old = fingerprint(job, resolve_weights(job.models))
+    make_plan(JobRecord(job, old), Store(output))
+    assert check(job)[1] == old
+
+
+def test_a_tag_after_the_name_of_a_repository_has_no_effect() -> None:
+    assert "leave out `pretrained`" in (
+        useless_tag(ModelConfig(name="hf-hub:org/model", pretrained="a", alias="m")) or ""
+    )
+    assert useless_tag(ModelConfig(name="hf-hub:org/model", alias="m")) is None
+    assert useless_tag(ModelConfig(name="ViT-B-32", pretrained="openai", alias="m")) is None
 
 
 @pytest.mark.parametrize(("side", "known"), [(64, 64), ([64, 32], 32), ("64", 0), ({}, 0), (None, 0), ([], 0)])

@@ -22,6 +22,7 @@ from pairmill.pipeline.encode.clip_model import ClipModel, model_of
 from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.weights import find_weights, needs_quick_gelu, resolve_weights
 from pairmill.pipeline.source.plan import make_plan
+from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import BuildJob
@@ -96,6 +97,14 @@ def test_an_output_from_before_0_2_goes_on_with_the_activation_that_it_was_start
     pipeline, plan = prepare(job)
     assert pipeline.job.models == old.models
     assert "the output was started before 0.2, with GELU instead of QuickGELU" in described(pipeline, plan)
+
+
+def test_embeddings_with_different_activations_are_in_different_spaces() -> None:
+    def space(name: str, quick_gelu: bool, weights: str = "0" * 64) -> str:
+        return ScoreContract("m", name, "openai", weights, {}, "float32", 77, quick_gelu=quick_gelu).space
+
+    assert space("ViT-B-32", True) == space("ViT-B-32-quickgelu", False) == space("ViT-B-32-quickgelu", True)
+    assert len({space("ViT-B-32", True), space("ViT-B-32", False), space("ViT-B-32", True, "1" * 64)}) == 3
 
 
 def test_only_tags_of_weights_trained_with_quick_gelu_change_the_activation() -> None:

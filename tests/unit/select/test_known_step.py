@@ -181,8 +181,10 @@ def test_rows_with_embeddings_near_known_ones_are_dropped(
     with pytest.raises(ValueError, match="more than 1,000 embeddings"):
         make_subset(mine, "wrong", {"known": step})
     add_embeddings(other, "clip", known_vectors, weights="v" * 64)
-    with pytest.raises(ValueError, match="were not made with the weights of 'clip'"):
-        make_subset(mine, "wrong", {"known": {**step, "other_model": None}})
+    add_embeddings(other, "quick", known_vectors, quick_gelu=True)
+    for other_model in (None, "quick"):
+        with pytest.raises(ValueError, match="were not made with the weights and activation of 'clip'"):
+            make_subset(mine, "wrong", {"known": {**step, "other_model": other_model}})
 
 
 @pytest.mark.parametrize(
