@@ -141,9 +141,9 @@ def _known_contents(job: BuildJob, dry_run: bool) -> list[str]:
 
 def warnings_of(job: BuildJob) -> list[str]:
     """Warnings about settings that are valid but probably mistaken."""
-    from pairmill.pipeline.encode.weights import input_side, needs_quick_gelu
+    from pairmill.pipeline.encode.weights import input_side
 
-    lines = []
+    lines = activation_warnings(job)
     proxies = {"http", "https", "all"} & set(getproxies_environment())
     if proxies and not job.source.is_corpus:
         lines.append(
@@ -155,12 +155,6 @@ def warnings_of(job: BuildJob) -> list[str]:
             "warning: `tiny` only knows synthetic pictures of simple shapes; its scores mean nothing on photographs"
         )
     for model in job.models:
-        if needs_quick_gelu(model) and not model.quick_gelu:
-            lines.append(
-                f"warning: the output was started before 0.2, with GELU instead of QuickGELU in {model.name}, so the "
-                f"scores of {model.alias!r} differ from those of {model.name}:{model.pretrained} elsewhere; use a new "
-                "output for the right ones"
-            )
         if (
             not job.source.is_corpus
             and job.images.resize_mode != "no"
@@ -168,6 +162,19 @@ def warnings_of(job: BuildJob) -> list[str]:
         ):
             lines.append(f"warning: images.size is {job.images.size} px, but {model.name} reads {side} px")
     return lines
+
+
+def activation_warnings(job: BuildJob) -> list[str]:
+    """One line for each model that continues with the wrong activation; see `_as_started`."""
+    from pairmill.pipeline.encode.weights import needs_quick_gelu
+
+    return [
+        f"warning: the columns of {model.alias!r} were started before 0.2, with GELU instead of QuickGELU, so they "
+        f"differ from those of {model.name}:{model.pretrained} elsewhere; use a new output or another "
+        "alias for the right ones"
+        for model in job.models
+        if needs_quick_gelu(model) and not model.quick_gelu
+    ]
 
 
 def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:

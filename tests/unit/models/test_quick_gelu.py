@@ -96,7 +96,7 @@ def test_an_output_from_before_0_2_goes_on_with_the_activation_that_it_was_start
     make_plan(JobRecord(old, fingerprint(old, resolve_weights(old.models))), Store(job.output))
     pipeline, plan = prepare(job)
     assert pipeline.job.models == old.models
-    assert "the output was started before 0.2, with GELU instead of QuickGELU" in described(pipeline, plan)
+    assert "were started before 0.2, with GELU instead of QuickGELU" in described(pipeline, plan)
 
 
 def test_embeddings_with_different_activations_are_in_different_spaces() -> None:
