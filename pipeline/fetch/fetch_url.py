@@ -49,7 +49,7 @@ from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
 from pairmill.pipeline.fetch.resolver import GuardedResolver
 from pairmill.pipeline.fetch.response_body import ResponseBody
 from pairmill.pipeline.fetch.retry_policy import is_redirect, require_success, retry_delay_s
-from pairmill.pipeline.fetch.robots import MAX_BYTES as MAX_ROBOTS_BYTES
+from pairmill.pipeline.fetch.robots import READ_BYTES as ROBOTS_READ_BYTES
 from pairmill.pipeline.fetch.robots import RobotsTxtCache
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
@@ -292,8 +292,8 @@ class Fetcher:
                     async with slot, self._client.get(url, deadline) as response:
                         head = response.head
                         if 200 <= head.status < 300:
-                            body = await response.read_prefix(MAX_ROBOTS_BYTES)
-                            return head.status, decompressed_text(body, head.codings, MAX_ROBOTS_BYTES)
+                            body = await response.read_prefix(ROBOTS_READ_BYTES)
+                            return head.status, decompressed_text(body, head.codings, ROBOTS_READ_BYTES)
                         if not is_redirect(head.status):
                             return head.status, b""
                         url = redirect_target(url, head.get("location"))

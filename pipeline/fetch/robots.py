@@ -18,7 +18,10 @@ from pairmill.pipeline.fetch.urls import request_url
 from pairmill.schemas.status import Status
 
 MAX_BYTES = 500 * 1024
-"""The rest of a file is not read; RFC 9309 section 2.5 requires parsing at least this much."""
+"""Lines that end beyond are ignored; RFC 9309 section 2.5 requires parsing at least this much."""
+
+READ_BYTES = MAX_BYTES + 2
+"""How much of a file is read: two more bytes show, even in UTF-16, whether a line ends at MAX_BYTES."""
 
 _MAX_LINES = 10_000
 """Matching a URL takes time for each rule, so a file with more lines counts as disallowing everything."""
@@ -28,7 +31,7 @@ _FAILURE_TTL_S = 300.0
 _MAX_CACHED_BYTES = 64 << 20
 
 Fetch = Callable[[HttpUrl], Awaitable[tuple[int, bytes]]]
-"""A URL -> (HTTP status, first MAX_BYTES of the decompressed body). Raises FetchError if there is no response, or it
+"""A URL -> (HTTP status, first READ_BYTES of the decompressed body). Raises FetchError if there is no response, or it
 cannot be decompressed."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -83,18 +86,19 @@ class RobotsTxtCache:
             return _RobotsTxt(failure=(Status.HTTP_429 if status == 429 else Status.HTTP_5XX, f"robots.txt: {status}"))
         if not 200 <= status < 300:  # section 2.3.1.3: unavailable, so complete allow
             return _RobotsTxt()
-        lines = _decode(_whole_lines(body)).splitlines()
+        lines = _whole_lines(body).splitlines()
         if len(lines) > _MAX_LINES:
             return _RobotsTxt(failure=(Status.ROBOTS_DISALLOWED, f"robots.txt with more than {_MAX_LINES:,} lines"))
         text = "\n".join(_name_exactly(line, self._token) for line in lines)
         return _RobotsTxt(rules=Protego.parse(text), num_bytes=len(body))
 
 
-def _whole_lines(body: bytes) -> bytes:
+def _whole_lines(body: bytes) -> str:
     """The lines within MAX_BYTES. The first part of a longer line could be a rule for more URLs than the line."""
-    if len(body) < MAX_BYTES:
-        return body
-    return body[: max(body.rfind(end, 0, MAX_BYTES) for end in (b"\n", b"\r")) + 1]
+    text = _decode(body)
+    if len(body) <= MAX_BYTES:
+        return text
+    return text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
 
 
 def _name_exactly(line: str, token: str) -> str:

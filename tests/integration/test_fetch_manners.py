@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pairmill.pipeline.fetch.robots import MAX_BYTES
 from pairmill.schemas.status import Status
 from tests.integration.test_fetch import JPEG, _respond_in_turn, fetch, fetch_all
 from tests.integration.web import HostileWeb, Request, redirect, response
@@ -81,6 +82,9 @@ ENCODED = {
     "UTF-8 with a BOM": (b"\xef\xbb\xbf" + FORBIDS_US, ""),
     "UTF-16 with a BOM": (FORBIDS_US.decode().encode("utf-16"), ""),
     "UTF-16 without a BOM": (FORBIDS_US.decode().encode("utf-16-be"), ""),
+    "UTF-16 and a long file": (("User-agent: pairmill\nDisallow: /\n" + "#" * MAX_BYTES).encode("utf-16"), ""),
+    "exactly the limit": (b"\nUser-agent: pairmill\nDisallow: /".rjust(MAX_BYTES, b"#"), ""),
+    "exactly the limit, packed": (gzip.compress(b"\nUser-agent: pairmill\nDisallow: /".rjust(MAX_BYTES, b"#")), "gzip"),
     "a NUL": (FORBIDS_US.replace(b": /\n", b": /\0\n"), ""),
     "carriage returns": (FORBIDS_US.replace(b"\n", b"\r"), ""),
     "a version": (FORBIDS_US.replace(b"pairmill", b"Pairmill/0.1 (+https://example.org) # us"), ""),

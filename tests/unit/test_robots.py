@@ -7,15 +7,15 @@ import pytest
 
 from pairmill.pipeline.common.url_parser import HttpUrl, parse_url
 from pairmill.pipeline.fetch.outcome import FetchError
-from pairmill.pipeline.fetch.robots import MAX_BYTES, RobotsTxtCache
+from pairmill.pipeline.fetch.robots import MAX_BYTES, READ_BYTES, RobotsTxtCache
 
 
-def is_allowed(text: str) -> bool:
+def is_allowed(text: str, encoding: str = "utf-8") -> bool:
     url = parse_url("http://pictures.example/p/1.jpg").parsed
     assert url is not None
 
     async def answer(_: HttpUrl) -> tuple[int, bytes]:
-        return 200, text.encode()
+        return 200, text.encode(encoding)[:READ_BYTES]
 
     async def run() -> bool:
         cache = RobotsTxtCache(answer, "pairmill")
@@ -75,6 +75,25 @@ def test_a_line_that_ends_beyond_the_limit_is_no_rule(kept: str, cut: str, allow
     text += "\n".join(["#" * 99] * (room // 100)) + "#" * (room % 100 + 1) + end + within
     assert len(text) == MAX_BYTES
     assert is_allowed(text + beyond) is allowed
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_every_line_that_ends_within_the_limit_is_a_rule_in_all_encodings(encoding: str, end: str) -> None:
+    text = f"User-agent: *{end}Disallow: /p/{end}"
+    assert not is_allowed(text + "#" * MAX_BYTES, encoding)
+    assert is_allowed(text.replace("/p/", "/q/") + "#" * MAX_BYTES, encoding)
+
+
+@pytest.mark.parametrize("beyond", ["", "\n", "\r\n", "\rAllow: /p/\n", "\nAllow: /p/\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_a_rule_that_ends_exactly_at_the_limit_counts(encoding: str, beyond: str) -> None:
+    first, last = "User-agent: *\n", "\nDisallow: /p/"
+    num_chars = MAX_BYTES // len("#".encode(encoding))
+    text = first + "#" * (num_chars - len(first + last)) + last
+    assert len(text.encode(encoding)) == MAX_BYTES
+    assert not is_allowed(text + beyond, encoding)
+    assert is_allowed(text + "1/" + beyond, encoding)
 
 
 @pytest.mark.parametrize("line", [" " * 49, "User-agent" + " " * 39, "user agent: " + "x" * 37, "user" + " " * 45])
