@@ -37,7 +37,14 @@ from pairmill.pipeline.source.json_array import split_json
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.records import Record, csv_header, csv_records, json_objects, json_records, url_records
-from pairmill.pipeline.source.text_file import Split, lines_of, marked_encoding, split_any_lines, split_lines
+from pairmill.pipeline.source.text_file import (
+    MAX_RECORD_BYTES,
+    Split,
+    lines_of,
+    marked_encoding,
+    split_any_lines,
+    split_lines,
+)
 from pairmill.schemas.job.source import SourceConfig
 
 MAX_COLUMNS = 1_000
@@ -46,6 +53,10 @@ _NULL_SHARE = 4
 """In UTF-16 and UTF-32, at least one in this many bytes of a line with mostly ASCII characters is 0."""
 _LAYOUT = 4  # increase this whenever the conversion changes
 _BATCH_BYTES = 32 << 20
+
+_TABLE_KEYS = ({"columns", "index", "data"}, {"columns", "data"}, {"schema", "data"})
+"""The keys that pandas' to_json writes with orient='split' or 'table'."""
+_WRITE_ROWS = "In pandas, write rows with to_json(..., orient='records', lines=True)"
 
 
 def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> InputFile:
@@ -147,29 +158,42 @@ def _inspect_json(source: InputFile, is_corpus: bool) -> InputFile:
                 continue
             names.update(dict.fromkeys(value))
             if len(names) > MAX_COLUMNS:
-                raise SourceError(f"{source.uri}: more than {MAX_COLUMNS} distinct keys; keep only those you need")
+                raise SourceError(
+                    f"{source.uri}: more than {MAX_COLUMNS} distinct keys; keep only those you need or, if "
+                    f"they stand for rows, write one object per row. {_WRITE_ROWS}"
+                )
             lists.update(name for name, item in value.items() if isinstance(item, list))
     if num_rows and not names:
         raise SourceError(
-            f"{source.uri}: has no JSON objects; expected one per line, or an array of them in a .json file"
+            f"{source.uri}: has no JSON objects (of at most {MAX_RECORD_BYTES >> 20} MiB); expected one per line, or "
+            f"an array of them in a .json file. {_WRITE_ROWS}"
         )
-    if num_rows == 1 and value is not None and _is_by_column(value, is_corpus):
+    if num_rows == 1 and value is not None and _is_table(value, is_corpus):
         raise SourceError(
-            f"{source.uri}: is one JSON object with the values of each column; expected one object per row. In pandas, "
-            "write it with to_json(..., orient='records')"
+            f"{source.uri}: is one JSON object with a whole table; expected one object per row. {_WRITE_ROWS}"
         )
     found = replace(source, schema=_strings(names), num_rows=num_rows, list_columns=frozenset(lists))
     return with_partitions(found)
 
 
-def _is_by_column(value: dict[str, object], is_corpus: bool) -> bool:
-    """Whether an object has the values of many rows: objects with equal keys, as pandas writes by default, or lists of
-    equal length. In a corpus, lists can be the captions of one row."""
-    columns = list(value.values())
-    if all(isinstance(column, dict) for column in columns):
-        return len({tuple(column) for column in columns if isinstance(column, dict)}) == 1
-    are_lists = not is_corpus and all(isinstance(column, list) for column in columns)
-    return are_lists and len({len(column) for column in columns if isinstance(column, list)}) == 1
+def _is_table(value: dict[str, object], is_corpus: bool) -> bool:
+    """Whether an object is a table rather than one row: in a layout of pandas' `to_json`, or lists of equal length. In
+    a corpus, lists can be the captions of one row."""
+    if value.keys() in _TABLE_KEYS and isinstance(value["data"], list):
+        return True
+    items = list(value.values())
+    if all(isinstance(item, dict) for item in items):
+        return _is_grid(list(value), [tuple(item) for item in items if isinstance(item, dict)])
+    are_lists = not is_corpus and all(isinstance(item, list) for item in items)
+    return are_lists and len({len(item) for item in items if isinstance(item, list)}) == 1
+
+
+def _is_grid(outer: Sequence[str], inner: Sequence[tuple[str, ...]]) -> bool:
+    """Whether the keys of an object and of the objects in it are those of columns and rows, either way round. A single
+    inner key, such as `path`, can also be a field of a value, unless one side is numbered like pandas' rows."""
+    if len(set(inner)) != 1:
+        return False
+    return len(inner[0]) > 1 or any(all(key.isdecimal() for key in keys) for keys in (outer, inner[0]))
 
 
 def header_names(uri: str, header: list[bytes]) -> list[str]:

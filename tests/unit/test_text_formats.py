@@ -398,8 +398,9 @@ def test_a_broken_element_affects_only_its_row(tmp_path: Path) -> None:
         (b'[{"url": "u"}', "does not end"),
         (b'[{"url": "u"}]\n[{"url": "v"}]', "there is text after the JSON array"),
         (b"[1, 2]", "has no JSON objects"),
-        (b'{\n "url": "u"\n}\n', "has no JSON objects; expected one per line, or an array"),
-        (b'{"url": {"0": "u", "1": "v"}, "text": {"0": "a", "1": "b"}}', "with the values of each column"),
+        (b'{\n "url": "u"\n}\n', "has no JSON objects .*; expected one per line, or an array"),
+        (b'{"url": {"0": "u", "1": "v"}, "text": {"0": "a", "1": "b"}}', "with a whole table"),
+        (b'{"url": {"x": "u", "y": "v"}, "text": {"x": "a", "y": "b"}}', "with a whole table"),
         (b'{"url": ["u", "v"], "text": ["a", "b"]}', "expected one object per row.*orient='records'"),
         (b'[{"url": ["u", "v"]}]', "expected one object per row"),
     ],
@@ -416,15 +417,30 @@ def test_a_single_row_is_not_taken_for_columns(tmp_path: Path, row: str) -> None
         assert converted(tmp_path, "b.json", row.encode()).num_rows == 1
 
 
+@pytest.mark.parametrize("row", ['{"image": {"path": "a.jpg"}, "text": {"path": "a.txt"}}', '{"text": ["a", "b"]}'])
+def test_a_single_row_of_a_corpus_is_not_taken_for_columns(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(row)
+    config = SourceConfig(paths=["-"], kind="corpus")
+    assert inspect_text(str(path), "json", Files(), config).num_rows == 1
+
+
+@pytest.mark.parametrize("max_bytes", [text_file.MAX_RECORD_BYTES, 20])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 1_001])
 @pytest.mark.parametrize("orient", ["columns", "index", "split", "table", "values", "records"])
-def test_what_pandas_writes_is_read_as_it_was_or_refused(tmp_path: Path, orient: Any) -> None:
-    frame = pd.DataFrame({"url": ["u", "v"], "text": ["a", "b"]})
+def test_what_pandas_writes_is_read_as_it_was_or_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orient: Any, num_rows: int, max_bytes: int
+) -> None:
+    """Smaller limits stand for larger files."""
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", max_bytes)
+    frame = pd.DataFrame({"url": ["u"] * num_rows, "text": ["a"] * num_rows})
     for data in (frame, frame[["url"]]):
         text = data.to_json(orient=orient)
         if orient == "records":
-            assert converted(tmp_path, "a.json", text.encode()).num_rows == 2
+            if max_bytes > 1_000:
+                assert converted(tmp_path, "a.json", text.encode()).num_rows == num_rows
             continue
-        with pytest.raises(SourceError, match=r"a\.json: "):
+        with pytest.raises(SourceError, match=r"a\.json: .*orient='records', lines=True"):
             converted(tmp_path, "a.json", text.encode())
 
 
