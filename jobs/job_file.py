@@ -161,16 +161,16 @@ def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
     name = job.rules.preset
     preset = load_preset(name)
     wanted = preset.requires_model
-    if wanted is not None:
+    calibrated = wanted.among(job.models) if wanted else []
+    if wanted and not calibrated:
         models = [{"name": model.name, "pretrained": model.pretrained} for model in job.models]
-        if not any(map(wanted.is_same, job.models)):
-            raise JobError(
-                f"rules.preset {name!r} was calibrated on {wanted.name} ({wanted.pretrained}) and means nothing "
-                f"for {models or 'a job without models'}: add that model, or leave the preset out"
-            )
+        raise JobError(
+            f"rules.preset {name!r} was calibrated on {wanted.name} ({wanted.pretrained}) and means nothing "
+            f"for {models or 'a job without models'}: add that model, or leave the preset out"
+        )
     rules = dict(preset.rules)
     if wanted and "min_similarity" in rules:  # calibrated for that model, so it applies to no other
-        aliases = [model.alias for model in job.models if wanted.is_same(model)]
+        aliases = [model.alias for model in calibrated]
         rules["min_similarity"] = dict.fromkeys(aliases, rules["min_similarity"])
     return {**values, "rules": {**rules, **(values.get("rules") or {})}}
 

@@ -75,9 +75,9 @@ def _models(name: str, preset: Preset, store: Store, added: AddedColumns) -> lis
     aliases, required = [model.alias for model in models], preset.requires_model
     if required is None:
         return aliases
-    for model in models:
-        if required.is_same(model):
-            return [model.alias, *(alias for alias in aliases if alias != model.alias)]
+    if found := required.among(models):
+        first = found[0].alias
+        return [first, *(alias for alias in aliases if alias != first)]
     wanted = f"{required.name}:{required.pretrained}"
     raise JobError(
         f"the preset {name!r} was calibrated on {wanted}, which {store.root} lacks; add it first:\n"

@@ -1,5 +1,7 @@
 """Defines the schema of the files in `jobs/presets/`."""
 
+from collections.abc import Sequence
+
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.settings import Settings
 
@@ -10,10 +12,15 @@ class PresetModel(Settings):
     name: str
     pretrained: str
 
-    def is_same(self, model: ModelConfig) -> bool:
-        """Whether a job's model is this one. Both names of an architecture mean the same, because weights run with the
-        activation that their tag names."""
-        return model.name.removesuffix("-quickgelu") == self.name and model.pretrained == self.pretrained
+    def among(self, models: Sequence[ModelConfig]) -> list[ModelConfig]:
+        """Those of the models that are this one: with exactly this name or, if there is none, with `-quickgelu` added.
+
+        Since 0.2, both names run these weights with QuickGELU. In outputs from before 0.2, the exact name ran them with
+        GELU; it still takes precedence, so that these outputs can be continued.
+        """
+        candidates = [model for model in models if model.pretrained == self.pretrained]
+        exact = [model for model in candidates if model.name == self.name]
+        return exact or [model for model in candidates if model.name == f"{self.name}-quickgelu"]
 
 
 class Preset(Settings):

@@ -101,6 +101,14 @@ def test_a_preset_accepts_both_names_of_the_model_that_it_was_calibrated_on(name
     assert load_job(None, BASE, ["rules.preset=laion2b", model]).rules.min_similarity == {"b32": 0.28}
 
 
+def test_a_threshold_of_a_preset_applies_to_the_model_of_that_name_even_beside_its_other_name() -> None:
+    """As before both names were accepted, so that an output with both models can be continued."""
+    a, b = ({"name": name, "pretrained": "openai"} for name in ("ViT-B-32", "ViT-B-32-quickgelu"))
+    for models in ([a | {"alias": "a"}, b | {"alias": "b"}], [b | {"alias": "b"}, a | {"alias": "a"}]):
+        rules = resolve({"source": {"paths": ["-"]}, "output": "out", "models": models, "rules": {"preset": "laion2b"}})
+        assert rules.rules.min_similarity == {"a": 0.28}
+
+
 @pytest.mark.parametrize("setting", ["images", "=3", "images.size=[", "output.x=1", "models.5=3", "models.x.name=3"])
 def test_nonsense_in_set_is_a_clear_error(setting: str) -> None:
     with pytest.raises(JobError):

@@ -23,6 +23,7 @@ from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kinds import kind_of
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.scores import NegClipScore, NormSimScore, ScoreConfig, ScoreKinds
 from pairmill.schemas.manifest import manifest_name
 from pairmill.schemas.select_steps import SelectStep
@@ -113,6 +114,17 @@ def test_a_threshold_applies_only_to_the_model_it_was_calibrated_on(tmp_path: Pa
     subset = pairmill.select(tmp_path / "l14", "none", steps="where: words_share <= 0.1", dry_run=True)
     values = column(tmp_path / "l14", "words_share")
     assert subset.rows_out == (values <= 0.1).sum()
+
+
+def test_a_preset_prefers_the_exact_name_of_its_model_to_the_other_name() -> None:
+    wanted = load_preset("t-mars").requires_model
+    assert wanted is not None
+    other, exact, unrelated = (
+        ModelConfig(name=name, pretrained="openai") for name in ("ViT-B-32-quickgelu", "ViT-B-32", "ViT-L-14")
+    )
+    assert wanted.among([other, unrelated, exact]) == [exact]
+    assert wanted.among([other, unrelated]) == [other]
+    assert wanted.among([unrelated, ModelConfig(name="ViT-B-32", pretrained="laion2b_e16")]) == []
 
 
 @pytest.mark.parametrize("name", preset_names())
