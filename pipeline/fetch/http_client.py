@@ -33,7 +33,7 @@ from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 15.0  # some servers close earlier, others later: nginx after 75 by default, Apache after 5
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
-_IDLE_TOO_LONG = 408  # RFC 9110 section 15.5.9: no answer to the request, which crossed it on its way
+_IDLE_TOO_LONG = 408  # RFC 9110 section 15.5.9: the server gave up waiting before it saw the request
 
 
 class Response:

@@ -52,7 +52,7 @@ def csv_records(
     lines: Iterator[bytes], delimiter: str, num_columns: int, is_row: Callable[[list[str]], bool] | None = None
 ) -> Iterator[Record]:
     """The records, quoted as in RFC 4180. `lines` starts after the header. `is_row`: whether the fields of a line look
-    like those of a row, so that the line is hardly ever a part of a caption.
+    like those of a row, so such a line is unlikely to be part of a caption.
 
     If the quotes do not match, or the number of fields is wrong, the record's first line becomes a record by itself,
     and parsing continues with the next line. So a stray quote loses one row, not everything up to the next quote. In
