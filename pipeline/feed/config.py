@@ -85,9 +85,12 @@ class FeedConfig:
     def __post_init__(self) -> None:
         columns = (self.columns,) if isinstance(self.columns, str) else tuple(self.columns)
         object.__setattr__(self, "columns", columns)  # a generator could be read only once
-        for name in ("seed", "mix_shards", "batch_size", "threads", "rank", "world_size"):
+        optional = ("batch_size", "rank", "world_size")
+        for name in ("seed", "mix_shards", "threads", *optional):
             value = getattr(self, name)
+            if value is None and name in optional:
+                continue
             try:  # NumPy's integers overflow, and cannot be saved in a checkpoint
-                object.__setattr__(self, name, value if value is None else operator.index(value))
+                object.__setattr__(self, name, operator.index(value))
             except TypeError:
                 raise FeedError(f"{name} must be an integer, not {value!r}") from None

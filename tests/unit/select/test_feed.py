@@ -1,6 +1,7 @@
 """Tests that every pair is served once per epoch, across all ranks and workers, no matter where a run was stopped."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,10 @@ def test_numbers_from_numpy_give_the_same_rows_and_a_checkpoint_that_json_can_sa
         assert [row for batch in pairs for row in batch["uid"]] == [row for batch in plain for row in batch["uid"]]
 
 
-@pytest.mark.parametrize("name", INTEGERS)
-@pytest.mark.parametrize("value", [2.0, "2"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*product(INTEGERS, (2.0, "2")), *((name, None) for name in ("seed", "mix_shards", "threads"))],
+)
 def test_a_number_of_another_type_is_refused_by_name(small: Path, name: str, value: Any) -> None:
     with pytest.raises(FeedError, match=f"{name} must be an integer, not {value!r}"):
         feed(small, **{name: value})
