@@ -159,17 +159,30 @@ class PairDataset(IterableDataset[Sample]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. Raises FeedError if the rows would come in a different order."""
         check_checkpoint(state, self.state_dict(), self._rank.total)
-        self._times_seen, is_over = self._next_epoch.get()[1], state.get("is_over", False)
-        # A loader loads it only when its loop begins, after `set_epoch`. In workers, that epoch is for the loop after
-        # this one. If the loop of the checkpoint has ended, it is for this one.
-        is_set = self._is_epoch_set and is_over if get_worker_info() is None else self._times_seen
-        if not is_set:
-            self._next_epoch.resume(state["epoch"])
-        self._own_epoch = state["epoch"]
-        self._start_after(state["rows_done"])
-        self._is_over = is_over
+        self._times_seen = self._next_epoch.get()[1]
         self._counted_for, self._is_resumed = self._consumer(), True
         self._is_old_checkpoint = "batch_size" not in state
+        # A loader loads it only when its loop begins, after `set_epoch`. In workers, that epoch is for the loop after
+        # this one. If the epoch of the checkpoint has ended, it is for this one.
+        if self._is_set_after(state):
+            self._start_after(0)
+            self._is_old_checkpoint = False
+            return
+        if get_worker_info() is None or not self._times_seen:
+            self._next_epoch.resume(state["epoch"])
+            self._is_epoch_set = False
+        self._own_epoch = state["epoch"]
+        self._start_after(state["rows_done"])
+        self._is_over = state.get("is_over", False)
+
+    def _is_set_after(self, state: Mapping[str, Any]) -> bool:
+        """Whether `set_epoch` was called for a loop after the epoch of this checkpoint, which has ended. If only its
+        last row had been yielded, `set_epoch` for the same epoch means the rest of its loop, which has no rows. Workers
+        cannot tell whether the others have finished too."""
+        if get_worker_info() is not None or not self._is_epoch_set:
+            return False
+        is_another = self.epoch != state["epoch"]
+        return bool(state.get("is_over")) or (is_another and state["rows_done"] >= len(self._share(state["epoch"])))
 
     def __iter__(self) -> Iterator[Sample]:
         self._follow_set_epoch()  # now, not at the first sample, because a loader can save a checkpoint before that
@@ -187,7 +200,7 @@ class PairDataset(IterableDataset[Sample]):
         if loop == self._loops and self._is_counting:
             self._is_old_checkpoint = False
             # A loader may save a checkpoint when only some workers have finished. Finished workers must not start over.
-            self._start_after(0 if get_worker_info() is None else len(self._share()))
+            self._start_after(0 if get_worker_info() is None else len(self._share(self.epoch)))
             self._is_over = True
 
     def _follow_set_epoch(self) -> None:
@@ -251,15 +264,15 @@ class PairDataset(IterableDataset[Sample]):
 
     def _tables(self) -> Iterator[pa.Table]:
         """The rows that this consumer has not received yet, in order."""
-        return self._rows.tables(self.epoch, self._share()[self._rows_done :])
+        return self._rows.tables(self.epoch, self._share(self.epoch)[self._rows_done :])
 
-    def _share(self) -> range:
-        """This consumer's positions in the order."""
-        consumer, config = self._consumer(), self.config
+    def _share(self, epoch: int) -> range:
+        """This consumer's positions in the order of an epoch."""
+        consumer, config, order = self._consumer(), self.config, self._rows.order(epoch)
         if self._is_old_checkpoint or (config.batch_size is None and not config.even):
-            return self._order.share(*consumer)
-        rank, workers = self._order.share(*self._rank), consumer.total // self._rank.total
-        return self._order.worker_share(rank, consumer.number % workers, workers, self._batches)
+            return order.share(*consumer)
+        rank, workers = order.share(*self._rank), consumer.total // self._rank.total
+        return order.worker_share(rank, consumer.number % workers, workers, self._batches)
 
     def _with_pictures(
         self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]

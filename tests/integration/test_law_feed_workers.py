@@ -179,6 +179,20 @@ def test_the_epoch_after_a_checkpoint_from_the_end_of_one_is_the_same_with_and_w
     assert rows_in(resumed) == rows_in(fresh)
 
 
+def test_after_a_checkpoint_from_the_last_batch_workers_end_its_loop_and_then_start_the_epoch_that_was_set(
+    dataset: Path,
+) -> None:
+    """A worker that has finished cannot tell whether the others have too."""
+    pairs, resumed = feed(dataset), feed(dataset)
+    saved, loader = (StatefulDataLoader(each, batch_size=None, num_workers=2) for each in (pairs, resumed))
+    batches = iter(saved)
+    list(islice(batches, len(pairs)))
+    loader.load_state_dict(saved.state_dict())
+    resumed.set_epoch(1)
+    pairs.set_epoch(1)
+    assert [rows_in(loader) for _ in range(2)] == [[], rows_in(saved)]
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize(("stop", "batch_size"), [(15, 8), (16, None)])
 def test_a_checkpoint_repeats_no_rows_of_workers_that_had_finished(

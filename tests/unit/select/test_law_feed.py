@@ -69,27 +69,33 @@ def test_workers_get_whole_batches_and_all_ranks_together_get_every_row_once(
 def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_ends_it(
     dataset: Path, steps: list[str], data: st.DataObject
 ) -> None:
-    """The oracle is the order of each epoch, from which each loop takes the batches after those taken before."""
+    """The oracle is the order of each epoch, from which each loop takes the batches after those taken before. A
+    checkpoint from the end of an epoch does not undo `set_epoch`."""
     pairs = feed(dataset, batch_size=40)
     newest, loops = 0, [iter(pairs)]
     left: dict[int, list[list[str]]] = {}
-    done, is_counting, saved = 0, False, pairs.state_dict()
+    epoch, is_set, done, is_counting, saved = 0, False, 0, False, pairs.state_dict()
     for step in steps:
         if step == "loop":
             loops.append(iter(pairs))
         elif step == "set_epoch":
-            pairs.set_epoch((pairs.epoch + 1) % 2)
-            done, is_counting = 0, False
+            epoch, is_set, done, is_counting = (epoch + 1) % 2, True, 0, False
+            pairs.set_epoch(epoch)
         elif step == "save":
             saved = pairs.state_dict()
         elif step == "load":
             pairs.load_state_dict(saved)
-            done, is_counting = -(-saved["rows_done"] // 40), False
+            is_last = saved["rows_done"] == ROWS and saved["epoch"] != epoch
+            if is_set and (saved["is_over"] or is_last):
+                done = 0
+            else:
+                epoch, is_set, done = saved["epoch"], False, -(-saved["rows_done"] // 40)
+            is_counting = False
         else:
             number = data.draw(st.integers(max(0, len(loops) - 3), len(loops) - 1))
             if number not in left:
-                newest, is_counting = number, True
-                left[number] = list(batches_of(dataset, pairs.epoch)[done:])
+                newest, is_counting, is_set = number, True, False
+                left[number] = list(batches_of(dataset, epoch)[done:])
             if left[number] and number != newest:
                 with pytest.raises(FeedError, match="ended when a newer loop"):
                     next(loops[number])
@@ -101,33 +107,81 @@ def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_ends_i
                 assert next(loops[number], None) is None
                 done *= number != newest or not is_counting
                 is_counting &= number != newest
-        assert pairs.state_dict()["rows_done"] == min(40 * done, ROWS)
+        state = pairs.state_dict()
+        assert (state["epoch"], state["rows_done"]) == (epoch, min(40 * done, ROWS))
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # from a call inside torchdata
-@pytest.mark.parametrize("first", ["load_state_dict", "set_epoch"])
-@pytest.mark.parametrize("epoch", [None, 3, 4])
+@given(
+    st.integers(10, 60),
+    st.booleans(),
+    st.integers(0, 3),
+    st.booleans(),
+    st.none() | st.integers(2, 4),
+    st.booleans(),
+)
 def test_a_checkpoint_from_the_end_of_an_epoch_starts_the_epoch_that_was_set(
-    dataset: Path, first: str, epoch: int | None
+    dataset: Path, size: int, drop_last: bool, num_left: int, is_left: bool, epoch: int | None, is_set_first: bool
 ) -> None:
     """A StatefulDataLoader loads it only when its loop begins, after `set_epoch`, which it used to undo (similar to
-    VeOmni#853). Without `set_epoch`, the loop repeats the epoch."""
+    VeOmni#853). Without `set_epoch`, the loop repeats an epoch that has ended. Oracle: loops of a new dataset."""
 
     def loader() -> Any:
-        return StatefulDataLoader(feed(dataset, batch_size=40), batch_size=None)
+        return StatefulDataLoader(feed(dataset, batch_size=size, drop_last=drop_last), batch_size=None)
+
+    def fresh(epoch: int) -> list[list[str]]:
+        pairs = feed(dataset, batch_size=size, drop_last=drop_last)
+        pairs.set_epoch(epoch)
+        return [batch["row_id"] for batch in pairs]
 
     saved = loader()
     saved.dataset.set_epoch(3)
-    list(saved)
-    resumed = loader()
-    steps = [lambda: resumed.load_state_dict(saved.state_dict())]
+    batches = iter(saved)
+    taken = max(0, len(saved.dataset) - num_left)
+    assert len(list(islice(batches, taken))) == taken
+    is_at_end = taken == len(saved.dataset)
+    if is_over := is_left and is_at_end:
+        assert next(batches, None) is None
+    resumed, state = loader(), saved.state_dict()
+    steps = [lambda: resumed.load_state_dict(state)]
     if epoch is not None:
-        steps.insert(first == "load_state_dict", lambda: resumed.dataset.set_epoch(epoch))
+        steps.insert(not is_set_first, lambda: resumed.dataset.set_epoch(epoch))
     for step in steps:
         step()
-    for _ in range(2):
-        assert [batch["row_id"] for batch in resumed] == batches_of(dataset, epoch or 3)
-        assert resumed.dataset.epoch == (epoch or 3)
+    expected = fresh(3)[0 if is_over else taken :]
+    if epoch is not None and is_at_end and (is_over or epoch != 3):
+        expected = fresh(epoch)
+    assert [batch["row_id"] for batch in resumed] == expected
+    now = resumed.dataset.epoch
+    assert now == (epoch if epoch is not None and is_at_end else 3)
+    assert [batch["row_id"] for batch in resumed] == fresh(now)
+
+
+def test_a_checkpoint_undoes_set_epoch_also_for_the_next_checkpoint(dataset: Path) -> None:
+    ended, pairs = feed(dataset, batch_size=40), feed(dataset, batch_size=40)
+    list(ended)
+    end = ended.state_dict()
+    ended.set_epoch(3)
+    next(iter(ended))
+    pairs.set_epoch(4)
+    pairs.load_state_dict(ended.state_dict())
+    pairs.load_state_dict(end)
+    assert [batch["row_id"] for batch in pairs] == batches_of(dataset, 0)
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_an_epoch_that_was_set_is_not_over_after_a_checkpoint_from_the_end_of_another(
+    dataset: Path, is_left: bool
+) -> None:
+    ended, pairs, expected = (feed(dataset) for _ in range(3))
+    ended.set_epoch(3)
+    batches = iter(ended)
+    assert len(list(islice(batches, len(ended)))) == len(ended)
+    assert not is_left or next(batches, None) is None
+    for each in (pairs, expected):
+        each.set_epoch(0)
+    pairs.load_state_dict(ended.state_dict())
+    assert pairs.state_dict() == expected.state_dict()
 
 
 def test_a_checkpoint_from_the_end_of_an_epoch_replaces_an_epoch_whose_loop_has_begun(dataset: Path) -> None:
