@@ -60,8 +60,26 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
         return list(column.cast(as_text).to_pylist())
 
 
+def with_plain_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The same values, without dictionaries and extension types that contain times or decimals: in these, pandas loses
+    zones and polars fails."""
+    if not has_leaf(column.type, lambda leaf: _plain_times(leaf) != leaf):
+        return column
+    return column.cast(with_leaves(column.type, _plain_times))
+
+
+def _plain_times(leaf: pa.DataType) -> pa.DataType:
+    inner = leaf
+    if pa.types.is_dictionary(leaf):
+        inner = leaf.value_type
+    elif isinstance(leaf, pa.BaseExtensionType):
+        inner = leaf.storage_type
+    return inner if has_leaf(inner, lambda each: pa.types.is_temporal(each) or pa.types.is_decimal(each)) else leaf
+
+
 def in_known_zones(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """The same times, in UTC if Python or Arrow does not know their zone on this machine."""
+    column = with_plain_times(column)
     if not has_leaf(column.type, _has_unknown_zone):
         return column
     in_utc = with_leaves(column.type, lambda leaf: pa.timestamp(leaf.unit, "UTC") if _has_unknown_zone(leaf) else leaf)

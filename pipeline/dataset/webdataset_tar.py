@@ -16,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common.arrow import in_known_zones, python_values
+from pairmill.pipeline.common.arrow import in_known_zones, python_values, with_plain_times
 from pairmill.pipeline.image import sniff
 
 MEMBER_COLUMNS = ("uid", "url", "caption", "status", "sha256", "width", "height", "original_width", "original_height")
@@ -85,10 +85,14 @@ def _json_column(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 def times_as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """The values, as text if they are dates, times or durations."""
+    column = with_plain_times(column)
     if pa.types.is_duration(column.type):
         return pc.binary_join_element_wise(column.cast(pa.string()), column.type.unit, " ")
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
-        return in_known_zones(column).cast(pa.string())  # Python's types have no nanoseconds and no years after 9999
+        try:
+            return column.cast(pa.string())  # Python's types have no nanoseconds and no years after 9999
+        except pa.ArrowInvalid:  # Arrow does not know the zone
+            return in_known_zones(column).cast(pa.string())
     return column
 
 

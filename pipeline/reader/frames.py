@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pairmill.pipeline.common.arrow import has_leaf, in_known_zones, python_values, stay_exact, with_leaves
+from pairmill.pipeline.common.arrow import (
+    has_leaf,
+    in_known_zones,
+    python_values,
+    stay_exact,
+    with_leaves,
+    with_plain_times,
+)
 
 if TYPE_CHECKING:
     import pandas
     import polars
+
+_MAX_DIGITS = 38
+"""Maximum number of digits of a decimal in polars."""
 
 
 def pandas_frame(table: pa.Table) -> "pandas.DataFrame":
@@ -31,7 +41,7 @@ def pandas_frame(table: pa.Table) -> "pandas.DataFrame":
 
 def polars_frame(table: pa.Table) -> "polars.DataFrame":
     """The table for polars. Times in a zone that polars does not know, such as `+05:30`, become UTC. A column with the
-    time 24:00, or with years that polars does not have, becomes text."""
+    time 24:00, or with years or decimals that polars does not have, becomes text."""
     import polars
 
     frame = polars.from_arrow(_with_columns(table, _for_polars))
@@ -55,6 +65,7 @@ def _fits_pandas(column: pa.ChunkedArray) -> bool:
 
 
 def _for_polars(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    column = with_plain_times(column)
     if not has_leaf(column.type, lambda leaf: pa.types.is_temporal(leaf) or _polars_type(leaf) != leaf):
         return column
     kind = with_leaves(column.type, _polars_type)
@@ -62,18 +73,25 @@ def _for_polars(column: pa.ChunkedArray) -> pa.ChunkedArray:
         column.validate(full=True)  # polars takes 24:00 for null
         return column.cast(kind)
     except pa.ArrowInvalid:
-        return column.cast(with_leaves(kind, lambda leaf: pa.string() if pa.types.is_temporal(leaf) else leaf))
+        return column.cast(with_leaves(column.type, _polars_text))
 
 
 def _polars_type(leaf: pa.DataType) -> pa.DataType:
     """The type that polars converts without an error. It has no seconds, and does not check for overflow."""
-    if pa.types.is_decimal32(leaf) or pa.types.is_decimal64(leaf):
-        return pa.decimal128(leaf.precision, leaf.scale)
+    if pa.types.is_decimal256(leaf) and leaf.scale > _MAX_DIGITS:
+        return pa.string()
+    if pa.types.is_decimal(leaf):
+        return pa.decimal128(min(leaf.precision, _MAX_DIGITS), leaf.scale)
     if pa.types.is_duration(leaf) and leaf.unit == "s":
         return pa.duration("ms")
     if pa.types.is_timestamp(leaf):
         return pa.timestamp("ms" if leaf.unit == "s" else leaf.unit, leaf.tz and _polars_zone(leaf.tz))
     return leaf
+
+
+def _polars_text(leaf: pa.DataType) -> pa.DataType:
+    """Text for types some of whose values polars does not have; for other types, the one that polars converts."""
+    return pa.string() if pa.types.is_temporal(leaf) or pa.types.is_decimal256(leaf) else _polars_type(leaf)
 
 
 def _polars_zone(zone: str) -> str:

@@ -180,6 +180,9 @@ def test_each_file_and_each_row_without_a_picture_is_accounted_for(tmp_path: Pat
     ]
 
 
+OFFSET, UTC = "1969-12-31 14:30:00.00{}-0930", "1970-01-01 00:00:00.00{}Z"
+
+
 def test_the_values_of_a_parquet_table_arrive_unchanged_or_are_counted_as_left_out(tmp_path: Path) -> None:
     nan, inf, maps = math.nan, math.inf, pa.map_(pa.string(), pa.float64())
     columns: dict[str, tuple[pa.Array, list[Any]]] = {
@@ -196,6 +199,8 @@ def test_the_values_of_a_parquet_table_arrive_unchanged_or_are_counted_as_left_o
         "fixed": (pa.array([b"\xff\0", None, b"ab"], pa.binary(2)), ["/wA=", None, "YWI="]),
         "nested": (pa.array([[b"\xff\0"], None, None]), ['["/wA="]', None, None]),
         "time": (pa.array([1, None, 0], pa.time64("ns")), ["00:00:00.000000001", None, "00:00:00.000000000"]),
+        "zone": (pa.array([1, None, 0], pa.timestamp("ms", "-0930")), [OFFSET.format(1), None, OFFSET.format(0)]),
+        "mars": (pa.array([1, None, 0], pa.timestamp("ms", "Mars")), [UTC.format(1), None, UTC.format(0)]),
         "big": (pa.array([2**64 - 1, 0, None], pa.uint64()), ["18446744073709551615", "0", None]),
     }
     names = [f"{number}.png" for number in range(3)]
