@@ -18,6 +18,7 @@ import pyarrow as pa
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.foreign_parquet import open_parquet
 from pairmill.pipeline.common.listing import entries_in
+from pairmill.pipeline.common.web_files import WEB_SCHEMES
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 READERS = 8
@@ -44,7 +45,7 @@ def check_tables(uris: Iterable[str], passed_over: Iterable[str], files: Files) 
     known = {uri.partition(f"/{_LOG}/")[0] for uri in passed_over if f"/{_LOG}/" in uri}
     tables: dict[str, list[str]] = {}
     for uri in uris:
-        if uri.lower().endswith(".parquet"):
+        if uri.lower().endswith(".parquet") and not uri.startswith(WEB_SCHEMES):  # web servers do not list folders
             root = next((folder for folder in folders_above(uri) if folder in known), None) if known else None
             tables.setdefault(root or table_root(uri), []).append(uri)
     with ThreadPoolExecutor(READERS) as pool:

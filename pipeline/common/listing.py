@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pairmill.pipeline.common.files import GLOB_CHARACTERS, Files, absolute, is_inside, is_remote, why_no_file
+from pairmill.pipeline.common.web_files import naming_web_errors
 from pairmill.schemas.passed_over import PassedOver
 
 TABLE_LOGS = frozenset({"_delta_log", "_change_data", "_delta_index", "_spark_metadata", "_temporary"})
@@ -61,11 +62,12 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
     """
     path = absolute(path)
     fs, inside = files.file_system(path)
-    if fs.isfile(inside) or fs.isdir(inside):
-        roots: dict[str, PassedOver | None] = {inside: None}
-    else:
-        matches = sorted(files.glob(path)) if GLOB_CHARACTERS & set(inside) else []
-        roots = {name: _hides_match(name, inside) for name in matches}
+    with naming_web_errors(path):
+        if fs.isfile(inside) or fs.isdir(inside):
+            roots: dict[str, PassedOver | None] = {inside: None}
+        else:
+            matches = sorted(files.glob(path)) if GLOB_CHARACTERS & set(inside) else []
+            roots = {name: _hides_match(name, inside) for name in matches}
     if all(roots.values()):
         why = why_no_file(path)
         raise FileNotFoundError(f"{path} {why}" if why else f"no input found at {path}")

@@ -44,4 +44,21 @@ def naming_web_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (ClientError, TimeoutError) as error:
-        raise JobError(f"{uri}: the web server did not send the whole file: {error or 'no answer in time'}") from error
+        raise JobError(f"{uri}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, without any text from the server."""
+    from aiohttp import ClientConnectorError, ClientResponseError, TooManyRedirects
+
+    match error:
+        case TooManyRedirects():
+            return "the web server redirects too often"
+        case ClientResponseError():
+            return f"the web server answered with HTTP {error.status}"
+        case ClientConnectorError():
+            return f"the web server cannot be reached: {error.os_error.strerror or error.os_error}"
+        case TimeoutError():
+            return f"the web server sent nothing for {_WEB_TIMEOUT_S:.0f} s"
+        case _:
+            return f"the web server did not send the whole file ({type(error).__name__})"

@@ -4,6 +4,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 
+from pairmill.pipeline.encode import hub
 from pairmill.pipeline.encode.weights import input_side, is_on_disk
 from pairmill.schemas.job.models import ModelConfig
 
@@ -62,7 +63,7 @@ def _count_parameters(name: str) -> int:
     import torch
 
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with hub.offline(), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = open_clip.create_model(name, load_weights=False, device="meta")
     except (OSError, RuntimeError, ValueError, ImportError, NotImplementedError):

@@ -4,7 +4,8 @@ retry for a minute."""
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pairmill.pipeline.common.deadline import within
@@ -53,6 +54,18 @@ def is_offline() -> bool:
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Use only files on disk in this block."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def download_problem() -> str | None:

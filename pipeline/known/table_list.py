@@ -17,7 +17,7 @@ from pairmill.pipeline.known.read_values import Position, Tally, list_keys, look
 from pairmill.schemas.known import DEFAULT_KINDS, KnownRows, ValueKind
 
 _BATCH_ROWS = 65_536
-_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error)  # Arrow raises the first three
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # Arrow raises the first three
 
 
 def read_table_list(files: Files, path: str, known: KnownRows, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
@@ -110,9 +110,21 @@ def _csv_records(path: str, file: IO[bytes]) -> Iterator[tuple[list[str], list[s
             lines.append(line)
             yield line
 
-    for fields in csv.reader(noted(), delimiter="\t" if _is_tsv(path) else ",", strict=True):
+    records, number = csv.reader(noted(), delimiter="\t" if _is_tsv(path) else ",", strict=True), 0
+    while True:
+        try:
+            fields = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"row {number:,}" if number else "the header"
+            raise KnownError(
+                f"{path}, {where}: cannot be read ({clean_text(str(error))}); inside quotation marks, each quotation "
+                "mark must be doubled (RFC 4180). Correct the row, or list the values alone in a text file"
+            ) from None
         if fields:
             yield fields, list(lines)
+            number += 1
         lines.clear()
 
 

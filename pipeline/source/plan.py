@@ -6,10 +6,11 @@ winner's plan.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pairmill.pipeline.common.delta_log import TableError, check_tables
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.snapshot_tables import refuse_snapshot_tables
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.web_files import WEB_SCHEMES
 from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
@@ -36,6 +38,9 @@ from pairmill.schemas.manifest import PLAN_SCHEMA
 from pairmill.schemas.mixture import MIXTURE_RECORD
 from pairmill.schemas.passed_over import Tally
 from pairmill.schemas.record import JobRecord
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _TRIES = 20
 _OF_DEMO = "dataset"  # where `pairmill demo` puts its dataset, beside the input
@@ -221,17 +226,23 @@ class _Planner:
 
     def _inspect(self, sources: Sequence[str]) -> list[InputFile]:
         unseen = [source for source in sources if source not in self.inspected]
-        with ThreadPoolExecutor(READERS) as pool:
-            files, config = self.store.files, self.job.source
-            inspect = self.corpus.inspect if self.corpus else partial(_inspect, files=files, config=config)
-            self.inspected.update(zip(unseen, pool.map(inspect, unseen), strict=True))
+        files, config = self.store.files, self.job.source
+        inspect = self.corpus.inspect if self.corpus else partial(_inspect, files=files, config=config)
+        self.inspected.update(zip(unseen, self._map(inspect, unseen), strict=True))
         return [self.inspected[source] for source in sources]
+
+    def _map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+        """The results, in order. Uses threads, unless there are web servers among the sources: Ctrl-C waits for
+        threads, and these for servers that may send nothing for a minute."""
+        if any(uri.startswith(WEB_SCHEMES) for uri in self.found.files):
+            return list(map(function, items))
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(function, items))
 
     def _hash(self, sources: Iterable[str]) -> None:
         """Compute the missing fingerprints. Hashing releases the GIL, so threads help."""
         missing = [source for source in sources if source not in self.fingerprints]
-        with ThreadPoolExecutor(READERS) as pool:
-            self.fingerprints.update(zip(missing, pool.map(self._fingerprint, missing), strict=True))
+        self.fingerprints.update(zip(missing, self._map(self._fingerprint, missing), strict=True))
 
     def _fingerprint(self, source: str) -> str:
         return self.corpus.fingerprint(source) if self.corpus else self.store.files.fingerprint(source)
@@ -262,9 +273,8 @@ class _Planner:
         """Convert several files concurrently: indexing tars on S3 mostly means waiting for headers."""
         to_convert = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
         self._hash(file.uri for file in to_convert)
-        with ThreadPoolExecutor(READERS) as pool:
-            results = pool.map(lambda file: self._convert(file, mapping), to_convert)
-            return {file.uri: result for file, result in zip(to_convert, results, strict=True)}
+        results = self._map(lambda file: self._convert(file, mapping), to_convert)
+        return {file.uri: result for file, result in zip(to_convert, results, strict=True)}
 
     def _convert(self, file: InputFile, mapping: ColumnMapping) -> tuple[str, InputFile]:
         """The converted file, and its name in the output folder."""
@@ -285,8 +295,7 @@ class _Planner:
         tables, inputs = [], []
         uris = [*self.planned_uris, *(piece.uri for piece in slices)]
         mapping = replace(mapping, shared_urls=note_shared_urls(self.store, uris, mapping))
-        with ThreadPoolExecutor(READERS) as pool:
-            all_ends = list(pool.map(self._ends, slices))
+        all_ends = self._map(self._ends, slices)
         for piece, ends in zip(slices, all_ends, strict=True):
             fingerprint = self.fingerprints[piece.source]
             table = _cut(piece, fingerprint, ends, first_shard)

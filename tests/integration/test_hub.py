@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from huggingface_hub import constants
 
 from pairmill.pipeline.encode import hub
+from pairmill.pipeline.encode.catalog import known_models
 from pairmill.pipeline.encode.weights import is_on_disk
 
 WITHOUT = "without a network, set `pretrained` to a local file, or the model's name to a local folder"
@@ -88,6 +90,19 @@ def test_offline_mode_says_where_the_weights_are_missing(monkeypatch: pytest.Mon
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = problem(monkeypatch, closed_port())
     assert said == f"HF_HUB_OFFLINE is set, and {tmp_path}/hub (HF_HOME) lacks the files; {WITHOUT}"
+
+
+def test_listing_models_asks_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(host: str, *_: object, **__: object) -> NoReturn:
+        asked.append(host)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert [model.name for model in known_models("coca_roberta")] == ["coca_roberta-ViT-B-32"]
+    assert asked == []
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_an_unwritable_cache_is_named_with_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

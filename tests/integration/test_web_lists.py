@@ -3,6 +3,10 @@
 import gzip
 import io
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -66,9 +70,23 @@ class Slow(WithoutRanges):
 class Stalled(WithoutRanges):
     """Sends the beginning of each file and then nothing, until the client hangs up."""
 
+    is_waiting = threading.Event()
+
     def copyfile(self, source: Any, outputfile: Any) -> None:
         outputfile.write(source.read(1_500))
+        self.is_waiting.set()
         self.connection.recv(1)
+
+
+class Refusing(WithoutRanges):
+    """Answers with the status that the path begins with; a redirect leads to itself."""
+
+    def send_head(self) -> Any:
+        self.send_response(int(self.path.split("/")[1]))
+        self.send_header("Location", self.path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
 
 
 class CutShort(WithoutRanges):
@@ -118,6 +136,42 @@ def test_a_text_list_of_which_only_a_part_arrives_is_refused_by_name(web: str, t
         urls_read(f"{web}/{name}", tmp_path)
 
 
+@pytest.mark.parametrize("web", [Refusing], indirect=True)
+@pytest.mark.parametrize("name", ["l.csv", "l.parquet"])
+@pytest.mark.parametrize(("status", "cause"), [(403, "with HTTP 403"), (500, "with HTTP 500"), (302, "too often")])
+def test_a_list_that_the_server_refuses_is_named_with_the_cause(
+    web: str, tmp_path: Path, name: str, status: int, cause: str
+) -> None:
+    with pytest.raises(JobError, match=rf"^{web}/{status}/{name}: the web server .*{cause}$"):
+        urls_read(f"{web}/{status}/{name}", tmp_path)
+
+
+def test_a_web_server_that_does_not_respond_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/l.csv"
+    with pytest.raises(JobError, match=rf"^{url}: the web server cannot be reached: "):
+        urls_read(url, tmp_path)
+
+
+@pytest.mark.parametrize("web", [WithRanges], indirect=True)
+def test_nothing_but_the_list_is_requested(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: set[str] = set()
+    monkeypatch.setattr(WithRanges, "log_request", lambda self, *_: requested.add(self.path))
+    urls_read(f"{web}/l.parquet", tmp_path)
+    assert requested == {"/l.parquet"}
+
+
+@pytest.mark.parametrize("web", [Stalled], indirect=True)
+def test_ctrl_c_stops_a_build_whose_list_does_not_arrive(web: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pairmill", "build", f"{web}/l.csv", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as build:
+        Stalled.is_waiting.wait(60)
+        time.sleep(1)
+        build.send_signal(signal.SIGINT)
+        assert "Stopped." in build.communicate(timeout=10)[1]
+    assert build.returncode == 130
+
+
 @pytest.mark.parametrize("web", [CutShort], indirect=True)
 def test_a_blocklist_of_which_only_a_part_arrives_is_refused_by_name(web: str) -> None:
     with pytest.raises(JobError, match=rf"{web}/l\.txt: the web server did not send the whole file"):
@@ -134,7 +188,7 @@ def test_a_list_may_take_any_time_to_arrive(web: str, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("web", [Stalled], indirect=True)
 def test_a_web_server_that_sends_nothing_more_is_given_up(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pairmill.pipeline.common.web_files._WEB_TIMEOUT_S", 0.3)
-    with pytest.raises(JobError, match=rf"{web}/l\.txt: the web server did not send the whole file: "):
+    with pytest.raises(JobError, match=rf"{web}/l\.txt: the web server sent nothing for "):
         list(Files().read_text_lines(f"{web}/l.txt"))
 
 

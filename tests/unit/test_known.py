@@ -194,6 +194,8 @@ def test_a_bad_value_in_a_table_is_reported_by_row_and_a_bad_table_by_name(tmp_p
             "a.csv, row 2: 'no' is not a valid sha256",
         ),  # the blank line is not a row
         ("b.csv", "url,n\nhttp://a/,1\nhttp://b/\n", {}, "b.csv, row 2: has 1 field, but the header has 2"),
+        ("q.tsv", 'url\tn\nhttp://a/\t1\nhttp://b/\t"2" x\n', {}, "q.tsv, row 2: cannot be read .* must be doubled"),
+        ("q.csv", 'url,n\nhttp://a/,"1\n', {}, "q.csv, row 1: cannot be read .* must be doubled"),
         ("c.csv", "link\nhttp://a/\n", {}, "c.csv has no column 'url' or 'sha256': .* it has: 'link'"),
         ("d.csv", "link\nhttp://a/\n", {"by": "url", "column": "links"}, "d.csv has no column 'links'; it has: 'link'"),
         ("e.parquet", "PAR1", {}, "e.parquet cannot be read"),
