@@ -163,6 +163,7 @@ def test_nothing_but_the_list_is_requested(web: str, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("web", [Stalled], indirect=True)
 def test_ctrl_c_stops_a_build_whose_list_does_not_arrive(web: str, tmp_path: Path) -> None:
+    Stalled.is_waiting.clear()
     command = [sys.executable, "-m", "pairmill", "build", f"{web}/l.csv", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as build:
         Stalled.is_waiting.wait(60)
