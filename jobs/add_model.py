@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from pairmill.jobs.build import run_shards_of
-from pairmill.jobs.check import activation_warnings, check
+from pairmill.jobs.check import check, model_warnings
 from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.jobs.progress import ColumnsProgress, ProgressListener
 from pairmill.jobs.results import BuildResult, finish
@@ -72,7 +72,7 @@ def add_model(
     shards = plan.shards.append_column("generation", column).filter(missing)
     if listener:
         description = f"adding {alias} to {shards.num_rows:,} of {counted(len(generations), 'shard')}"
-        description = "\n".join([description, *activation_warnings(pipeline.job)])
+        description = "\n".join([description, *model_warnings(pipeline.job)])
         listener.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
     told = ColumnsProgress(listener) if listener else None
     stopped = run_shards_of(pipeline, shards, told, failures) if shards.num_rows else None

@@ -143,7 +143,7 @@ def warnings_of(job: BuildJob) -> list[str]:
     """Warnings about settings that are valid but probably mistaken."""
     from pairmill.pipeline.encode.weights import input_side
 
-    lines = activation_warnings(job)
+    lines = model_warnings(job)
     proxies = {"http", "https", "all"} & set(getproxies_environment())
     if proxies and not job.source.is_corpus:
         lines.append(
@@ -164,16 +164,24 @@ def warnings_of(job: BuildJob) -> list[str]:
     return lines
 
 
-def activation_warnings(job: BuildJob) -> list[str]:
-    """One line for each model that continues with the wrong activation; see `_as_started`."""
-    from pairmill.pipeline.encode.weights import needs_quick_gelu
+def model_warnings(job: BuildJob) -> list[str]:
+    """Warnings about models that do not compute what their weights were trained for: with another activation, see
+    `_as_started`, or with other pixels."""
+    from pairmill.pipeline.encode.weights import needs_quick_gelu, tags_with_other_pixels
 
-    return [
+    with_gelu = [
         f"warning: the columns of {model.alias!r} were started before 0.2, with GELU instead of QuickGELU, so they "
         f"differ from those of {model.name}:{model.pretrained} elsewhere; use a new output or another "
         "alias for the right ones"
         for model in job.models
         if needs_quick_gelu(model) and not model.quick_gelu
+    ]
+    return with_gelu + [
+        f"warning: a file does not say how pictures are scaled and normalized for its weights, so {model.alias!r} uses "
+        f"CLIP's way; all weights of {model.name} that open_clip knows ({', '.join(tags)}) need another one: use a "
+        "folder with an open_clip_config.json"
+        for model in job.models
+        if (tags := tags_with_other_pixels(model))
     ]
 
 

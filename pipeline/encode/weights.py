@@ -133,6 +133,24 @@ def needs_quick_gelu(config: ModelConfig) -> bool:
     return bool(tag.get("quick_gelu")) and not _architecture(config).get("quick_gelu")
 
 
+def tags_with_other_pixels(config: ModelConfig) -> list[str]:
+    """All tags of the architecture, if pictures are scaled or normalized differently for each of them than for a file,
+    for which open_clip uses its defaults. Empty unless the weights are a file."""
+    if not config.pretrained or _local_folder(config) or not Path(config.pretrained).is_file():
+        return []
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    default, tags = PreprocessCfg(), list(open_clip.list_pretrained_tags_by_model(config.name))
+    usual = {name: getattr(default, name) for name in ("mean", "std", "interpolation", "resize_mode")}
+
+    def differs(tag: str) -> bool:
+        settings = open_clip.get_pretrained_cfg(config.name, tag)
+        return any((settings.get(name) or value) != value for name, value in usual.items())
+
+    return tags if all(map(differs, tags)) else []
+
+
 def _held(config: ModelConfig) -> Checkpoint | None:
     """The checkpoint of a model in transformers' layout. None for other models. Downloads the checkpoint if it is not
     on disk. Raises ModelError."""

@@ -15,7 +15,7 @@ from open_clip.factory import _MODEL_CONFIGS
 from open_clip.pretrained import _PRETRAINED
 
 from pairmill.jobs.build import described, prepare
-from pairmill.jobs.check import check
+from pairmill.jobs.check import check, model_warnings
 from pairmill.jobs.job_file import fingerprint, load_job
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.encode.clip_model import ClipModel, model_of
@@ -119,6 +119,18 @@ def test_only_tags_of_weights_trained_with_quick_gelu_change_the_activation() ->
     assert not needs_quick_gelu(ModelConfig(name="ViT-B-32", pretrained="laion2b_s34b_b79k"))
     assert not needs_quick_gelu(ModelConfig(name="ViT-B-32", pretrained=__file__))
     assert not needs_quick_gelu(ModelConfig(name="tiny"))
+
+
+def test_a_build_warns_if_a_file_does_not_say_what_pixels_its_weights_need() -> None:
+    def warnings(name: str, pretrained: str) -> list[str]:
+        model = {"name": name, "pretrained": pretrained}
+        return model_warnings(BuildJob.model_validate({"source": {"paths": "a"}, "output": "b", "models": [model]}))
+
+    (warning,) = warnings("ViT-B-16-SigLIP", __file__)  # whose mean is 0.5
+    assert "all weights of ViT-B-16-SigLIP that open_clip knows (webli) need another one" in warning
+    assert warnings("ViT-B-16-SigLIP", "webli") == []
+    assert warnings("ViT-B-32", __file__) == []
+    assert warnings("ViT-L-14", __file__) == []  # only some of its tags differ
 
 
 def test_the_activation_of_a_model_in_the_layout_of_transformers_is_that_of_its_config(tmp_path: Path) -> None:
