@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pairmill
@@ -71,7 +71,7 @@ def expected(dataset: Path, epoch: int) -> Counter[str]:
 
 def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
     """The uids that a consumer gets if it stops after these numbers of batches and resumes from checkpoints."""
-    state = None
+    state, done = None, 0
     for stop in [*stops, None]:
         feed = PairDataset(config)
         feed.set_epoch(epoch if state is None else 5)
@@ -79,8 +79,9 @@ def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
             feed.load_state_dict(state)
         batches = [batch["uid"] for batch in islice(feed, stop)]
         yield from (uid for batch in batches for uid in batch)
-        if stop is not None and len(batches) < stop:
-            return  # the epoch has ended, so the next loop would start again
+        done += sum(map(len, batches))
+        if stop is not None and (len(batches) < stop or done == feed.num_rows):
+            return  # the epoch has ended, so the next loop would start again, or the epoch that was set
         state = feed.state_dict()
 
 
@@ -94,6 +95,7 @@ def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
     even=st.booleans(),
     stops=st.lists(st.integers(0, 3), max_size=2),
 )
+@example(epoch=0, ranks=2, workers=1, size=17, mix=1, even=False, stops=[3, 3])  # the last stop is after the last row
 def test_all_consumers_together_show_every_row_as_often_as_expected(
     dataset: Path, epoch: int, ranks: int, workers: int, size: int, mix: int, even: bool, stops: list[int]
 ) -> None:
