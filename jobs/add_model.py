@@ -71,8 +71,8 @@ def add_model(
     )
     shards = plan.shards.append_column("generation", column).filter(missing)
     if listener:
-        description = f"adding {alias} to {shards.num_rows:,} of {counted(len(generations), 'shard')}"
-        description = "\n".join([description, *model_warnings(pipeline.job)])
+        adding = f"adding {alias} to {shards.num_rows:,} of {counted(len(generations), 'shard')}"
+        description = "\n".join([adding, *model_warnings(pipeline.job)])
         listener.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
     told = ColumnsProgress(listener) if listener else None
     stopped = run_shards_of(pipeline, shards, told, failures) if shards.num_rows else None

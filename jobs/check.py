@@ -171,8 +171,8 @@ def model_warnings(job: BuildJob) -> list[str]:
 
     with_gelu = [
         f"warning: the columns of {model.alias!r} were started before 0.2, with GELU instead of QuickGELU, so they "
-        f"differ from those of {model.name}:{model.pretrained} elsewhere; use a new output or another "
-        "alias for the right ones"
+        f"differ from those of {model.name}:{model.pretrained} elsewhere; use a new output or another alias "
+        "for the right ones"
         for model in job.models
         if needs_quick_gelu(model) and not model.quick_gelu
     ]

@@ -21,7 +21,7 @@ from pairmill.pipeline.common.web_files import naming_web_errors, without_query
 from pairmill.pipeline.source.content_kind import HEAD_BYTES, kind_of_content
 from pairmill.pipeline.source.decoded_sizes import row_bytes
 from pairmill.pipeline.source.partitions import partitions_of
-from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.passed_over import PassedOver
 
 Kind = Literal["parquet", "csv", "tsv", "json", "jsonl", "text", "index"]
@@ -231,6 +231,8 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
         found = _kind_of_file(uri, files)
         problem = f"not a complete Parquet file (half-written, truncated or damaged?): {error}"
         raise SourceError(f"{uri}: {'; '.join(found) if found else problem}") from error
+    except JobError:  # the web server failed; like all others here, a ValueError
+        raise
     except ValueError as error:  # fsspec: only web servers do not serve parts of files
         raise SourceError(f"{uri}: Parquet is read in parts, which this server does not offer; download it") from error
     if len(set(schema.names)) != len(schema.names):

@@ -96,6 +96,13 @@ class CutShort(WithoutRanges):
         outputfile.write(source.read(1_500))
 
 
+class PartsCutShort(WithRanges):
+    """Sends only the beginning of each part."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        outputfile.write(source.read(4))
+
+
 @pytest.fixture(params=[WithoutRanges, WithRanges])
 def web(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "web").mkdir()
@@ -144,6 +151,12 @@ def test_a_list_that_the_server_refuses_is_named_with_the_cause(
 ) -> None:
     with pytest.raises(JobError, match=rf"^{web}/{status}/{name}: the web server .*{cause}$"):
         urls_read(f"{web}/{status}/{name}", tmp_path)
+
+
+@pytest.mark.parametrize("web", [PartsCutShort], indirect=True)
+def test_parquet_of_which_only_a_part_arrives_is_named_with_the_cause(web: str, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=rf"^{web}/l\.parquet: the web server did not send the whole file"):
+        urls_read(f"{web}/l.parquet", tmp_path)
 
 
 def test_a_web_server_that_does_not_respond_is_named(tmp_path: Path) -> None:
